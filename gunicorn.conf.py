@@ -1,0 +1,59 @@
+"""How gunicorn serves the app. `gunicorn` alone, in this folder, starts it.
+
+Each line that is not obvious was measured; benchmarks/README.md says how.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import gunicorn.http.message
+from gunicorn.glogging import Logger
+
+# Not `import config`: every name here that gunicorn knows is a setting, and `config` is one.
+from config import RedactingFormatter, SettingsError, load
+
+try:
+    _settings = load()
+except SettingsError as faults:
+    sys.exit(str(faults))
+
+wsgi_app = "app:create_app()"
+bind = f"{_settings.host if ':' not in _settings.host else f'[{_settings.host}]'}:{_settings.port}"
+worker_class = "gthread"
+workers = _settings.workers
+threads = _settings.threads
+backlog = 2048
+keepalive = 75
+
+# A drawing takes as long as its deadline allows; a stop or reload waits for it to be kept.
+timeout = 0
+graceful_timeout = int(_settings.generation_deadline) + 15
+
+# A 2,000-character Chinese prompt is 18 KB of request line. gunicorn clamps what is above this
+# private constant to it, and 0 (unlimited) lets an endless line burn a core.
+gunicorn.http.message.MAX_REQUEST_LINE = limit_request_line = 32768
+limit_request_fields = 100
+
+# On by default, under HOME, and a second instance would take it over.
+control_socket_disable = True
+
+loglevel = _settings.log_level.lower()
+# The path alone: a query holds the key. nginx writes an access log anyway.
+accesslog = "-" if _settings.log_level == "DEBUG" else None
+access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(b)s %(M)sms'
+proc_name = "prompt-image-proxy"
+
+
+class logger_class(Logger):  # type: ignore[misc] # gunicorn carries no types
+    """gunicorn's logger, which never prints a secret and carries the app's own lines too."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        formatter = RedactingFormatter(_settings, self.error_fmt, self.datefmt)
+        for handler in (*self.error_log.handlers, *self.access_log.handlers):
+            handler.setFormatter(formatter)
+        app_log = logging.getLogger("prompt_image_proxy")
+        app_log.handlers = list(self.error_log.handlers)
+        app_log.setLevel(_settings.log_level)
+        app_log.propagate = False
