@@ -1,0 +1,133 @@
+"""`make run`: gunicorn as in production, with the demo backend beside it where nothing is set up.
+
+With a `.env` or `BACKEND_API_URLS` this becomes gunicorn and adds nothing. Without, it starts
+`demo.server` in a process of its own, prints what to open, and ends both together.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import FrameType
+
+ROOT = Path(__file__).resolve().parent.parent
+GUNICORN = [sys.executable, "-m", "gunicorn"]
+DEMO_KEY = "demo"
+START_SECONDS = 20.0
+
+
+def is_configured() -> bool:
+    """Say whether someone has said which backends to use."""
+    return bool(os.environ.get("BACKEND_API_URLS")) or (ROOT / ".env").exists()
+
+
+def demo_environment(backend_url: str) -> dict[str, str]:
+    """Return the environment of a proxy whose every upstream is the demo backend."""
+    defaults = {
+        "PROXY_ACCESS_KEY": DEMO_KEY,
+        "ADMIN_TOKEN": DEMO_KEY,
+        "LLM_OPTIMIZATION_ENABLED": "true",
+        "DE_NSFW_ENABLED": "true",
+        "POLLINATIONS_ENABLED": "false",
+        # Not the real cache: a demo picture must never answer for a real one.
+        "CACHE_DIR": str(ROOT / ".demo" / "cache"),
+    }
+    upstreams = {"BACKEND_API_URLS": backend_url, "LLM_OPTIMIZATION_API_URL": backend_url}
+    return {"PYTHONDONTWRITEBYTECODE": "1"} | defaults | os.environ | upstreams
+
+
+def banner(base: str, key: str) -> str:
+    """Return what a newcomer reads: a URL to open and a Markdown tag to paste."""
+    apple = f"{base}/prompt/a%20red%20apple?key={key}&width=1024&height=768"
+    refused = f"{base}/prompt/a%20forbidden%20apple?key={key}&width=1024&height=768"
+    return f"""
+Prompt Image Proxy runs, with a demo backend that draws without any account.
+
+  Open      {apple}
+  Paste     ![a red apple]({apple})
+  Refused   {refused}
+            (moderation refuses the word "forbidden"; the proxy rewrites the prompt and recovers)
+  Status    {base}/status
+
+For your own backends: cp .env.example .env, fill it in, and run this again. Ctrl-C ends it.
+"""
+
+
+def answers(url: str) -> bool:
+    """Say whether an HTTP server answers there."""
+    try:
+        with urllib.request.urlopen(url, timeout=1):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until `url` answers; False when the process ends first, or it takes too long."""
+    end = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < end:
+        if answers(url):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a child, which may have had the same Ctrl-C."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def run_demo() -> int:
+    """Run both until one ends or Ctrl-C; return the exit status."""
+    # Its standard input is our pipe: it ends with us, even if we are killed.
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "demo.server", "--until-eof"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert demo.stdout
+    backend_url = demo.stdout.readline().decode().rpartition(" ")[2].strip()
+    environment = demo_environment(backend_url)
+    host, port = environment.get("HOST", "127.0.0.1"), environment.get("PORT", "8080")
+    base = f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"
+    proxy = subprocess.Popen(GUNICORN, cwd=ROOT, env=environment)
+    try:
+        if wait_for(f"{base}/status", proxy):
+            print(banner(base, environment["PROXY_ACCESS_KEY"]), flush=True)
+            return proxy.wait()
+        return proxy.poll() or 1
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        stop(proxy)
+        stop(demo)
+
+
+def main() -> int:
+    """Become gunicorn, or run the demo."""
+    if is_configured():
+        os.chdir(ROOT)
+        os.execv(sys.executable, GUNICORN)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # A `kill` ends both just as Ctrl-C does.
+    signal.signal(signal.SIGTERM, interrupt)
+    return run_demo()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
