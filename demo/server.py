@@ -107,7 +107,8 @@ def rewrite_prompt(text: str) -> str:
     """Return a better prompt for the one between <original> tags, or for the whole text.
 
     Only instructions that speak of a refusal take the marked word out, so that one can watch the
-    proxy optimise a prompt, have it refused, and recover. that holds anything counts: a template may speak of its tags before it uses them.
+    proxy optimise a prompt, have it refused, and recover. The last pair that holds anything
+    counts: a template may speak of its tags before it uses them.
     """
     tagged = re.findall(r"<original>(.*?)</original>", text, re.DOTALL)
     original = next((inner.strip() for inner in reversed(tagged) if inner.strip()), text.strip())
