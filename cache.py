@@ -112,7 +112,7 @@ class Cache:
         self.clock = clock
         self.index = Index(directory / "index.sqlite3", self._restore)
         self._touched: dict[str, float] = {}
-        self._lock_file: FileIO | None = None
+        self._lock_file: int | None = None
         self._mutex = threading.Lock()
         self._closing = threading.Event()
 
@@ -127,6 +127,8 @@ class Cache:
         if row is None:
             return None
         entry = Entry(*row)
+        if entry.url is None and not str(entry.file).startswith(key):
+            return None  # a damaged row: never a picture of another key
         if entry.url is None:
             opened = self._open_picture(entry)
             if opened is None:
@@ -161,7 +163,7 @@ class Cache:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             log.error("A picture could not be kept: %s", reason)
             raise NotKept(str(reason)) from error
-        if replaced:
+        if replaced and replaced != name:
             self._unlink(replaced)
         self._evict()
 
@@ -221,8 +223,8 @@ class Cache:
         A byte of one file stands for the key. The lock belongs to the process: threads of one
         process are to be kept apart beforehand. Raises LockTimeout.
         """
-        file, offset = self._locks(), int(key[:15], 16)
-        while file and not self._try_lock(file, offset):
+        locks, offset = self._locks(), int(key[:15], 16)
+        while locks is not None and not _try_lock(locks, offset):
             if deadline.is_over:
                 raise LockTimeout
             # Not the blocking call: it knows no time-out, and takes two processes that wait for
@@ -231,26 +233,19 @@ class Cache:
         try:
             yield
         finally:
-            if file:
-                fcntl.lockf(file, fcntl.LOCK_UN, 1, offset)
+            if locks is not None:
+                fcntl.lockf(locks, fcntl.LOCK_UN, 1, offset)
 
-    @staticmethod
-    def _try_lock(file: FileIO, offset: int) -> bool:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
-
-    def _locks(self) -> FileIO | None:
-        """Return the file of locks, or None where none can be: then each process draws alone."""
+    def _locks(self) -> int | None:
+        """Return the open file of locks, or None where none can be: each process draws alone."""
         path = self.directory / "locks"
         with self._mutex:
             try:
                 if self._lock_file is None or not _is_at(path, self._lock_file):
-                    # Never truncated, never closed: closing any handle would drop all the locks.
+                    # An older one stays open: closing it would drop the locks still held in it.
                     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-                    self._lock_file = FileIO(os.open(path, flags, 0o600), "r+")
+                    self.directory.mkdir(parents=True, exist_ok=True)
+                    self._lock_file = os.open(path, flags, 0o600)
             except OSError as error:
                 log.warning("The file of locks cannot be used: %s", error.strerror)
             return self._lock_file
@@ -344,6 +339,8 @@ class Cache:
 
     def start(self) -> None:
         """Do the upkeep from now on, in a thread of its own, until close()."""
+        with contextlib.suppress(Unavailable):
+            self.index.run(lambda connection: None)
         threading.Thread(target=self._keep_up, name="cache-upkeep", daemon=True).start()
 
     def close(self) -> None:
@@ -351,6 +348,9 @@ class Cache:
         self._closing.set()
         self.flush()
         self.index.close()
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
 
     def _keep_up(self) -> None:
         now = time.monotonic()
@@ -467,9 +467,17 @@ def _replace_row(connection: sqlite3.Connection, row: tuple[Any, ...]) -> str | 
     return before[0] if before else None
 
 
-def _is_at(path: Path, file: FileIO) -> bool:
+def _try_lock(file: int, offset: int) -> bool:
     try:
-        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _is_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file))
     except FileNotFoundError:
         return False
 

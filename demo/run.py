@@ -124,8 +124,9 @@ def main() -> int:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # A `kill` ends both just as Ctrl-C does.
+    # A `kill` ends both just as Ctrl-C does, and Ctrl-C even where a shell had us ignore it.
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     return run_demo()
 
 

@@ -1,0 +1,19 @@
+FROM python:3.11-slim
+
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1
+WORKDIR /app
+COPY requirements.txt .
+RUN pip install -r requirements.txt \
+    && useradd --system --uid 10001 --no-create-home proxy \
+    && mkdir /cache && chown proxy /cache
+COPY *.py ./
+COPY prompts prompts
+
+USER proxy
+ENV HOST=0.0.0.0 PORT=8080 CACHE_DIR=/cache
+VOLUME /cache
+EXPOSE 8080
+# /status answers in a millisecond, even while every place for drawing is taken.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD \
+    ["python", "-c", "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ['PORT']}/status\", timeout=4)"]
+CMD ["gunicorn"]

@@ -1,0 +1,257 @@
+"""Fixtures: scripted servers, the app behind a real HTTP server, and a real gunicorn."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import pytest
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+import config
+from app import create_app
+
+from .servers import (
+    Got,
+    RawServer,
+    Say,
+    ScriptedServer,
+    Seen,
+    closing_all,
+    fetch,
+    free_port,
+    png,
+    wait_until,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = "access-key-of-the-tests"
+ADMIN = "admin-token-of-the-tests"
+
+
+def drawing(data: bytes | None = None, **more: Any) -> Say:
+    """Return what an OpenAI backend says with a picture."""
+    text = base64.b64encode(data if data is not None else png()).decode()
+    return Say({"created": 1, "data": [{"b64_json": text, **more}]})
+
+
+REFUSAL = Say(
+    {
+        "error": {
+            "message": "Your request was rejected by the safety system.",
+            "type": "image_generation_user_error",
+            "param": None,
+            "code": "moderation_blocked",
+        }
+    },
+    400,
+)
+
+
+def saying(text: Any) -> Say:
+    """Return what a chat-completions API says with a message."""
+    return Say({"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]})
+
+
+class Service(Protocol):
+    """The proxy as a client sees it."""
+
+    url: str
+
+    def get(self, target: str, **more: Any) -> Got: ...
+
+    def picture(self, description: str, method: str = "GET", **query: Any) -> Got: ...
+
+    def delete(self, body: bytes, token: str | None = ADMIN) -> Got: ...
+
+
+class _Client:
+    url: str
+
+    def get(self, target: str, **more: Any) -> Got:
+        return fetch(self.url + target, **more)
+
+    def picture(self, description: str, method: str = "GET", **query: Any) -> Got:
+        """Ask for a picture; `description` and the query go as they are written."""
+        pairs = "&".join(f"{name}={value}" for name, value in {"key": KEY, **query}.items())
+        return self.get(f"/prompt/{description}?{pairs}", method=method)
+
+    def delete(self, body: bytes, token: str | None = ADMIN) -> Got:
+        headers = {"Content-Type": "application/json"}
+        if token is not None:
+            headers["X-Admin-Token"] = token
+        return self.get("/cache/delete", method="POST", headers=headers, body=body)
+
+
+class _Handler(WSGIRequestHandler):
+    """Werkzeug's handler, silent, and with PATH_INFO as PEP 3333 and gunicorn have it."""
+
+    def make_environ(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().make_environ()
+        # Werkzeug puts U+FFFD where a byte is not UTF-8, and the app would never see the byte.
+        environ["PATH_INFO"] = unquote(self.path.partition("?")[0], "latin-1")
+        return environ
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass
+
+
+class InProcess(_Client):
+    """The app in this process, behind Werkzeug's threaded HTTP server: starts in no time."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        app = create_app(config.parse(environment))
+        self._server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Gunicorn(_Client):
+    """The shipped gunicorn.conf.py in a process of its own, on a free port."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        # Nothing of this shell's settings, and no .env of the checkout's, gets in.
+        clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py")],
+                cwd=ROOT,
+                env=clean | environment | {"PORT": str(port)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        wait_until(self._answers, what=f"gunicorn, which said: {self.said()}")
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.said()
+        # A worker that has not come so far that its upkeep runs would miss a signal to stop.
+        if len(self.workers()) < 2 or not all(self.threads_of(pid) > 1 for pid in self.workers()):
+            return False
+        try:
+            return self.get("/robots.txt").status == 200
+        except OSError:
+            return False
+
+    @staticmethod
+    def threads_of(pid: int) -> int:
+        """Return how many threads a worker has: each request in flight has one."""
+        try:
+            return len(list(Path(f"/proc/{pid}/task").iterdir()))
+        except FileNotFoundError:
+            return 0
+
+    def said(self) -> str:
+        return self.log.read_text("utf-8", "replace")
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGQUIT)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Any]]:
+    """Things to close when the test is over, the last opened first."""
+    things: list[Any] = []
+    with closing_all(things):
+        yield things
+
+
+@pytest.fixture
+def server(opened: list[Any]) -> Callable[[], ScriptedServer]:
+    """Make scripted servers."""
+
+    def make() -> ScriptedServer:
+        opened.append(made := ScriptedServer())
+        return made
+
+    return make
+
+
+@pytest.fixture
+def raw_server(opened: list[Any]) -> Callable[[Callable[[Any], None]], RawServer]:
+    """Make servers that talk at the level of the socket."""
+
+    def make(talk: Callable[[Any], None]) -> RawServer:
+        opened.append(made := RawServer(talk))
+        return made
+
+    return make
+
+
+@pytest.fixture
+def backend(server: Callable[[], ScriptedServer]) -> ScriptedServer:
+    """A backend that draws a grey pixel unless a test scripts it otherwise."""
+    made = server()
+    made.say(drawing())
+    return made
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The least there is to set, with no way out of this machine."""
+    return {
+        "PROXY_ACCESS_KEY": KEY,
+        "ADMIN_TOKEN": ADMIN,
+        "CACHE_DIR": str(tmp_path / "cache"),
+        "POLLINATIONS_ENABLED": "false",
+        "WORKERS": "2",
+    }
+
+
+@pytest.fixture
+def serve(environment: dict[str, str], opened: list[Any]) -> Callable[..., InProcess]:
+    """Start the app in this process: `serve(backend, NAME="value")`."""
+
+    def start(*backends: ScriptedServer | RawServer, **settings: str) -> InProcess:
+        urls = ",".join(backend.url for backend in backends)
+        opened.append(made := InProcess({**environment, "BACKEND_API_URLS": urls, **settings}))
+        return made
+
+    return start
+
+
+@pytest.fixture
+def gunicorn(
+    environment: dict[str, str], opened: list[Any], tmp_path: Path
+) -> Callable[..., Gunicorn]:
+    """Start a real gunicorn with two workers: `gunicorn(backend, NAME="value")`."""
+
+    def start(*backends: ScriptedServer | RawServer, **settings: str) -> Gunicorn:
+        urls = ",".join(backend.url for backend in backends)
+        log = tmp_path / f"gunicorn-{len(opened)}.log"
+        values = {**environment, "BACKEND_API_URLS": urls, **settings}
+        opened.append(made := Gunicorn(values, log))
+        return made
+
+    return start
+
+
+__all__ = ["ADMIN", "KEY", "REFUSAL", "Say", "Seen", "drawing", "fetch", "saying"]

@@ -1,0 +1,260 @@
+"""The other side, for tests: real HTTP servers on loopback that say what a test scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from email.message import Message
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+def png(width: int = 1, height: int = 1, shade: int = 128, size: int = 0) -> bytes:
+    """Return a grey PNG, padded with a private chunk to `size` bytes if that is more."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    head = b"\x89PNG\r\n\x1a\n" + chunk(
+        b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    )
+    rows = zlib.compress((b"\0" + bytes([shade]) * width) * height)
+    tail = chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    padding = size - len(head) - len(tail) - 12
+    return head + (chunk(b"teSt", b"\0" * padding) if padding >= 0 else b"") + tail
+
+
+GIF = b"GIF89a\x01\0\x01\0\0\0\0;"
+WEBP = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\0\0\0\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0"
+JPEG = (
+    b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
+    b"\xff\xc0\0\x0b\x08\0\x01\0\x01\x01\x01\x11\0\xff\xda\0\x08\x01\x01\0\0\x3f\0\x37\xff\xd9"
+)
+
+
+@dataclass
+class Seen:
+    """A request as a scripted server saw it."""
+
+    method: str
+    target: str
+    headers: Message
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        return urlsplit(self.target).path
+
+    @property
+    def last_segment(self) -> str:
+        return unquote(self.path.rpartition("/")[2])
+
+    @property
+    def query(self) -> dict[str, str]:
+        found = parse_qs(urlsplit(self.target).query, keep_blank_values=True)
+        return {name: values[0] for name, values in found.items()}
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Say:
+    """An answer to give: `body` is bytes, a text, or anything that JSON can hold."""
+
+    body: Any = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def content(self) -> bytes:
+        if isinstance(self.body, bytes):
+            return self.body
+        if isinstance(self.body, str):
+            return self.body.encode()
+        return json.dumps(self.body).encode()
+
+
+Answer = Say | Callable[[Seen], Say]
+
+
+class ScriptedServer:
+    """A server that gives the answers of `script` in turn, the last one again and again.
+
+    An answer may be a function of the request. Without a script it answers 599, and every
+    request is in `seen`, so that a test can say that nobody asked.
+    """
+
+    def __init__(self) -> None:
+        self.script: list[Answer] = []
+        self.seen: list[Seen] = []
+        self._mutex = threading.Lock()
+        scripted = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                request = Seen(self.command, self.path, self.headers, self.rfile.read(length))
+                answer = scripted.next_answer(request)
+                say = answer(request) if callable(answer) else answer
+                content = say.content()
+                self.send_response(say.status)
+                for name, value in {"Content-Length": str(len(content)), **say.headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = do_HEAD = handle_any
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 512
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.port: int = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def next_answer(self, request: Seen) -> Answer:
+        with self._mutex:
+            self.seen.append(request)
+            if not self.script:
+                return Say("nobody was expected to ask", 599)
+            return self.script.pop(0) if len(self.script) > 1 else self.script[0]
+
+    def say(self, *answers: Answer) -> None:
+        self.script = list(answers)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class RawServer:
+    """A server at the level of the socket, for what no HTTP library would send."""
+
+    def __init__(self, talk: Callable[[socket.socket], None]) -> None:
+        self.talk = talk
+        self.connections = 0
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            self.talk(connection)
+
+    def close(self) -> None:
+        # shutdown() first: close() alone leaves accept() waiting.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """Read a whole request, so that closing afterwards sends no reset."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = 0
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            length = int(line.split(b":")[1])
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
+@dataclass
+class Got:
+    """What a client got."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def detail(self) -> str:
+        return str(self.json["detail"])
+
+
+def fetch(
+    url: str,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+    timeout: float = 30.0,
+) -> Got:
+    """Send the URL's path exactly as it is written: no library tidies it up."""
+    scheme, _, rest = url.partition("://")
+    assert scheme == "http"
+    address, slash, target = rest.partition("/")
+    connection = http.client.HTTPConnection(address, timeout=timeout)
+    with contextlib.closing(connection):
+        connection.putrequest(method, slash + target, skip_accept_encoding=True)
+        for name, value in (headers or {}).items():
+            connection.putheader(name, value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        response = connection.getresponse()
+        return Got(response.status, response.headers, response.read())
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 15.0, what: str = "it") -> Any:
+    """Return the first true value of `condition`; fail after `seconds`."""
+    pause = threading.Event()
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain for {what}"
+        pause.wait(0.02)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def closing_all(things: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for thing in reversed(things):
+            thing.close()
