@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from dotenv import dotenv_values
 
@@ -26,6 +25,8 @@ PLACEHOLDER = "{ORIGINAL_PROMPT}"
 # A picture already in the cache must never wait for one that is being drawn: this many threads
 # of every worker serve nothing but hits, /status and refusals.
 THREADS_KEPT_FREE = 16
+MAX_WEIGHT = 1_000_000
+TEN_YEARS = 315_360_000
 
 SECRETS = (
     "PROXY_ACCESS_KEY",
@@ -36,6 +37,7 @@ SECRETS = (
     "IMAGE_HOSTING_AUTH_CODE",
     "LLM_OPTIMIZATION_TOKEN",
     "POLLINATIONS_TOKEN",
+    "SIGNING_KEY",
 )
 
 HOSTING_PROVIDERS = ("smms", "picgo", "cloudflare_imgbed")
@@ -58,7 +60,8 @@ class SettingsError(Exception):
 class BackendSettings:
     """One OpenAI-compatible image backend; weight 0 drains it."""
 
-    url: str
+    # No URL of ours is in a repr: a password, or a key in the query, may be part of it.
+    url: str = field(repr=False)
     weight: float = 1.0
     token: str | None = field(default=None, repr=False)
     models: Mapping[str, str] = field(default_factory=dict)
@@ -68,7 +71,7 @@ class BackendSettings:
 class LlmSettings:
     """The chat-completions API, and a template for each use that is switched on."""
 
-    url: str
+    url: str = field(repr=False)
     model: str
     token: str | None = field(repr=False)
     optimize_template: str | None
@@ -81,7 +84,7 @@ class HostingSettings:
     """An image host: `provider` is one of HOSTING_PROVIDERS, `url` where it takes uploads."""
 
     provider: str
-    url: str
+    url: str = field(repr=False)
     key: str | None = field(repr=False)
     auth_code: str | None = field(repr=False)
 
@@ -90,7 +93,7 @@ class HostingSettings:
 class PollinationsSettings:
     """`url` is what `/{prompt}` is appended to."""
 
-    url: str
+    url: str = field(repr=False)
     token: str | None = field(repr=False)
     model: str | None
 
@@ -121,18 +124,32 @@ class Settings:
     llm: LlmSettings | None
     hosting: HostingSettings | None
     pollinations: PollinationsSettings | None
+    signing_keys: tuple[str, ...] = field(repr=False)
+    public_url: str | None
+    error_images: bool
     log_level: str
 
     def secrets(self) -> tuple[str, ...]:
         """Return every secret there is, longest first, for the log to leave out."""
-        held = {self.access_key, self.admin_token, *(b.token for b in self.backends)}
-        if self.llm:
-            held.add(self.llm.token)
+        held = {
+            self.access_key,
+            self.admin_token,
+            *self.signing_keys,
+            *(b.token for b in self.backends),
+        }
         if self.hosting:
             held |= {self.hosting.key, self.hosting.auth_code}
-        if self.pollinations:
-            held.add(self.pollinations.token)
+        for api in (self.llm, self.pollinations):
+            held.add(api.token if api else None)
+        for server in (*self.backends, self.llm, self.hosting, self.pollinations):
+            held |= _url_secrets(server.url) if server else set()
         return tuple(sorted((secret for secret in held if secret), key=len, reverse=True))
+
+
+def _url_secrets(url: str) -> set[str | None]:
+    """Return the password of a URL, or the user who stands alone, as written and decoded."""
+    user, _, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
+    return {password or user, unquote(password or user)}
 
 
 # --- parsers: text in, value out, ValueError with what is wrong and what to write ---------------
@@ -148,10 +165,12 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def seconds(low: float) -> Callable[[str], float]:
+def seconds(low: float, high: int = 86400) -> Callable[[str], float]:
+    # No more than a day for a time-out: above 24 days a socket raises OverflowError.
     def parse(text: str) -> float:
-        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text) or float(text) < low:
-            raise ValueError(f"{text!r} is not usable; write seconds, at least {low:g}")
+        is_number = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text)
+        if not is_number or not low <= float(text) <= high:
+            raise ValueError(f"{text!r} is not usable; write seconds, from {low:g} to {high}")
         return float(text)
 
     return parse
@@ -175,6 +194,12 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def address(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:%-]+", text):
+        raise ValueError(f"{text!r} is not an address; write one such as 0.0.0.0 or ::")
+    return text
+
+
 def header_value(text: str) -> str:
     if not text.isascii() or not text.isprintable():
         raise ValueError("holds what no HTTP header can carry; write printable ASCII only")
@@ -187,13 +212,13 @@ def base_url(text: str) -> str:
         parts = urlsplit(text)
         port_is_usable = parts.port is None or parts.port > 0
     except ValueError:
-        raise ValueError(f"{printable_url(text)!r} is not a URL; write https://host/path") from None
+        raise ValueError(f"{_start_of(text)!r} … is not a URL; write https://host/path") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_usable:
         raise ValueError(
-            f"{printable_url(text)!r} has no http:// or https:// and host; write https://host/path"
+            f"{_start_of(text)!r} … has no http:// or https:// and host; write https://host/path"
         )
     if re.search(r"[\s\x00-\x1f\x7f]", text):
-        raise ValueError(f"{printable_url(text)!r} holds white space; write https://host/path")
+        raise ValueError(f"{_start_of(text)!r} … holds white space; write https://host/path")
     return parts._replace(path=parts.path.rstrip("/"), fragment="").geturl()
 
 
@@ -202,6 +227,13 @@ def base_urls(text: str) -> tuple[str, ...]:
     if not urls:
         raise ValueError("names no backend; write one or more URLs with commas between them")
     return urls
+
+
+def signing_keys(text: str) -> tuple[str, ...]:
+    keys = tuple(key.strip() for key in text.split(","))
+    if not all(keys):
+        raise ValueError("holds an empty key; write one or more with commas between them")
+    return keys
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -221,11 +253,17 @@ def printable_url(url: str) -> str:
     return re.sub(r"//[^/?#]*@", "//", re.split(r"[?#]", url, maxsplit=1)[0])
 
 
+def _start_of(text: str) -> str:
+    """Return scheme and host of what should be a URL: a password may be anywhere else in it."""
+    scheme, separator, rest = text.rpartition("://")
+    return scheme + separator + re.split(r"[/:?#\s]", rest.rpartition("@")[2], maxsplit=1)[0]
+
+
 def _weight(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("is not a number; write a number of at least 0")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{value} is not usable; write a number of at least 0")
+        raise ValueError(f"is not a number; write a number from 0 to {MAX_WEIGHT}")
+    if not 0 <= value <= MAX_WEIGHT:  # NaN fails too
+        raise ValueError(f"{value} is not usable; write a number from 0 to {MAX_WEIGHT}")
     return float(value)
 
 
@@ -265,7 +303,9 @@ class _Reader:
             return default
 
     def required(self, name: str, parse: Callable[[str], T], default: T, why: str) -> T:
-        if not self.is_set(name):
+        # A secret that should come from a file has its fault there.
+        is_in_file = name in SECRETS and self.is_set(f"{name}_FILE")
+        if not self.is_set(name) and not is_in_file:
             self.fault(name, f"is not set; {why}")
         return self.get(name, parse, default)
 
@@ -276,9 +316,13 @@ class _Reader:
         found: dict[str, T] = {}
         written: dict[str, Any] = {}
         for key, value in self.get(name, json_object, written).items():
-            url = key.strip().rstrip("/")
             try:
-                url = base_url(url)
+                url = base_url(key.strip())
+            except ValueError:
+                # Not shown: whoever turns the map round has written a token there.
+                self.fault(name, 'has a key that is no URL; write {"https://backend/v1": …}')
+                continue
+            try:
                 if urls and url not in urls:
                     raise ValueError("is not a backend; write a URL that BACKEND_API_URLS holds")
                 found[url] = parse(value)
@@ -294,25 +338,29 @@ class _Reader:
             if self.is_set(name):
                 self.fault(f"{name}_FILE", f"{name} is set too; write one of the two")
                 continue
-            self.values[name] = self._text_file(f"{name}_FILE")
-            if self.values[name].isspace():
+            text = self.text_file(f"{name}_FILE")
+            if text is not None and not text.strip():
                 self.fault(f"{name}_FILE", "names an empty file; put the secret into it")
+            self.values[name] = text or ""
 
-    def _text_file(self, name: str) -> str:
+    def text_file(self, name: str) -> str | None:
+        """Return what the file holds that the variable names, or None after a fault."""
         try:
-            return Path(self.values[name].strip()).read_text("utf-8")
+            # -sig: editors on Windows begin a file with a mark that would be part of the secret.
+            return Path(self.values[name].strip()).read_text("utf-8-sig")
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not a text in UTF-8"
             self.fault(name, f"cannot be read ({why}); write the path of a text file")
-            return ""
+            return None
 
     def template(self, prefix: str, default_file: str) -> str:
         """Read a prompt template: from a file, else inline, else our own."""
         name = f"{prefix}_TEMPLATE"
+        text: str | None
         if self.is_set(f"{name}_FILE"):
             name = f"{name}_FILE"
-            text = self._text_file(name)
-            if not text:
+            text = self.text_file(name)
+            if text is None:
                 return PLACEHOLDER
         elif self.is_set(name):
             text = self.values[name].replace("\\n", "\n")
@@ -338,14 +386,14 @@ def parse(values: Mapping[str, str]) -> Settings:
         ),
         admin_token=get("ADMIN_TOKEN", str, None),
         blocked_retry_attempts=get("BLOCKED_RETRY_ATTEMPTS", integer(0, 100), 2),
-        host=get("HOST", str, "127.0.0.1"),
+        host=get("HOST", address, "127.0.0.1"),
         port=get("PORT", integer(1, 65535), 8080),
         workers=get("WORKERS", integer(1, 256), len(os.sched_getaffinity(0))),
         threads=get("THREADS", integer(THREADS_KEPT_FREE + 1, 4096), 128),
         cache_dir=_read_cache_dir(reader),
         cache_max_bytes=get("CACHE_MAX_BYTES", integer(0, 10**18 - 1), 10 * 2**30),
         cache_control=get("CACHE_CONTROL", header_value, "public, max-age=31536000, immutable"),
-        blocked_ttl=get("BLOCKED_TTL", seconds(0), 86400.0),
+        blocked_ttl=get("BLOCKED_TTL", seconds(0, TEN_YEARS), 86400.0),
         nginx_cache_seconds=get("NGINX_CACHE_SECONDS", integer(0, 31536000), 10),
         backend_timeout=get("BACKEND_TIMEOUT", seconds(0.1), 120.0),
         llm_timeout=get("LLM_TIMEOUT", seconds(0.1), 30.0),
@@ -356,6 +404,9 @@ def parse(values: Mapping[str, str]) -> Settings:
         llm=_read_llm(reader),
         hosting=_read_hosting(reader),
         pollinations=_read_pollinations(reader),
+        signing_keys=get("SIGNING_KEY", signing_keys, ()),
+        public_url=get("PUBLIC_URL", base_url, None),
+        error_images=get("ERROR_IMAGES", boolean, True),
         log_level=get("LOG_LEVEL", one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
     )
     if reader.faults:
@@ -364,10 +415,16 @@ def parse(values: Mapping[str, str]) -> Settings:
 
 
 def load() -> Settings:
-    """Parse the process's environment and, for what that does not set, `.env` in its folder."""
-    in_file = {
-        name: value or "" for name, value in dotenv_values(".env", interpolate=False).items()
-    }
+    """Parse the process's environment and, for what that does not set, `.env` in its folder.
+
+    Raises SettingsError with every fault found.
+    """
+    try:
+        found = dotenv_values(".env", interpolate=False)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not a text in UTF-8"
+        raise SettingsError([f".env: cannot be read ({why}); write a text file"]) from None
+    in_file = {name: value or "" for name, value in found.items()}
     for name in SECRETS:
         # What the environment says of a secret, in either form, replaces both forms of the file.
         if name in os.environ or f"{name}_FILE" in os.environ:
@@ -396,8 +453,16 @@ def _read_backends(reader: _Reader) -> tuple[BackendSettings, ...]:
 
 def _read_cache_dir(reader: _Reader) -> Path:
     path = reader.get("CACHE_DIR", Path, Path("./image_file_cache"))
-    if path.exists() and not path.is_dir():
-        reader.fault("CACHE_DIR", f"{str(path)!r} is not a folder; write the path of one")
+    try:
+        # The folder itself, or what it will be made in.
+        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not nearest.is_dir():
+            reader.fault("CACHE_DIR", f"{str(nearest)!r} is not a folder; write the path of one")
+        elif not os.access(nearest, os.W_OK | os.X_OK, effective_ids=True):
+            fault = f"{str(nearest)!r} is not ours to write to; write the path of a folder that is"
+            reader.fault("CACHE_DIR", fault)
+    except OSError as error:
+        reader.fault("CACHE_DIR", f"cannot be used ({error.strerror}); write the path of a folder")
     return path.absolute()
 
 

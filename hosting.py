@@ -61,6 +61,9 @@ class CloudflareImgBed:
     def __init__(self, settings: HostingSettings, upstream: Upstream) -> None:
         self.upstream = upstream
         base = _with_path(settings.url, "/upload")
+        # What is joined to this goes to clients: it holds neither the code nor a password.
+        parts = urlsplit(base)
+        self.home = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         query = "returnFormat=full"
         if settings.auth_code:
             query = f"authCode={quote(settings.auth_code, safe='')}&{query}"
@@ -68,8 +71,11 @@ class CloudflareImgBed:
 
     def upload(self, data: bytes, name: str, media_type: str, deadline: Deadline) -> str:
         answer = _post(self.upstream, self.url, {}, {"file": (name, data, media_type)}, deadline)
-        url = _at(answer, 0, "publicUrl") or _at(answer, 0, "src")
-        return _checked(urljoin(self.url, url) if isinstance(url, str) and url else None)
+        url = clean_text(_at(answer, 0, "publicUrl")) or clean_text(_at(answer, 0, "src"))
+        try:
+            return _checked(urljoin(self.home, url) if url else None)
+        except ValueError as error:
+            raise UploadFailed("it did not name a URL") from error
 
 
 _PROVIDERS: dict[str, Callable[[HostingSettings, Upstream], ImageHost]] = {
@@ -121,7 +127,7 @@ def _checked(url: Any) -> str:
     text = clean_text(url)
     try:
         parts = urlsplit(text or "")
-        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_usable = False
     if text is None or not is_usable or any(c.isspace() or not c.isprintable() for c in text):

@@ -98,8 +98,9 @@ def read_prompt(text: str) -> str:
     cut, at a sentence's end where one is near.
     """
     text = _without_thoughts(text)
-    tagged = [part for part in re.split(r"(?i)<prompt>", text)[1:] if part.strip()]
-    prompt = _unwrapped(re.split(r"(?i)</prompt>", tagged[-1])[0] if tagged else text)
+    first, *rest = (re.split(r"(?i)</prompt>", part)[0] for part in re.split(r"(?i)<prompt>", text))
+    tagged = [part for part in rest if part.strip()]
+    prompt = _unwrapped(tagged[-1] if tagged else first)
     if len(prompt) < MIN_LENGTH:
         raise RewriteFailed("its prompt is too short to be one")
     if not tagged and _APOLOGY.match(prompt):
@@ -109,26 +110,38 @@ def read_prompt(text: str) -> str:
 
 def _without_thoughts(text: str) -> str:
     """Drop what a reasoning model thought: `<think>…</think>`, never closed, or only closed."""
-    before = re.split(r"(?i)<think(?:ing)?>", text)[0]
-    after = re.split(r"(?i)</think(?:ing)?>", text)[-1]
-    answer = re.split(r"(?i)<think(?:ing)?>", after)[0]
-    return answer if answer.strip() else before
+    answer, *rest = re.split(r"(?i)(</?think(?:ing)?>)", text)
+    is_thinking = False
+    for tag, part in zip(rest[::2], rest[1::2], strict=True):
+        closes = tag.startswith("</")
+        if closes and not is_thinking:
+            answer = ""  # what stood before it were thoughts too
+        is_thinking = not closes
+        if closes and part.strip():
+            answer = part
+    return answer
 
 
 _APOLOGY = re.compile(
-    r"(?:i['’]?m |i am |we['’]re )?(?:very |so )?(?:sorry|unable to)\b"
-    r"|i (?:can['’]?t|cannot|can not|won['’]?t)\b|抱歉|对不起|很抱歉|我无法|我不能",
+    r"(?:(?:i['’]?m|i am|we['’]re) (?:very |so )?(?:sorry|afraid|unable to|not able to)\b"
+    r"|(?:very |so )?sorry\b|unable to\b|i apologi[sz]e\b|my apologies\b"
+    r"|(?:unfortunately|as an ai)\b[^\n.]{0,40}\bi\b"
+    r"|i (?:can['’]?t|cannot|can not|won['’]?t)\b|(?:很|非常|十分)?抱歉|对不起|我无法|我不能)",
     re.IGNORECASE,
 )
 _LEAD_IN = re.compile(
-    r"#*\s*(?:(?:sure|certainly|of course|okay|ok|absolutely)\b[^\n:：]{0,80}[:：!.,]\s*)?"
-    r"(?:here(?:['’]s| is| are)\b[^\n:：]{0,80}"
+    r"[#*]{0,6}\s*"
+    r"(?:(?:sure|certainly|of course|okay|ok|absolutely)\b[^\n:：]{0,80}[:：!.,]\s*"
+    r"|(?:好的|好|当然|當然|可以|没问题|沒問題)[，,。.！!]\s*)?"
+    r"(?:here(?:['’]s| is| are| you (?:go|are))\b[^\n:：]{0,80}"
     r"|(?:the |your |my |an? )?"
+    # A few words may follow, but not those that say what is in a picture ("a new sign with the").
     r"(?:(?:enhanced|improved|optimi[sz]ed|re-?written|revised|refined|safer?|final|new|updated"
-    r"|image|modified|better|compliant|alternative)[ \w-]{0,30} ?)?"
+    r"|image|modified|better|compliant|alternative)"
+    r"(?:[ -](?!(?:with|in|on|at|by|from|under|showing|saying|of an?)\b)\w{1,20}){0,5}?[ -])?"
     r"(?:prompt|version|rewrite|description)(?: \([^)\n]{0,40}\))?"
-    r"|[^\n:：，,]{0,12}(?:提示词|提示詞|改写|优化后|描述)[^\n:：，,]{0,8})"
-    r"\s*\**[:：]\**\s*",
+    r"|[^\n:：，,]{0,12}(?:提示词|提示詞|改写|改寫|优化后|優化後|描述)[^\n:：，,]{0,8})"
+    r"\s{0,4}\*{0,3}[:：]\*{0,3}\s*",
     re.IGNORECASE,
 )
 _QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "「": "」", "«": "»"}
@@ -142,7 +155,10 @@ def _unwrapped(text: str) -> str:
     for _ in range(10):
         before = text
         text = _LEAD_IN.sub("", text, count=1) if _LEAD_IN.match(text) else text
-        text = text.removeprefix("**").removesuffix("**").strip()
+        for mark in ("```", "**"):
+            inner = text.removeprefix(mark).removesuffix(mark)
+            # Inside, the marks are the prompt's own: "**Fog** over **Paris**".
+            text = text if mark in inner else inner.strip()
         if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
             text = text[1:-1].strip()
         if text == before:

@@ -92,7 +92,7 @@ class ImageRequest:
         return f"{self.width}x{self.height}" if self.width and self.height else None
 
 
-_OURS = frozenset(("key", "width", "height", "model", "seed"))
+_OURS = frozenset(("key", "sig", "exp", "width", "height", "model", "seed"))
 
 
 def _parameters(query: str) -> dict[str, str]:
@@ -190,7 +190,10 @@ def _webp_dimensions(data: bytes) -> tuple[int, ...]:
 def _jpeg_dimensions(data: bytes) -> tuple[int, ...]:
     """Walk the segments up to the frame header (SOF), which holds height and width."""
     position = 2
-    while data[position] == 0xFF:
+    # Photographs have a few hundred segments; 32 MiB of empty ones would take seconds.
+    for _ in range(10_000):
+        if data[position] != 0xFF:
+            break
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1

@@ -1,0 +1,648 @@
+"""What an LLM is asked, and the prompt in what it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config import LlmSettings
+from llm import Llm, RewriteFailed, message_in, read_prompt
+from upstream import Deadline, Upstream
+
+from .conftest import saying
+from .servers import RawServer, Say, ScriptedServer, Seen, free_port, read_request
+
+BOUNDED = settings(max_examples=80, deadline=None)
+FOX = "A red fox in deep snow, soft morning light"
+狐 = "一只红色的狐狸，站在雪地里，晨光柔和"
+
+
+def failure_of(call: Callable[[], Any]) -> str:
+    with pytest.raises(RewriteFailed) as caught:
+        call()
+    return str(caught.value)
+
+
+# --- reading the prompt -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Tags.
+        f"<prompt>{FOX}</prompt>",
+        f"<PROMPT>\n{FOX}\n</Prompt>",
+        f"Sure!\n<prompt>{FOX}</prompt>\nI hope that helps.",
+        f"<prompt>{FOX}",
+        f"{FOX}</prompt>",
+        f"Between <prompt> and </prompt>: <prompt>{FOX}</prompt>",
+        f"<prompt>a draft of it</prompt> or rather <prompt>{FOX}</prompt>",
+        f"<prompt>{FOX}</prompt>\n<prompt> </prompt>",
+        f"<prompt>{FOX}</prompt>\n<prompt></prompt>",
+        f"<prompt><prompt>{FOX}</prompt></prompt>",
+        f'<prompt>"{FOX}"</prompt>',
+        f"<prompt>Enhanced prompt: **{FOX}**</prompt>",
+        f"```xml\n<prompt>{FOX}</prompt>\n```",
+        f"I'm sorry if it is too short: <prompt>{FOX}</prompt>",
+        # Fences.
+        f"```\n{FOX}\n```",
+        f"```text\n{FOX}\n```",
+        f"``` \n{FOX}```",
+        f"```{FOX}```",
+        f"```\n{FOX}",
+        f"Here is your prompt:\n\n```text\n{FOX}\n```\n\nIt now has more light.",
+        # Quotes.
+        *(f"{left}{FOX}{right}" for left, right in ('""', "''", "``", "“”", "‘’", "「」", "«»")),
+        f'  "{FOX}"\n',
+        f'"“{FOX}”"',
+        # Bold.
+        f"**{FOX}**",
+        f'**"{FOX}"**',
+        f'"**{FOX}**"',
+        # Lead-ins.
+        f"Prompt: {FOX}",
+        f"Enhanced prompt: {FOX}",
+        f"Enhanced Prompt:\n\n{FOX}",
+        f"**Enhanced Prompt:** {FOX}",
+        f"**Enhanced Prompt**: {FOX}",
+        f"**Enhanced prompt: {FOX}**",
+        f"### Optimized prompt:\n{FOX}",
+        f"The rewritten prompt (safe): {FOX}",
+        f"Improved version of your prompt: {FOX}",
+        f"Optimised image generation prompt: {FOX}",
+        f"Here's the enhanced prompt: {FOX}",
+        f"Here’s a safer version:\n\n{FOX}",
+        f'Here is the prompt that you asked for:\n"{FOX}"',
+        f"Sure! Here is the improved prompt: {FOX}",
+        f"Of course, here you go: {FOX}",
+        f"Certainly. Revised prompt: {FOX}",
+        f'Okay, here are my thoughts:\nFinal prompt: "{FOX}"',
+        # Thoughts.
+        f"<think>Let me think.</think>{FOX}",
+        f"<think>\nLet me think.\n</think>\n\n{FOX}",
+        f"<thinking>Let me think.</thinking>{FOX}",
+        f"<THINK>Let me think.</THINK><prompt>{FOX}</prompt>",
+        f"Let me think.</think>{FOX}",
+        f"{FOX}<think>Was that good?",
+        f"{FOX}\n<think>Was that good?</think>",
+        f"<think>a</think>{FOX}<think>b</think>",
+        f"<think>a<think>b</think>c</think>{FOX}",
+        f"<think>Maybe <prompt>a cat indoors</prompt>?</think>{FOX}",
+        f"<think>Maybe <prompt>a cat indoors</prompt>?</think><prompt>{FOX}</prompt>",
+        f"Maybe <prompt>a cat indoors</prompt>?</think>{FOX}",
+        f"<prompt>{FOX}</prompt><think>Or <prompt>a cat indoors</prompt>?",
+        f'<think>x</think>\n\nSure! Here is it:\n\n**"{FOX}"**',
+    ],
+)
+def test_prompt_is_read_out_of_what_stands_around_it(text: str) -> None:
+    assert read_prompt(text) == FOX
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<prompt>{狐}</prompt>",
+        f"提示词：{狐}",
+        f"优化后的提示词：{狐}",
+        f"优化后的提示词：\n\n“{狐}”",
+        f"**优化后的提示词**：{狐}",
+        f"**改写后的提示词：**\n{狐}",
+        f"好的，以下是优化后的提示词：\n{狐}",
+        f"当然！這是優化後的提示詞:{狐}",
+        f"以下是改写后的版本：「{狐}」",
+        f"这是优化后的描述：{狐}",
+        f"<think>用户想要一只狐狸。</think>{狐}",
+    ],
+)
+def test_chinese_prompt_is_read_out_too(text: str) -> None:
+    assert read_prompt(text) == 狐
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        FOX,
+        狐,
+        "A vintage poster with the word prompt: hello",
+        "Here comes the sun: a child runs",
+        "An image of a sign with the description: fresh bread",
+        "A new poster showing the final version: blue",
+        "A new book in a better prompt: no",
+        "Prompt service at a diner, 1950s",
+        "Prompt delivery: a courier on a bicycle",
+        "Description of a battle, as a tapestry",
+        "The versions: a triptych of one face",
+        "Sure-footed goats: a cliff at dawn",
+        "Certainly the last of its kind, a dodo",
+        'A sign that says "OPEN" above a door',
+        '"OPEN" above a door, "CLOSED" below',
+        "'Tis the season, a cottage in snow",
+        "The chef's kitchen at night, the cook's knife'",
+        "**Fog** over **Paris**",
+        "**Fog** over the sea",
+        "a < b > c, chalk on a blackboard",
+        "Sorrow: a lone violinist",
+        "I cancan: dancers on a stage",
+        "Afraid of the dark, a child hides",
+        "Unfortunate events, a clown slips",
+        "A clock at 12:30, ratio 16:9",
+        "Line one\n\nLine two: with a colon",
+        "A thought bubble that says <thought>",
+        "无法无天的城市，霓虹灯",
+        "一张海报，上面写着：你好世界",
+        "雨中的城市：霓虹灯与倒影",
+        "12345",
+    ],
+)
+def test_ordinary_prompt_passes_unchanged(prompt: str) -> None:
+    assert read_prompt(prompt) == prompt
+    assert read_prompt(f"<prompt>\n{prompt}\n</prompt>") == prompt
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " \n ",
+        "fox",
+        "1234",
+        "<prompt></prompt>",
+        "<prompt>fox</prompt>",
+        "<prompt>",
+        '"fox"',
+        "```\n\n```",
+        "****",
+        "Enhanced prompt:",
+        "Enhanced prompt: fox",
+        "<think>",
+        "<think>Let me think for long",
+        "<think>Let me think for long</think>",
+        "Let me think for long</think>",
+        "<think>Maybe <prompt>a red fox in snow</prompt>",
+        "<think>Maybe <prompt>a red fox in snow</prompt></think>",
+        "Maybe <prompt>a red fox in snow</prompt></think>",
+        "<prompt>a red fox in snow</think>",
+    ],
+)
+def test_too_short_a_prompt_is_a_failure(text: str) -> None:
+    assert failure_of(lambda: read_prompt(text)) == "its prompt is too short to be one"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I’m sorry, I can’t assist.",
+        "Sorry, I cannot create this.",
+        "I am very sorry, no.",
+        "I can't help with that request.",
+        "I cannot rewrite this prompt.",
+        "I won't do that.",
+        "I am unable to rewrite it.",
+        "I'm not able to do that.",
+        "I'm afraid I can't do that, Dave.",
+        "I apologize, but this violates the policy.",
+        "My apologies, no.",
+        "Unfortunately, I can't write that.",
+        "As an AI language model, I cannot do that.",
+        "**I'm sorry, but no.**",
+        '"I cannot help with that."',
+        "<think>This is bad.</think>I'm sorry, but no.",
+        "抱歉，我无法满足这个请求。",
+        "很抱歉，这个请求不行。",
+        "非常抱歉，我不能这样做。",
+        "对不起，不行不行。",
+        "我无法改写这个内容。",
+        "我不能协助这个请求。",
+    ],
+)
+def test_apology_is_a_failure(text: str) -> None:
+    assert failure_of(lambda: read_prompt(text)) == "it would not write a prompt"
+
+
+def test_prompt_of_2000_characters_is_kept_whole() -> None:
+    assert read_prompt("x" * 2000) == "x" * 2000
+    assert read_prompt("红" * 2000) == "红" * 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("x" * 1500 + ". " + "y" * 1000, "x" * 1500 + "."),
+        ("x" * 1200 + "! " + "y" * 500 + "? " + "z" * 1000, "x" * 1200 + "! " + "y" * 500 + "?"),
+        ("x" * 1999 + ". " + "y" * 100, "x" * 1999 + "."),
+        ("x" * 1500 + ".5" + "y" * 1000, "x" * 1500 + ".5" + "y" * 498),
+        ("红" * 1500 + "。" + "绿" * 1000, "红" * 1500 + "。"),
+        (
+            "红" * 1100 + "！" + "绿" * 500 + "？" + "蓝" * 1000,
+            "红" * 1100 + "！" + "绿" * 500 + "？",
+        ),
+        ("红" * 1999 + "。" + "绿" * 100, "红" * 1999 + "。"),
+        ("x" * 2000 + ". " + "y" * 100, "x" * 2000),
+        ("x" * 500 + ". " + "y" * 5000, "x" * 500 + ". " + "y" * 1498),
+        ("红" * 3000, "红" * 2000),
+        ("x" * 1998 + "   " + "y" * 100, "x" * 1998),
+    ],
+)
+def test_long_prompt_is_cut_at_a_near_sentence_end(text: str, kept: str) -> None:
+    assert read_prompt(text) == kept
+    assert read_prompt(f"<prompt>{text}</prompt>") == kept
+
+
+# --- reading the message ------------------------------------------------------------------------
+
+
+def with_content(content: Any) -> Any:
+    return {"choices": [{"message": {"role": "assistant", "content": content}}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (FOX, FOX),
+        (f"\n {FOX} \n", FOX),
+        ("a\0b", "ab"),
+        ("a \ud83c b", "a ? b"),
+        ([{"type": "text", "text": FOX}], FOX),
+        ([{"type": "text", "text": "A red "}, {"type": "text", "text": "fox"}], "A red fox"),
+        (["A red ", "fox"], "A red fox"),
+        ([{"type": "thinking", "thinking": []}, {"type": "text", "text": FOX}], FOX),
+        ([None, 5, {"text": None}, {"text": {"value": "x"}}, [FOX], {"text": FOX}], FOX),
+    ],
+)
+def test_message_is_the_text_of_the_first_choice(content: Any, text: str) -> None:
+    assert message_in(with_content(content)) == text
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", " \n", "\0", [], [{}], [None], {}, 5, True, {"a": 1}]
+)
+def test_message_without_text_is_a_failure(content: Any) -> None:
+    assert failure_of(lambda: message_in(with_content(content))) == "its message is empty"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        "",
+        "text",
+        5,
+        [],
+        [{}],
+        {},
+        {"choices": None},
+        {"choices": []},
+        {"choices": {}},
+        {"choices": "text"},
+        {"choices": [None]},
+        {"choices": ["text"]},
+        {"choices": [{}]},
+        {"choices": [{"message": None}]},
+        {"choices": [{"message": "text"}]},
+        {"choices": [{"message": [FOX]}]},
+        {"choices": [{"message": {}}]},
+        {"choices": [{"text": FOX}]},
+        {"error": "no"},
+    ],
+)
+def test_answer_without_message_is_a_failure(answer: Any) -> None:
+    assert failure_of(lambda: message_in(answer)) == "its answer holds no message"
+
+
+# --- whatever comes -----------------------------------------------------------------------------
+
+PIECES = st.sampled_from(
+    [
+        *("<think>", "</think>", "<prompt>", "</prompt>", "**", "```", "\n", " ", '"', "“", "”"),
+        *("Here is", "Sure, ", "enhanced ", "prompt", ":", "：", "提示词", "#", "I'm ", "sorry"),
+        *("a", "fox. ", "红", "\0", "\ud83c", "<", "(", ")", "-"),
+    ]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | PIECES,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["choices", "message", "content", "text", "type"]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@BOUNDED
+@given(st.lists(PIECES, max_size=30).map("".join))
+def test_any_text_is_a_prompt_or_a_failure(text: str) -> None:
+    try:
+        prompt = read_prompt(text)
+    except RewriteFailed:
+        return
+    assert 5 <= len(prompt) <= 2000
+    assert prompt == prompt.strip()
+    assert "<think>" not in prompt
+    assert "</think>" not in prompt
+
+
+@BOUNDED
+@given(JSON | JSON.map(with_content))
+def test_any_answer_is_a_message_or_a_failure(answer: Any) -> None:
+    try:
+        text = message_in(answer)
+    except RewriteFailed:
+        return
+    assert text
+    text.encode("utf-8")
+
+
+LONG = 120_000
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("<think>", "</think>", "<think></think>", "<prompt>", "</prompt>", "<prompt>x"),
+        *("**", "```", "```\n", "```a", "#", " ", "\n", '"', "`", "“", ":", "：", "a. ", "。"),
+        *("Prompt: ", "enhanced ", "a-", "sure, ", "here's ", "提示词", "(", "I'm ", "as an ai "),
+    ],
+)
+def test_long_runs_are_read_in_no_time(unit: str) -> None:
+    start = time.monotonic()
+    for begin, end in itertools.product(
+        ["", "Sure, here's", "**", "```"], ["", "x", "</think>", "<prompt>"]
+    ):
+        with contextlib.suppress(RewriteFailed):
+            assert 5 <= len(read_prompt(begin + unit * (LONG // len(unit)) + end)) <= 2000
+    # Quadratic time would be minutes.
+    assert time.monotonic() - start < 3
+
+
+# --- over HTTP ----------------------------------------------------------------------------------
+
+
+class DictNotes:
+    """What the workers know together, in a dict."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, str], Any] = {}
+
+    def recall(self, kind: str, key: str) -> Any:
+        return self.known.get((kind, key))
+
+    def remember(self, kind: str, key: str, value: Any, ttl: float) -> None:
+        assert ttl > 0
+        self.known[kind, key] = value
+
+    def forget(self, kind: str, key: str) -> bool:
+        return self.known.pop((kind, key), None) is not None
+
+
+def make_llm(url: str, notes: DictNotes | None = None, timeout: float = 10.0, **more: Any) -> Llm:
+    values: dict[str, Any] = {
+        "url": url,
+        "model": "gpt-test",
+        "token": "llm-token",
+        "optimize_template": "Improve {ORIGINAL_PROMPT}, and only {ORIGINAL_PROMPT}.",
+        "safety_template": "Make safe: {ORIGINAL_PROMPT}",
+        "safety_attempts": 3,
+    }
+    settings = LlmSettings(**{**values, **more})
+    return Llm(settings, Upstream(), notes or DictNotes(), timeout=timeout)
+
+
+def optimise(llm: Llm, prompt: str = "a fox") -> str:
+    return llm.rewrite("optimise", prompt, Deadline.after(10))
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[ScriptedServer]:
+    with contextlib.closing(ScriptedServer()) as made:
+        yield made
+
+
+@pytest.fixture
+def api(shared: ScriptedServer) -> ScriptedServer:
+    """An LLM that nobody has asked yet, at the address of the test before."""
+    shared.say(saying(f"<prompt>{FOX}</prompt>"))
+    shared.seen.clear()
+    return shared
+
+
+def test_llm_is_asked_with_the_filled_template_and_the_token(api: ScriptedServer) -> None:
+    assert optimise(make_llm(api.url)) == FOX
+    [asked] = api.seen
+    assert (asked.method, asked.target) == ("POST", "/v1/chat/completions")
+    assert asked.headers["Authorization"] == "Bearer llm-token"
+    assert asked.headers["Content-Type"] == "application/json"
+    assert asked.json == {
+        "model": "gpt-test",
+        "messages": [{"role": "user", "content": "Improve a fox, and only a fox."}],
+        "temperature": 0.7,
+        "max_tokens": 4096,
+    }
+
+
+def test_each_task_has_its_own_template(api: ScriptedServer) -> None:
+    llm = make_llm(api.url)
+    llm.rewrite("rewrite", "红 {x} \\n", Deadline.after(10))
+    assert api.seen[0].json["messages"][0]["content"] == "Make safe: 红 {x} \\n"
+
+
+def test_prompt_with_the_placeholder_is_put_in_once(api: ScriptedServer) -> None:
+    make_llm(api.url).rewrite("rewrite", "a {ORIGINAL_PROMPT} b", Deadline.after(10))
+    content = api.seen[0].json["messages"][0]["content"]
+    assert content == "Make safe: a {ORIGINAL_PROMPT} b"
+
+
+def test_no_token_means_no_authorization(api: ScriptedServer) -> None:
+    optimise(make_llm(api.url, token=None))
+    assert "Authorization" not in api.seen[0].headers
+
+
+@pytest.mark.parametrize(
+    ("configured", "target"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/gateway", "/gateway/v1/chat/completions"),
+        ("/v1", "/v1/chat/completions"),
+        ("/api/v3", "/api/v3/chat/completions"),
+        ("/v1beta/openai", "/v1beta/openai/chat/completions"),
+        ("/inference/v1", "/inference/v1/chat/completions"),
+        ("/v1/chat/completions", "/v1/chat/completions"),
+        (
+            "/openai/deployments/d/chat/completions?api-version=1",
+            "/openai/deployments/d/chat/completions?api-version=1",
+        ),
+        ("/openai/v1?api-version=1", "/openai/v1/chat/completions?api-version=1"),
+    ],
+)
+def test_url_is_joined(api: ScriptedServer, configured: str, target: str) -> None:
+    optimise(make_llm(api.url + configured))
+    assert api.seen[0].target == target
+
+
+# As OpenAI answers for its reasoning models.
+NO_MAX_TOKENS = Say(
+    {
+        "error": {
+            "message": "Unsupported parameter: 'max_tokens' is not supported with this model. "
+            "Use 'max_completion_tokens' instead.",
+            "type": "invalid_request_error",
+            "param": "max_tokens",
+            "code": "unsupported_parameter",
+        }
+    },
+    400,
+)
+NO_TEMPERATURE = Say(
+    {
+        "error": {
+            "message": "Unsupported value: 'temperature' does not support 0.7 with this model. "
+            "Only the default (1) value is supported.",
+            "type": "invalid_request_error",
+            "param": "temperature",
+            "code": "unsupported_value",
+        }
+    },
+    400,
+)
+
+
+def reasoning_model(request: Seen) -> Say:
+    if "max_tokens" in request.json:
+        return NO_MAX_TOKENS
+    return NO_TEMPERATURE if "temperature" in request.json else saying(FOX)
+
+
+def test_newer_model_is_asked_with_what_it_knows(api: ScriptedServer) -> None:
+    api.say(reasoning_model)
+    assert optimise(make_llm(api.url)) == FOX
+    extra = [
+        {k: v for k, v in asked.json.items() if k not in ("model", "messages")}
+        for asked in api.seen
+    ]
+    assert extra == [
+        {"temperature": 0.7, "max_tokens": 4096},
+        {"temperature": 0.7, "max_completion_tokens": 4096},
+        {"max_completion_tokens": 4096},
+    ]
+    assert len({asked.json["messages"][0]["content"] for asked in api.seen}) == 1
+
+
+def test_what_a_model_rejects_is_remembered(api: ScriptedServer) -> None:
+    api.say(reasoning_model)
+    notes = DictNotes()
+    optimise(make_llm(api.url, notes))
+    api.seen.clear()
+    # Another worker: all they share is the notes.
+    assert optimise(make_llm(api.url, notes)) == FOX
+    [asked] = api.seen
+    assert asked.json.keys() == {"model", "messages", "max_completion_tokens"}
+
+
+def test_what_did_not_help_is_not_remembered(api: ScriptedServer) -> None:
+    api.say(NO_TEMPERATURE)
+    notes = DictNotes()
+    assert failure_of(lambda: optimise(make_llm(api.url, notes))) == "it answered 400"
+    assert len(api.seen) == 2
+    assert notes.known == {}
+
+
+@pytest.mark.parametrize(
+    ("say", "reason"),
+    [
+        (Say({"error": {"message": "secret detail"}}, 500), "it answered 500"),
+        (Say("<html>bad gateway</html>", 502), "it answered 502"),
+        (Say({"error": {"message": "bad key", "code": "invalid_api_key"}}, 401), "it answered 401"),
+        (Say({"error": "slow down"}, 429, {"Retry-After": "1"}), "it answered 429"),
+        (Say("", 302, {"Location": "http://127.0.0.1:9/"}), "it answered 302"),
+        (Say({"error": {"message": "overloaded", "code": 503}}), "it answered 503"),
+        (Say({"error": {"message": "no"}}), "it answered 400"),
+        (Say("<html>welcome</html>"), "its answer holds no message"),
+        (Say(""), "its answer holds no message"),
+        (Say("{"), "its answer holds no message"),
+        (Say("[" * 100_000), "its answer holds no message"),
+        (Say("null"), "its answer holds no message"),
+        (Say("[1]"), "its answer holds no message"),
+        (Say(b"\xff\xfe{"), "its answer holds no message"),
+        (Say({"choices": []}), "its answer holds no message"),
+        (saying(None), "its message is empty"),
+        (saying("no"), "its prompt is too short to be one"),
+        (saying("I'm sorry, I can't."), "it would not write a prompt"),
+        (Say(b" " * (2**20 + 1)), "its answer is larger than 1048576 bytes"),
+    ],
+)
+def test_unusable_answer_is_a_failure(api: ScriptedServer, say: Say, reason: str) -> None:
+    api.say(say)
+    assert failure_of(lambda: optimise(make_llm(api.url))) == reason
+    assert len(api.seen) == 1
+
+
+def test_server_that_is_not_there_is_a_failure() -> None:
+    llm = make_llm(f"http://127.0.0.1:{free_port()}")
+    assert failure_of(lambda: optimise(llm)) == "it refused the connection"
+
+
+@pytest.fixture
+def silent(raw_server: Callable[[Callable[[socket.socket], None]], RawServer]) -> RawServer:
+    """A server that takes a request and says nothing until its client has gone."""
+
+    def talk(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.recv(1)
+
+    return raw_server(talk)
+
+
+@pytest.mark.parametrize(("timeout", "deadline"), [(0.2, 30.0), (30.0, 0.2)])
+def test_silent_server_is_a_failure_in_time(
+    silent: RawServer, timeout: float, deadline: float
+) -> None:
+    llm = make_llm(silent.url, timeout=timeout)
+    start = time.monotonic()
+    reason = failure_of(lambda: llm.rewrite("optimise", "a fox", Deadline.after(deadline)))
+    assert reason == "it did not answer in time"
+    assert time.monotonic() - start < 5
+
+
+def test_cut_answer_is_a_failure(
+    raw_server: Callable[[Callable[[socket.socket], None]], RawServer],
+) -> None:
+    def talk(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{"choices": [')
+
+    reason = failure_of(lambda: optimise(make_llm(raw_server(talk).url)))
+    assert reason == "its answer was cut short or is not HTTP"
+
+
+# --- what it does -------------------------------------------------------------------------------
+
+
+def test_llm_does_what_has_a_template() -> None:
+    llm = make_llm("http://127.0.0.1:9", safety_template=None)
+    assert (llm.does("optimise"), llm.does("rewrite"), llm.safety_attempts) == (True, False, 0)
+    llm = make_llm("http://127.0.0.1:9", optimize_template=None)
+    assert (llm.does("optimise"), llm.does("rewrite"), llm.safety_attempts) == (False, True, 3)
+
+
+def test_answer_key_changes_with_all_that_changes_the_answer() -> None:
+    url = "http://127.0.0.1:9"
+    llms = [
+        make_llm(url),
+        make_llm(url + "/other"),
+        make_llm(url, model="other"),
+        make_llm(url, optimize_template="other {ORIGINAL_PROMPT}"),
+    ]
+    keys = [llm.answer_key("optimise", "a") for llm in llms]
+    keys += [llms[0].answer_key("rewrite", "a"), llms[0].answer_key("optimise", "b")]
+    assert len(set(keys)) == 6
+    assert keys[0] == make_llm(url, token="other").answer_key("optimise", "a")
