@@ -7,7 +7,6 @@ a miss, or a picture that could not be kept, with one line in the log.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,23 +15,19 @@ import re
 import secrets
 import sqlite3
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from index import Index, Unavailable, transaction
-from picture import EXTENSIONS, ImageRequest, image_type
-from upstream import Deadline
+from locks import Locks
+from picture import EXTENSIONS, BadRequest, ImageRequest, image_type
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
-FLUSH_SECONDS = 30.0
-EXPIRE_SECONDS = 60.0
-SWEEP_SECONDS = 86400.0
 STALE_SECONDS = 600.0
 MAX_NOTES = 100_000
 # A clock that was set back by more than this makes what was noted "in the future" invalid.
@@ -47,14 +42,15 @@ class NotKept(Exception):
     """The picture could not be stored; it can still be delivered."""
 
 
-class LockTimeout(Exception):
-    """Another process held the lock until the deadline."""
-
-
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """How a picture came to be: the prompts on its way, and who drew it."""
+    """How a picture came to be: what was asked for, the prompts on its way, and who drew it."""
 
+    prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    model: str | None = None
+    seed: int | None = None
     optimized: str | None = None
     rewritten: str | None = None
     revised: str | None = None
@@ -79,6 +75,37 @@ class Entry(NamedTuple):
             self.opened.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """All that is known of a picture. `request` is None for one found again without its row."""
+
+    key: str
+    request: ImageRequest | None
+    final_prompt: str | None
+    drawn_by: str | None
+    media_type: str
+    bytes: int
+    created: float
+
+    @classmethod
+    def of(cls, row: tuple[Any, ...]) -> Record:
+        key, prompt, width, height, model, seed, optimized, rewritten, revised, *rest = row
+        request = prompt and ImageRequest(prompt, width, height, model, seed)
+        return cls(key, request or None, revised or rewritten or optimized or prompt, *rest)
+
+    def to_json(self) -> dict[str, Any]:
+        asked = asdict(self.request) if self.request else dict.fromkeys(_ASKED)
+        own = ("key", "final_prompt", "drawn_by", "media_type", "bytes", "created")
+        return asked | {name: getattr(self, name) for name in own}
+
+
+_ASKED = ("prompt", "width", "height", "model", "seed")
+_LIST = (
+    "SELECT key, prompt, width, height, model, seed, optimized, rewritten, revised,"
+    " drawn_by, media_type, bytes, created, rowid FROM entries"
+    " WHERE (created, rowid) < (?, ?) AND (? = '' OR prompt LIKE ? ESCAPE '!')"
+    " ORDER BY created DESC, rowid DESC LIMIT ?"
+)
 _FIND = (
     "SELECT key, file, url, media_type, bytes, mtime_ns, digest, created FROM entries WHERE key = ?"
 )
@@ -112,9 +139,7 @@ class Cache:
         self.clock = clock
         self.index = Index(directory / "index.sqlite3", self._restore)
         self._touched: dict[str, float] = {}
-        self._lock_file: int | None = None
-        self._mutex = threading.Lock()
-        self._closing = threading.Event()
+        self.locks = Locks(directory / "locks")
 
     # --- pictures
 
@@ -140,23 +165,27 @@ class Cache:
 
     def put(
         self,
-        request: ImageRequest,
+        key: str,
         data: bytes,
         media_type: str,
         provenance: Provenance,
+        *,
         url: str | None = None,
+        created: float | None = None,
     ) -> None:
-        """Keep a picture: as a file, or where `url` is given as that alone. Raises NotKept."""
-        key, now = request.key, self.clock()
+        """Keep a picture: as a file, or where `url` is given as that alone. Raises NotKept.
+
+        `created` is in seconds since the epoch, for a picture that is not from just now.
+        """
+        now = self.clock()
         name = mtime_ns = None
         try:
             if url is None:
                 name = f"{key}-{secrets.token_hex(8)}.{EXTENSIONS[media_type]}"
                 mtime_ns = self._write(name, data)
             digest = hashlib.sha256(data).hexdigest()
-            row = (key, name, url, media_type, len(data), mtime_ns, digest, now, now)
-            asked = (request.prompt, request.width, request.height, request.model, request.seed)
-            replaced = self.index.run(lambda c: _replace_row(c, row + asked + astuple(provenance)))
+            row = (key, name, url, media_type, len(data), mtime_ns, digest, created or now, now)
+            replaced = self.index.run(lambda c: _replace_row(c, row + astuple(provenance)))
         except (OSError, Unavailable) as error:
             if name:
                 self._unlink(name)
@@ -183,6 +212,20 @@ class Cache:
         except Unavailable:
             return None
         return {"entries": row[0], "bytes": row[1]}
+
+    def records(
+        self, search: str = "", limit: int = 50, before: str | None = None
+    ) -> tuple[list[Record], str | None]:
+        """Return the newest records whose prompt holds `search`, and the `before` of the rest.
+
+        Raises BadRequest for a `before` that is none of ours, and Unavailable.
+        """
+        after = _read_cursor(before) if before else (float("inf"), 0)
+        pattern = "%" + re.sub(r"([!%_])", r"!\1", search) + "%"
+        arguments = (*after, search, pattern, limit + 1)
+        rows = self.index.run(lambda connection: connection.execute(_LIST, arguments).fetchall())
+        following = f"{rows[limit - 1][-2]!r}-{rows[limit - 1][-1]}" if len(rows) > limit else None
+        return [Record.of(row[:-1]) for row in rows[:limit]], following
 
     # --- notes
 
@@ -211,44 +254,6 @@ class Cache:
             return self.index.run(lambda c: c.execute(sql, (kind, key)).rowcount) > 0
         except Unavailable:
             return False
-
-    # --- the lock
-
-    @contextlib.contextmanager
-    def lock(
-        self, key: str, deadline: Deadline, sleep: Callable[[float], None] = time.sleep
-    ) -> Iterator[None]:
-        """Hold `key` against all other processes; a killed holder's lock is free at once.
-
-        A byte of one file stands for the key. The lock belongs to the process: threads of one
-        process are to be kept apart beforehand. Raises LockTimeout.
-        """
-        locks, offset = self._locks(), int(key[:15], 16)
-        while locks is not None and not _try_lock(locks, offset):
-            if deadline.is_over:
-                raise LockTimeout
-            # Not the blocking call: it knows no time-out, and takes two processes that wait for
-            # each other's keys in different threads for a deadlock (EDEADLK).
-            sleep(0.02)
-        try:
-            yield
-        finally:
-            if locks is not None:
-                fcntl.lockf(locks, fcntl.LOCK_UN, 1, offset)
-
-    def _locks(self) -> int | None:
-        """Return the open file of locks, or None where none can be: each process draws alone."""
-        path = self.directory / "locks"
-        with self._mutex:
-            try:
-                if self._lock_file is None or not _is_at(path, self._lock_file):
-                    # An older one stays open: closing it would drop the locks still held in it.
-                    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-                    self.directory.mkdir(parents=True, exist_ok=True)
-                    self._lock_file = os.open(path, flags, 0o600)
-            except OSError as error:
-                log.warning("The file of locks cannot be used: %s", error.strerror)
-            return self._lock_file
 
     # --- files
 
@@ -337,39 +342,14 @@ class Cache:
 
     # --- upkeep
 
-    def start(self) -> None:
-        """Do the upkeep from now on, in a thread of its own, until close()."""
-        with contextlib.suppress(Unavailable):
-            self.index.run(lambda connection: None)
-        threading.Thread(target=self._keep_up, name="cache-upkeep", daemon=True).start()
-
     def close(self) -> None:
-        """End the upkeep; write down what it has not yet."""
-        self._closing.set()
+        """Write down what has not been yet, and let go of every file."""
         self.flush()
         self.index.close()
-        if self._lock_file is not None:
-            os.close(self._lock_file)
-            self._lock_file = None
+        self.locks.close()
 
-    def _keep_up(self) -> None:
-        now = time.monotonic()
-        flushed, expired, swept = now, now, now - SWEEP_SECONDS
-        while not self._closing.wait(1.0):
-            now = time.monotonic()
-            with contextlib.suppress(Unavailable, OSError):
-                # Who was used last matters once something has to go, and only then at once.
-                if now - flushed >= FLUSH_SECONDS or self._is_filling():
-                    flushed = now
-                    self.flush()
-                if now - expired >= EXPIRE_SECONDS:
-                    expired = now
-                    self.expire()
-                if now - swept >= SWEEP_SECONDS:
-                    swept = now
-                    self.sweep()
-
-    def _is_filling(self) -> bool:
+    def is_filling(self) -> bool:
+        """Say whether who was used last will soon matter: something may have to go."""
         if not self._touched or not self.max_bytes:
             return False
         totals = self.totals()
@@ -451,6 +431,13 @@ class Cache:
         return names
 
 
+def _read_cursor(text: str) -> tuple[float, int]:
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)-([0-9]{1,18})", text)
+    if not match:
+        raise BadRequest("The parameter before must be what an earlier answer called next.")
+    return float(match[1]), int(match[2])
+
+
 _USE = "UPDATE entries SET used = ? WHERE key = ?"
 
 
@@ -465,21 +452,6 @@ def _replace_row(connection: sqlite3.Connection, row: tuple[Any, ...]) -> str | 
         before = connection.execute("SELECT file FROM entries WHERE key = ?", row[:1]).fetchone()
         connection.execute(_STORE, row)
     return before[0] if before else None
-
-
-def _try_lock(file: int, offset: int) -> bool:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _is_at(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(file))
-    except FileNotFoundError:
-        return False
 
 
 def _is_older(item: os.DirEntry[str], cutoff: float) -> bool:

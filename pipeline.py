@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from backends import Backends, Failed, Image, Pollinations, Refused
-from cache import Cache, LockTimeout, NotKept, Provenance
+from cache import Cache, NotKept, Provenance
 from hosting import ImageHost, UploadFailed
 from llm import Llm, RewriteFailed
+from locks import Locks, LockTimeout
 from picture import EXTENSIONS, ImageRequest
 from upstream import Deadline
 
@@ -123,8 +124,8 @@ class _Journey:
 class SingleFlight(Generic[T]):
     """Lets one caller work for all that want the same, in this process and in all others."""
 
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
+    def __init__(self, locks: Locks) -> None:
+        self.locks = locks
         self._flights: dict[str, Future[T]] = {}
         self._mutex = threading.Lock()
 
@@ -141,7 +142,7 @@ class SingleFlight(Generic[T]):
         if not is_first:
             return flight.result(deadline.remaining())
         try:
-            with self.cache.lock(key, deadline):
+            with self.locks.hold(key, deadline):
                 result = work()
         except BaseException as error:
             flight.set_exception(error)
@@ -181,8 +182,8 @@ class Pipeline:
         self.upload_timeout = upload_timeout
         self.blocked_ttl = blocked_ttl
         self._places = threading.Semaphore(places)
-        self._drawings: SingleFlight[Drawn] = SingleFlight(cache)
-        self._answers: SingleFlight[str] = SingleFlight(cache)
+        self._drawings: SingleFlight[Drawn] = SingleFlight(cache.locks)
+        self._answers: SingleFlight[str] = SingleFlight(cache.locks)
 
     def draw(self, request: ImageRequest) -> Drawn:
         """Draw a picture that the cache does not have, or wait for who draws it already.
@@ -328,12 +329,21 @@ class Pipeline:
 
     def _keep(self, journey: _Journey, source: str, image: Image) -> Drawn:
         hosted_url = self._upload(journey, image)
+        request = journey.request
         provenance = Provenance(
-            journey.optimized, journey.rewritten, image.revised_prompt, image.drawn_by
+            request.prompt,
+            request.width,
+            request.height,
+            request.model,
+            request.seed,
+            optimized=journey.optimized,
+            rewritten=journey.rewritten,
+            revised=image.revised_prompt,
+            drawn_by=image.drawn_by,
         )
         is_kept = True
         try:
-            self.cache.put(journey.request, image.data, image.media_type, provenance, hosted_url)
+            self.cache.put(request.key, image.data, image.media_type, provenance, url=hosted_url)
         except NotKept:
             is_kept = False
         return Drawn(source, journey.stages, image, hosted_url, is_kept)

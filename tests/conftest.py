@@ -128,12 +128,13 @@ class Gunicorn(_Client):
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
-        # Nothing of this shell's settings, and no .env of the checkout's, gets in.
+        # Nothing of this shell's settings gets in, and no .env: it would be read from the folder.
         clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        clean["PYTHONPATH"] = str(ROOT)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py")],
-                cwd=ROOT,
+                cwd=log.parent,
                 env=clean | environment | {"PORT": str(port)},
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -225,7 +225,8 @@ def fetch(
     address, slash, target = rest.partition("/")
     connection = http.client.HTTPConnection(address, timeout=timeout)
     with contextlib.closing(connection):
-        connection.putrequest(method, slash + target, skip_accept_encoding=True)
+        has_host = "Host" in (headers or {})
+        connection.putrequest(method, slash + target, has_host, True)
         for name, value in (headers or {}).items():
             connection.putheader(name, value)
         if body is not None:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from cache import MAX_NOTES, STALE_SECONDS, Cache, Entry, LockTimeout, NotKept, Provenance
+from cache import MAX_NOTES, STALE_SECONDS, Cache, Entry, NotKept, Provenance
 from index import Unavailable
+from locks import LockTimeout
 from picture import ImageRequest
+from upkeep import Upkeep
 from upstream import Deadline
 
 from .conftest import ROOT
@@ -61,7 +63,7 @@ def cache(make: Make) -> Cache:
 def put(cache: Cache, request: ImageRequest = REQUEST, data: bytes | None = None) -> bytes:
     data = data if data is not None else png()
     media_type = "image/gif" if data.startswith(b"GIF") else "image/png"
-    cache.put(request, data, media_type, Provenance(drawn_by="test"))
+    cache.put(request.key, data, media_type, Provenance(drawn_by="test"))
     return data
 
 
@@ -122,7 +124,7 @@ def test_delete_forgets_picture_file_and_block(cache: Cache) -> None:
 
 
 def test_hosted_picture_has_no_file(cache: Cache) -> None:
-    cache.put(REQUEST, png(), "image/png", Provenance(), "https://img.example/a.png")
+    cache.put(REQUEST.key, png(), "image/png", Provenance(), url="https://img.example/a.png")
     entry = cache.get(REQUEST.key)
     assert entry
     assert (entry.url, entry.opened, pictures(cache)) == ("https://img.example/a.png", None, [])
@@ -139,8 +141,8 @@ def test_everything_survives_a_new_process(cache: Cache, make: Make) -> None:
 
 
 def test_provenance_is_kept(cache: Cache) -> None:
-    provenance = Provenance("optimised", "rewritten", "revised", "backend")
-    cache.put(ImageRequest("P", 1, 2, "m", 3), png(), "image/png", provenance)
+    provenance = Provenance("P", 1, 2, "m", 3, "optimised", "rewritten", "revised", "backend")
+    cache.put(REQUEST.key, png(), "image/png", provenance)
     with sqlite3.connect(index_of(cache)) as connection:
         row = connection.execute(
             "SELECT prompt, width, height, model, seed, optimized, rewritten, revised, drawn_by"
@@ -412,7 +414,7 @@ cache = Cache(Path(sys.argv[2]))
 print("ready", flush=True)
 for n in range(10**6):
     data = png(shade=n % 256, size=20_000)
-    cache.put(ImageRequest(str(n % 7)), data, "image/png", Provenance())
+    cache.put(ImageRequest(str(n % 7)).key, data, "image/png", Provenance())
 """
 
 
@@ -472,8 +474,10 @@ def test_upkeep_runs_by_itself(cache: Cache) -> None:
     put(cache)
     orphan.write_bytes(b"x")
     os.utime(orphan, (1, 1))
-    cache.start()
+    upkeep = Upkeep(cache)
+    upkeep.start()
     wait_until(lambda: not orphan.exists(), what="the sweep at the start")
+    upkeep.close()
 
 
 # --- the lock
@@ -484,7 +488,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from cache import Cache
 from upstream import Deadline
-with Cache(Path(sys.argv[2])).lock(sys.argv[3], Deadline.after(5)):
+with Cache(Path(sys.argv[2])).locks.hold(sys.argv[3], Deadline.after(5)):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -505,30 +509,30 @@ def hold_lock(cache: Cache, key: str) -> subprocess.Popen[bytes]:
 def test_lock_keeps_other_processes_out_until_its_holder_is_killed(cache: Cache) -> None:
     key, other = REQUEST.key, ImageRequest("other").key
     with hold_lock(cache, key) as child:
-        with pytest.raises(LockTimeout), cache.lock(key, Deadline.after(0.1)):
+        with pytest.raises(LockTimeout), cache.locks.hold(key, Deadline.after(0.1)):
             pass
-        with cache.lock(other, Deadline.after(0.1)):
+        with cache.locks.hold(other, Deadline.after(0.1)):
             pass
         child.kill()
-        with cache.lock(key, Deadline.after(5)):
+        with cache.locks.hold(key, Deadline.after(5)):
             pass
 
 
 def test_two_processes_that_wait_for_each_other_are_no_deadlock(cache: Cache) -> None:
     first, second = REQUEST.key, ImageRequest("other").key
-    with hold_lock(cache, first) as child, cache.lock(second, Deadline.after(1)):
-        with pytest.raises(LockTimeout), cache.lock(first, Deadline.after(0.1)):
+    with hold_lock(cache, first) as child, cache.locks.hold(second, Deadline.after(1)):
+        with pytest.raises(LockTimeout), cache.locks.hold(first, Deadline.after(0.1)):
             pass
         child.kill()
 
 
 def test_lock_file_that_was_deleted_is_made_again(cache: Cache) -> None:
     put(cache)
-    with cache.lock(REQUEST.key, Deadline.after(1)):
+    with cache.locks.hold(REQUEST.key, Deadline.after(1)):
         pass
     (cache.directory / "locks").unlink()
     with hold_lock(cache, REQUEST.key) as child:
-        with pytest.raises(LockTimeout), cache.lock(REQUEST.key, Deadline.after(0.1)):
+        with pytest.raises(LockTimeout), cache.locks.hold(REQUEST.key, Deadline.after(0.1)):
             pass
         child.kill()
 

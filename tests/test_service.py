@@ -330,7 +330,7 @@ def test_failure_moves_on_until_all_backends_are_tried(serve: Serve, server: Mak
     for broken in backends[:3]:
         broken.say(BROKEN)
     backends[3].say(drawing())
-    weights = {backend.url: 10.0 ** (9 - 3 * n) for n, backend in enumerate(backends)}
+    weights = {backend.url: 10.0 ** (6 - 2 * n) for n, backend in enumerate(backends)}
     service = serve(*backends, BACKEND_WEIGHTS=json.dumps(weights))
     assert service.picture("x").status == 200
     assert [len(backend.seen) for backend in backends] == [1, 1, 1, 1]
