@@ -56,9 +56,6 @@ class NothingThere(Exception):
 
 # --- pictures -----------------------------------------------------------------------------------
 
-_CONDITIONS = frozenset(
-    ("HTTP_RANGE", "HTTP_IF_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_MATCH")
-)
 _http_date = lru_cache(1024)(http_date)
 
 
@@ -76,11 +73,25 @@ class Pictures:
         )
 
     def kept(self, prompt: str, entry: Entry, cache_status: str = HIT) -> Response:
-        """Answer with a picture of the cache: a file for the kernel to send, or a redirect."""
+        """Answer with a picture of the cache, or with part of it, or that it is unchanged."""
         if entry.url is not None:
             return self.elsewhere(entry.url, cache_status)
         assert entry.opened
-        headers = [
+        # Werkzeug's own wrapper, since gunicorn's cannot seek to the start of a range.
+        body, headers = FileWrapper(entry.opened), self.headers(prompt, entry, cache_status)
+        response = Response(body, headers=headers, direct_passthrough=True)
+        is_sent = False
+        try:
+            response.make_conditional(request.environ, True, entry.bytes)
+            is_sent = response.status_code != 304 and request.method == "GET"
+        finally:
+            if not is_sent:
+                entry.close()
+        return response
+
+    def headers(self, prompt: str, entry: Entry, cache_status: str = HIT) -> Headers:
+        """Return the headers of a picture that is kept as a file."""
+        return [
             *self._headers,
             ("Content-Type", entry.media_type),
             ("Content-Length", str(entry.bytes)),
@@ -89,11 +100,6 @@ class Pictures:
             ("Content-Disposition", _disposition(prompt, entry.media_type)),
             ("Cache-Status", cache_status),
         ]
-        environ = request.environ
-        if _CONDITIONS.isdisjoint(environ) and environ["REQUEST_METHOD"] == "GET":
-            wrap = environ.get("wsgi.file_wrapper", FileWrapper)
-            return Response(wrap(entry.opened), headers=headers, direct_passthrough=True)
-        return _conditionally(entry, headers)
 
     def drawn(self, prompt: str, entry: Entry | None, drawn: Drawn) -> Response:
         """Answer with a picture just drawn, whether the cache could keep it or not."""
@@ -142,20 +148,6 @@ def _bare(response: Response) -> Response:
     """Take off the length and type that an empty body would get."""
     response.automatically_set_content_length = False
     response.headers.pop("Content-Type", None)
-    return response
-
-
-def _conditionally(entry: Entry, headers: Headers) -> Response:
-    assert entry.opened
-    # Werkzeug's own wrapper, since gunicorn's cannot seek to the start of a range.
-    response = Response(FileWrapper(entry.opened), headers=headers, direct_passthrough=True)
-    is_sent = False
-    try:
-        response.make_conditional(request.environ, True, entry.bytes)
-        is_sent = response.status_code != 304 and request.method == "GET"
-    finally:
-        if not is_sent:
-            entry.close()
     return response
 
 

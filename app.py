@@ -10,11 +10,14 @@ import hmac
 import json
 import re
 import sys
-from typing import Any
+from collections.abc import Callable, Iterable
+from io import FileIO
+from typing import TYPE_CHECKING, Any
 
 import click
 from flask import Blueprint, Flask, Response, request, send_from_directory
 from werkzeug.routing import BaseConverter
+from werkzeug.wsgi import FileWrapper
 
 import answers
 import commands
@@ -30,6 +33,9 @@ from pipeline import Pipeline
 from signing import MAX_EXPIRES_IN, BadSignature, Link, Signer
 from upkeep import Upkeep
 from upstream import Upstream
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 __version__ = "1.0.0"
 
@@ -66,7 +72,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["whole_path"] = WholePath
-    app.register_blueprint(Views(settings, cache, backends, pipeline, signer).blueprint())
+    views = Views(settings, cache, backends, pipeline, signer)
+    app.register_blueprint(views.blueprint())
+    app.wsgi_app = HitsFirst(app.wsgi_app, views)  # type: ignore[method-assign]
     app.register_error_handler(
         Exception,
         lambda error: answers.problem(error, settings.error_images and answers.wants_picture()),
@@ -164,7 +172,7 @@ class Views:
         wanted, credentials = ImageRequest.from_url(
             environ["PATH_INFO"], environ["QUERY_STRING"], self.settings.max_prompt_length
         )
-        self.authorise(credentials, wanted)
+        self.authorise(environ, credentials, wanted)
         if entry := self.cache.get(wanted.key):
             return self.pictures.kept(wanted.prompt, entry)
         if environ["REQUEST_METHOD"] == "HEAD":
@@ -178,7 +186,7 @@ class Views:
 
     def sign(self) -> Response:
         """POST /sign: a URL that shows one picture without the access key."""
-        self.authorise({"key": request.args["key"]} if "key" in request.args else {})
+        self.authorise(request.environ, request.args.to_dict())
         body = read_body()
         wanted = read_wanted(body, self.settings.max_prompt_length)
         return as_json(self._link(wanted, _expires_in(body.get("expires_in"))).to_json())
@@ -259,10 +267,15 @@ class Views:
 
     # --- who may
 
-    def authorise(self, credentials: dict[str, str], wanted: ImageRequest | None = None) -> None:
+    def authorise(
+        self,
+        environ: dict[str, Any],
+        credentials: dict[str, str],
+        wanted: ImageRequest | None = None,
+    ) -> None:
         """Let pass who has the access key (`?key=`, Bearer), or a signature for this picture."""
         offered = [credentials["key"].encode()] if "key" in credentials else []
-        scheme, _, token = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() == "bearer":
             offered.append(token.strip().encode("latin-1"))
         # As bytes: compare_digest raises on text that is not ASCII.
@@ -301,6 +314,47 @@ class Views:
         state = "drained" if not backend.weight else "cooling" if wait else "ready"
         found: dict[str, Any] = {"url": backend.name, "weight": backend.weight, "state": state}
         return found | ({"ready_in": round(wait, 1)} if wait else {})
+
+
+class HitsFirst:
+    """Answers plain hits before Flask is asked, and hands everything else on.
+
+    A hit is short: parse, compare, hash, one row, one file for the kernel. Flask's routing and
+    contexts, and Werkzeug's headers, cost more than all of that (benchmarks/README.md).
+    """
+
+    def __init__(self, app: WSGIApplication, views: Views) -> None:
+        self.app = app
+        self.views = views
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if (
+            path.startswith("/prompt/")
+            and environ["REQUEST_METHOD"] == "GET"
+            and _CONDITIONS.isdisjoint(environ)
+        ):
+            views = self.views
+            try:
+                wanted, credentials = ImageRequest.from_url(
+                    path, environ["QUERY_STRING"], views.settings.max_prompt_length
+                )
+                views.authorise(environ, credentials, wanted)
+            except (BadRequest, Unauthorised):
+                return self.app(environ, start_response)  # which says so in full
+            entry = views.cache.get(wanted.key)
+            if entry and entry.opened:
+                start_response("200 OK", views.pictures.headers(wanted.prompt, entry))
+                wrap: Callable[[FileIO], Iterable[bytes]] = environ.get(
+                    "wsgi.file_wrapper", FileWrapper
+                )
+                return wrap(entry.opened)
+        return self.app(environ, start_response)
+
+
+_CONDITIONS = frozenset(
+    ("HTTP_RANGE", "HTTP_IF_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_MATCH")
+)
 
 
 def _forwarded_base() -> str:
