@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode, urljoin
+from urllib.parse import quote, urlencode
 
 import dialect
 from config import BackendSettings, PollinationsSettings, printable_url
 from dialect import Answer, ErrorDetail, clean_text
 from picture import ImageRequest, image_type
-from upstream import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError
+from upstream import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError, joined
 
 log = logging.getLogger("prompt_image_proxy.backends")
 
@@ -88,7 +88,7 @@ _ACCOUNT_WORDS = re.compile(
     r"billing|quota|insufficient.?(funds|balance|credit)|rate.?limit|overloaded|api.?key",
     re.IGNORECASE,
 )
-_MINIMAX_REFUSALS = frozenset((1026, 1027))
+_MINIMAX_REFUSALS = (1026, 1027)
 
 
 def is_refusal(error: ErrorDetail) -> bool:
@@ -268,7 +268,7 @@ class Backend:
 
     def _download(self, url: str, deadline: Deadline) -> bytes:
         reply = self.upstream.download(
-            urljoin(self.endpoint.url, url),
+            joined(self.endpoint.url, url),
             home=self.url,
             deadline=deadline,
             limit=self.max_image_bytes,

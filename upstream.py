@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import requests
 import urllib3
@@ -36,9 +36,7 @@ Files = Mapping[str, tuple[str, bytes, str]]
 _DISGUISES = [
     ipaddress.ip_network(network)
     for network in (
-        "::/96",  # IPv4-compatible
-        "64:ff9b::/96",  # NAT64
-        "64:ff9b:1::/48",  # NAT64, local use
+        "::/8",  # IPv4-compatible, IPv4-translated, NAT64
         "2001::/32",  # Teredo
         "2002::/16",  # 6to4
         "fec0::/10",  # site-local
@@ -96,14 +94,31 @@ class Reply:
 
 def origin(url: str) -> tuple[str, str, int]:
     """Return scheme, host and port of a URL. Raises UpstreamError unless it is http(s)."""
+    parts = _split(url)
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    return parts.scheme, parts.hostname or "", port
+
+
+def _split(url: str) -> SplitResult:
+    """Split a URL as requests reads it. Raises UpstreamError unless it is http(s).
+
+    urlsplit alone takes `http://a\\@b/` for a URL of b, and the request would go to a.
+    """
     try:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+        parts = urlsplit(requests.Request("GET", url).prepare().url or "")
     except ValueError as error:
         raise UpstreamError("it named something that is not a URL") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UpstreamError("it named a URL that is not http or https")
-    return parts.scheme, parts.hostname, port
+    return parts
+
+
+def joined(base: str, url: str) -> str:
+    """Return `url` made absolute by `base`. Raises UpstreamError where that makes no URL."""
+    try:
+        return urljoin(base, url)
+    except ValueError as error:
+        raise UpstreamError("it named something that is not a URL") from error
 
 
 def is_public(address: str) -> bool:
@@ -173,7 +188,7 @@ class Upstream:
         """
         for _ in range(MAX_REDIRECTS + 1):
             is_home = origin(url) == origin(home)
-            if not is_home and "@" in urlsplit(url).netloc:
+            if not is_home and "@" in _split(url).netloc:
                 raise UpstreamError("it named a URL with credentials")
             reply = self.request(
                 "GET",
@@ -185,8 +200,7 @@ class Upstream:
             )
             if reply.status not in (301, 302, 303, 307, 308) or "Location" not in reply.headers:
                 return reply
-            with _translated(deadline):
-                url = urljoin(url, reply.headers["Location"])
+            url = joined(url, reply.headers["Location"])
         raise UpstreamError(f"it redirected more than {MAX_REDIRECTS} times")
 
 
@@ -229,19 +243,19 @@ class _Call:
             raise UpstreamError("it named an address that is not public")
         failure: OSError = OSError("no address")
         for number, (family, kind, protocol, _, address) in enumerate(addresses):
-            sock = socket.socket(family, kind, protocol)
             # Each address gets its share of the time, or a dead first one would take all.
-            sock.settimeout(max(0.001, self.deadline.remaining() / (len(addresses) - number)))
+            share = self.deadline.remaining() / (len(addresses) - number)
             try:
-                sock.connect(address)
-            except OSError as error:
-                sock.close()
+                sock = _connected(socket.socket(family, kind, protocol), address, share)
+            except OSError as error:  # of socket() too: a kernel without IPv6 makes none
                 failure = error
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(max(0.001, self.deadline.remaining()))
             return sock
-        raise failure
+        # Here already: urllib3 would call it a broken answer.
+        with _translated(self.deadline):
+            raise failure
 
     def _addresses(self, host: str, port: int) -> list[Any]:
         """Resolve in a thread of its own: getaddrinfo knows no time-out."""
@@ -261,7 +275,57 @@ class _Call:
         return answer.result(self.deadline.remaining())
 
 
+def _connected(sock: socket.socket, address: Any, seconds: float) -> socket.socket:
+    """Connect within `seconds`, and close the socket where that fails. Raises OSError."""
+    try:
+        sock.settimeout(max(0.001, seconds))
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class _Lines:
+    """The lines of an answer's head. Raises HTTPException where the connection ends in it."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.close = file.close
+
+    def readline(self, limit: int = -1) -> bytes:
+        line: bytes = self.file.readline(limit)
+        if not line:
+            raise http.client.IncompleteRead(line)
+        return line
+
+
+class _Response(http.client.HTTPResponse):
+    """Stricter than http.client, which takes a cut head for a whole one ...
+
+    ... and, of a chunk of a negative size, reads all that ever comes.
+    """
+
+    fp: Any
+
+    def begin(self, *args: Any, **kwargs: Any) -> None:
+        self.fp, file = _Lines(self.fp), self.fp
+        try:
+            super().begin(*args, **kwargs)
+        finally:
+            if self.fp is not None:  # it is None where there was no status line, and all is closed
+                self.fp = file
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]  # private: not in stubs
+        if size < 0:
+            raise http.client.HTTPException("a chunk of a negative size")
+        return size
+
+
 class _BoundedHTTP(HTTPConnection):
+    response_class = _Response
+
     def __init__(self, *args: Any, call: _Call, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.call = call
@@ -275,6 +339,8 @@ class _BoundedHTTP(HTTPConnection):
 
 
 class _BoundedHTTPS(HTTPSConnection):
+    response_class = _Response
+
     def __init__(self, *args: Any, call: _Call, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.call = call
@@ -338,7 +404,10 @@ _REASONS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str
     (ConnectionRefusedError, "it refused the connection"),
     ((ConnectionResetError, BrokenPipeError), "it reset the connection"),
     ((urllib3.exceptions.SSLError, requests.exceptions.SSLError), "its certificate or TLS failed"),
-    (urllib3.exceptions.ProtocolError, "its answer was cut short or is not HTTP"),
+    (
+        (urllib3.exceptions.ProtocolError, urllib3.exceptions.DecodeError),
+        "its answer was cut short or is not HTTP",
+    ),
 )
 
 
