@@ -8,6 +8,7 @@ RUN pip install -r requirements.txt \
     && mkdir /cache && chown proxy /cache
 COPY *.py ./
 COPY prompts prompts
+COPY templates templates
 
 USER proxy
 ENV HOST=0.0.0.0 PORT=8080 CACHE_DIR=/cache

@@ -1,6 +1,7 @@
 # make run    starts the proxy (with the demo backend where nothing is configured)
 # make test   runs the tests
 # make check  runs what CI runs: tests, linter, formatter, types
+# make bench  measures (needs Debian's nginx and wrk); make soak runs it for two minutes, with faults
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ BIN := .venv/bin
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check format clean
+.PHONY: run test check bench soak format clean
 
 run: .venv/run.stamp
 	@exec $(BIN)/python -m demo.run
@@ -20,6 +21,12 @@ check: .venv/dev.stamp test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+bench: .venv/run.stamp
+	@$(BIN)/python -m benchmarks.run
+
+soak: .venv/dev.stamp
+	@$(BIN)/python -m benchmarks.soak
 
 format: .venv/dev.stamp
 	@$(BIN)/ruff check --fix .

@@ -1,0 +1,519 @@
+"""The shipped deploy/nginx.conf, in a real nginx in front of a real gunicorn.
+
+It stands beside a default site, as it does under Debian's own nginx.conf.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+import config
+
+from .conftest import ADMIN, KEY, REFUSAL, ROOT, Gunicorn, _Client, drawing
+from .servers import Got, Say, ScriptedServer, Seen, closing_all, free_port, png, wait_until
+
+SHIPPED = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
+MISSING = "nginx is not installed: `apt-get install nginx`, and these tests run"
+NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+if NGINX is None and os.environ.get("CI") != "true":
+    pytest.skip(MISSING, allow_module_level=True)
+
+# As in Debian's: what the shipped file finds around it, and must not depend on.
+AROUND = """
+daemon off;
+worker_processes 2;
+pid {prefix}/nginx.pid;
+error_log {prefix}/main-error.log;
+events {{ worker_connections 768; }}
+http {{
+    sendfile on;
+    tcp_nopush on;
+    gzip on;
+    gzip_types *;
+    gzip_min_length 1;
+    default_type application/octet-stream;
+    access_log {prefix}/main-access.log;
+    client_body_temp_path {prefix}/body;
+    proxy_temp_path {prefix}/proxy;
+    fastcgi_temp_path {prefix}/fastcgi;
+    uwsgi_temp_path {prefix}/uwsgi;
+    scgi_temp_path {prefix}/scgi;
+    include {prefix}/conf.d/*.conf;
+    server {{
+        listen 127.0.0.1:{port} default_server;
+        server_name _;
+        location / {{ return 200 "Welcome to nginx!"; }}
+    }}
+}}
+"""
+
+
+def replaced(text: str, *pairs: tuple[str, str]) -> str:
+    """Put in each second for the first of a pair, which has to stand in the text exactly once."""
+    for old, new in pairs:
+        assert text.count(old) == 1, f"deploy/nginx.conf has {text.count(old)} of {old!r}"
+        text = text.replace(old, new)
+    return text
+
+
+class Nginx(_Client):
+    """nginx with the shipped file, only its port and paths replaced, in a folder of its own."""
+
+    def __init__(self, prefix: Path, app_url: str) -> None:
+        if NGINX is None:
+            pytest.fail(MISSING)
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.prefix = prefix
+        self.cache = prefix / "cache"
+        (prefix / "conf.d").mkdir(parents=True)
+        site = replaced(
+            SHIPPED,
+            ("\n    listen 80;  # CHANGE\n", f"\n    listen 127.0.0.1:{port};\n"),
+            ("server 127.0.0.1:8080;", f"server {urlsplit(app_url).netloc};"),
+            ("proxy_cache_path /var/cache/prompt-image-proxy ", f"proxy_cache_path {self.cache} "),
+            ("\n    access_log /var/log/nginx/", f"\n    access_log {prefix}/"),
+            ("\n    error_log /var/log/nginx/", f"\n    error_log {prefix}/"),
+        )
+        (prefix / "conf.d" / "prompt-image-proxy.conf").write_text(site, "utf-8")
+        user = "user root;" if os.geteuid() == 0 else ""
+        around = user + AROUND.format(prefix=prefix, port=port)
+        (prefix / "nginx.conf").write_text(around, "utf-8")
+        self.process = subprocess.Popen(
+            [NGINX, "-p", str(prefix), "-c", str(prefix / "nginx.conf")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        wait_until(lambda: self._listens(port), what="nginx")
+
+    def _listens(self, port: int) -> bool:
+        assert self.process.poll() is None, self.process.communicate()[1].decode()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    def logged(self) -> str:
+        return (self.prefix / "access.log").read_text("utf-8")
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=10)
+
+
+Start = Callable[..., Nginx]
+StartApp = Callable[..., Gunicorn]
+
+
+@pytest.fixture
+def nginx(gunicorn: StartApp, opened: list[Any], tmp_path: Path) -> Start:
+    """Start nginx before an app, or before a new one: `nginx(backend, NAME="value")`."""
+
+    def start(*backends: ScriptedServer, app: Gunicorn | None = None, **settings: str) -> Nginx:
+        app = app or gunicorn(*backends, **settings)
+        opened.append(made := Nginx(tmp_path / "nginx", app.url))
+        return made
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def shared_stack(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Nginx, ScriptedServer]]:
+    """One stack for tests that leave it as they found it: starting one takes a second."""
+    folder = tmp_path_factory.mktemp("shared")
+    things: list[Any] = []
+    with closing_all(things):
+        things.append(backend := ScriptedServer())
+        settings = {
+            "BACKEND_API_URLS": backend.url,
+            "PROXY_ACCESS_KEY": KEY,
+            "ADMIN_TOKEN": ADMIN,
+            "CACHE_DIR": str(folder / "pictures"),
+            "POLLINATIONS_ENABLED": "false",
+            "WORKERS": "2",
+            "NGINX_CACHE_SECONDS": "600",
+        }
+        things.append(app := Gunicorn(settings, folder / "gunicorn.log"))
+        things.append(front := Nginx(folder / "nginx", app.url))
+        yield front, backend
+
+
+@pytest.fixture
+def shared(shared_stack: tuple[Nginx, ScriptedServer]) -> Nginx:
+    return shared_stack[0]
+
+
+@pytest.fixture
+def shared_backend(shared_stack: tuple[Nginx, ScriptedServer]) -> ScriptedServer:
+    """The shared stack's backend, which has seen nothing yet."""
+    backend = shared_stack[1]
+    backend.seen.clear()
+    backend.say(drawing())
+    return backend
+
+
+def is_hit(got: Got) -> bool:
+    """Say whether nginx answered by itself."""
+    return got.headers["Cache-Status"] == "nginx; hit"
+
+
+def hit(ask: Callable[..., Got], *arguments: Any, **more: Any) -> Got:
+    """Return nginx's own answer, which it has a moment after the client has the app's."""
+    return cast(Got, wait_until(lambda: is_hit(got := ask(*arguments, **more)) and got, 5, "a hit"))
+
+
+def is_stale(got: Got) -> bool:
+    """Say whether nginx answered by itself because the app did not."""
+    return got.headers["Cache-Status"] == "nginx; hit; detail=stale"
+
+
+def at_once(count: int, ask: Callable[[], Got]) -> list[Got]:
+    with ThreadPoolExecutor(count) as pool:
+        return [asked.result() for asked in [pool.submit(ask) for _ in range(count)]]
+
+
+# --- what is kept, and for how long
+
+
+def test_picture_is_kept_as_long_as_the_app_says_and_not_for_the_year_of_browsers(
+    nginx: Start, backend: ScriptedServer
+) -> None:
+    service = nginx(backend, NGINX_CACHE_SECONDS="1")
+    cold = service.picture("x")
+    assert cold.headers["Cache-Status"] == "PromptImageProxy; fwd=miss; stored; detail=backend"
+    assert "generate" in cold.headers["Server-Timing"]
+    hot = hit(service.picture, "x")
+    assert "Server-Timing" not in hot.headers
+    assert hot.body == cold.body == png()
+    for got in (cold, hot):
+        assert "X-Accel-Expires" not in got.headers
+        assert got.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+
+
+def test_what_is_out_of_date_is_asked_for_by_etag(nginx: Start, backend: ScriptedServer) -> None:
+    service = nginx(backend, NGINX_CACHE_SECONDS="1")
+    service.picture("x")
+    asked_again = "PromptImageProxy; hit, nginx; fwd=stale; fwd-status=304"
+    got = wait_until(
+        lambda: (got := service.picture("x")).headers["Cache-Status"] == asked_again and got
+    )
+    assert (got.status, got.body) == (200, png())
+    hit(service.picture, "x")  # the 304 started the time anew
+    assert len(backend.seen) == 1
+
+
+def test_errors_are_never_kept(nginx: Start, backend: ScriptedServer) -> None:
+    backend.say(Say("", 500), REFUSAL, drawing())
+    service = nginx(backend, BLOCKED_TTL="0")
+    assert [service.picture("x").status for _ in range(3)] == [502, 422, 200]
+    hit(service.picture, "x")
+    assert service.picture("x", width="nonsense").status == 400
+    assert service.get("/status").json["cache"]["entries"] == 1
+
+
+def test_nothing_but_x_accel_expires_decides_what_is_kept(
+    opened: list[Any], backend: ScriptedServer, tmp_path: Path
+) -> None:
+    forbidding = {"Cache-Control": "no-store", "Vary": "*", "Set-Cookie": "a=b", "Expires": "0"}
+    backend.say(
+        lambda seen: (
+            Say("kept", headers=forbidding | {"X-Accel-Expires": "60"})
+            if seen.path == "/marked"
+            else Say("not kept", headers={"Cache-Control": "public, max-age=31536000"})
+        )
+    )
+    opened.append(service := Nginx(tmp_path / "nginx", backend.url))
+    for target, wanted in (("/marked", 1), ("/unmarked", 2)):
+        assert [service.get(target).status for _ in range(2)] == [200, 200]
+        assert sum(seen.path == target for seen in backend.seen) == wanted
+
+
+def test_picture_without_a_time_is_never_kept(nginx: Start, backend: ScriptedServer) -> None:
+    service = nginx(backend, NGINX_CACHE_SECONDS="0")
+    service.picture("x")
+    got = service.picture("x")
+    assert got.headers["Cache-Status"] == "PromptImageProxy; hit"
+    assert "X-Accel-Expires" not in got.headers
+
+
+def test_kept_files_are_for_nobody_else_to_read(
+    shared: Nginx, shared_backend: ScriptedServer
+) -> None:
+    shared.picture("kept")
+    found = [shared.cache, *shared.cache.rglob("*")]
+    assert any(path.is_file() for path in found)
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in found)
+
+
+# --- whose it is
+
+
+def test_keys_never_share_an_answer(shared: Nginx, shared_backend: ScriptedServer) -> None:
+    path, right = "/prompt/keys?width=1", f"Bearer {KEY}"
+    assert shared.get(f"{path}&key={KEY}").status == 200
+    assert shared.get(path, headers={"Authorization": right}).status == 200
+    hit(shared.get, f"{path}&key={KEY}")
+    hit(shared.get, path, headers={"Authorization": right})
+    for target, headers in (
+        (path, {}),
+        (f"{path}&key=wrong", {}),
+        (f"{path}&key=", {}),
+        (path, {"Authorization": "Bearer wrong"}),
+        (path, {"Authorization": f"Basic {KEY}"}),
+    ):
+        for _ in range(2):
+            assert shared.get(target, headers=headers).status == 401, (target, headers)
+    assert len(shared_backend.seen) == 1
+
+
+def test_revoked_key_is_refused_in_time_and_then_for_good(
+    nginx: Start, gunicorn: StartApp, backend: ScriptedServer, environment: Any, tmp_path: Path
+) -> None:
+    del environment["PROXY_ACCESS_KEY"]
+    (tmp_path / "key").write_text("old-access-key")
+    app = gunicorn(backend, PROXY_ACCESS_KEY_FILE=str(tmp_path / "key"), NGINX_CACHE_SECONDS="1")
+    service = nginx(app=app)
+    service.picture("x", key="old-access-key")
+    hit(service.picture, "x", key="old-access-key")
+    (tmp_path / "key").write_text("new-access-key")
+    old_workers = set(app.workers())
+    app.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: not old_workers & set(app.workers()), what="the workers to be replaced")
+    wait_until(lambda: service.picture("x", key="old-access-key").status == 401, 5)
+    for _ in range(5):
+        assert service.picture("x", key="old-access-key").status == 401
+    assert service.picture("x", key="new-access-key").status == 200
+    assert len(backend.seen) == 1
+
+
+def test_deleted_picture_is_gone_in_time(nginx: Start, backend: ScriptedServer) -> None:
+    backend.say(drawing(png(shade=1)), drawing(png(shade=2)))
+    service = nginx(backend, NGINX_CACHE_SECONDS="1")
+    assert service.picture("x").body == png(shade=1)
+    assert service.delete(b'{"description": "x"}').status == 200
+    wait_until(lambda: service.picture("x").body == png(shade=2), 5)
+    assert all(service.picture("x").body == png(shade=2) for _ in range(5))
+
+
+# --- while the app is away
+
+
+def test_what_is_kept_is_served_while_the_app_is_away(
+    nginx: Start, gunicorn: StartApp, backend: ScriptedServer
+) -> None:
+    app = gunicorn(backend, NGINX_CACHE_SECONDS="1")
+    service = nginx(app=app)
+    service.picture("x")
+    app.close()
+    got = wait_until(lambda: is_stale(got := service.picture("x")) and got)
+    assert (got.status, got.body) == (200, png())
+
+
+def test_fault_of_the_app_is_covered_by_what_is_kept_and_a_refusal_is_not(
+    opened: list[Any], backend: ScriptedServer, tmp_path: Path
+) -> None:
+    faults = [Say("fault", status) for status in (500, 502, 503, 504)]
+    backend.say(Say("kept", headers={"X-Accel-Expires": "1"}), *faults, Say("refusal", 401))
+    opened.append(service := Nginx(tmp_path / "nginx", backend.url))
+    assert service.get("/x").body == b"kept"
+    wait_until(lambda: is_stale(service.get("/x")))
+    for _ in range(3):
+        assert is_stale(got := service.get("/x"))
+        assert (got.status, got.body) == (200, b"kept")
+    assert {service.get("/x").status for _ in range(3)} == {401}
+
+
+def test_what_is_not_kept_is_a_502_that_tells_nothing_while_the_app_is_away(
+    nginx: Start, gunicorn: StartApp, backend: ScriptedServer
+) -> None:
+    app = gunicorn(backend)
+    service = nginx(app=app)
+    app.close()
+    got = service.picture("x")
+    assert (got.status, got.json["status"]) == (502, 502)
+    assert got.headers["Content-Type"] == "application/problem+json"
+    assert (got.headers["Cache-Control"], got.headers["Retry-After"]) == ("no-store", "5")
+    told = f"{got.headers}{got.body.decode()}"
+    assert not re.search(r"nginx/|Debian|127\.0\.0\.1", told)
+    assert KEY not in told
+    assert app.url.rpartition(":")[2] not in told
+
+
+# --- one drawing for many
+
+
+def test_100_identical_cold_requests_are_one_drawing(nginx: Start, backend: ScriptedServer) -> None:
+    waiting = threading.Event()
+
+    def draw_slowly(_: Seen) -> Say:
+        waiting.wait(0.7)
+        return drawing(png(size=100_000))
+
+    backend.say(draw_slowly)
+    service = nginx(backend)
+    answers = at_once(100, lambda: service.picture("x"))
+    assert {(got.status, got.body) for got in answers} == {(200, png(size=100_000))}
+    assert len(backend.seen) == 1
+    # nginx let one of them through: all others are its own answers.
+    assert sum(map(is_hit, answers)) == 99
+
+
+def test_nginx_waits_longer_than_a_drawing_may_take() -> None:
+    least = {"BACKEND_API_URLS": "http://backend.test", "PROXY_ACCESS_KEY": "key"}
+    deadline = config.parse(least).generation_deadline
+    for name in ("proxy_read_timeout", "proxy_cache_lock_timeout", "proxy_cache_lock_age"):
+        (seconds,) = re.findall(rf"\n *{name} (\d+)s;", SHIPPED)
+        assert int(seconds) > deadline, name
+
+
+def test_40_pictures_of_a_page_pass_and_a_flood_is_a_429(
+    nginx: Start, backend: ScriptedServer
+) -> None:
+    service = nginx(backend, NGINX_CACHE_SECONDS="60")
+    assert {got.status for got in at_once(40, lambda: service.picture("x"))} == {200}
+    with ThreadPoolExecutor(16) as pool:
+        flood = list(pool.map(lambda _: service.picture("x"), range(600)))
+    statuses = Counter(got.status for got in flood)
+    assert statuses.keys() == {200, 429}
+    assert statuses[200] > 250
+    refused = next(got for got in flood if got.status == 429)
+    assert refused.headers["Content-Type"] == "application/problem+json"
+    assert (refused.headers["Cache-Control"], refused.headers["Retry-After"]) == ("no-store", "5")
+
+
+# --- what passes
+
+
+def prompts() -> Iterator[tuple[str, str]]:
+    """Yield a prompt as it stands in a URL, and as a backend has to get it."""
+    yield "a%20red%20apple", "a red apple"
+    yield "/before", "/before"
+    yield "//a///b//", "//a///b//"
+    yield "c/../d/./e", "c/../d/./e"
+    yield "%2E%2E/f", "../f"
+    yield "g%2Fh", "g/h"
+    yield "i%2F%2F..%2fj", "i//../j"
+    yield "one%0Atwo%0D%0Athree", "one\ntwo\r\nthree"
+    yield "100%25%2041", "100% 41"
+    yield "what%3Fwidth=7%26x", "what?width=7&x"
+    yield "k%23l;m=n,o+p", "k#l;m=n,o+p"
+    yield "(q)'r'%22s%22%3Ct%3E%5Cu|v", "(q)'r'\"s\"<t>\\u|v"
+    yield "caf%C3%A9%20%E4%BD%A0%F0%9F%8D%8E", "café 你🍎"
+    yield "%7Btilde~%7D", "{tilde~}"
+
+
+def test_every_prompt_passes_untouched(shared: Nginx, shared_backend: ScriptedServer) -> None:
+    for sent, wanted in prompts():
+        assert shared.picture(sent).status == 200, sent
+        assert shared_backend.seen[-1].json["prompt"] == wanted
+        hit(shared.picture, sent)
+    assert len(shared_backend.seen) == len(list(prompts()))
+
+
+def test_18_kb_of_chinese_pass_and_are_kept(shared: Nginx, shared_backend: ScriptedServer) -> None:
+    prompt = "".join(chr(0x4E00 + number) for number in range(2000))
+    assert len(quote(prompt)) == 18_000
+    assert shared.picture(quote(prompt)).status == 200
+    assert shared_backend.seen[-1].json["prompt"] == prompt
+    hit(shared.picture, quote(prompt))
+    assert shared.picture("x" * 33_000).status == 414
+
+
+def test_head_is_a_head_and_never_draws(shared: Nginx, shared_backend: ScriptedServer) -> None:
+    for _ in range(2):
+        cold = shared.picture("head", method="HEAD")
+        assert (cold.status, cold.body) == (200, b"")
+        assert cold.headers["Cache-Status"] == "PromptImageProxy; fwd=miss"
+    assert shared_backend.seen == []
+    drawn = shared.picture("head")
+    from_app = shared.picture("head", method="HEAD")
+    assert from_app.headers["Cache-Status"] == "PromptImageProxy; hit"
+    for hot in (from_app, hit(shared.picture, "head", method="HEAD")):
+        assert hot.body == b""
+        assert hot.headers["Content-Length"] == str(len(drawn.body))
+        assert hot.headers["ETag"] == drawn.headers["ETag"]
+    assert len(shared_backend.seen) == 1
+
+
+def test_ranges_and_etags_work_cold_and_hot(shared: Nginx, shared_backend: ScriptedServer) -> None:
+    data = png(size=5000)
+    shared_backend.say(drawing(data))
+
+    def ask(**headers: str) -> Got:
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return shared.get(f"/prompt/ranges?key={KEY}", headers=sent)
+
+    for _ in range(2):
+        part = ask(Range="bytes=10-19", Accept_Encoding="gzip")
+        assert (part.status, part.body) == (206, data[10:20])
+        assert part.headers["Content-Range"] == "bytes 10-19/5000"
+        assert part.headers["ETag"].startswith('"')
+        assert "Content-Encoding" not in part.headers
+        same = ask(If_None_Match=part.headers["ETag"])
+        assert (same.status, same.body) == (304, b"")
+        assert ask(If_None_Match='"another"').body == data
+        assert ask(Range="bytes=5000-").status == 416
+    assert len(shared_backend.seen) == 1
+
+
+def test_app_learns_where_its_clients_reach_it(
+    shared: Nginx, shared_backend: ScriptedServer
+) -> None:
+    headers = {
+        "Host": "pics.example.org:8443",
+        "X-Forwarded-Host": "evil.example",
+        "X-Forwarded-Proto": "gopher",
+        "Authorization": f"Bearer {KEY}",
+    }
+    body = b'{"description": "x"}'
+    signed = shared.get("/sign", method="POST", headers=headers, body=body)
+    assert signed.json["url"].startswith("http://pics.example.org:8443/prompt/x?")
+
+
+def test_body_of_16_kb_passes_and_a_longer_one_does_not(
+    shared: Nginx, shared_backend: ScriptedServer
+) -> None:
+    assert shared.delete(b'{"description": "nothing"}'.ljust(16 * 1024)).status == 404
+    assert shared.delete(b" " * (16 * 1024 + 1)).status == 413
+
+
+# --- what is written down
+
+
+def test_no_log_holds_a_query(nginx: Start, gunicorn: StartApp, backend: ScriptedServer) -> None:
+    app = gunicorn(backend, NGINX_CACHE_SECONDS="1")
+    service = nginx(app=app)
+    headers = {"Authorization": f"Bearer {KEY}", "Referer": f"http://x/?key={KEY}"}
+    for _ in range(2):
+        service.picture("a%20red%20apple", seed=7)
+    service.get("/prompt/b", headers=headers)
+    service.picture("c", key="a-wrong-key")
+    service.picture("x" * 33_000)
+    service.delete(b"{}", token=ADMIN)
+    app.close()
+    service.picture("d")
+    wait_until(lambda: is_stale(service.picture("a%20red%20apple", seed=7)))
+    wait_until(lambda: "upstream=502" in service.logged())
+    assert '"GET /prompt/a red apple" 200' in service.logged()
+    assert "cache=HIT" in service.logged()
+    logs = sorted(service.prefix.glob("*.log"))
+    assert len(logs) == 4
+    for log in logs:
+        text = log.read_text("utf-8")
+        for secret in (KEY, ADMIN, "a-wrong-key", "key=", "seed=", "Bearer"):
+            assert secret not in text, (log.name, secret)
