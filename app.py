@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from flask import Blueprint, Flask, Response, request, send_from_directory
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import FileWrapper
 
@@ -54,12 +55,12 @@ class WholePath(BaseConverter):
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Build the application from `settings`, or from the environment and `.env`.
+    """Build the application from `settings`, or from those of the service, or from `.env`.
 
     Raises config.SettingsError.
     """
     try:
-        settings = settings or config.load()
+        settings = settings or config.in_service or config.load()
     except config.SettingsError as faults:
         if click.get_current_context(silent=True):
             sys.exit(str(faults))  # a command's user reads sentences, not a traceback
@@ -368,9 +369,12 @@ def _forwarded_base() -> str:
 
 def read_body() -> dict[str, Any]:
     """Return the request's body, a JSON object. Raises BadRequest; over 16 KB it is a 413."""
-    request.max_content_length = answers.MAX_BODY
+    # One byte more than allowed: Werkzeug only cuts off what announces no length.
+    data = request.stream.read(answers.MAX_BODY + 1)
+    if len(data) > answers.MAX_BODY:
+        raise RequestEntityTooLarge
     try:
-        body = json.loads(request.get_data())
+        body = json.loads(data)
     except (ValueError, RecursionError):
         raise BadRequest("The body is not JSON.") from None
     if not isinstance(body, dict):

@@ -32,6 +32,8 @@ STALE_SECONDS = 600.0
 MAX_NOTES = 100_000
 # A clock that was set back by more than this makes what was noted "in the future" invalid.
 CLOCK_TOLERANCE = 60.0
+# The year 9999 begins then: no HTTP date is later.
+MAX_SECONDS = 253_370_764_800.0
 
 _PICTURE_NAME = re.compile(r"([0-9a-f]{64})-[0-9a-f]{16}\.(png|jpg|webp|gif)")
 _TEMPORARY_NAME = re.compile(r"([0-9a-f]{64}|index\.sqlite3)-[0-9a-z.]+\.tmp")
@@ -152,8 +154,8 @@ class Cache:
         if row is None:
             return None
         entry = Entry(*row)
-        if entry.url is None and not str(entry.file).startswith(key):
-            return None  # a damaged row: never a picture of another key
+        if not _is_sound(entry):
+            return None
         if entry.url is None:
             opened = self._open_picture(entry)
             if opened is None:
@@ -208,10 +210,10 @@ class Cache:
     def totals(self) -> dict[str, int] | None:
         """Return how many `entries` there are and how many `bytes` their files hold."""
         try:
-            row = self.index.run(lambda c: c.execute("SELECT * FROM totals").fetchone())
+            entries, size = self.index.run(_read_totals)
         except Unavailable:
             return None
-        return {"entries": row[0], "bytes": row[1]}
+        return {"entries": entries, "bytes": size}
 
     def records(
         self, search: str = "", limit: int = 50, before: str | None = None
@@ -236,9 +238,12 @@ class Cache:
             row = self.index.run(lambda c: c.execute(sql, (kind, key)).fetchone())
         except Unavailable:
             return None
-        if row is None or not row[1] - CLOCK_TOLERANCE <= self.clock() < row[2]:
-            return None
-        return json.loads(row[0])
+        try:
+            if row is None or not row[1] - CLOCK_TOLERANCE <= self.clock() < row[2]:
+                return None
+            return json.loads(row[0])
+        except (ValueError, TypeError):
+            return None  # a damaged row
 
     def remember(self, kind: str, key: str, value: Any, ttl: float) -> None:
         """Keep a JSON value for `ttl` seconds, if the index can be written."""
@@ -282,14 +287,19 @@ class Cache:
         try:
             # Neither follow a link nor wait for the writer of a FIFO put in the file's place.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            file = FileIO(os.open(f"{self.directory}/{name}", flags))
+            descriptor = os.open(f"{self.directory}/{name}", flags)
         except FileNotFoundError:
             self._lost(entry, "is gone")
             return None
         except OSError as error:
             log.warning("A picture cannot be read, and will be drawn again: %s", error.strerror)
             return None
-        found = os.fstat(file.fileno())
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):  # FileIO would refuse it, and leave it open
+            os.close(descriptor)
+            self._lost(entry, "is damaged")
+            return None
+        file = FileIO(descriptor)
         if found.st_mtime_ns == entry.mtime_ns and found.st_size == entry.bytes and entry.digest:
             return entry._replace(opened=file)
         return self._looked_into(entry, file, found)
@@ -409,14 +419,14 @@ class Cache:
                     self._unlink(name)
 
     def _take_victims(self, connection: sqlite3.Connection) -> list[str]:
-        (total,) = connection.execute("SELECT bytes FROM totals").fetchone()
+        _, total = _read_totals(connection)
         if total <= self.max_bytes:
             return []
         touched, self._touched = self._touched, {}
         names = []
         with transaction(connection):
             connection.executemany(_USE, [(used, key) for key, used in touched.items()])
-            (total,) = connection.execute("SELECT bytes FROM totals").fetchone()
+            _, total = _read_totals(connection)
             excess = total - self.max_bytes
             oldest = connection.execute(
                 "SELECT rowid, file, bytes FROM entries WHERE file IS NOT NULL ORDER BY used"
@@ -429,6 +439,17 @@ class Cache:
                 names.append(file)
                 excess -= size
         return names
+
+
+def _is_sound(entry: Entry) -> bool:
+    """Say whether a row can be answered with: never with a picture of another key."""
+    return (
+        entry.media_type in EXTENSIONS
+        and isinstance(entry.bytes, int)
+        and isinstance(entry.created, float)
+        and 0 <= entry.created < MAX_SECONDS
+        and (entry.url is not None or str(entry.file).startswith(entry.key))
+    )
 
 
 def _read_cursor(text: str) -> tuple[float, int]:
@@ -444,6 +465,14 @@ _USE = "UPDATE entries SET used = ? WHERE key = ?"
 def _write_uses(connection: sqlite3.Connection, touched: dict[str, float]) -> None:
     with transaction(connection):
         connection.executemany(_USE, [(used, key) for key, used in touched.items()])
+
+
+def _read_totals(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return how many entries there are, and their bytes. An index without them is damaged."""
+    row = connection.execute("SELECT entries, bytes FROM totals").fetchone()
+    if row is None or not all(isinstance(total, int) for total in row):
+        raise sqlite3.DatabaseError("no such totals")
+    return row[0], row[1]
 
 
 def _replace_row(connection: sqlite3.Connection, row: tuple[Any, ...]) -> str | None:

@@ -282,6 +282,11 @@ def _models(value: Any) -> Mapping[str, str]:
 # --- the reader: one variable after another, every fault kept -----------------------------------
 
 
+# What gunicorn.conf.py found when the service started, or at its last good reload. Workers are
+# forked after that, and build the app from it.
+in_service: Settings | None = None
+
+
 class _Reader:
     def __init__(self, values: Mapping[str, str]) -> None:
         self.values = dict(values)

@@ -9,16 +9,21 @@ import time
 from typing import Any
 
 import gunicorn.http.message
+import gunicorn.util
 from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import ThreadWorker
 
-# Not `import config`: every name here that gunicorn knows is a setting, and `config` is one.
-from config import RedactingFormatter, SettingsError, load
+# Underscores: every name here that gunicorn knows is a setting, and `config` is one.
+import config as _config
 
 try:
-    _settings = load()
-except SettingsError as faults:
-    sys.exit(str(faults))
+    _settings = _config.in_service = _config.load()
+except _config.SettingsError as faults:
+    if _config.in_service is None:
+        sys.exit(str(faults))
+    # A reload with a typo in .env must not end a service that runs.
+    _settings = _config.in_service
+    print(f"{faults}\nThe service goes on with the settings it has.", file=sys.stderr, flush=True)
 
 wsgi_app = "app:create_app()"
 bind = f"{_settings.host if ':' not in _settings.host else f'[{_settings.host}]'}:{_settings.port}"
@@ -35,6 +40,18 @@ graceful_timeout = int(_settings.generation_deadline) + 15
 # private constant to it, and 0 (unlimited) lets an endless line burn a core.
 gunicorn.http.message.MAX_REQUEST_LINE = limit_request_line = 32768
 limit_request_fields = 100
+
+# gunicorn's page for what is no HTTP repeats the request line, and with it the key.
+# (This file is read again at each reload: the first one's original is the original.)
+_write_error = getattr(gunicorn.util.write_error, "original", gunicorn.util.write_error)
+
+
+def _write_short_error(sock: Any, status: int, reason: str, message: str) -> None:
+    _write_error(sock, status, reason, "")
+
+
+_write_short_error.original = _write_error  # type: ignore[attr-defined]
+gunicorn.util.write_error = _write_short_error
 
 # On by default, under HOME, and a second instance would take it over.
 control_socket_disable = True
@@ -64,7 +81,7 @@ class logger_class(Logger):  # type: ignore[misc] # gunicorn carries no types
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
-        formatter = RedactingFormatter(_settings, self.error_fmt, self.datefmt)
+        formatter = _config.RedactingFormatter(_settings, self.error_fmt, self.datefmt)
         for handler in (*self.error_log.handlers, *self.access_log.handlers):
             handler.setFormatter(formatter)
         app_log = logging.getLogger("prompt_image_proxy")

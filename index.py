@@ -68,7 +68,13 @@ COMMIT;
 """
 
 _CODE_SHORT_READ = 522  # SQLITE_IOERR_SHORT_READ
-_CODE_MOVED = 1032  # SQLITE_READONLY_DBMOVED
+# What opening ends with where the files beside the database can be neither made nor written.
+_UNWRITABLE = (
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
 
 
 class Unavailable(Exception):
@@ -83,7 +89,7 @@ PRAGMA journal_size_limit = 4194304;
 
 
 class _Connection(sqlite3.Connection):
-    generation = 0
+    generation = -1  # of no pool: closed after use
     identity: tuple[int, int] | None = None
 
 
@@ -110,7 +116,8 @@ class Index:
             try:
                 connection = self._borrow()
                 result = work(connection)
-            except (sqlite3.Error, OSError) as error:
+            # A damaged schema can be quoted in a message that is no UTF-8.
+            except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
                 lost = connection.identity if connection else self._found()
                 if connection:
                     connection.close()
@@ -144,16 +151,30 @@ class Index:
         if self._found() is None:
             self._replace(lost=None)
         generation, identity = self._generation, self._found()
-        # mode=rw: the default would quietly make an empty database without tables.
+        try:
+            # mode=rw: the default would quietly make an empty database without tables.
+            connection = self._connect("mode=rw")
+        except sqlite3.OperationalError as error:
+            code = getattr(error, "sqlite_errorcode", 0)
+            if code & 0xFF not in _UNWRITABLE or code == _CODE_SHORT_READ:
+                raise
+            with contextlib.suppress(sqlite3.Error):
+                # Started on a full disk or in a read-only folder: reading is still possible.
+                return self._connect("mode=ro&immutable=1")
+            raise
+        connection.generation, connection.identity = generation, identity
+        self._identity = identity
+        return connection
+
+    def _connect(self, how: str) -> _Connection:
         connection = sqlite3.connect(
-            f"file:{quote(str(self.path))}?mode=rw",
+            f"file:{quote(str(self.path))}?{how}",
             uri=True,
             timeout=5.0,
             isolation_level=None,
             check_same_thread=False,
             factory=_Connection,
         )
-        connection.generation, connection.identity = generation, identity
         try:
             connection.executescript(_ON_CONNECT)
             if connection.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
@@ -161,7 +182,6 @@ class Index:
         except BaseException:
             connection.close()
             raise
-        self._identity = identity
         return connection
 
     def _found(self) -> tuple[int, int] | None:
@@ -180,14 +200,21 @@ class Index:
             self._identity = None
             self.close()
 
-    def _heal(self, error: sqlite3.Error | OSError, lost: tuple[int, int] | None) -> bool:
+    def _heal(self, error: Exception, lost: tuple[int, int] | None) -> bool:
         """Replace the file `lost`, if `error` says so; return whether trying again can help."""
         code = getattr(error, "sqlite_errorcode", 0)
-        if code == _CODE_MOVED or isinstance(error, FileNotFoundError):
+        # A connection to a file that was moved away, or opened while the folder was read-only,
+        # can never write again; a new one may.
+        if code & 0xFF == sqlite3.SQLITE_READONLY or isinstance(error, FileNotFoundError):
             self.close()
             return True
-        damaged = code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-        if not (damaged or code == _CODE_SHORT_READ or str(error).startswith("no such")):
+        is_damaged = (
+            code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+            or code == _CODE_SHORT_READ
+            or isinstance(error, UnicodeDecodeError)
+            or str(error).startswith(("no such", "Could not decode", "unsupported file format"))
+        )
+        if not is_damaged:
             return False
         try:
             self._replace(lost)
@@ -230,7 +257,8 @@ class Index:
 
     def _unavailable(self, error: Exception) -> Unavailable:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        reason = reason or type(error).__name__
+        # What cannot be decoded is quoted in the message: a prompt, perhaps.
+        reason = (reason or type(error).__name__).partition(" with text ")[0]
         now = time.monotonic()
         if now - self._complained.get(reason, -60.0) >= 60.0:
             self._complained[reason] = now

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
+import itertools
 import json
+import os
 import socket
 import struct
 import threading
@@ -246,10 +248,18 @@ def wait_until(condition: Callable[[], Any], seconds: float = 15.0, what: str = 
     return found
 
 
+# Below the ports that the kernel gives to outgoing connections: one of those could take a port
+# between our looking and the server's binding. Each process of a parallel run begins elsewhere.
+_ports = itertools.count(12_000 + os.getpid() * 89 % 18_000)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of loopback that nobody listens on, and that no later call returns."""
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("count() never ends")
 
 
 @contextlib.contextmanager

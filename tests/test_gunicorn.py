@@ -223,6 +223,21 @@ def test_three_reloads_under_load_lose_no_request(gunicorn: Start, backend: Scri
     assert set(statuses) == {200}
 
 
+def test_reload_takes_over_new_settings_and_survives_faulty_ones(
+    gunicorn: Start, backend: ScriptedServer
+) -> None:
+    service = gunicorn(backend)
+    dotenv = service.log.parent / ".env"
+    dotenv.write_text("NGINX_CACHE_SECONDS=77\n")
+    reload(service)
+    assert service.picture("x").headers["X-Accel-Expires"] == "77"
+    dotenv.write_text("NGINX_CACHE_SECONDS=many\n")
+    reload(service)
+    assert "NGINX_CACHE_SECONDS: 'many' is not usable" in service.said()
+    assert "The service goes on with the settings it has." in service.said()
+    assert service.picture("x").headers["X-Accel-Expires"] == "77"
+
+
 def test_stop_lets_a_drawing_finish_and_keeps_it(gunicorn: Start, backend: ScriptedServer) -> None:
     gate = Gate()
     backend.say(gate)

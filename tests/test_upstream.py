@@ -522,6 +522,7 @@ def test_stalling_tls_answer_ends_at_the_deadline(
 HANDSHAKE = b"\x16\x03\x03\x40\x00"  # a record of 16 KiB, of which only a drip will come
 
 
+@pytest.mark.usefixtures("trusted")  # a short list, which is read in no time
 @pytest.mark.parametrize(
     "talk", [hang, lambda c: (c.sendall(HANDSHAKE), dripping(b"\0")(c))], ids=["hang", "drip"]
 )
