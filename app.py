@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from io import FileIO
 from typing import TYPE_CHECKING, Any
 
@@ -337,13 +338,13 @@ class HitsFirst:
         ):
             views = self.views
             try:
-                wanted, credentials = ImageRequest.from_url(
+                wanted, credentials, key = _read_url(
                     path, environ["QUERY_STRING"], views.settings.max_prompt_length
                 )
                 views.authorise(environ, credentials, wanted)
             except (BadRequest, Unauthorised):
                 return self.app(environ, start_response)  # which says so in full
-            entry = views.cache.get(wanted.key)
+            entry = views.cache.get(key)
             if entry and entry.opened:
                 start_response("200 OK", views.pictures.headers(wanted.prompt, entry))
                 wrap: Callable[[FileIO], Iterable[bytes]] = environ.get(
@@ -351,6 +352,15 @@ class HitsFirst:
                 )
                 return wrap(entry.opened)
         return self.app(environ, start_response)
+
+
+@lru_cache(256)
+def _read_url(
+    path: str, query: str, max_prompt_length: int
+) -> tuple[ImageRequest, dict[str, str], str]:
+    """Return a URL's picture, credentials and cache key: hot URLs are read once, not each time."""
+    wanted, credentials = ImageRequest.from_url(path, query, max_prompt_length)
+    return wanted, credentials, wanted.key
 
 
 _CONDITIONS = frozenset(

@@ -172,7 +172,8 @@ def decode_base64(text: str) -> bytes:
         text = text.partition(",")[2]
     # The usual case first: over megabytes, looking for white space costs more than decoding.
     with contextlib.suppress(ValueError):
-        return binascii.a2b_base64(text, strict_mode=True)
+        # As bytes: of a str it takes twice as long.
+        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
     text = re.sub(r"\s", "", text).rstrip("=").translate(_FROM_URL_SAFE)
     try:
         return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)

@@ -40,7 +40,18 @@ from picture import ImageRequest
 from upstream import Deadline, Upstream
 
 from .conftest import REFUSAL, drawing
-from .servers import GIF, JPEG, WEBP, RawServer, Say, ScriptedServer, Seen, png, read_request
+from .servers import (
+    GIF,
+    JPEG,
+    WEBP,
+    RawServer,
+    Say,
+    ScriptedServer,
+    Seen,
+    closing_all,
+    png,
+    read_request,
+)
 
 MakeServer = Callable[[], ScriptedServer]
 MakeRawServer = Callable[[Callable[[socket.socket], None]], RawServer]
@@ -76,6 +87,28 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@pytest.fixture(scope="module")
+def idle() -> Iterator[list[ScriptedServer]]:
+    """Servers that no test uses just now: closing one takes longer than most tests."""
+    servers: list[ScriptedServer] = []
+    with closing_all(servers):
+        yield servers
+
+
+@pytest.fixture
+def server(idle: list[ScriptedServer]) -> Iterator[MakeServer]:
+    """Make scripted servers, or use idle ones again."""
+    taken: list[ScriptedServer] = []
+
+    def make() -> ScriptedServer:
+        taken.append(there := idle.pop() if idle else ScriptedServer())
+        there.script, there.seen = [], []
+        return there
+
+    yield make
+    idle += taken
 
 
 @pytest.fixture(autouse=True)
@@ -797,6 +830,16 @@ def test_outage_is_one_warning_however_long_it_lasts(
     for _ in range(5):
         fail(cooldowns, ONE)
     assert [record.levelname for record in caplog.records] == ["WARNING"] + ["INFO"] * 4
+
+
+def test_fault_of_the_account_is_a_warning_in_the_middle_of_an_outage(
+    cooldowns: Cooldowns, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    fail(cooldowns, ONE)
+    fail(cooldowns, ONE)
+    assert fail(cooldowns, ONE, cooldown=60, needs_attention=True) == 60
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING"]
 
 
 # --- who is next --------------------------------------------------------------------------------
