@@ -129,15 +129,6 @@ def _wanted(prompt: str, settings: Settings, parameters: dict[str, str | None]) 
 def _warm_command(
     settings: Settings, cache: Cache, pipeline: Pipeline, signer: Signer
 ) -> click.Command:
-    def is_ours(found: Found) -> bool:
-        if "sig" in found.credentials:
-            try:
-                signer.verify(found.request, found.credentials["sig"], found.credentials.get("exp"))
-            except (BadSignature, BadRequest):
-                return False
-            return True
-        return found.credentials.get("key") == settings.access_key
-
     def draw(request: ImageRequest) -> str:
         if entry := cache.get(request.key):
             entry.close()
@@ -163,7 +154,7 @@ def _warm_command(
             for _, found in find_urls(
                 _read_text(file), settings.public_url, settings.max_prompt_length
             )
-            if is_ours(found)
+            if _is_ours(found, settings, signer)
         }
         outcomes = _draw_all(list(wanted.values()), draw, jobs, quiet=as_json)
         failed = {
@@ -181,6 +172,17 @@ def _warm_command(
         sys.exit(1 if failed else 0)
 
     return warm
+
+
+def _is_ours(found: Found, settings: Settings, signer: Signer) -> bool:
+    """Say whether the service would draw this for whoever opens the URL."""
+    if "sig" not in found.credentials:
+        return found.credentials.get("key") == settings.access_key
+    try:
+        signer.verify(found.request, found.credentials["sig"], found.credentials.get("exp"))
+    except (BadSignature, BadRequest):
+        return False
+    return True
 
 
 def _draw_all(

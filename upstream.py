@@ -338,19 +338,8 @@ class _BoundedHTTP(HTTPConnection):
         self.call.watch(self.sock)
 
 
-class _BoundedHTTPS(HTTPSConnection):
-    response_class = _Response
-
-    def __init__(self, *args: Any, call: _Call, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.call = call
-
-    def _new_conn(self) -> socket.socket:
-        return self.call.connect(self._dns_host, self.port)
-
-    def connect(self) -> None:
-        super().connect()
-        self.call.watch(self.sock)
+class _BoundedHTTPS(_BoundedHTTP, HTTPSConnection):
+    """The same over TLS."""
 
 
 class _Adapter(HTTPAdapter):
