@@ -7,8 +7,11 @@ RUN pip install -r requirements.txt \
     && useradd --system --uid 10001 --no-create-home proxy \
     && mkdir /cache && chown proxy /cache
 COPY *.py ./
+COPY commands commands
 COPY prompts prompts
-COPY templates templates
+COPY storage storage
+COPY upstream upstream
+COPY web web
 
 USER proxy
 ENV HOST=0.0.0.0 PORT=8080 CACHE_DIR=/cache

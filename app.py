@@ -21,10 +21,9 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 from werkzeug.wsgi import FileWrapper
 
-import answers
 import commands
 import config
-from answers import Forbidden, NothingThere, Pictures, Unauthorised, as_json
+from access import MAX_EXPIRES_IN, BadSignature, Link, Signer
 from backends import Backend, Backends, Cooldowns, Pollinations
 from cache import Cache, Record
 from config import ROOT, Settings, printable_url
@@ -32,9 +31,10 @@ from hosting import image_host
 from llm import Llm
 from picture import BadRequest, ImageRequest
 from pipeline import Pipeline
-from signing import MAX_EXPIRES_IN, BadSignature, Link, Signer
 from upkeep import Upkeep
-from upstream import Upstream
+from upstream.client import Upstream
+from web import answers
+from web.answers import Forbidden, NothingThere, Pictures, Unauthorised, as_json
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -261,7 +261,7 @@ class Views:
 
     def page(self, name: str = "page.html") -> Response:
         """GET /, /page.css, /page.js: what a person is shown."""
-        response = send_from_directory(ROOT / "templates", name, max_age=0)
+        response = send_from_directory(ROOT / "web" / "page", name, max_age=0)
         response.headers["Content-Security-Policy"] = PAGE_POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"

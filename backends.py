@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import dialect
 from config import BackendSettings, PollinationsSettings, printable_url
-from dialect import Answer, ErrorDetail, clean_text
-from picture import ImageRequest, image_type
-from upstream import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError, joined
+from formats import image_type
+from picture import ImageRequest
+from upstream import openai as dialect
+from upstream.client import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError, joined
+from upstream.openai import Answer, ErrorDetail, clean_text
 
 log = logging.getLogger("prompt_image_proxy.backends")
 

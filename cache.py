@@ -22,9 +22,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from index import Index, Unavailable, transaction
-from locks import Locks
-from picture import EXTENSIONS, BadRequest, ImageRequest, image_type
+from formats import EXTENSIONS, image_type
+from picture import BadRequest, ImageRequest
+from storage.locks import Locks
+from storage.sqlite import Index, Unavailable, transaction
 
 log = logging.getLogger("prompt_image_proxy.cache")
 

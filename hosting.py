@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
 from config import HostingSettings
-from dialect import clean_text
-from upstream import Deadline, Upstream, UpstreamError
+from upstream.client import Deadline, Upstream, UpstreamError
+from upstream.openai import clean_text
 
 
 class UploadFailed(Exception):

@@ -6,10 +6,10 @@ import hashlib
 import re
 from typing import Any
 
-import dialect
 from config import PLACEHOLDER, LlmSettings
-from dialect import clean_text
-from upstream import JSON_LIMIT, Deadline, Upstream, UpstreamError
+from upstream import openai as dialect
+from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError
+from upstream.openai import clean_text
 
 MIN_LENGTH = 5
 MAX_LENGTH = 2000

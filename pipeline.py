@@ -18,11 +18,12 @@ from typing import Any, Generic, TypeVar
 
 from backends import Backends, Failed, Image, Pollinations, Refused
 from cache import Cache, NotKept, Provenance
+from formats import EXTENSIONS
 from hosting import ImageHost, UploadFailed
 from llm import Llm, RewriteFailed
-from locks import Locks, LockTimeout
-from picture import EXTENSIONS, ImageRequest
-from upstream import Deadline
+from picture import ImageRequest
+from storage.locks import Locks, LockTimeout
+from upstream.client import Deadline
 
 log = logging.getLogger("prompt_image_proxy.pipeline")
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from cache import Cache
-from index import Unavailable
+from storage.sqlite import Unavailable
 
 FLUSH_SECONDS = 30.0
 EXPIRE_SECONDS = 60.0

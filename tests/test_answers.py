@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from answers import card
+from web.answers import card
 
 from .conftest import ADMIN, KEY, REFUSAL, InProcess, drawing
 from .servers import Got, Say, ScriptedServer, png

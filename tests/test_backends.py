@@ -37,7 +37,7 @@ from backends import (
 )
 from config import BackendSettings, PollinationsSettings
 from picture import ImageRequest
-from upstream import Deadline, Upstream
+from upstream.client import Deadline, Upstream
 
 from .conftest import REFUSAL, drawing
 from .servers import (

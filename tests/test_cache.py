@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from cache import MAX_NOTES, STALE_SECONDS, Cache, Entry, NotKept, Provenance
-from index import Unavailable
-from locks import LockTimeout
 from picture import ImageRequest
+from storage.locks import LockTimeout
+from storage.sqlite import Unavailable
 from upkeep import Upkeep
-from upstream import Deadline
+from upstream.client import Deadline
 
 from .conftest import ROOT
 from .servers import GIF, png, wait_until
@@ -487,7 +487,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from cache import Cache
-from upstream import Deadline
+from upstream.client import Deadline
 with Cache(Path(sys.argv[2])).locks.hold(sys.argv[3], Deadline.after(5)):
     print("held", flush=True)
     sys.stdin.read()

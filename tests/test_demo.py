@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from picture import image_type
+from formats import image_type
 
 from .conftest import ROOT, InProcess
 from .servers import Got, ScriptedServer, fetch, free_port, wait_until

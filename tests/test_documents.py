@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from documents import find_urls, replace_urls, signed_in_place
+from commands.documents import find_urls, replace_urls, signed_in_place
 from picture import ImageRequest
 
 BASE = "https://pics.example.org"

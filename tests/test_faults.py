@@ -36,7 +36,7 @@ from backends import MAX_COOLDOWN, Backend, Cooldowns, Failed
 from cache import Cache, Provenance
 from config import BackendSettings
 from picture import ImageRequest
-from upstream import Upstream
+from upstream.client import Upstream
 
 from .conftest import ADMIN, KEY, ROOT, Gunicorn, InProcess, drawing
 from .servers import RawServer, Say, ScriptedServer, Seen, fetch, png, read_request, wait_until

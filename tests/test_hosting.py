@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from config import HOSTING_PROVIDERS, HostingSettings
 from hosting import ImageHost, UploadFailed, image_host
-from upstream import Deadline, Upstream
+from upstream.client import Deadline, Upstream
 
 from .conftest import KEY
 from .servers import RawServer, Say, ScriptedServer, Seen, free_port, png, read_request

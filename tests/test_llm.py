@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from config import LlmSettings
 from llm import Llm, RewriteFailed, message_in, read_prompt
-from upstream import Deadline, Upstream
+from upstream.client import Deadline, Upstream
 
 from .conftest import saying
 from .servers import RawServer, Say, ScriptedServer, Seen, free_port, read_request

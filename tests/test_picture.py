@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picture import BadRequest, ImageRequest, image_type
+from formats import image_type
+from picture import BadRequest, ImageRequest
 
 from .servers import GIF, JPEG, WEBP, png
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from upstream import Deadline, Reply, Upstream, UpstreamError, is_public, origin
+from upstream.client import Deadline, Reply, Upstream, UpstreamError, is_public, origin
 
 from .servers import RawServer, Say, ScriptedServer, free_port, png, read_request
 

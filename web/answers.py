@@ -18,9 +18,10 @@ from werkzeug.http import http_date
 from werkzeug.wsgi import FileWrapper
 
 from cache import Entry
-from index import Unavailable
-from picture import EXTENSIONS, BadRequest
+from formats import EXTENSIONS
+from picture import BadRequest
 from pipeline import Busy, Drawn, GaveUp, Stage
+from storage.sqlite import Unavailable
 
 log = logging.getLogger("prompt_image_proxy.answers")
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from upstream import Deadline
+from upstream.client import Deadline
 
 log = logging.getLogger("prompt_image_proxy.locks")
 

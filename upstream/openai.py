@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from upstream import Deadline, Reply, Upstream, UpstreamError
+from upstream.client import Deadline, Reply, Upstream, UpstreamError
 
 # A parameter is rejected in words like these; where none stands, its name alone proves nothing.
 _REJECTION = re.compile(

@@ -17,8 +17,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from markdown_it import MarkdownIt
 
+from access import Signer
 from picture import ImageRequest
-from signing import Signer
 
 from .conftest import KEY, ROOT, InProcess
 from .servers import Got, ScriptedServer, png

@@ -15,13 +15,14 @@ from typing import Any
 import click
 from flask.cli import AppGroup
 
+from access import MAX_EXPIRES_IN, BadSignature, Link, Signer
 from cache import Cache, NotKept, Provenance, Record
+from commands.documents import Found, find_urls, replace_urls, signed_in_place
 from config import Settings
-from documents import Found, find_urls, replace_urls, signed_in_place
-from index import Unavailable
-from picture import BadRequest, ImageRequest, image_type
+from formats import image_type
+from picture import BadRequest, ImageRequest
 from pipeline import Busy, GaveUp, Pipeline
-from signing import MAX_EXPIRES_IN, BadSignature, Link, Signer
+from storage.sqlite import Unavailable
 
 Documents = tuple[Path, ...]
 FILES = click.argument(

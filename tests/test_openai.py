@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dialect import REJECTED_TTL, Answer, Endpoint, ErrorDetail, clean_text, endpoint
-from upstream import Deadline, Reply, Upstream, UpstreamError
+from upstream.client import Deadline, Reply, Upstream, UpstreamError
+from upstream.openai import REJECTED_TTL, Answer, Endpoint, ErrorDetail, clean_text, endpoint
 
 from .servers import RawServer, Say, ScriptedServer, Seen, read_request
 
