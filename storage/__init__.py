@@ -1,0 +1,232 @@
+"""Where pictures and what is known of them live: one contract, several implementations.
+
+A `State` holds rows, notes and locks; a `Store` holds bytes. On one machine they are SQLite and
+a folder. tests/test_storage.py runs one behaviour suite over every implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from io import FileIO
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+
+from picture import ImageRequest
+
+
+class Unavailable(Exception):
+    """The state cannot be used at the moment. The text says why, and names no file and no key."""
+
+
+class IncompatibleSchema(Unavailable):
+    """A newer version of the program has written this state; it is left as it is."""
+
+
+class LockTimeout(Exception):
+    """Another process held the lock for longer than the caller would wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """All that is known of one picture. Sizes are pixels and bytes, `created` a Unix time.
+
+    A picture lies either in the store, as `file`, or at an image host, at `url`. `digest` is
+    the SHA-256 of its bytes in hex, None for an adopted file until its first hit. The fields
+    from `prompt` on are None where they are unknown.
+    """
+
+    key: str
+    file: str | None = None
+    url: str | None = None
+    media_type: str
+    bytes: int
+    digest: str | None
+    created: float
+    prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    model: str | None = None
+    seed: int | None = None
+    optimized: str | None = None
+    rewritten: str | None = None
+    revised: str | None = None
+    drawn_by: str | None = None
+
+    @property
+    def request(self) -> ImageRequest | None:
+        """The request that this picture answers, or None for an adopted or imported file."""
+        if self.prompt is None or self.seed is None:
+            return None
+        return ImageRequest(self.prompt, self.width, self.height, self.model, self.seed)
+
+    @property
+    def final_prompt(self) -> str | None:
+        """The prompt that was drawn, as far as it is known."""
+        return self.revised or self.rewritten or self.optimized or self.prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How many rows there are, and how many bytes the store holds for them."""
+
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A small fact that expires. Each kind is a frozen dataclass with one owner.
+
+    The owner alone writes and reads its kind; the state keeps it as JSON.
+    """
+
+    kind: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Raises TypeError, ValueError or KeyError for what another version has written."""
+        return cls(**value)
+
+
+N = TypeVar("N", bound=Note)
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled(Generic[N]):
+    """A note with its age and what is left of its life, in seconds by the state's clock."""
+
+    note: N
+    age: float
+    left: float
+
+
+class Notes:
+    """What one call of `State.recall` found."""
+
+    def __init__(self, found: Mapping[tuple[str, str], Recalled[Any]] | None = None) -> None:
+        self._found = found or {}
+
+    def get(self, kind: type[N], key: str) -> Recalled[N] | None:
+        return self._found.get((kind.kind, key))
+
+
+class State(Protocol):
+    """Rows, notes and locks, shared by all who use the same database.
+
+    Every method is one call: one round trip where the database is another machine's. All but
+    `hold` raise Unavailable. Durations are seconds; moments are read off the state's own
+    clock, so that a machine whose clock is wrong invalidates nothing. Thread-safe.
+    """
+
+    def find(self, key: str) -> Row | None:
+        """Return the row of a picture. A damaged row counts as none."""
+        ...
+
+    def store(self, row: Row) -> str | None:
+        """Insert or replace a row, as used just now; return the file of the row it replaced."""
+        ...
+
+    def remove(self, rows: Sequence[Row]) -> int:
+        """Remove rows, except those that have been replaced since they were read.
+
+        Return how many were removed. All or none are, if the state fails meanwhile.
+        """
+        ...
+
+    def newest(self, search: str, limit: int, before: tuple[float, str] | None) -> list[Row]:
+        """Return rows, the newest first, whose prompt contains `search` in any case of ASCII.
+
+        `before` is the `(created, key)` of the last row of the page before.
+        """
+        ...
+
+    def oldest(self, limit: int) -> list[Row]:
+        """Return rows that have a file, the least recently used first."""
+        ...
+
+    def touch(self, ages: Mapping[str, float]) -> None:
+        """Note for each key how many seconds ago its picture was last used."""
+        ...
+
+    def files(self, keys: Sequence[str]) -> dict[str, str | None]:
+        """Return the file (None: hosted) of each of at most 500 keys that has a row."""
+        ...
+
+    def totals(self) -> Totals: ...
+
+    def recall(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
+        """Return the notes of these kinds and keys that have not expired, in one call."""
+        ...
+
+    def remember(self, note: Note, key: str, ttl: float) -> None:
+        """Keep a note for `ttl` seconds, in place of one of the same kind and key."""
+        ...
+
+    def forget(self, kind: type[Note], key: str) -> bool:
+        """Drop a note; return whether there was one."""
+        ...
+
+    def expire(self) -> None:
+        """Drop the notes that have expired, and the oldest where there are too many."""
+        ...
+
+    def hold(self, key: str, seconds: float) -> AbstractContextManager[None]:
+        """Hold the lock of `key` (hex digits) against all other processes while in the block.
+
+        It ends with the process, however that ends. Threads of one process must be kept apart
+        by the caller. Raises LockTimeout after `seconds`. Where locks cannot be had, each
+        process works alone.
+        """
+        ...
+
+    def check(self) -> None:
+        """Open and migrate the state. Raises Unavailable, IncompatibleSchema for a newer one."""
+        ...
+
+    def close(self) -> None:
+        """Close every connection and file; the next call opens what it needs anew."""
+        ...
+
+
+class Stored(NamedTuple):
+    """One object of a store: its name, its bytes, and Unix times of creation and last change."""
+
+    name: str
+    bytes: int
+    created: float
+    changed: float
+
+
+class Store(Protocol):
+    """Bytes under immutable names, `{key}-{16 hex digits}.{extension}`. Thread-safe.
+
+    A name never stands for half of its bytes. All methods raise OSError.
+    """
+
+    def write(self, name: str, data: bytes, created: float) -> None:
+        """Store new bytes durably, as created at the Unix time `created` (whole seconds)."""
+        ...
+
+    def open(self, name: str) -> FileIO:
+        """Open for reading: a regular local file, so that the kernel can send it.
+
+        Its modification time is `created` in whole seconds as long as it is as it was written.
+        Raises FileNotFoundError where there is none.
+        """
+        ...
+
+    def delete(self, name: str) -> None:
+        """Delete; a name that does not exist is deleted already."""
+        ...
+
+    def names(self) -> Iterator[Stored]:
+        """Yield every picture in the store, in any order."""
+        ...
+
+    def sweep(self) -> None:
+        """Delete what interrupted writes left behind more than ten minutes ago."""
+        ...
