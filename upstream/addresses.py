@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,9 +15,10 @@ from upstream.deadline import Deadline
 # One address as socket.getaddrinfo returns it: family, kind, protocol, name, (host, port, …).
 Address = tuple[int, int, int, str, tuple[Any, ...]]
 Resolver = Callable[..., list[Any]]
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # Addresses that lead, or may lead, somewhere private although `is_global` is true of them.
-_DISGUISES = [
+_DISGUISES: list[IpNetwork] = [
     ipaddress.ip_network(network)
     for network in (
         "::/8",  # IPv4-compatible, IPv4-translated, NAT64
@@ -32,9 +33,13 @@ _DISGUISES = [
 def is_public(address: str) -> bool:
     """Say whether an IP address belongs to the public internet, seen through every disguise."""
     ip = _ip(address)
-    if any(ip.version == network.version and ip in network for network in _DISGUISES):
-        return False
-    return ip.is_global and not ip.is_multicast
+    return not is_in(address, _DISGUISES) and ip.is_global and not ip.is_multicast
+
+
+def is_in(address: str, networks: Iterable[IpNetwork]) -> bool:
+    """Say whether an IP address belongs to one of the networks."""
+    ip = _ip(address)
+    return any(ip in network for network in networks)
 
 
 def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

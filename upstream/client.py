@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import requests
 import urllib3
 
-from upstream.addresses import Resolver, is_public
-from upstream.connections import Route, Trust, pool_over
+from upstream.addresses import IpNetwork, Resolver, is_public
 from upstream.deadline import Deadline
 from upstream.failure import UpstreamError, Why, translated
+from upstream.proxies import Proxies
+from upstream.routes import Dialer, Route
 
 __all__ = [
     "JSON_LIMIT",
@@ -68,7 +69,10 @@ class Reply:
 
 def origin(url: str) -> tuple[str, str, int]:
     """Return scheme, host and port of a URL. Raises UpstreamError unless it is http(s)."""
-    parts = _split(url)
+    return _origin(_split(url))
+
+
+def _origin(parts: SplitResult) -> tuple[str, str, int]:
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     return parts.scheme, parts.hostname or "", port
 
@@ -79,9 +83,13 @@ def _split(url: str) -> SplitResult:
     urlsplit alone takes `http://a\\@b/` for a URL of b, and the request would go to a.
     """
     try:
-        parts = urlsplit(requests.Request("GET", url).prepare().url or "")
+        return _parts(requests.Request("GET", url).prepare())
     except ValueError as error:
         raise UpstreamError("it named something that is not a URL", Why.FORBIDDEN) from error
+
+
+def _parts(prepared: requests.PreparedRequest) -> SplitResult:
+    parts = urlsplit(prepared.url or "")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UpstreamError("it named a URL that is not http or https", Why.FORBIDDEN)
     return parts
@@ -99,15 +107,21 @@ class Upstream:
     """Makes calls over connections that it keeps.
 
     `resolve` has the shape of socket.getaddrinfo. `ca_bundle` is a file of certificates to
-    trust instead of certifi's.
+    trust instead of certifi's. `picture_networks` are admitted for downloads although they are
+    not public; where a proxy leads to them, it gets the name instead of the address.
     """
 
     def __init__(
-        self, resolve: Resolver = socket.getaddrinfo, *, ca_bundle: Path | None = None
+        self,
+        resolve: Resolver = socket.getaddrinfo,
+        *,
+        ca_bundle: Path | None = None,
+        proxies: Proxies | None = None,
+        picture_networks: Sequence[IpNetwork] = (),
     ) -> None:
-        self.resolve = resolve
-        self.trust = Trust(ca_bundle)
-        self.pool = functools.lru_cache(SERVERS)(pool_over)
+        dialer = Dialer(resolve, ca_bundle, tuple(picture_networks))
+        self.pool = functools.lru_cache(SERVERS)(dialer.pool)
+        self.proxies = proxies or Proxies()
 
     def close(self) -> None:
         """Close the connections that are kept, and those in use as soon as they are free."""
@@ -123,34 +137,17 @@ class Upstream:
         headers: Mapping[str, str] | None = None,
         json: Any = None,
         files: Files | None = None,
-        public_only: bool = False,
     ) -> Reply:
         """Send one request and read its whole answer, of at most `limit` bytes.
 
         `files` maps a form field to (file name, bytes, media type). Redirects are answers like
-        any other. With `public_only` the connection is made only if every address of the host
-        is public, and to one of those. Raises UpstreamError, and never outlives `deadline`.
+        any other. Raises UpstreamError, and never outlives `deadline`.
         """
         with translated():
-            if deadline.is_over:
-                raise TimeoutError
             prepared = _prepared(method, url, headers or {}, json, files)
-            route = Route(*origin(url), public_only, self.resolve, self.trust)
-            response = self.pool(route).urlopen(
-                method,
-                prepared.path_url,
-                prepared.body,
-                prepared.headers,
-                retries=False,
-                redirect=False,
-                timeout=urllib3.Timeout(total=max(0.001, deadline.remaining())),
-                preload_content=False,
-            )
-            try:
-                return Reply(response.status, response.headers, _body(response, limit))
-            finally:
-                # A connection whose answer was not read to its end is closed, not kept.
-                response.close()
+            place = _origin(_parts(prepared))
+            route = Route(*place, proxy=self.proxies.to(place))
+            return self._exchange(route, prepared, deadline, limit)
 
     def download(
         self,
@@ -167,25 +164,54 @@ class Upstream:
         `headers`; everything else from public addresses only, without them. Raises UpstreamError.
         """
         for _ in range(MAX_REDIRECTS + 1):
-            is_home = origin(url) == origin(home)
-            if not is_home and "@" in _split(url).netloc:
-                raise UpstreamError("it named a URL with credentials", Why.FORBIDDEN)
-            reply = self.request(
-                "GET",
-                url,
-                deadline=deadline,
-                limit=limit,
-                headers=headers if is_home else None,
-                public_only=not is_home,
-            )
+            with translated():
+                route = self._route_to_picture(url, home)
+                sent = headers if headers and not route.public_only else {}
+                reply = self._exchange(route, _prepared("GET", url, sent), deadline, limit)
             if reply.status not in (301, 302, 303, 307, 308) or "Location" not in reply.headers:
                 return reply
             url = joined(url, reply.headers["Location"])
         raise UpstreamError(f"it redirected more than {MAX_REDIRECTS} times", Why.FORBIDDEN)
 
+    def _route_to_picture(self, url: str, home: str) -> Route:
+        place, named_by = origin(url), origin(home)
+        if place != named_by and "@" in _split(url).netloc:
+            raise UpstreamError("it named a URL with credentials", Why.FORBIDDEN)
+        proxy = self.proxies.to(place, named_by=named_by)
+        return Route(*place, public_only=place != named_by, proxy=proxy)
+
+    def _exchange(
+        self, route: Route, prepared: requests.PreparedRequest, deadline: Deadline, limit: int
+    ) -> Reply:
+        if deadline.is_over:
+            raise TimeoutError
+        target = prepared.path_url
+        if route.proxy and route.is_forwarded:
+            target = f"{route.base}{target}"
+            prepared.headers.update(route.proxy.headers)
+        response = self.pool(route).urlopen(
+            str(prepared.method),
+            target,
+            prepared.body,
+            prepared.headers,
+            retries=False,
+            redirect=False,
+            timeout=urllib3.Timeout(total=max(0.001, deadline.remaining())),
+            preload_content=False,
+        )
+        try:
+            return Reply(response.status, response.headers, _body(response, limit))
+        finally:
+            # A connection whose answer was not read to its end is closed, not kept.
+            response.close()
+
 
 def _prepared(
-    method: str, url: str, headers: Mapping[str, str], json: Any, files: Files | None
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    json: Any = None,
+    files: Files | None = None,
 ) -> requests.PreparedRequest:
     sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
     prepared = requests.Request(method, url, headers=sent, json=json, files=files).prepare()

@@ -32,6 +32,10 @@ class UpstreamError(Exception):
         self.why = why
 
 
+class ProxyFailure(OSError):
+    """A proxy was not reached, or did not let the connection through. The text is ours."""
+
+
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
     """Turn the libraries' exceptions into UpstreamError, without their texts: those hold URLs."""
@@ -48,6 +52,8 @@ def translated() -> Iterator[None]:
 
 
 _Kinds = tuple[type[BaseException], ...]
+_CUT = "its answer was cut short or is not HTTP"
+# The first that fits, so that a particular kind stands before a general one.
 _REASONS: tuple[tuple[_Kinds, str, Why], ...] = (
     (
         (TimeoutError, urllib3.exceptions.TimeoutError),
@@ -56,12 +62,8 @@ _REASONS: tuple[tuple[_Kinds, str, Why], ...] = (
     ),
     ((socket.gaierror,), "its name could not be resolved", Why.UNREACHABLE),
     ((ConnectionRefusedError,), "it refused the connection", Why.UNREACHABLE),
-    # A server that closes without an answer: http.client calls that a reset, too.
-    (
-        (http.client.RemoteDisconnected,),
-        "its answer was cut short or is not HTTP",
-        Why.UNREADABLE,
-    ),
+    # This is a ConnectionResetError too, but the connection was closed in an orderly way.
+    ((http.client.RemoteDisconnected,), _CUT, Why.UNREADABLE),
     ((ConnectionResetError, BrokenPipeError), "it reset the connection", Why.UNREACHABLE),
     ((ssl.SSLError,), "its certificate or TLS failed", Why.UNTRUSTED),
     (
@@ -70,7 +72,7 @@ _REASONS: tuple[tuple[_Kinds, str, Why], ...] = (
             urllib3.exceptions.ProtocolError,
             urllib3.exceptions.DecodeError,
         ),
-        "its answer was cut short or is not HTTP",
+        _CUT,
         Why.UNREADABLE,
     ),
 )
@@ -78,6 +80,9 @@ _REASONS: tuple[tuple[_Kinds, str, Why], ...] = (
 
 def _upstream_error(error: BaseException) -> UpstreamError:
     chain = list(_causes(error))
+    for link in chain:
+        if isinstance(link, ProxyFailure):
+            return UpstreamError(str(link), Why.UNREACHABLE)
     for kinds, reason, why in _REASONS:
         if any(isinstance(link, kinds) for link in chain):
             return UpstreamError(reason, why)
