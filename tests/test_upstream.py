@@ -51,7 +51,7 @@ from .wire import (
     saying,
 )
 
-# A busy machine is no finding: an example may take as long as it likes.
+# A slow machine fails no test: an example may take as long as it likes.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 net = pytest.fixture(autouse=True)(guarded_net)
 

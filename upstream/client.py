@@ -107,8 +107,8 @@ class Upstream:
     """Makes calls over connections that it keeps.
 
     `resolve` has the shape of socket.getaddrinfo. `ca_bundle` is a file of certificates to
-    trust instead of certifi's. `picture_networks` are admitted for downloads although they are
-    not public; where a proxy leads to them, it gets the name instead of the address.
+    trust instead of certifi's. Downloads may lead to `picture_networks` although those are not
+    public; if a proxy leads there, it gets the name instead of the address.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -81,6 +82,7 @@ def _socks_tunnel(
     # `host` goes as it is, a name too: whether to resolve it here was decided before.
     sock.set_proxy(socks.SOCKS5, *address[4][:2], True, proxy.user, proxy.password)
     sock.settimeout(max(0.001, deadline.remaining()))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         sock.connect((host, port))
     except socks.ProxyError as error:
