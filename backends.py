@@ -218,7 +218,7 @@ class Backend:
 
     def draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
         """Draw `prompt` at the size, seed and model of `request`. Raises Refused or Failed."""
-        deadline = deadline.sooner(self.timeout)
+        deadline = deadline.within(self.timeout)
         try:
             return self._draw(prompt, request, deadline)
         except UpstreamError as error:
@@ -416,7 +416,7 @@ class Pollinations:
             reply = self.upstream.download(
                 self._url(prompt, request),
                 home=self.settings.url,
-                deadline=deadline.sooner(self.timeout),
+                deadline=deadline.within(self.timeout),
                 limit=self.max_image_bytes,
                 headers=headers,
             )

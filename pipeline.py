@@ -286,7 +286,7 @@ class Pipeline:
         """Return the LLM's answer, or the one it gave before. Raises RewriteFailed."""
         assert self.llm
         llm, key = self.llm, self.llm.answer_key(task, prompt)
-        deadline = deadline.sooner(self.llm_timeout)
+        deadline = deadline.within(self.llm_timeout)
 
         def work() -> str:
             if kept := self.cache.recall("answer", key):
@@ -354,7 +354,7 @@ class Pipeline:
         if not self.host:
             return None
         name = f"{journey.request.key[:32]}.{EXTENSIONS[image.media_type]}"
-        deadline = journey.deadline.sooner(self.upload_timeout)
+        deadline = journey.deadline.within(self.upload_timeout)
         try:
             with journey.stage("upload"):
                 return self.host.upload(image.data, name, image.media_type, deadline)

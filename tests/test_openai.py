@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from upstream.client import Deadline, Reply, Upstream, UpstreamError
+from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 from upstream.openai import REJECTED_TTL, Answer, Endpoint, ErrorDetail, clean_text, endpoint
 
 from .servers import RawServer, Say, ScriptedServer, Seen, read_request
@@ -508,7 +508,7 @@ def test_time_out_bounds_all_the_asking_again_together(raw_server: MakeRawServer
     began = time.monotonic()
     with pytest.raises(UpstreamError) as caught:
         ask(endpoint_of(raw_server(talk), Notes(), timeout=0.5))
-    assert caught.value.timed_out
+    assert caught.value.why is Why.TIMED_OUT
     assert rejections == []
     assert time.monotonic() - began == pytest.approx(0.5, abs=0.3)
 

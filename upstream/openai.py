@@ -200,7 +200,7 @@ class Endpoint:
         for. An error that `is_final` is not looked into. Returns the last answer. Raises
         UpstreamError.
         """
-        deadline = deadline.sooner(self.timeout)
+        deadline = deadline.within(self.timeout)
         known = marks = frozenset(self.notes.recall("rejected", self.url) or ())
         while True:
             sent = _without(body, optional, marks)

@@ -1,0 +1,356 @@
+"""A picture is downloaded only from the backend that named it, or from public addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from upstream.client import Deadline, Upstream, UpstreamError, is_public, origin
+
+from .servers import RawServer, Say, ScriptedServer, png
+from .wire import (
+    MIB,
+    PUBLIC,
+    TOKEN,
+    MakeRawServer,
+    MakeServer,
+    Names,
+    Net,
+    download,
+    guarded_net,
+    hang,
+    reason_of,
+)
+
+AnyServer = ScriptedServer | RawServer
+
+# A slow machine fails no test: an example may take as long as it likes.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+net = pytest.fixture(autouse=True)(guarded_net)
+
+
+def redirect(location: str, status: int = 302) -> Say:
+    return Say("moved", status, {"Location": location})
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_download_follows_three_redirects_of_its_home(server: MakeServer, status: int) -> None:
+    home = server()
+    home.say(
+        redirect("/b/c?d=e", status), redirect("../f", status), redirect("g", status), Say(png())
+    )
+    assert download(home.url + "/a", home.url).body == png()
+    assert [seen.target for seen in home.seen] == ["/a", "/b/c?d=e", "/f", "/g"]
+    assert {seen.method for seen in home.seen} == {"GET"}
+    assert {seen.headers["Authorization"] for seen in home.seen} == {TOKEN["Authorization"]}
+
+
+def test_download_ends_a_loop_of_redirects(server: MakeServer) -> None:
+    home = server()
+    home.say(redirect("/a"))
+    reason = reason_of(lambda: download(home.url + "/a", home.url))
+    assert reason == "it redirected more than 3 times"
+    assert len(home.seen) == 4
+
+
+def test_redirect_without_a_location_is_an_answer(server: MakeServer) -> None:
+    home = server()
+    home.say(Say("where to?", 302))
+    assert download(home.url, home.url).status == 302
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "//[", "file:///etc/passwd", "httpx://a/"])
+def test_redirect_to_an_unusable_url_is_an_upstream_error(server: MakeServer, url: str) -> None:
+    home = server()
+    home.say(redirect(url))
+    assert reason_of(lambda: download(home.url, home.url)) in (NO_URL, NOT_HTTP)
+    assert len(home.seen) == 1
+
+
+def test_token_is_sent_to_home_only(server: MakeServer, net: Net) -> None:
+    home, other = server(), server()
+    net.routes[PUBLIC] = "127.0.0.1"
+    other_url = f"http://pics.example:{other.port}"
+    home.say(redirect(other_url + "/a"), Say(png()))
+    other.say(redirect(home.url + "/back"), Say(png(2, 2)))
+    names = Names([PUBLIC])
+    assert download(home.url + "/a", home.url, names).body == png()
+    assert download(other_url + "/b", home.url, names).body == png(2, 2)
+    assert [seen.target for seen in other.seen] == ["/a", "/b"]
+    assert ["Authorization" in seen.headers for seen in other.seen] == [False, False]
+    assert [seen.target for seen in home.seen] == ["/a", "/back"]
+    assert [seen.headers["Authorization"] for seen in home.seen] == [TOKEN["Authorization"]] * 2
+
+
+def test_download_has_a_byte_limit(server: MakeServer) -> None:
+    home = server()
+    home.say(Say(bytes(1001)))
+    reason = reason_of(lambda: download(home.url, home.url, limit=1000))
+    assert reason == "its answer is larger than 1000 bytes"
+
+
+NOT_PUBLIC = "it named an address that is not public"
+NO_URL = "it named something that is not a URL"
+NOT_HTTP = "it named a URL that is not http or https"
+CREDENTIALS = "it named a URL with credentials"
+# `{port}` is that of a server that must not be asked, `{home}` the host and port of the home.
+FORBIDDEN = [
+    ("http://127.0.0.1{port}/", NOT_PUBLIC),
+    ("https://127.0.0.1{port}/", NOT_PUBLIC),
+    ("HTTP://127.0.0.1{port}/", NOT_PUBLIC),
+    (" http://127.0.0.1{port}/", NOT_PUBLIC),
+    ("http://127.0.0.2{port}/", NOT_PUBLIC),
+    ("http://127.1{port}/", NOT_PUBLIC),
+    ("http://2130706433{port}/", NOT_PUBLIC),
+    ("http://0x7f000001{port}/", NOT_PUBLIC),
+    ("http://0x7f.0x0.0x0.0x1{port}/", NOT_PUBLIC),
+    ("http://0177.0.0.1{port}/", NOT_PUBLIC),
+    ("http://017700000001{port}/", NOT_PUBLIC),
+    ("http://0{port}/", NOT_PUBLIC),
+    ("http://0.0.0.0{port}/", NOT_PUBLIC),
+    ("http://%31%32%37.0.0.1{port}/", NOT_PUBLIC),
+    ("http://localhost{port}/", NOT_PUBLIC),
+    ("http://LocalHost{port}/", NOT_PUBLIC),
+    ("http://[::1]{port}/", NOT_PUBLIC),
+    ("http://[::]{port}/", NOT_PUBLIC),
+    ("http://[::127.0.0.1]{port}/", NOT_PUBLIC),
+    ("http://[::ffff:127.0.0.1]{port}/", NOT_PUBLIC),
+    ("http://[::ffff:7f00:1]{port}/", NOT_PUBLIC),
+    ("http://[64:ff9b::127.0.0.1]{port}/", NOT_PUBLIC),
+    ("http://[2002:7f00:1::]{port}/", NOT_PUBLIC),
+    ("http://169.254.169.254/latest/meta-data/", NOT_PUBLIC),
+    ("https://{home}/", NOT_PUBLIC),
+    ("http://127.0.0.1/", NOT_PUBLIC),
+    # Here two parsers of URLs see different hosts: urlsplit the home, requests the other one.
+    ("http://127.0.0.1{port}\\@{home}/", NOT_PUBLIC),
+    ("http://127.0.0.1{port}\\\\@{home}/", NOT_PUBLIC),
+    ("http://169.254.169.254\\@{home}/latest/meta-data/", NOT_PUBLIC),
+    ("http://127.0.0.1{port}#@{home}/", NOT_PUBLIC),
+    ("http://127.0.0.1{port}?@{home}/", NOT_PUBLIC),
+    ("http://{home}@127.0.0.1{port}/", CREDENTIALS),
+    ("http://user:password@127.0.0.1{port}/", CREDENTIALS),
+    ("http://user@pics.example{port}/", CREDENTIALS),
+    ("http://:password@pics.example{port}/", CREDENTIALS),
+    ("file:///etc/passwd", NOT_HTTP),
+    ("file://127.0.0.1{port}/etc/passwd", NOT_HTTP),
+    ("gopher://127.0.0.1{port}/_GET%20/", NOT_HTTP),
+    ("ftp://127.0.0.1{port}/a.png", NOT_HTTP),
+    ("httpx://127.0.0.1{port}/a.png", NOT_HTTP),
+    ("data:image/png;base64,AAAA", NOT_HTTP),
+    ("javascript:alert(1)", NOT_HTTP),
+    ("http://", NO_URL),
+    ("http:///a.png", NO_URL),
+    ("http:127.0.0.1{port}/", NO_URL),
+    ("http://[::1", NO_URL),
+    ("http://127.0.0.1:99999/", NO_URL),
+    ("http://127.0.0.1{port}\0/", NO_URL),
+    ("http://\ud800/", NO_URL),
+    ("//127.0.0.1{port}/", NOT_HTTP),
+    ("", NO_URL),
+]
+
+
+def local_names(host: str, port: int, *_: Any) -> list[Any]:
+    """Resolve what needs no name server, and nothing else."""
+    flags = 0 if host == "localhost" else socket.AI_NUMERICHOST
+    return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, flags)
+
+
+def placed(pattern: str, forbidden: AnyServer, home: AnyServer) -> str:
+    return pattern.format(port=f":{forbidden.port}", home=f"127.0.0.1:{home.port}")
+
+
+@pytest.mark.parametrize(("pattern", "reason"), FORBIDDEN)
+def test_forbidden_url_is_refused_before_any_connection(
+    raw_server: MakeRawServer, net: Net, pattern: str, reason: str
+) -> None:
+    forbidden, home = raw_server(hang), raw_server(hang)
+    url = placed(pattern, forbidden, home)
+    assert reason_of(lambda: download(url, home.url, local_names)) == reason
+    assert net.asked == []
+    assert forbidden.connections == home.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"), [row for row in FORBIDDEN if row[0][:2] != "//" and row[1] != NO_URL]
+)
+def test_redirect_to_a_forbidden_url_is_refused(
+    server: MakeServer, raw_server: MakeRawServer, net: Net, pattern: str, reason: str
+) -> None:
+    forbidden, home = raw_server(hang), server()
+    home.say(redirect(placed(pattern, forbidden, home)))
+    assert reason_of(lambda: download(home.url, home.url, local_names)) == reason
+    assert net.asked == ["127.0.0.1"]
+    assert len(home.seen) == 1
+    assert forbidden.connections == 0
+
+
+def test_home_may_be_private_however_it_is_spelled(server: MakeServer) -> None:
+    home = server()
+    home.say(Say(png()))
+    for pattern in (
+        "http://{home}/",
+        "HTTP://{home}/",
+        "http://{home}\\@a{port}/",
+        " http://{home}",
+    ):
+        url = placed(pattern, home, home)
+        assert download(url, home.url + "/v1", local_names).body == png()
+    named = home.url.replace("127.0.0.1", "localhost")
+    assert download(named + "/a", named.upper().replace("HTTP", "http")).body == png()
+    assert all("Authorization" in seen.headers for seen in home.seen)
+
+
+def test_home_may_have_credentials_in_its_own_url(server: MakeServer) -> None:
+    home = server()
+    home.say(Say(png()))
+    with_password = home.url.replace("//", "//user:password@")
+    assert download(with_password + "/a", home.url).body == png()
+    assert download(home.url + "/a", with_password).body == png()
+
+
+PRIVATE_ANSWERS = [
+    ["127.0.0.1"],
+    ["::1"],
+    ["169.254.169.254"],
+    ["10.0.0.1"],
+    ["172.16.0.1"],
+    ["192.168.0.1"],
+    ["100.64.0.1"],
+    ["0.0.0.0"],
+    ["224.0.0.1"],
+    ["255.255.255.255"],
+    ["::ffff:10.0.0.1"],
+    ["::ffff:169.254.169.254"],
+    ["64:ff9b::7f00:1"],
+    ["2002:7f00:1::"],
+    ["fec0::1"],
+    ["fe80::1%lo"],
+    ["fc00::1"],
+    ["ff02::1"],
+    [PUBLIC, "10.0.0.1"],
+    ["10.0.0.1", PUBLIC],
+    [PUBLIC, "::ffff:127.0.0.1", PUBLIC],
+]
+
+
+@pytest.mark.parametrize("addresses", PRIVATE_ANSWERS, ids=" ".join)
+def test_name_with_a_private_address_is_refused_before_any_connection(
+    net: Net, addresses: list[str]
+) -> None:
+    names = Names(addresses)
+    call = lambda: download("http://pics.example/a.png", "http://127.0.0.1:1/", names)  # noqa: E731
+    assert reason_of(call) == NOT_PUBLIC
+    assert names.asked == ["pics.example"]
+    assert net.asked == []
+
+
+def test_connection_goes_to_the_checked_address(server: MakeServer, net: Net) -> None:
+    other = server()
+    other.say(Say(png()))
+    net.routes[PUBLIC] = "127.0.0.1"
+    names = Names([PUBLIC], ["127.0.0.1"])
+    url = f"http://pics.example:{other.port}/a.png"
+    assert download(url, "http://127.0.0.1:1/", names).body == png()
+    assert (names.asked, net.asked) == (["pics.example"], [PUBLIC])
+    assert other.seen[0].headers["Host"] == f"pics.example:{other.port}"
+    assert reason_of(lambda: download(url, "http://127.0.0.1:1/", names)) == NOT_PUBLIC
+    assert (len(names.asked), net.asked) == (2, [PUBLIC])
+
+
+def test_every_new_connection_is_resolved_and_checked(server: MakeServer, net: Net) -> None:
+    first, second = server(), server()
+    first.say(redirect("/next"), redirect(f"http://pics.example:{second.port}/"))
+    net.routes[PUBLIC] = "127.0.0.1"
+    names = Names([PUBLIC], ["127.0.0.1"])
+    url = f"http://pics.example:{first.port}/a.png"
+    assert reason_of(lambda: download(url, "http://127.0.0.1:1/", names)) == NOT_PUBLIC
+    assert names.asked == ["pics.example"] * 2
+    assert net.asked == [PUBLIC]
+    assert [seen.target for seen in first.seen] == ["/a.png", "/next"]
+    assert second.seen == []
+
+
+def test_unchecked_connection_is_not_used_for_a_checked_download(
+    server: MakeServer, net: Net
+) -> None:
+    home = server()
+    home.say(Say(png()))
+    net.routes[PUBLIC] = "127.0.0.1"
+    upstream = Upstream(Names([PUBLIC], ["127.0.0.1"]))
+    url = f"http://pics.example:{home.port}/"
+    more: Any = {"deadline": Deadline.after(10), "limit": MIB}
+    assert upstream.download(url, home=url, **more).body == png()
+    call = lambda: upstream.download(url, home="http://127.0.0.1:1/", **more)  # noqa: E731
+    assert reason_of(call) == NOT_PUBLIC
+
+
+def test_picture_networks_are_admitted_for_downloads(server: MakeServer, net: Net) -> None:
+    other = server()
+    other.say(Say(png()))
+    net.routes["198.18.0.7"] = "127.0.0.1"
+    upstream = Upstream(
+        Names(["198.18.0.7"], ["198.18.0.7", "10.0.0.1"]),
+        picture_networks=[ipaddress.ip_network("198.18.0.0/15")],
+    )
+    more: Any = {"home": "http://127.0.0.1:1/", "deadline": Deadline.after(10), "limit": MIB}
+    assert upstream.download(f"http://a.example:{other.port}/", **more).body == png()
+    call = lambda: upstream.download(f"http://b.example:{other.port}/", **more)  # noqa: E731
+    assert reason_of(call) == NOT_PUBLIC
+
+
+PUBLIC_ADDRESSES = ["8.8.8.8", PUBLIC, "1.1.1.1", "192.0.0.9", "::ffff:8.8.8.8", "2606:4700::1111"]
+OTHER_ADDRESSES = [
+    *("0.0.0.0", "0.1.2.3", "10.1.2.3", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.9.9.9"),
+    *("169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.1", "192.0.2.1", "192.168.1.1"),
+    *("192.88.99.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "224.0.0.1", "239.1.2.3"),
+    *("240.0.0.1", "255.255.255.255", "::", "::1", "::7f00:1", "::8.8.8.8", "::ffff:127.0.0.1"),
+    *("::ffff:10.0.0.1", "::ffff:224.0.0.1", "::ffff:0:7f00:1", "64:ff9b::7f00:1", "100::1"),
+    *("64:ff9b::808:808", "64:ff9b:1::7f00:1", "2001::1", "2001:0:7f00:1::", "2001:db8::1"),
+    *("2002:7f00:1::", "2002:808:808::", "fc00::1", "fd00::1", "fe80::1", "fe80::1%eth0"),
+    *("fec0::1", "feff::1", "ff02::1", "ff0e::1"),
+]
+
+
+@pytest.mark.parametrize("address", PUBLIC_ADDRESSES)
+def test_address_is_public(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("address", OTHER_ADDRESSES)
+def test_address_is_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("http://a.example/b?c", ("http", "a.example", 80)),
+        ("HTTPS://A.example", ("https", "a.example", 443)),
+        ("http://a.example:443/", ("http", "a.example", 443)),
+        ("http://a.example:/", ("http", "a.example", 80)),
+        ("https://u:p@[::1]:8443/", ("https", "::1", 8443)),
+        ("http://bücher.example/", ("http", "xn--bcher-kva.example", 80)),
+        ("http://a.example\\@b.example/", ("http", "a.example", 80)),
+    ],
+)
+def test_origin_is_where_a_request_would_go(url: str, parts: tuple[str, str, int]) -> None:
+    assert origin(url) == parts
+
+
+@unhurried
+@given(st.text(max_size=40) | st.text("htps:/\\@[]%.#?1a \t\n", max_size=40).map("http:".__add__))
+def test_origin_of_any_text_is_one_or_an_upstream_error(url: str) -> None:
+    try:
+        scheme, host, port = origin(url)
+    except UpstreamError:
+        return
+    assert scheme in ("http", "https")
+    assert host.isprintable()
+    assert " " not in host
+    assert 0 < port < 65536

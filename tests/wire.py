@@ -1,0 +1,187 @@
+"""What the tests of outbound calls share: a guarded network, and servers that misbehave."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
+
+from .servers import RawServer, ScriptedServer, read_request
+
+Talk = Callable[[socket.socket], None]
+MakeServer = Callable[[], ScriptedServer]
+MakeRawServer = Callable[[Talk], RawServer]
+
+MIB = 2**20
+SHORT = 0.3
+PUBLIC = "93.184.216.34"
+TOKEN = {"Authorization": "Bearer of-the-backend"}
+CUT = "its answer was cut short or is not HTTP"
+OK = b"HTTP/1.1 200 OK\r\n"
+DRAWN = OK + b"Content-Length: 5\r\n\r\ndrawn"
+SIZED = OK + b"Content-Length: 100000\r\n\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+class Net:
+    """What stands in for the internet: `routes` lead public addresses back to loopback."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.routes: dict[str, str] = {}
+
+    def route(self, address: str) -> str:
+        self.asked.append(address)
+        there = self.routes.get(address, address)
+        assert ipaddress.ip_address(there).is_loopback, f"a packet would have gone to {address}"
+        return there
+
+
+def guarded_net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
+    """Note every connection that is tried; let none of them leave this machine."""
+    made = Net()
+    connect = socket.socket.connect
+
+    def guarded(sock: socket.socket, address: Any) -> None:
+        connect(sock, (made.route(address[0]), *address[1:]))
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    yield made
+    leads_out = [a for a in made.asked if not ipaddress.ip_address(a).is_loopback]
+    assert set(leads_out) <= made.routes.keys()
+
+
+class Names:
+    """A resolver that gives the answers it is handed in turn, the last one again and again."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+
+    def __call__(self, host: str, port: int, *_: Any) -> list[Any]:
+        self.asked.append(host)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return [address_of(address, port) for address in answer]
+
+
+def address_of(address: str, port: int) -> tuple[Any, ...]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return (family, socket.SOCK_STREAM, 6, "", (address, port))
+
+
+def ask(
+    url: str,
+    seconds: float = 10.0,
+    resolve: Any = socket.getaddrinfo,
+    trust: Path | None = None,
+    **more: Any,
+) -> Reply:
+    upstream = Upstream(resolve, ca_bundle=trust)
+    return upstream.request("GET", url, deadline=Deadline.after(seconds), **more)
+
+
+def download(
+    url: str,
+    home: str,
+    resolve: Any = socket.getaddrinfo,
+    seconds: float = 10.0,
+    limit: int = MIB,
+) -> Reply:
+    return Upstream(resolve).download(
+        url, home=home, deadline=Deadline.after(seconds), limit=limit, headers=TOKEN
+    )
+
+
+def reason_of(call: Callable[[], Reply]) -> str:
+    with pytest.raises(UpstreamError) as caught:
+        call()
+    assert caught.value.why is not Why.TIMED_OUT
+    return str(caught.value)
+
+
+def assert_ends_at_deadline(call: Callable[[], Reply]) -> None:
+    """Assert that a call with SHORT seconds takes just these, and says why it ended."""
+    began = time.monotonic()
+    with pytest.raises(UpstreamError) as caught:
+        call()
+    assert SHORT - 0.02 <= time.monotonic() - began <= SHORT + 0.3
+    assert str(caught.value) == "it did not answer in time"
+    assert caught.value.why is Why.TIMED_OUT
+
+
+def saying(data: bytes, then: Talk = lambda connection: None) -> Talk:
+    """Answer any request with `data`, go on with `then`, and close."""
+
+    def talk(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(data)
+        then(connection)
+
+    return talk
+
+
+def hang(connection: socket.socket) -> None:
+    """Wait until the other side closes."""
+    while connection.recv(65536):
+        pass
+
+
+def dripping(part: bytes) -> Talk:
+    """Send `part` again and again, slowly, until the other side closes."""
+
+    def talk(connection: socket.socket) -> None:
+        pause = threading.Event()
+        while not pause.wait(0.02):
+            connection.sendall(part)
+
+    return talk
+
+
+def pouring(part: bytes) -> Talk:
+    """Send `part` again and again, as fast as it goes, until the other side closes."""
+
+    def talk(connection: socket.socket) -> None:
+        while True:
+            connection.sendall(part)
+
+    return talk
+
+
+def make_authority(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate authority, and a certificate of it for 127.0.0.1 and pics.example.
+
+    Returns the authority's certificate, and the server's with its key in one file.
+    """
+    authority, key, server = folder / "ca.pem", folder / "ca.key", folder / "server.pem"
+    new = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    names = "subjectAltName=DNS:pics.example,IP:127.0.0.1"
+    for command in (
+        f"{new} -subj /CN=authority -keyout {key} -out {authority}",
+        f"{new} -subj /CN=pics.example -addext basicConstraints=critical,CA:FALSE"
+        f" -addext {names} -CA {authority} -CAkey {key} -keyout {server} -out {server}.crt",
+    ):
+        subprocess.run(command.split(), check=True, capture_output=True)
+    server.write_bytes(server.read_bytes() + Path(f"{server}.crt").read_bytes())
+    return authority, server
+
+
+def over_tls(server: Path, talk: Talk) -> Talk:
+    """Talk TLS to whoever connects."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server)
+
+    def talk_tls(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as wrapped:
+            talk(wrapped)
+
+    return talk_tls
