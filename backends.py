@@ -229,11 +229,12 @@ class Backend:
         if request.model:
             body["model"] = self.models.get(request.model, request.model)
         optional: dict[str, dict[str, dict[str, Any]]] = {"seed": {}, "size": {}, "n": {}}
-        if request.size:
+        if request.pixels:
+            width, height = request.pixels
             body["size"] = request.size
             optional["size"] = {
                 "image_size": {"image_size": request.size},  # SiliconFlow
-                "width": {"width": request.width, "height": request.height},  # Together
+                "width": {"width": width, "height": height},  # Together
             }
         body["seed"] = request.seed
         answer = self.endpoint.ask(
@@ -425,10 +426,11 @@ class Pollinations:
         return self._image_in(reply)
 
     def _url(self, prompt: str, request: ImageRequest) -> str:
+        width, height = request.pixels or (None, None)
         query = {
             "model": self.settings.model,
-            "width": request.width,
-            "height": request.height,
+            "width": width,
+            "height": height,
             "seed": request.seed,
             "nofeed": "true",
             "private": "true",
