@@ -82,11 +82,7 @@ class Link:
 
     @property
     def html(self) -> str:
-        size = "".join(
-            f' {name}="{side}"'
-            for name, side in (("width", self.request.width), ("height", self.request.height))
-            if side
-        )
+        size = ' width="{}" height="{}"'.format(*self.request.pixels) if self.request.pixels else ""
         alt = html.escape(" ".join(self.request.prompt.split()))
         return f'<img src="{html.escape(self.url)}" alt="{alt}"{size} loading="lazy">'
 

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from config import BackendSettings, PollinationsSettings, printable_url
-from formats import image_type
+from formats import media_type_of
 from picture import ImageRequest
 from upstream import openai as dialect
 from upstream.client import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError, joined
@@ -229,11 +229,12 @@ class Backend:
         if request.model:
             body["model"] = self.models.get(request.model, request.model)
         optional: dict[str, dict[str, dict[str, Any]]] = {"seed": {}, "size": {}, "n": {}}
-        if request.size:
+        if request.pixels:
+            width, height = request.pixels
             body["size"] = request.size
             optional["size"] = {
                 "image_size": {"image_size": request.size},  # SiliconFlow
-                "width": {"width": request.width, "height": request.height},  # Together
+                "width": {"width": width, "height": height},  # Together
             }
         body["seed"] = request.seed
         answer = self.endpoint.ask(
@@ -245,7 +246,7 @@ class Backend:
             is_final=is_refusal,
         )
         data, revised_prompt = self._picture_in(answer, deadline)
-        media_type = image_type(data)
+        media_type = media_type_of(data)
         if media_type is None:
             raise Failed("what it sent is not a picture")
         if len(data) > self.max_image_bytes:
@@ -425,10 +426,11 @@ class Pollinations:
         return self._image_in(reply)
 
     def _url(self, prompt: str, request: ImageRequest) -> str:
+        width, height = request.pixels or (None, None)
         query = {
             "model": self.settings.model,
-            "width": request.width,
-            "height": request.height,
+            "width": width,
+            "height": height,
             "seed": request.seed,
             "nofeed": "true",
             "private": "true",
@@ -444,7 +446,7 @@ class Pollinations:
         if "X-Error-Type" in reply.headers:
             # A rate limit can come as a 200 with a placeholder for a picture.
             raise Failed("it sent a placeholder for a picture")
-        media_type = image_type(reply.body)
+        media_type = media_type_of(reply.body)
         if media_type is None:
             raise Failed("what it sent is not a picture")
         return Image(reply.body, media_type, self.name)

@@ -22,7 +22,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from formats import EXTENSIONS, image_type
+from formats import EXTENSIONS, media_type_of
 from picture import BadRequest, ImageRequest
 from storage.locks import Locks
 from storage.sqlite import Index, Unavailable, transaction
@@ -308,7 +308,7 @@ class Cache:
     def _looked_into(self, entry: Entry, file: FileIO, found: os.stat_result) -> Entry | None:
         """Read a file that is not as it was left: restored from a backup, or damaged?"""
         data = file.readall() if stat.S_ISREG(found.st_mode) else b""
-        digest, media_type = hashlib.sha256(data).hexdigest(), image_type(data)
+        digest, media_type = hashlib.sha256(data).hexdigest(), media_type_of(data)
         if media_type is None or entry.digest not in (None, digest):
             file.close()
             self._lost(entry, "is damaged")

@@ -10,21 +10,23 @@ from config import HostingSettings
 from upstream.client import Deadline, Upstream, UpstreamError
 from upstream.openai import clean_text
 
+Files = dict[str, tuple[str, bytes, str]]
+
 
 class UploadFailed(Exception):
-    """The host did not take the picture."""
+    """The host did not accept the picture. The text says why, without any secret."""
 
 
 class ImageHost(Protocol):
-    """A place for pictures. `name` is the file name, with the extension of its media type."""
+    """A server that stores pictures. `name` is a file name with the media type's extension."""
 
     def upload(self, data: bytes, name: str, media_type: str, deadline: Deadline) -> str:
-        """Store a picture and return its http(s) URL. Raises UploadFailed."""
+        """Upload a picture and return its http(s) URL. Raises UploadFailed."""
         ...
 
 
 class SmMs:
-    """SM.MS at its successor S.EE, and the older API that it left behind."""
+    """SM.MS at its successor S.EE, and the older API with its `image_repeated`."""
 
     def __init__(self, settings: HostingSettings, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -34,15 +36,17 @@ class SmMs:
     def upload(self, data: bytes, name: str, media_type: str, deadline: Deadline) -> str:
         files = {"smfile": (name, data, media_type)}
         answer = _post(self.upstream, self.url, self.headers, files, deadline)
-        if url := _at(answer, "data", "url"):
-            return _checked(url)
-        if _at(answer, "code") == "image_repeated" and (url := _at(answer, "images")):
-            return _checked(url)
-        raise UploadFailed("it did not name a URL")
+        url = _at(answer, "data", "url")
+        if not url and _at(answer, "code") == "image_repeated":
+            url = _at(answer, "images")
+        return _checked(url)
 
 
-class PicGo:
-    """PicGo and whatever else speaks Chevereto's API, version 4."""
+class Chevereto:
+    """picgo.net and any other server with Chevereto's API, version 4.
+
+    "Duplicated upload" (a 400 with code 101) succeeds where the answer names the picture's URL.
+    """
 
     def __init__(self, settings: HostingSettings, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -56,13 +60,13 @@ class PicGo:
 
 
 class CloudflareImgBed:
-    """CloudFlare-ImgBed."""
+    """CloudFlare-ImgBed, whose answer may name a path on the host itself."""
 
     def __init__(self, settings: HostingSettings, upstream: Upstream) -> None:
         self.upstream = upstream
         base = _with_path(settings.url, "/upload")
-        # What is joined to this goes to clients: it holds neither the code nor a password.
         parts = urlsplit(base)
+        # Clients see what is joined to this: neither a password nor the code may be in it.
         self.home = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         query = "returnFormat=full"
         if settings.auth_code:
@@ -73,47 +77,43 @@ class CloudflareImgBed:
         answer = _post(self.upstream, self.url, {}, {"file": (name, data, media_type)}, deadline)
         url = clean_text(_at(answer, 0, "publicUrl")) or clean_text(_at(answer, 0, "src"))
         try:
-            return _checked(urljoin(self.home, url) if url else None)
+            return _checked(url and urljoin(self.home, url))
         except ValueError as error:
-            raise UploadFailed("it did not name a URL") from error
+            raise UploadFailed("no usable URL in the answer") from error
 
 
 _PROVIDERS: dict[str, Callable[[HostingSettings, Upstream], ImageHost]] = {
     "smms": SmMs,
-    "picgo": PicGo,
+    "picgo": Chevereto,
     "cloudflare_imgbed": CloudflareImgBed,
 }
 
 
 def image_host(settings: HostingSettings, upstream: Upstream) -> ImageHost:
-    """Return the host that the settings name."""
+    """Return the configured image host."""
     return _PROVIDERS[settings.provider](settings, upstream)
 
 
 def _with_path(url: str, path: str) -> str:
-    """Return `url`, with the provider's own path where only a host was configured."""
+    """Return `url`, with `path` if it has none of its own."""
     return url if urlsplit(url).path else urlsplit(url)._replace(path=path).geturl()
 
 
 def _post(
-    upstream: Upstream,
-    url: str,
-    headers: dict[str, str],
-    files: dict[str, tuple[str, bytes, str]],
-    deadline: Deadline,
+    upstream: Upstream, url: str, headers: dict[str, str], files: Files, deadline: Deadline
 ) -> Any:
-    """Return the JSON of the host's answer: a 4xx may still name where the picture already is."""
+    """Return the JSON of the host's answer. A 4xx can still name the URL of a duplicate."""
     try:
         reply = upstream.request("POST", url, deadline=deadline, headers=headers, files=files)
         if reply.status >= 500:
-            raise UploadFailed(f"it answered {reply.status}")
+            raise UploadFailed(f"HTTP {reply.status}")
         return reply.json()
     except UpstreamError as error:
         raise UploadFailed(str(error)) from error
 
 
 def _at(answer: Any, *path: str | int) -> Any:
-    """Return what stands at `path` in a JSON value, or None where the path leads nowhere."""
+    """Return the value at `path` in a JSON value, or None if there is none."""
     for step in path:
         try:
             answer = answer[step]
@@ -123,7 +123,7 @@ def _at(answer: Any, *path: str | int) -> Any:
 
 
 def _checked(url: Any) -> str:
-    """Return `url` if it can be redirected to. Raises UploadFailed."""
+    """Return `url`, fit for a Location header. Raises UploadFailed unless it is http(s)."""
     text = clean_text(url)
     try:
         parts = urlsplit(text or "")
@@ -131,5 +131,5 @@ def _checked(url: Any) -> str:
     except ValueError:
         is_usable = False
     if text is None or not is_usable or any(c.isspace() or not c.isprintable() for c in text):
-        raise UploadFailed("it did not name a URL")
+        raise UploadFailed("no usable URL in the answer")
     return quote(text, safe=":/?#[]@!$&'()*+,;=%~-._")

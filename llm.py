@@ -75,101 +75,102 @@ class Llm:
 
 
 def message_in(answer: Any) -> str:
-    """Return the text of the first choice of a chat completion. Raises RewriteFailed."""
+    """Return the text of a chat completion's first choice. Raises RewriteFailed."""
     try:
         content = answer["choices"][0]["message"]["content"]
     except (TypeError, KeyError, IndexError) as error:
-        raise RewriteFailed("its answer holds no message") from error
+        raise RewriteFailed("no message in the answer") from error
     if isinstance(content, list):
         parts = (part.get("text") if isinstance(part, dict) else part for part in content)
         content = "".join(part for part in parts if isinstance(part, str))
     text = clean_text(content)
     if text is None:
-        raise RewriteFailed("its message is empty")
+        raise RewriteFailed("the message is empty")
     return text
 
 
 def read_prompt(text: str) -> str:
-    """Read the prompt out of what an LLM wrote around it.
+    """Return the prompt in an LLM's message, 5 to 2,000 characters long. Raises RewriteFailed.
 
-    Thoughts go first, even where they hold a `<prompt>` tag. Then it is what stands in the last
-    `<prompt>` tag, closed or only opened; else the text without lead-in, fence, quotes and bold
-    marks. Raises RewriteFailed under 5 characters or where it apologises instead; over 2,000 are
-    cut, at a sentence's end where one is near.
+    Our templates ask for `<prompt>…</prompt>`; the last one that is not empty counts, even if it
+    is not closed. Without one, the message is the prompt, unless it is an apology. A longer
+    prompt is cut, at the end of a sentence if possible.
     """
-    text = _without_thoughts(text)
-    first, *rest = (re.split(r"(?i)</prompt>", part)[0] for part in re.split(r"(?i)<prompt>", text))
-    tagged = [part for part in rest if part.strip()]
-    prompt = _unwrapped(tagged[-1] if tagged else first)
+    before, *tagged = (_CLOSE.split(part)[0] for part in _OPEN.split(_without_thoughts(text)))
+    tagged = [part for part in tagged if part.strip()]
+    prompt = _cut(_unwrap(tagged[-1] if tagged else before))
     if len(prompt) < MIN_LENGTH:
-        raise RewriteFailed("its prompt is too short to be one")
-    if not tagged and _APOLOGY.match(prompt):
-        raise RewriteFailed("it would not write a prompt")
-    return _cut(prompt)
+        raise RewriteFailed("the prompt is too short")
+    if not tagged and prompt.lower().replace("’", "'").startswith(_APOLOGIES):
+        raise RewriteFailed("an apology instead of a prompt")
+    return prompt
+
+
+_OPEN = re.compile("<prompt>", re.IGNORECASE)
+_CLOSE = re.compile("</prompt>", re.IGNORECASE)
+_THINK = re.compile("(</?think(?:ing)?>)", re.IGNORECASE)
+_APOLOGIES = (
+    *("i'm sorry", "i'm very sorry", "i am sorry", "i am very sorry", "sorry,", "my apologies"),
+    *("i apologize", "i apologise", "i can't", "i cannot", "i won't", "i'm unable", "i am unable"),
+    *("i'm not able", "i am not able", "i'm afraid i", "unfortunately, i", "as an ai"),
+    *("抱歉", "很抱歉", "非常抱歉", "对不起", "我无法", "我不能"),
+)
+_LEAD_IN = re.compile(
+    r"\A[#*]{0,6}\s?(?:(?:sure|certainly|of course|okay|好的|当然)[,.!，！]\s?)?"
+    r"(?:here(?:['’]s| is| are| you go)\b[^\n:：]{0,80}|以下是[^\n:：]{0,20}"
+    r"|(?:the |your )?(?:(?:enhanced|improved|optimi[sz]ed|rewritten|revised|final|new) )?prompt"
+    r"|[^\n:：，,]{0,10}提示词)"
+    r"\*{0,2}[:：]\*{0,2}\s*",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"```\w*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_MARKS = (
+    *(("```", "```"), ("**", "**"), ('"', '"'), ("'", "'"), ("`", "`")),
+    *(("“", "”"), ("‘", "’"), ("「", "」"), ("«", "»")),
+)
+_MAX_LAYERS = 10
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？]")
 
 
 def _without_thoughts(text: str) -> str:
-    """Drop what a reasoning model thought: `<think>…</think>`, never closed, or only closed."""
-    answer, *rest = re.split(r"(?i)(</?think(?:ing)?>)", text)
+    """Drop `<think>…</think>`, also where the opening or the closing tag is missing."""
+    answer, *rest = _THINK.split(text)
     is_thinking = False
     for tag, part in zip(rest[::2], rest[1::2], strict=True):
         closes = tag.startswith("</")
         if closes and not is_thinking:
-            answer = ""  # what stood before it were thoughts too
-        is_thinking = not closes
+            answer = ""  # the text so far was thoughts
         if closes and part.strip():
             answer = part
+        is_thinking = not closes
     return answer
 
 
-_APOLOGY = re.compile(
-    r"(?:(?:i['’]?m|i am|we['’]re) (?:very |so )?(?:sorry|afraid|unable to|not able to)\b"
-    r"|(?:very |so )?sorry\b|unable to\b|i apologi[sz]e\b|my apologies\b"
-    r"|(?:unfortunately|as an ai)\b[^\n.]{0,40}\bi\b"
-    r"|i (?:can['’]?t|cannot|can not|won['’]?t)\b|(?:很|非常|十分)?抱歉|对不起|我无法|我不能)",
-    re.IGNORECASE,
-)
-_LEAD_IN = re.compile(
-    r"[#*]{0,6}\s*"
-    r"(?:(?:sure|certainly|of course|okay|ok|absolutely)\b[^\n:：]{0,80}[:：!.,]\s*"
-    r"|(?:好的|好|当然|當然|可以|没问题|沒問題)[，,。.！!]\s*)?"
-    r"(?:here(?:['’]s| is| are| you (?:go|are))\b[^\n:：]{0,80}"
-    r"|(?:the |your |my |an? )?"
-    # A few words may follow, but not those that say what is in a picture ("a new sign with the").
-    r"(?:(?:enhanced|improved|optimi[sz]ed|re-?written|revised|refined|safer?|final|new|updated"
-    r"|image|modified|better|compliant|alternative)"
-    r"(?:[ -](?!(?:with|in|on|at|by|from|under|showing|saying|of an?)\b)\w{1,20}){0,5}?[ -])?"
-    r"(?:prompt|version|rewrite|description)(?: \([^)\n]{0,40}\))?"
-    r"|[^\n:：，,]{0,12}(?:提示词|提示詞|改写|改寫|优化后|優化後|描述)[^\n:：，,]{0,8})"
-    r"\s{0,4}\*{0,3}[:：]\*{0,3}\s*",
-    re.IGNORECASE,
-)
-_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "「": "」", "«": "»"}
-
-
-def _unwrapped(text: str) -> str:
-    """Take off what stands around a prompt, a layer at a time."""
-    text = text.strip()[: 10 * MAX_LENGTH]
-    if fence := re.search(r"```[a-zA-Z]*[ \t]*\n(.*?)(?:```|$)", text, re.DOTALL):
-        text = fence[1].strip()
-    for _ in range(10):
-        before = text
-        text = _LEAD_IN.sub("", text, count=1) if _LEAD_IN.match(text) else text
-        for mark in ("```", "**"):
-            inner = text.removeprefix(mark).removesuffix(mark)
-            # Inside, the marks are the prompt's own: "**Fog** over **Paris**".
-            text = text if mark in inner else inner.strip()
-        if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
-            text = text[1:-1].strip()
-        if text == before:
+def _unwrap(text: str) -> str:
+    """Take the prompt out of a code fence, then remove lead-ins, quotes and bold marks."""
+    fence = _FENCE.search(text)
+    text = (fence[1] if fence else text).strip()
+    for _ in range(_MAX_LAYERS):
+        inner = _LEAD_IN.sub("", _without_marks(text))
+        if inner == text:
             break
+        text = inner
+    return text
+
+
+def _without_marks(text: str) -> str:
+    """Remove a pair of marks around `text`, but not from `"this" and "that"`."""
+    for left, right in _MARKS:
+        inner = text.removeprefix(left).removesuffix(right)
+        if len(inner) == len(text) - len(left) - len(right) and left not in inner:
+            return inner.strip()
     return text
 
 
 def _cut(prompt: str) -> str:
+    """Cut a prompt to MAX_LENGTH, at the last sentence end in the second half of that."""
     if len(prompt) <= MAX_LENGTH:
         return prompt
-    kept = prompt[:MAX_LENGTH]
-    ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|[。！？]", prompt[: MAX_LENGTH + 1])]
-    near = [end for end in ends if MAX_LENGTH // 2 <= end <= MAX_LENGTH]
-    return kept[: near[-1]] if near else kept.rstrip()
+    found = _SENTENCE_END.finditer(prompt, MAX_LENGTH // 2, MAX_LENGTH + 1)
+    ends = [match.end() for match in found if match.end() <= MAX_LENGTH]
+    return prompt[: ends[-1]] if ends else prompt[:MAX_LENGTH].rstrip()

@@ -1,6 +1,6 @@
-"""What a picture is: the request that names it.
+"""The request for a picture: its URL, its value and its cache key.
 
-Plain values that every other module may use; imports none of them.
+Plain values that every other module may use; it imports none of them.
 """
 
 from __future__ import annotations
@@ -12,21 +12,29 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 DEFAULT_SEED = 42
 MAX_SIDE = 4096
+# In the order in which they follow in the cache key.
+OPTIONS = ("quality", "style", "background", "negative_prompt")
+PARAMETERS = ("width", "height", "model", "seed", *OPTIONS)
+CREDENTIALS = ("key", "sig", "exp")
 
 
 class BadRequest(Exception):
-    """The request cannot be understood. Its text is one sentence that names the parameter."""
+    """An invalid request. The text is one sentence that names the parameter."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """Which picture is wanted: a stripped prompt, a size in pixels or none, a model or none."""
+    """One picture as it was asked for: a stripped prompt, and None for what was not given."""
 
     prompt: str
     width: int | None = None
     height: int | None = None
     model: str | None = None
     seed: int = DEFAULT_SEED
+    quality: str | None = None
+    style: str | None = None
+    background: str | None = None
+    negative_prompt: str | None = None
 
     @classmethod
     def from_text(
@@ -38,61 +46,79 @@ class ImageRequest:
         model: str | None = None,
         seed: str | None = None,
         max_prompt_length: int = 4000,
+        **options: str | None,
     ) -> ImageRequest:
-        """Check what a client wrote and return its value. Raises BadRequest."""
-        sides = _side("width", width), _side("height", height)
-        # A lone side means a square, and must: both spellings have to make one key.
-        both = (sides[0] or sides[1], sides[1] or sides[0])
-        return cls(_prompt(description, max_prompt_length), *both, _model(model), _seed(seed))
+        """Parse a description and parameters as a client wrote them. Raises BadRequest."""
+        return cls(
+            _prompt(description, max_prompt_length),
+            _side("width", width),
+            _side("height", height),
+            _model(model),
+            _seed(seed),
+            **{name: _option(name, text) for name, text in options.items()},
+        )
 
     @classmethod
     def from_url(
         cls, path: str, query: str, max_prompt_length: int = 4000
     ) -> tuple[ImageRequest, dict[str, str]]:
-        """Read `path` (a WSGI PATH_INFO: percent-decoded, one character a byte) and `query`.
+        """Parse `path` (a WSGI PATH_INFO: percent-decoded, one character a byte) and `query`.
 
-        Returns the request and the other parameters of ours (the credentials).
-        Unknown parameters are ignored. Raises BadRequest.
+        Returns the request and the credentials (`key`, `sig`, `exp`). Unknown parameters are
+        ignored. Raises BadRequest.
         """
         try:
             # Flask would turn invalid bytes into U+FFFD, and two prompts would share one key.
             description = path.encode("latin-1").decode("utf-8").removeprefix("/prompt/")
         except UnicodeError:
             raise BadRequest("The description is not valid UTF-8.") from None
-        found = _parameters(query)
-        own = {name: found.pop(name, None) for name in ("width", "height", "model", "seed")}
-        return cls.from_text(description, max_prompt_length=max_prompt_length, **own), found
+        found = _parse_query(query)
+        credentials = {name: found.pop(name) for name in CREDENTIALS if name in found}
+        request = cls.from_text(description, max_prompt_length=max_prompt_length, **found)
+        return request, credentials
 
     def to_url(self, **credentials: str | int) -> str:
-        """Return the path and query that `from_url` reads back into this value.
+        """Return the path and query from which `from_url` returns this value.
 
-        Everything but unreserved characters is percent-encoded, parentheses too, so that the
-        URL can stand in a Markdown link.
+        Everything but unreserved characters is percent-encoded, parentheses too, so that a
+        Markdown link can hold the URL.
         """
-        sizes = {"width": self.width, "height": self.height, "model": self.model}
-        query: dict[str, str | int] = {k: v for k, v in sizes.items() if v is not None}
-        if self.seed != DEFAULT_SEED:
-            query["seed"] = self.seed
+        given = {name: getattr(self, name) for name in PARAMETERS}
+        query = {name: value for name, value in given.items() if value is not None}
+        if self.seed == DEFAULT_SEED:
+            del query["seed"]
         encoded = urlencode(query | credentials, quote_via=quote, safe="")
         return f"/prompt/{quote(self.prompt, safe='')}" + (f"?{encoded}" if encoded else "")
 
     @property
     def key(self) -> str:
-        """The cache key, 64 hex digits: SHA-256 of `prompt|width|height|model|seed`."""
+        """The cache key, 64 hex digits.
+
+        SHA-256 of `prompt|width|height|model|seed`, with the prompt lower-cased and `def` for
+        what was not given, and of `|name=value` for each of OPTIONS that was given.
+        """
         parts = (self.prompt.lower(), self.width, self.height, self.model, self.seed)
         text = "|".join("def" if part is None else str(part) for part in parts)
+        for name in OPTIONS:
+            if (value := getattr(self, name)) is not None:
+                text += f"|{name}={quote(value, safe='')}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def pixels(self) -> tuple[int, int] | None:
+        """Width and height to draw, or None where the backend may choose: a lone side is both."""
+        if (first := self.width or self.height) is None:
+            return None
+        return first, self.height or first
+
+    @property
     def size(self) -> str | None:
-        """The size as OpenAI writes it, `1024x768`, or None where the backend may choose."""
-        return f"{self.width}x{self.height}" if self.width and self.height else None
+        """`pixels` as OpenAI writes them, `1024x768`."""
+        return "{}x{}".format(*self.pixels) if self.pixels else None
 
 
-_OURS = frozenset(("key", "sig", "exp", "width", "height", "model", "seed"))
-
-
-def _parameters(query: str) -> dict[str, str]:
+def _parse_query(query: str) -> dict[str, str]:
+    """Return the parameters that are known here. Raises BadRequest."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=100)
     except UnicodeDecodeError:
@@ -103,7 +129,7 @@ def _parameters(query: str) -> dict[str, str]:
     for name, value in pairs:
         if name in found:
             raise BadRequest(f"The parameter {name} is given twice.")
-        if name in _OURS:
+        if name in PARAMETERS or name in CREDENTIALS:
             found[name] = value
     return found
 
@@ -115,7 +141,8 @@ def _prompt(description: str, max_length: int) -> str:
     if len(prompt) > max_length:
         raise BadRequest(f"The description is longer than {max_length} characters.")
     if "\0" in prompt:
-        raise BadRequest("The description holds a NUL character.")
+        raise BadRequest("The description contains a NUL character.")
+    # JSON can carry half of a surrogate pair.
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise BadRequest("The description is not valid Unicode.")
     return prompt
@@ -130,6 +157,12 @@ def _side(name: str, text: str | None) -> int | None:
     return int(text)
 
 
+def _model(text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"[A-Za-z0-9._:/@+-]{1,100}", text):
+        raise BadRequest("The parameter model must be 1 to 100 of A-Z a-z 0-9 . _ : / @ + -")
+    return text
+
+
 def _seed(text: str | None) -> int:
     if text is None:
         return DEFAULT_SEED
@@ -138,7 +171,7 @@ def _seed(text: str | None) -> int:
     return int(text)
 
 
-def _model(text: str | None) -> str | None:
-    if text is not None and not re.fullmatch(r"[A-Za-z0-9._:/@+-]{1,100}", text):
-        raise BadRequest("The parameter model must be 1 to 100 of A-Z a-z 0-9 . _ : / @ + -")
+def _option(name: str, text: str | None) -> str | None:
+    if text is not None and not (1 <= len(text) <= 200 and text.isprintable()):
+        raise BadRequest(f"The parameter {name} must be 1 to 200 printable characters.")
     return text

@@ -19,7 +19,7 @@ from access import MAX_EXPIRES_IN, BadSignature, Link, Signer
 from cache import Cache, NotKept, Provenance, Record
 from commands.documents import Found, find_urls, replace_urls, signed_in_place
 from config import Settings
-from formats import image_type
+from formats import media_type_of
 from picture import BadRequest, ImageRequest
 from pipeline import Busy, GaveUp, Pipeline
 from storage.sqlite import Unavailable
@@ -343,7 +343,7 @@ def _import_one(meta: Path, settings: Settings, cache: Cache) -> str:
         return "there"
     try:
         data = meta.with_name(f"{key}.data").read_bytes()
-        media_type = image_type(data)
+        media_type = media_type_of(data)
         if media_type is None:
             return "unusable"
         cache.put(key, data, media_type, Provenance(**prompts), created=created)

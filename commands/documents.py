@@ -1,4 +1,4 @@
-"""Our URLs in Markdown and HTML files: found, and replaced without touching another byte."""
+"""Our URLs in Markdown and HTML files: find them, and replace them without changing other bytes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from picture import BadRequest, ImageRequest
 
-# Up to what cannot be part of a URL in Markdown or in an attribute. Spaces end it there too.
-_URL = re.compile(r"https?://[^\s<>\"'`\\]*?/prompt/[^\s<>\"'`\\]*", re.IGNORECASE)
+_SCHEME = re.compile(r"https?://", re.IGNORECASE)
+# The characters that cannot be part of a URL in Markdown or in an attribute, and parentheses.
+_BOUNDARY = re.compile(r"[\s<>\"'`\\()]")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One URL of ours: the picture it names, and its credentials (`key`, `sig`, `exp`)."""
+    """One of our URLs as written, the picture it names, and its credentials (`key`, `sig`, `exp`).
+
+    In HTML, `url` has `&amp;` for `&`.
+    """
 
     url: str
     request: ImageRequest
@@ -25,23 +29,24 @@ class Found:
 def find_urls(
     text: str, public_url: str | None = None, max_prompt_length: int = 4000
 ) -> Iterator[tuple[int, Found]]:
-    """Yield (position, URL) for every picture of ours that a document shows.
+    """Yield the position of each of our URLs in a document, and the URL.
 
-    With `public_url` only what begins with it is ours; without, whatever names a picture with
-    credentials.
+    With `public_url`, ours are those that begin with it. Without, they are those that name a
+    picture and carry credentials.
     """
-    for match in _URL.finditer(text):
-        url = _without_what_follows(match[0])
-        if public_url and not url.startswith(f"{public_url}/prompt/"):
-            continue
-        if found := _read(url, max_prompt_length):
-            yield match.start(), found
+    for start, url in _urls(text):
+        is_ours = not public_url or url.startswith(f"{public_url}/prompt/")
+        if is_ours and (found := _read(url, max_prompt_length)):
+            yield start, found
 
 
 def replace_urls(
     text: str, replace: Callable[[Found], str | None], public_url: str | None = None
 ) -> tuple[str, int]:
-    """Return `text` with each of our URLs replaced for which `replace` has another; and a count."""
+    """Return `text` with our URLs replaced, and how many were.
+
+    `replace` returns the new URL, or None to leave one as it is.
+    """
     parts, position, count = [], 0, 0
     for start, found in find_urls(text, public_url):
         replacement = replace(found)
@@ -52,21 +57,32 @@ def replace_urls(
 
 
 def signed_in_place(found: Found, credentials: dict[str, str | int]) -> str:
-    """Return a URL with its `key=…` replaced by other credentials, and all else as it was."""
+    """Return the URL with `credentials` in place of its `key=…`, and nothing else changed."""
     separator = "&amp;" if "&amp;" in found.url else "&"
     written = separator.join(f"{name}={value}" for name, value in credentials.items())
     return re.sub(r"(?<=[?&;])key=[^&#]*", written, found.url, count=1)
 
 
-def _without_what_follows(url: str) -> str:
-    """Cut off what ends a sentence or a Markdown link, and is no part of the URL."""
+def _urls(text: str) -> Iterator[tuple[int, str]]:
+    """Yield every URL and its position. Each character is looked at twice at most."""
+    position = 0
+    while scheme := _SCHEME.search(text, position):
+        position = _end_of_url(text, scheme.end())
+        # A sentence's punctuation, emphasis, or the edge of a table's cell.
+        yield scheme.start(), text[scheme.start() : position].rstrip(".,;:!?*_~|]")
+
+
+def _end_of_url(text: str, position: int) -> int:
+    """Return where a URL ends. A `)` that it has not opened closes a Markdown link."""
     depth = 0
-    for position, character in enumerate(url):
-        depth += (character == "(") - (character == ")")
-        if depth < 0:
-            url = url[:position]
-            break
-    return url.rstrip(".,;:!?*_~|]")
+    for boundary in _BOUNDARY.finditer(text, position):
+        if boundary[0] == "(":
+            depth += 1
+        elif boundary[0] == ")" and depth:
+            depth -= 1
+        else:
+            return boundary.start()
+    return len(text)
 
 
 def _read(url: str, max_prompt_length: int) -> Found | None:

@@ -115,7 +115,7 @@ def test_listing_is_the_newest_first_a_page_at_a_time(
     assert prompts == ["cat 4", "cat 3", "cat 2", "cat 1", "cat 0"]
     assert second["next"] is None
     entry = first["entries"][0]
-    assert (entry["width"], entry["height"], entry["seed"], entry["model"]) == (8, 8, 42, None)
+    assert (entry["width"], entry["height"], entry["seed"], entry["model"]) == (8, None, 42, None)
     assert (entry["bytes"], entry["media_type"]) == (len(png()), "image/png")
     assert entry["drawn_by"] == backend.url
     assert service.get(urlsplit(entry["url"])._replace(scheme="", netloc="").geturl()).status == 200

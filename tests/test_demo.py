@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from formats import image_type
+from formats import media_type_of
 
 from .conftest import ROOT, InProcess
 from .servers import Got, ScriptedServer, fetch, free_port, wait_until
@@ -51,7 +51,7 @@ def test_picture_depends_on_prompt_seed_and_size(demo: str) -> None:
         '{"prompt": "a red apple", "size": "33x65", "seed": 1}',
     ):
         data = base64.b64decode(draw(demo, body).json["data"][0]["b64_json"])
-        assert image_type(data) == "image/png"
+        assert media_type_of(data) == "image/png"
         size = re.search(r"(\d+)x(\d+)", body)
         assert size
         assert struct.unpack(">II", data[16:24]) == (int(size[1]), int(size[2]))
@@ -86,7 +86,7 @@ def test_picture_can_come_as_a_url(
 ) -> None:
     body = '{"prompt": "x", "size": "8x8", "response_format": "url"}'
     url = draw(demo, body).json["data"][0]["url"]
-    assert image_type(fetch(url).body) == "image/png"
+    assert media_type_of(fetch(url).body) == "image/png"
 
 
 # --- make run
@@ -128,7 +128,7 @@ def test_make_run_shows_a_picture_and_ends_together(checkout: Path, ending: int)
             said += line
         links = dict(re.findall(r"^  (\w+) +(http\S+)", said, re.MULTILINE))
         apple = fetch(links["Open"].replace("1024", "64").replace("768", "48"))
-        assert (apple.status, image_type(apple.body)) == (200, "image/png")
+        assert (apple.status, media_type_of(apple.body)) == (200, "image/png")
         refused = fetch(links["Refused"].replace("1024", "64").replace("768", "48"))
         assert refused.headers["Cache-Status"].endswith("detail=rewritten")
         assert f"![a red apple]({links['Open']})" in said

@@ -1,13 +1,16 @@
-"""Finding our URLs in documents, and replacing them without touching another byte."""
+"""Our URLs in documents: found, and replaced without changing another byte."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from commands.documents import find_urls, replace_urls, signed_in_place
+from commands.documents import Found, find_urls, replace_urls, signed_in_place
 from picture import ImageRequest
 
 BASE = "https://pics.example.org"
+URL = f"{BASE}/prompt/a?key=k"
 
 
 @pytest.mark.parametrize(
@@ -16,21 +19,27 @@ BASE = "https://pics.example.org"
         (f"![x]({BASE}/prompt/a%20cat?key=k)", ImageRequest("a cat")),
         (f"![x](<{BASE}/prompt/a%20cat?key=k> 'title')", ImageRequest("a cat")),
         (f"![x]({BASE}/prompt/a_(b)?key=k&seed=3)", ImageRequest("a_(b)", seed=3)),
-        (f"[![x]({BASE}/prompt/a?key=k)](https://other)", ImageRequest("a")),
-        (f'<img src="{BASE}/prompt/a?width=9&amp;key=k">', ImageRequest("a", 9, 9)),
-        (f"<img src='{BASE}/prompt/a?key=k' alt=x>", ImageRequest("a")),
-        (f"See {BASE}/prompt/a?key=k.", ImageRequest("a")),
-        (f"[ref]: {BASE}/prompt/a?key=k\n", ImageRequest("a")),
-        (f"| {BASE}/prompt/a?key=k|", ImageRequest("a")),
+        (f"[![x]({URL})](https://other)", ImageRequest("a")),
+        (f"[![x](https://other/badge.svg)]({URL})", ImageRequest("a")),
+        (f'<img src="{BASE}/prompt/a?width=9&amp;key=k">', ImageRequest("a", 9)),
+        (f"<img src='{URL}' alt=x>", ImageRequest("a")),
+        (f"See {URL}.", ImageRequest("a")),
+        (f"[ref]: {URL}\n", ImageRequest("a")),
+        (f"| {URL}|", ImageRequest("a")),
         (f"{BASE}/sub/path/prompt/a/b?key=k#top", ImageRequest("a/b")),
         (f"![x]({BASE}/prompt/红苹果?key=k)", ImageRequest("红苹果")),
         (f"![x]({BASE}/prompt/a?sig={'0' * 32}&exp=5)", ImageRequest("a")),
     ],
 )
-def test_our_url_is_found_wherever_it_stands(text: str, expected: ImageRequest) -> None:
+def test_our_url_is_found_in_any_markup(text: str, expected: ImageRequest) -> None:
     [(position, found)] = find_urls(text)
     assert found.request == expected
     assert text[position:].startswith(found.url)
+
+
+def test_urls_side_by_side_are_all_found() -> None:
+    text = f"![a]({BASE}/prompt/a?key=k)![b]({BASE}/prompt/b?key=k)"
+    assert [found.request.prompt for _, found in find_urls(text)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -42,15 +51,16 @@ def test_our_url_is_found_wherever_it_stands(text: str, expected: ImageRequest) 
         f"![x]({BASE}/other/a?key=k)",
         "![x](/prompt/a?key=k)",
         f"![x]({BASE}/prompt/%FF?key=k)",
+        "https://[::1/prompt/a?key=k",
     ],
 )
-def test_what_is_no_picture_of_ours_is_not_found(text: str) -> None:
+def test_other_links_are_not_found(text: str) -> None:
     assert list(find_urls(text)) == []
 
 
-def test_public_url_keeps_other_hosts_out() -> None:
-    text = f"{BASE}/prompt/a?key=k https://other.example/prompt/b?key=k"
-    assert [f.request.prompt for _, f in find_urls(text, BASE)] == ["a"]
+def test_public_url_excludes_other_hosts() -> None:
+    text = f"{URL} https://other.example/prompt/b?key=k"
+    assert [found.request.prompt for _, found in find_urls(text, BASE)] == ["a"]
 
 
 def test_every_other_byte_stays() -> None:
@@ -58,16 +68,31 @@ def test_every_other_byte_stays() -> None:
         f"\ufeff# Title\r\n\r\n![a]({BASE}/prompt/a?width=9&key=k&seed=1)\t \r"
         f'<img src="{BASE}/prompt/b?key=k&amp;width=9"> {BASE}/prompt/c?key=other\n'
     ).encode() + b"\xff\xfe end"
-    text = raw.decode("utf-8", "surrogateescape")
-    signed, count = replace_urls(
-        text,
-        lambda f: (
-            signed_in_place(f, {"exp": 5, "sig": "S"}) if f.credentials["key"] == "k" else None
-        ),
-    )
+
+    def sign(found: Found) -> str | None:
+        is_signed = found.credentials["key"] == "k"
+        return signed_in_place(found, {"exp": 5, "sig": "S"}) if is_signed else None
+
+    signed, count = replace_urls(raw.decode("utf-8", "surrogateescape"), sign)
     assert count == 2
     assert signed.encode("utf-8", "surrogateescape") == (
         raw.replace(b"width=9&key=k&seed=1", b"width=9&exp=5&sig=S&seed=1").replace(
             b"key=k&amp;width=9", b"exp=5&amp;sig=S&amp;width=9"
         )
     )
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.sampled_from([URL, "http://", "/prompt/", "(", ")", " ", "?key=", "é", "]"])))
+def test_any_text_stays_where_nothing_is_replaced(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    assert replace_urls(text, lambda found: found.url)[0] == text
+
+
+@pytest.mark.parametrize(
+    "unit", ["http://", "http://(", "http://)", "http:// ", "http://x/prompt/", "(", URL, URL + ")"]
+)
+def test_long_lines_take_linear_time(unit: str) -> None:
+    # Quadratic time would be minutes.
+    text = unit * (1_000_000 // len(unit))
+    assert replace_urls(text, lambda found: None) == (text, 0)

@@ -22,7 +22,6 @@ from .servers import RawServer, Say, ScriptedServer, Seen, free_port, read_reque
 
 BOUNDED = settings(max_examples=80, deadline=None)
 FOX = "A red fox in deep snow, soft morning light"
-狐 = "一只红色的狐狸，站在雪地里，晨光柔和"
 
 
 def failure_of(call: Callable[[], Any]) -> str:
@@ -32,6 +31,8 @@ def failure_of(call: Callable[[], Any]) -> str:
 
 
 # --- reading the prompt -------------------------------------------------------------------------
+
+DRAFT = "Maybe <prompt>a cat indoors</prompt>?"
 
 
 @pytest.mark.parametrize(
@@ -46,119 +47,77 @@ def failure_of(call: Callable[[], Any]) -> str:
         f"Between <prompt> and </prompt>: <prompt>{FOX}</prompt>",
         f"<prompt>a draft of it</prompt> or rather <prompt>{FOX}</prompt>",
         f"<prompt>{FOX}</prompt>\n<prompt> </prompt>",
-        f"<prompt>{FOX}</prompt>\n<prompt></prompt>",
         f"<prompt><prompt>{FOX}</prompt></prompt>",
         f'<prompt>"{FOX}"</prompt>',
         f"<prompt>Enhanced prompt: **{FOX}**</prompt>",
-        f"```xml\n<prompt>{FOX}</prompt>\n```",
         f"I'm sorry if it is too short: <prompt>{FOX}</prompt>",
-        # Fences.
+        # Fences, quotes and bold marks.
         f"```\n{FOX}\n```",
-        f"```text\n{FOX}\n```",
-        f"``` \n{FOX}```",
         f"```{FOX}```",
-        f"```\n{FOX}",
+        f"```text\n{FOX}",
         f"Here is your prompt:\n\n```text\n{FOX}\n```\n\nIt now has more light.",
-        # Quotes.
         *(f"{left}{FOX}{right}" for left, right in ('""', "''", "``", "“”", "‘’", "「」", "«»")),
-        f'  "{FOX}"\n',
+        f'  **"{FOX}"**\n',
         f'"“{FOX}”"',
-        # Bold.
-        f"**{FOX}**",
-        f'**"{FOX}"**',
-        f'"**{FOX}**"',
         # Lead-ins.
         f"Prompt: {FOX}",
-        f"Enhanced prompt: {FOX}",
         f"Enhanced Prompt:\n\n{FOX}",
         f"**Enhanced Prompt:** {FOX}",
-        f"**Enhanced Prompt**: {FOX}",
+        f"**Enhanced prompt**: {FOX}",
         f"**Enhanced prompt: {FOX}**",
         f"### Optimized prompt:\n{FOX}",
-        f"The rewritten prompt (safe): {FOX}",
-        f"Improved version of your prompt: {FOX}",
-        f"Optimised image generation prompt: {FOX}",
-        f"Here's the enhanced prompt: {FOX}",
+        f"Your rewritten prompt: {FOX}",
         f"Here’s a safer version:\n\n{FOX}",
         f'Here is the prompt that you asked for:\n"{FOX}"',
         f"Sure! Here is the improved prompt: {FOX}",
-        f"Of course, here you go: {FOX}",
         f"Certainly. Revised prompt: {FOX}",
         f'Okay, here are my thoughts:\nFinal prompt: "{FOX}"',
+        f"提示词：{FOX}",
+        f"**优化后的提示词：**\n“{FOX}”",
+        f"好的，以下是优化后的提示词：\n{FOX}",
+        f"以下是改写后的版本：「{FOX}」",
         # Thoughts.
-        f"<think>Let me think.</think>{FOX}",
         f"<think>\nLet me think.\n</think>\n\n{FOX}",
         f"<thinking>Let me think.</thinking>{FOX}",
         f"<THINK>Let me think.</THINK><prompt>{FOX}</prompt>",
         f"Let me think.</think>{FOX}",
         f"{FOX}<think>Was that good?",
-        f"{FOX}\n<think>Was that good?</think>",
         f"<think>a</think>{FOX}<think>b</think>",
         f"<think>a<think>b</think>c</think>{FOX}",
-        f"<think>Maybe <prompt>a cat indoors</prompt>?</think>{FOX}",
-        f"<think>Maybe <prompt>a cat indoors</prompt>?</think><prompt>{FOX}</prompt>",
-        f"Maybe <prompt>a cat indoors</prompt>?</think>{FOX}",
-        f"<prompt>{FOX}</prompt><think>Or <prompt>a cat indoors</prompt>?",
+        f"<think>{DRAFT}</think>{FOX}",
+        f"<think>{DRAFT}</think><prompt>{FOX}</prompt>",
+        f"{DRAFT}</think>{FOX}",
+        f"<prompt>{FOX}</prompt><think>{DRAFT}",
         f'<think>x</think>\n\nSure! Here is it:\n\n**"{FOX}"**',
     ],
 )
-def test_prompt_is_read_out_of_what_stands_around_it(text: str) -> None:
+def test_prompt_is_found_in_the_text_around_it(text: str) -> None:
     assert read_prompt(text) == FOX
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"<prompt>{狐}</prompt>",
-        f"提示词：{狐}",
-        f"优化后的提示词：{狐}",
-        f"优化后的提示词：\n\n“{狐}”",
-        f"**优化后的提示词**：{狐}",
-        f"**改写后的提示词：**\n{狐}",
-        f"好的，以下是优化后的提示词：\n{狐}",
-        f"当然！這是優化後的提示詞:{狐}",
-        f"以下是改写后的版本：「{狐}」",
-        f"这是优化后的描述：{狐}",
-        f"<think>用户想要一只狐狸。</think>{狐}",
-    ],
-)
-def test_chinese_prompt_is_read_out_too(text: str) -> None:
-    assert read_prompt(text) == 狐
 
 
 @pytest.mark.parametrize(
     "prompt",
     [
         FOX,
-        狐,
+        "一只红色的狐狸，站在雪地里，晨光柔和",
         "A vintage poster with the word prompt: hello",
         "Here comes the sun: a child runs",
-        "An image of a sign with the description: fresh bread",
-        "A new poster showing the final version: blue",
         "A new book in a better prompt: no",
-        "Prompt service at a diner, 1950s",
         "Prompt delivery: a courier on a bicycle",
-        "Description of a battle, as a tapestry",
-        "The versions: a triptych of one face",
         "Sure-footed goats: a cliff at dawn",
-        "Certainly the last of its kind, a dodo",
         'A sign that says "OPEN" above a door',
-        '"OPEN" above a door, "CLOSED" below',
-        "'Tis the season, a cottage in snow",
-        "The chef's kitchen at night, the cook's knife'",
+        '"OPEN" above a door, and "CLOSED"',
+        "'Tis the season, the cook's knife'",
         "**Fog** over **Paris**",
-        "**Fog** over the sea",
         "a < b > c, chalk on a blackboard",
         "Sorrow: a lone violinist",
         "I cancan: dancers on a stage",
         "Afraid of the dark, a child hides",
         "Unfortunate events, a clown slips",
-        "A clock at 12:30, ratio 16:9",
         "Line one\n\nLine two: with a colon",
         "A thought bubble that says <thought>",
         "无法无天的城市，霓虹灯",
         "一张海报，上面写着：你好世界",
-        "雨中的城市：霓虹灯与倒影",
         "12345",
     ],
 )
@@ -172,28 +131,23 @@ def test_ordinary_prompt_passes_unchanged(prompt: str) -> None:
     [
         "",
         " \n ",
-        "fox",
         "1234",
         "<prompt></prompt>",
         "<prompt>fox</prompt>",
-        "<prompt>",
         '"fox"',
         "```\n\n```",
         "****",
-        "Enhanced prompt:",
         "Enhanced prompt: fox",
-        "<think>",
         "<think>Let me think for long",
         "<think>Let me think for long</think>",
         "Let me think for long</think>",
-        "<think>Maybe <prompt>a red fox in snow</prompt>",
-        "<think>Maybe <prompt>a red fox in snow</prompt></think>",
-        "Maybe <prompt>a red fox in snow</prompt></think>",
+        f"<think>{DRAFT}",
+        f"{DRAFT}</think>",
         "<prompt>a red fox in snow</think>",
     ],
 )
-def test_too_short_a_prompt_is_a_failure(text: str) -> None:
-    assert failure_of(lambda: read_prompt(text)) == "its prompt is too short to be one"
+def test_prompt_under_5_characters_is_a_failure(text: str) -> None:
+    assert failure_of(lambda: read_prompt(text)) == "the prompt is too short"
 
 
 @pytest.mark.parametrize(
@@ -202,59 +156,39 @@ def test_too_short_a_prompt_is_a_failure(text: str) -> None:
         "I'm sorry, but I can't help with that.",
         "I’m sorry, I can’t assist.",
         "Sorry, I cannot create this.",
-        "I am very sorry, no.",
-        "I can't help with that request.",
-        "I cannot rewrite this prompt.",
         "I won't do that.",
-        "I am unable to rewrite it.",
-        "I'm not able to do that.",
-        "I'm afraid I can't do that, Dave.",
         "I apologize, but this violates the policy.",
-        "My apologies, no.",
         "Unfortunately, I can't write that.",
         "As an AI language model, I cannot do that.",
         "**I'm sorry, but no.**",
-        '"I cannot help with that."',
         "<think>This is bad.</think>I'm sorry, but no.",
         "抱歉，我无法满足这个请求。",
-        "很抱歉，这个请求不行。",
         "非常抱歉，我不能这样做。",
         "对不起，不行不行。",
-        "我无法改写这个内容。",
-        "我不能协助这个请求。",
     ],
 )
 def test_apology_is_a_failure(text: str) -> None:
-    assert failure_of(lambda: read_prompt(text)) == "it would not write a prompt"
-
-
-def test_prompt_of_2000_characters_is_kept_whole() -> None:
-    assert read_prompt("x" * 2000) == "x" * 2000
-    assert read_prompt("红" * 2000) == "红" * 2000
+    assert failure_of(lambda: read_prompt(text)) == "an apology instead of a prompt"
 
 
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
+        ("红" * 2000, "红" * 2000),
         ("x" * 1500 + ". " + "y" * 1000, "x" * 1500 + "."),
         ("x" * 1200 + "! " + "y" * 500 + "? " + "z" * 1000, "x" * 1200 + "! " + "y" * 500 + "?"),
         ("x" * 1999 + ". " + "y" * 100, "x" * 1999 + "."),
-        ("x" * 1500 + ".5" + "y" * 1000, "x" * 1500 + ".5" + "y" * 498),
-        ("红" * 1500 + "。" + "绿" * 1000, "红" * 1500 + "。"),
-        (
-            "红" * 1100 + "！" + "绿" * 500 + "？" + "蓝" * 1000,
-            "红" * 1100 + "！" + "绿" * 500 + "？",
-        ),
         ("红" * 1999 + "。" + "绿" * 100, "红" * 1999 + "。"),
+        ("红" * 1100 + "！" + "绿" * 1000, "红" * 1100 + "！"),
+        ("x" * 1500 + ".5" + "y" * 1000, "x" * 1500 + ".5" + "y" * 498),
         ("x" * 2000 + ". " + "y" * 100, "x" * 2000),
+        ("红" * 2000 + "。" + "绿" * 100, "红" * 2000),
         ("x" * 500 + ". " + "y" * 5000, "x" * 500 + ". " + "y" * 1498),
-        ("红" * 3000, "红" * 2000),
         ("x" * 1998 + "   " + "y" * 100, "x" * 1998),
     ],
 )
 def test_long_prompt_is_cut_at_a_near_sentence_end(text: str, kept: str) -> None:
     assert read_prompt(text) == kept
-    assert read_prompt(f"<prompt>{text}</prompt>") == kept
 
 
 # --- reading the message ------------------------------------------------------------------------
@@ -267,14 +201,11 @@ def with_content(content: Any) -> Any:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (FOX, FOX),
         (f"\n {FOX} \n", FOX),
         ("a\0b", "ab"),
         ("a \ud83c b", "a ? b"),
-        ([{"type": "text", "text": FOX}], FOX),
         ([{"type": "text", "text": "A red "}, {"type": "text", "text": "fox"}], "A red fox"),
         (["A red ", "fox"], "A red fox"),
-        ([{"type": "thinking", "thinking": []}, {"type": "text", "text": FOX}], FOX),
         ([None, 5, {"text": None}, {"text": {"value": "x"}}, [FOX], {"text": FOX}], FOX),
     ],
 )
@@ -282,43 +213,31 @@ def test_message_is_the_text_of_the_first_choice(content: Any, text: str) -> Non
     assert message_in(with_content(content)) == text
 
 
-@pytest.mark.parametrize(
-    "content", [None, "", " \n", "\0", [], [{}], [None], {}, 5, True, {"a": 1}]
-)
+@pytest.mark.parametrize("content", [None, "", " \n", "\0", [], [{}], {}, 5, True])
 def test_message_without_text_is_a_failure(content: Any) -> None:
-    assert failure_of(lambda: message_in(with_content(content))) == "its message is empty"
+    assert failure_of(lambda: message_in(with_content(content))) == "the message is empty"
 
 
 @pytest.mark.parametrize(
     "answer",
     [
         None,
-        "",
         "text",
-        5,
-        [],
         [{}],
-        {},
         {"choices": None},
         {"choices": []},
-        {"choices": {}},
-        {"choices": "text"},
         {"choices": [None]},
-        {"choices": ["text"]},
-        {"choices": [{}]},
-        {"choices": [{"message": None}]},
         {"choices": [{"message": "text"}]},
         {"choices": [{"message": [FOX]}]},
         {"choices": [{"message": {}}]},
-        {"choices": [{"text": FOX}]},
         {"error": "no"},
     ],
 )
 def test_answer_without_message_is_a_failure(answer: Any) -> None:
-    assert failure_of(lambda: message_in(answer)) == "its answer holds no message"
+    assert failure_of(lambda: message_in(answer)) == "no message in the answer"
 
 
-# --- whatever comes -----------------------------------------------------------------------------
+# --- any input ----------------------------------------------------------------------------------
 
 PIECES = st.sampled_from(
     [
@@ -327,14 +246,10 @@ PIECES = st.sampled_from(
         *("a", "fox. ", "红", "\0", "\ud83c", "<", "(", ")", "-"),
     ]
 )
+NAMES = st.sampled_from(["choices", "message", "content", "text", "type"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | PIECES,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["choices", "message", "content", "text", "type"]), inner, max_size=4
-        )
-    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
     max_leaves=12,
 )
 
@@ -342,28 +257,19 @@ JSON = st.recursive(
 @BOUNDED
 @given(st.lists(PIECES, max_size=30).map("".join))
 def test_any_text_is_a_prompt_or_a_failure(text: str) -> None:
-    try:
+    with contextlib.suppress(RewriteFailed):
         prompt = read_prompt(text)
-    except RewriteFailed:
-        return
-    assert 5 <= len(prompt) <= 2000
-    assert prompt == prompt.strip()
-    assert "<think>" not in prompt
-    assert "</think>" not in prompt
+        assert 5 <= len(prompt) <= 2000
+        assert prompt == prompt.strip()
+        assert "<think>" not in prompt
+        assert "</think>" not in prompt
 
 
 @BOUNDED
 @given(JSON | JSON.map(with_content))
 def test_any_answer_is_a_message_or_a_failure(answer: Any) -> None:
-    try:
-        text = message_in(answer)
-    except RewriteFailed:
-        return
-    assert text
-    text.encode("utf-8")
-
-
-LONG = 120_000
+    with contextlib.suppress(RewriteFailed):
+        assert message_in(answer).encode("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -374,13 +280,13 @@ LONG = 120_000
         *("Prompt: ", "enhanced ", "a-", "sure, ", "here's ", "提示词", "(", "I'm ", "as an ai "),
     ],
 )
-def test_long_runs_are_read_in_no_time(unit: str) -> None:
+def test_long_runs_take_linear_time(unit: str) -> None:
     start = time.monotonic()
     for begin, end in itertools.product(
         ["", "Sure, here's", "**", "```"], ["", "x", "</think>", "<prompt>"]
     ):
         with contextlib.suppress(RewriteFailed):
-            assert 5 <= len(read_prompt(begin + unit * (LONG // len(unit)) + end)) <= 2000
+            assert 5 <= len(read_prompt(begin + unit * (120_000 // len(unit)) + end)) <= 2000
     # Quadratic time would be minutes.
     assert time.monotonic() - start < 3
 
@@ -566,17 +472,17 @@ def test_what_did_not_help_is_not_remembered(api: ScriptedServer) -> None:
         (Say("", 302, {"Location": "http://127.0.0.1:9/"}), "it answered 302"),
         (Say({"error": {"message": "overloaded", "code": 503}}), "it answered 503"),
         (Say({"error": {"message": "no"}}), "it answered 400"),
-        (Say("<html>welcome</html>"), "its answer holds no message"),
-        (Say(""), "its answer holds no message"),
-        (Say("{"), "its answer holds no message"),
-        (Say("[" * 100_000), "its answer holds no message"),
-        (Say("null"), "its answer holds no message"),
-        (Say("[1]"), "its answer holds no message"),
-        (Say(b"\xff\xfe{"), "its answer holds no message"),
-        (Say({"choices": []}), "its answer holds no message"),
-        (saying(None), "its message is empty"),
-        (saying("no"), "its prompt is too short to be one"),
-        (saying("I'm sorry, I can't."), "it would not write a prompt"),
+        (Say("<html>welcome</html>"), "no message in the answer"),
+        (Say(""), "no message in the answer"),
+        (Say("{"), "no message in the answer"),
+        (Say("[" * 100_000), "no message in the answer"),
+        (Say("null"), "no message in the answer"),
+        (Say("[1]"), "no message in the answer"),
+        (Say(b"\xff\xfe{"), "no message in the answer"),
+        (Say({"choices": []}), "no message in the answer"),
+        (saying(None), "the message is empty"),
+        (saying("no"), "the prompt is too short"),
+        (saying("I'm sorry, I can't."), "an apology instead of a prompt"),
         (Say(b" " * (2**20 + 1)), "its answer is larger than 1048576 bytes"),
     ],
 )
