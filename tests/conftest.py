@@ -174,8 +174,11 @@ class Gunicorn(_Client):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGQUIT)
             try:
-                self.process.wait(10)
+                self.process.wait(3)
             except subprocess.TimeoutExpired:
+                # A gthread worker deadlocks if SIGQUIT arrives while it starts a thread.
+                for pid in self.workers():
+                    os.kill(pid, signal.SIGKILL)
                 self.process.kill()
                 self.process.wait()
 
