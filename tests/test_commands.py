@@ -36,8 +36,11 @@ def run(environment: dict[str, str], backend: ScriptedServer) -> Run:
 
     def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
         values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
-        runner = create_app(config.parse(values)).test_cli_runner()
-        return runner.invoke(args=list(arguments), input=answer)
+        app = create_app(config.parse(values))
+        try:
+            return app.test_cli_runner().invoke(args=list(arguments), input=answer)
+        finally:
+            app.extensions["prompt_image_proxy"].cache.close()
 
     return invoke
 
