@@ -12,6 +12,7 @@ gunicorn takes every name here that it knows as a setting: hence the underscores
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import sys
@@ -166,6 +167,7 @@ def _load_or_keep() -> dict[str, Any]:
         _log.exception("Reload failed; the service keeps its code and settings.")
     else:
         sys.modules[_LAST_GOOD] = sys.modules[__name__]
+        gc.collect()  # modules that were replaced refer to each other, and are a megabyte
         return loaded
     return vars(last_good)
 
