@@ -358,7 +358,9 @@ def test_new_secrets_are_redacted_after_a_reload(upgradable: Upgradable) -> None
     assert "admin=***" in upgradable.service.said()
 
 
-def test_stop_finishes_and_stores_a_drawing(gunicorn: Start, backend: ScriptedServer) -> None:
+def test_stop_stores_the_current_drawing_and_closes_the_cache(
+    gunicorn: Start, backend: ScriptedServer, environment: dict[str, str]
+) -> None:
     gate = Gate()
     backend.say(gate)
     service = gunicorn(backend)
@@ -370,6 +372,8 @@ def test_stop_finishes_and_stores_a_drawing(gunicorn: Start, backend: ScriptedSe
         gate.opened.set()
         assert answer.result().status == 200
     assert service.process.wait(15) == 0
+    # SQLite deletes its write-ahead log when the last connection is closed.
+    assert not list(Path(environment["CACHE_DIR"]).glob("*-wal"))
     again = gunicorn(backend)
     assert again.picture("x").headers["Cache-Status"] == "PromptImageProxy; hit"
 
