@@ -1,47 +1,53 @@
-# make run    starts the proxy (with the demo backend where nothing is configured)
+# make run    starts the proxy (with the demo backend if nothing is configured)
 # make test   runs the tests
 # make check  runs what CI runs: tests, linter, formatter, types
-# make bench  measures (needs Debian's nginx and wrk); make soak runs it for two minutes, with faults
+# make bench  runs the benchmarks (needs Debian's nginx and wrk); make soak tests under load and faults
+#
+# PYTHON=/path/to/python3.13 uses another interpreter, in a virtual environment of its own.
 
 PYTHON ?= python3
-BIN := .venv/bin
-# Nothing outside this folder is written, pip's cache and Python's bytecode included.
+VENV := .venv
+ifneq ($(PYTHON),python3)
+VENV := .venv-$(or $(shell $(PYTHON) -c "import sys; print('%d.%d.%d' % sys.version_info[:3])"),$(error $(PYTHON) does not run))
+endif
+BIN := $(VENV)/bin
+# Nothing is written outside this folder, not even pip's cache.
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: run test check bench soak format clean
 
-run: .venv/run.stamp
+run: $(VENV)/run.stamp
 	@exec $(BIN)/python -m demo.run
 
-test: .venv/dev.stamp
+test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest
 
-check: .venv/dev.stamp test
+check: $(VENV)/dev.stamp test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: .venv/run.stamp
+bench: $(VENV)/run.stamp
 	@$(BIN)/python -m benchmarks.run
 
-soak: .venv/dev.stamp
+soak: $(VENV)/dev.stamp
 	@$(BIN)/python -m benchmarks.soak
 
-format: .venv/dev.stamp
+format: $(VENV)/dev.stamp
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
 
-.venv/run.stamp: requirements.txt | .venv/bin/python
+$(VENV)/run.stamp: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
-.venv/dev.stamp: requirements.txt requirements-dev.txt | .venv/bin/python
+$(VENV)/dev.stamp: requirements.txt requirements-dev.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
-	@touch $@ .venv/run.stamp
+	@touch $@ $(VENV)/run.stamp

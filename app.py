@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import atexit
 import hmac
 import json
 import re
@@ -13,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from io import FileIO
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,13 +26,13 @@ import config
 from access import MAX_EXPIRES_IN, BadSignature, Link, Signer
 from backends import Backend, Backends, Cooldowns, Pollinations
 from cache import Cache, Record
-from config import ROOT, Settings, printable_url
+from config import ROOT, Settings
 from hosting import image_host
 from llm import Llm
 from picture import BadRequest, ImageRequest
 from pipeline import Pipeline
-from upkeep import Upkeep
 from upstream.client import Upstream
+from values import printable_url
 from web import answers
 from web.answers import Forbidden, NothingThere, Pictures, Unauthorised, as_json
 
@@ -56,12 +56,12 @@ class WholePath(BaseConverter):
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Build the application from `settings`, or from those of the service, or from `.env`.
+    """Build the application from `settings`, or from the environment and `.env`.
 
     Raises config.SettingsError.
     """
     try:
-        settings = settings or config.in_service or config.load()
+        settings = settings or config.load()
     except config.SettingsError as faults:
         if click.get_current_context(silent=True):
             sys.exit(str(faults))  # a command's user reads sentences, not a traceback
@@ -82,9 +82,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         lambda error: answers.problem(error, settings.error_images and answers.wants_picture()),
     )
     commands.register(app.cli, settings, cache, pipeline, signer)
-    upkeep = Upkeep(cache)
-    upkeep.start()
-    atexit.register(upkeep.close)
+    app.extensions["prompt_image_proxy"] = SimpleNamespace(cache=cache)
     return app
 
 

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from config import BackendSettings, PollinationsSettings, printable_url
+from config import BackendSettings, PollinationsSettings
 from formats import media_type_of
 from picture import ImageRequest
 from upstream import openai as dialect
 from upstream.client import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError, joined
 from upstream.openai import Answer, ErrorDetail, clean_text
+from values import printable_url
 
 log = logging.getLogger("prompt_image_proxy.backends")
 

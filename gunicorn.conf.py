@@ -1,90 +1,175 @@
-"""How gunicorn serves the app. `gunicorn` alone, in this folder, starts it.
+"""gunicorn's settings; `gunicorn`, started in this folder, reads them.
 
-Each line that is not obvious was measured; benchmarks/README.md says how.
+The master imports the program and reads its settings, at the start and anew at each reload
+(SIGHUP); workers are forked from it and build the app from exactly these. If a reload fails,
+whether by an invalid setting, a syntax error or a missing requirement, the master keeps the code
+and the settings it has, for workers that respawn later too. An upgraded requirement takes effect
+at a restart only.
+
+gunicorn takes every name here that it knows as a setting: hence the underscores.
 """
 
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
 import logging
 import sys
-import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gunicorn.http.message
-import gunicorn.util
-from gunicorn.glogging import Logger
-from gunicorn.workers.gthread import ThreadWorker
 
-# Underscores: every name here that gunicorn knows is a setting, and `config` is one.
-import config as _config
+# Set at the end of this file, with the settings that depend on them.
+_app: Any = None
+_config: Any = None
+_settings: Any = None
 
-try:
-    _settings = _config.in_service = _config.load()
-except _config.SettingsError as faults:
-    if _config.in_service is None:
-        sys.exit(str(faults))
-    # A reload with a typo in .env must not end a service that runs.
-    _settings = _config.in_service
-    print(f"{faults}\nThe service goes on with the settings it has.", file=sys.stderr, flush=True)
+_log = logging.getLogger("prompt_image_proxy")
+# gunicorn executes this file as a new module each time: the last one that loaded the program
+# successfully is kept in sys.modules under this name.
+_LAST_GOOD = "prompt_image_proxy_last_good"
 
-wsgi_app = "app:create_app()"
-bind = f"{_settings.host if ':' not in _settings.host else f'[{_settings.host}]'}:{_settings.port}"
-workers = _settings.workers
-threads = _settings.threads
+wsgi_app = f"{__name__}:_create_app()"
+worker_class = "gthread"
 backlog = 2048
 keepalive = 75
-
-# A drawing takes as long as its deadline allows; a stop or reload waits for it to be kept.
+# Under gthread it bounds no request; drawings have a deadline of their own.
 timeout = 0
-graceful_timeout = int(_settings.generation_deadline) + 15
-
-# A 2,000-character Chinese prompt is 18 KB of request line. gunicorn clamps what is above this
-# private constant to it, and 0 (unlimited) lets an endless line burn a core.
-gunicorn.http.message.MAX_REQUEST_LINE = limit_request_line = 32768
-limit_request_fields = 100
-
-# gunicorn's page for what is no HTTP repeats the request line, and with it the key.
-# (This file is read again at each reload: the first one's original is the original.)
-_write_error = getattr(gunicorn.util.write_error, "original", gunicorn.util.write_error)
-
-
-def _write_short_error(sock: Any, status: int, reason: str, message: str) -> None:
-    _write_error(sock, status, reason, "")
-
-
-_write_short_error.original = _write_error  # type: ignore[attr-defined]
-gunicorn.util.write_error = _write_short_error
-
+# 4,000 characters of four bytes each are 48 KB of request line. gunicorn lowers what is above
+# this private constant to it, and with 0 (unlimited) an endless line keeps a core busy.
+gunicorn.http.message.MAX_REQUEST_LINE = limit_request_line = 65536
 # On by default, under HOME, and a second instance would take it over.
 control_socket_disable = True
-
-loglevel = _settings.log_level.lower()
-# The path alone: a query holds the key. nginx writes an access log anyway.
-accesslog = "-" if _settings.log_level == "DEBUG" else None
+# The path alone: a query holds the key.
 access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(b)s %(M)sms'
 proc_name = "prompt-image-proxy"
 
 
-class worker_class(ThreadWorker):  # type: ignore[misc] # gunicorn carries no types
-    """gthread, which leaves connections to the other workers while it is the fuller one.
+# --- in a worker
 
-    All workers accept from one socket, and a busy one is as quick at that as an idle one: of 200
-    requests that wait for the same picture, one worker would take more than it has places for.
+
+def _create_app() -> Any:
+    return _app.create_app(_settings)
+
+
+_at_exit = contextlib.ExitStack()
+
+
+def post_worker_init(worker: Any) -> None:
+    """Start the cache's upkeep, which needs a process that will not fork."""
+    upkeep = importlib.import_module("upkeep").Upkeep(
+        worker.wsgi.extensions["prompt_image_proxy"].cache
+    )
+    upkeep.start()
+    _at_exit.callback(upkeep.close)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Stop the upkeep and close the cache; a worker that failed earlier has neither."""
+    _at_exit.close()
+
+
+# --- in the master
+
+
+def on_starting(server: Any) -> None:
+    """Redact gunicorn's log, and send the program's own lines there too."""
+    log = server.log
+    formatter = _config.RedactingFormatter(_settings, log.error_fmt, log.datefmt)
+    for handler in (*log.error_log.handlers, *log.access_log.handlers):
+        handler.setFormatter(formatter)
+    _log.handlers = list(log.error_log.handlers)
+    _log.setLevel(_settings.log_level)
+    _log.propagate = False
+
+
+# gunicorn sets up its log anew at each reload, without the formatter.
+on_reload = on_starting
+
+
+class _CannotServe(Exception):
+    """The program cannot serve with these settings; the text is written for users."""
+
+
+def _check(settings: Any) -> None:
+    """Raise _CannotServe if the cache cannot be used."""
+
+
+def _load() -> dict[str, Any]:
+    """Import the program, read its settings, and return the names in this file that follow."""
+    app, config = importlib.import_module("app"), importlib.import_module("config")
+    try:
+        settings = config.load()
+    except config.SettingsError as error:
+        raise _CannotServe(str(error)) from None
+    _check(settings)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return {
+        "_app": app,
+        "_config": config,
+        "_settings": settings,
+        "bind": f"{host}:{settings.port}",
+        "workers": settings.workers,
+        "threads": settings.threads,
+        # A stop or a reload lets drawings finish, so that what was paid for is stored.
+        "graceful_timeout": int(settings.generation_deadline) + 15,
+        "loglevel": settings.log_level.lower(),
+        # nginx writes an access log anyway.
+        "accesslog": "-" if settings.log_level == "DEBUG" else None,
+    }
+
+
+def _remove_our_modules() -> dict[str, ModuleType]:
+    """Remove the program's modules from sys.modules and return them."""
+    root, this = Path(__file__).resolve().parent, Path(__file__).resolve()
+    ours = {}
+    for name, module in list(sys.modules.items()):
+        path = Path(getattr(module, "__file__", None) or "/").resolve()
+        # A virtual environment may lie in our folder, under any name.
+        if path.is_relative_to(root) and path != this and "site-packages" not in path.parts:
+            ours[name] = sys.modules.pop(name)
+    return ours
+
+
+@contextlib.contextmanager
+def _fresh_modules() -> Iterator[None]:
+    """Import our modules anew inside the block; if it fails, put the old ones back."""
+    old = _remove_our_modules()
+    importlib.invalidate_caches()
+    try:
+        yield
+    except BaseException:
+        _remove_our_modules()
+        sys.modules.update(old)
+        raise
+
+
+def _load_or_keep() -> dict[str, Any]:
+    """Return what `_load` returns or, if a reload fails, all names of the last good one.
+
+    All of them, since this file may belong to the version that failed.
     """
+    last_good = sys.modules.get(_LAST_GOOD)
+    try:
+        with _fresh_modules():
+            loaded = _load()
+    except _CannotServe as error:
+        if last_good is None:
+            sys.exit(f"Prompt Image Proxy cannot start. {error}")
+        _log.error("Reload failed; the service keeps its code and settings. %s", error)
+    except Exception:
+        if last_good is None:
+            raise
+        _log.exception("Reload failed; the service keeps its code and settings.")
+    else:
+        sys.modules[_LAST_GOOD] = sys.modules[__name__]
+        gc.collect()  # modules that were replaced refer to each other, and are a megabyte
+        return loaded
+    return vars(last_good)
 
-    def accept(self, listener: Any) -> None:
-        if self.nr_conns - len(self.keepalived_conns) > threads // 2:
-            time.sleep(0.002)
-        super().accept(listener)
 
-
-class logger_class(Logger):  # type: ignore[misc] # gunicorn carries no types
-    """gunicorn's logger, which never prints a secret and carries the app's own lines too."""
-
-    def setup(self, cfg: Any) -> None:
-        super().setup(cfg)
-        formatter = _config.RedactingFormatter(_settings, self.error_fmt, self.datefmt)
-        for handler in (*self.error_log.handlers, *self.access_log.handlers):
-            handler.setFormatter(formatter)
-        app_log = logging.getLogger("prompt_image_proxy")
-        app_log.handlers = list(self.error_log.handlers)
-        app_log.setLevel(_settings.log_level)
-        app_log.propagate = False
+globals().update(_load_or_keep())

@@ -167,7 +167,7 @@ class Client:
                 ("/prompt/x?key=wrong", 401),
                 (f"/prompt/x?key={KEY}&width=5000", 400),
                 (f"/prompt/x?key={KEY}&seed=1&seed=2", 400),
-                ("/prompt/" + "x" * 40_000, 414),
+                ("/prompt/" + "x" * 70_000, 414),
                 ("/../../etc/passwd", 404),
                 ("/status", 200),
                 ("/robots.txt", 200),

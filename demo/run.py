@@ -1,7 +1,7 @@
-"""`make run`: gunicorn as in production, with the demo backend beside it where nothing is set up.
+"""`make run`: gunicorn as in production, and the demo backend if nothing is configured.
 
-With a `.env` or `BACKEND_API_URLS` this becomes gunicorn and adds nothing. Without, it starts
-`demo.server` in a process of its own, prints what to open, and ends both together.
+With a `.env` or `BACKEND_API_URLS`, this replaces itself by gunicorn. Otherwise it also starts
+`demo.server` in a process of its own, prints URLs to open, and stops both together.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ START_SECONDS = 20.0
 
 
 def is_configured() -> bool:
-    """Say whether someone has said which backends to use."""
+    """Return whether backends are configured."""
     return bool(os.environ.get("BACKEND_API_URLS")) or (ROOT / ".env").exists()
 
 
 def demo_environment(backend_url: str) -> dict[str, str]:
-    """Return the environment of a proxy whose every upstream is the demo backend."""
+    """Return the environment of a proxy that uses the demo backend for everything."""
     defaults = {
         "PROXY_ACCESS_KEY": DEMO_KEY,
         "ADMIN_TOKEN": DEMO_KEY,
         "LLM_OPTIMIZATION_ENABLED": "true",
         "DE_NSFW_ENABLED": "true",
         "POLLINATIONS_ENABLED": "false",
-        # Not the real cache: a demo picture must never answer for a real one.
+        # Not the default folder: a demo picture must never be served as a real one.
         "CACHE_DIR": str(ROOT / ".demo" / "cache"),
     }
     upstreams = {"BACKEND_API_URLS": backend_url, "LLM_OPTIMIZATION_API_URL": backend_url}
@@ -43,24 +43,24 @@ def demo_environment(backend_url: str) -> dict[str, str]:
 
 
 def banner(base: str, key: str) -> str:
-    """Return what a newcomer reads: a URL to open and a Markdown tag to paste."""
+    """Return the first steps: URLs to open and a Markdown tag to paste."""
     apple = f"{base}/prompt/a%20red%20apple?key={key}&width=1024&height=768"
     refused = f"{base}/prompt/a%20forbidden%20apple?key={key}&width=1024&height=768"
     return f"""
-Prompt Image Proxy runs, with a demo backend that draws without any account.
+Prompt Image Proxy is running with a demo backend, which needs no account.
 
   Open      {apple}
   Paste     ![a red apple]({apple})
   Refused   {refused}
-            (moderation refuses the word "forbidden"; the proxy rewrites the prompt and recovers)
+            (the demo backend refuses the word "forbidden", so the proxy rewrites the prompt)
   Status    {base}/status
 
-For your own backends: cp .env.example .env, fill it in, and run this again. Ctrl-C ends it.
+To use your own backends: cp .env.example .env, fill it in, and run this again. Ctrl-C stops it.
 """
 
 
 def answers(url: str) -> bool:
-    """Say whether an HTTP server answers there."""
+    """Return whether an HTTP server answers at `url`."""
     try:
         with urllib.request.urlopen(url, timeout=1):
             return True
@@ -69,7 +69,7 @@ def answers(url: str) -> bool:
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until `url` answers; False when the process ends first, or it takes too long."""
+    """Wait until `url` answers; return False if the process exits or time runs out first."""
     end = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < end:
         if answers(url):
@@ -79,7 +79,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> bool:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a child, which may have had the same Ctrl-C."""
+    """Stop a child, which may have received the same Ctrl-C."""
     if process.poll() is None:
         process.terminate()
     try:
@@ -89,8 +89,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_demo() -> int:
-    """Run both until one ends or Ctrl-C; return the exit status."""
-    # Its standard input is our pipe: it ends with us, even if we are killed.
+    """Run both until gunicorn exits or Ctrl-C; return the exit status."""
+    # It exits when its standard input, our pipe, is closed: even if we are killed.
     demo = subprocess.Popen(
         [sys.executable, "-m", "demo.server", "--until-eof"],
         cwd=ROOT,
@@ -116,7 +116,7 @@ def run_demo() -> int:
 
 
 def main() -> int:
-    """Become gunicorn, or run the demo."""
+    """Run gunicorn in place of this process, or the demo."""
     if is_configured():
         os.chdir(ROOT)
         os.execv(sys.executable, GUNICORN)
@@ -124,7 +124,7 @@ def main() -> int:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # A `kill` ends both just as Ctrl-C does, and Ctrl-C even where a shell had us ignore it.
+    # SIGTERM stops both as Ctrl-C does. Background jobs of a shell start with SIGINT ignored.
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
     return run_demo()

@@ -108,8 +108,10 @@ class InProcess(_Client):
     """The app in this process, behind Werkzeug's threaded HTTP server: starts in no time."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        app = create_app(config.parse(environment))
-        self._server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
+        self._app = create_app(config.parse(environment))
+        self._server = make_server(
+            "127.0.0.1", 0, self._app, threaded=True, request_handler=_Handler
+        )
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.02,), daemon=True
@@ -119,21 +121,22 @@ class InProcess(_Client):
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        self._app.extensions["prompt_image_proxy"].cache.close()
 
 
 class Gunicorn(_Client):
     """The shipped gunicorn.conf.py in a process of its own, on a free port."""
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, environment: dict[str, str], log: Path, root: Path = ROOT) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         # Nothing of this shell's settings gets in, and no .env: it would be read from the folder.
         clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        clean["PYTHONPATH"] = str(ROOT)
+        clean["PYTHONPATH"] = str(root)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py")],
+                [sys.executable, "-m", "gunicorn", "--config", str(root / "gunicorn.conf.py")],
                 cwd=log.parent,
                 env=clean | environment | {"PORT": str(port)},
                 stdout=output,
@@ -171,8 +174,11 @@ class Gunicorn(_Client):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGQUIT)
             try:
-                self.process.wait(10)
+                self.process.wait(3)
             except subprocess.TimeoutExpired:
+                # A gthread worker deadlocks if SIGQUIT arrives while it starts a thread.
+                for pid in self.workers():
+                    os.kill(pid, signal.SIGKILL)
                 self.process.kill()
                 self.process.wait()
 

@@ -26,6 +26,9 @@ from .servers import GIF, Say, ScriptedServer, Seen, png, wait_until
 Run = Callable[..., click.testing.Result]
 BASE = "https://pics.example.org"
 
+# Run in a folder of the test's own: the one of the program may have a .env.
+FLASK = [sys.executable, "-m", "flask", "--app", str(ROOT / "app.py")]
+
 
 @pytest.fixture
 def run(environment: dict[str, str], backend: ScriptedServer) -> Run:
@@ -33,8 +36,11 @@ def run(environment: dict[str, str], backend: ScriptedServer) -> Run:
 
     def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
         values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
-        runner = create_app(config.parse(values)).test_cli_runner()
-        return runner.invoke(args=list(arguments), input=answer)
+        app = create_app(config.parse(values))
+        try:
+            return app.test_cli_runner().invoke(args=list(arguments), input=answer)
+        finally:
+            app.extensions["prompt_image_proxy"].cache.close()
 
     return invoke
 
@@ -164,10 +170,10 @@ def test_warm_shares_the_drawings_of_a_running_server(
 
     backend.say(slowly)
     service = serve(backend)
-    variables = {**os.environ, **environment, "BACKEND_API_URLS": backend.url}
+    variables = {**environment, "BACKEND_API_URLS": backend.url}
     with subprocess.Popen(
-        [sys.executable, "-m", "flask", "--app", "app", "warm", str(page)],
-        cwd=ROOT,
+        [*FLASK, "warm", str(page)],
+        cwd=tmp_path,
         env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -199,9 +205,9 @@ def test_interrupted_warm_can_be_run_again(
 
     backend.say(slowly)
     with subprocess.Popen(
-        [sys.executable, "-m", "flask", "--app", "app", "warm", str(page), "--jobs", "1"],
-        cwd=ROOT,
-        env={**os.environ, **environment, "BACKEND_API_URLS": backend.url},
+        [*FLASK, "warm", str(page), "--jobs", "1"],
+        cwd=tmp_path,
+        env={**environment, "BACKEND_API_URLS": backend.url},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     ) as warm:
@@ -304,26 +310,26 @@ def test_import_takes_over_the_typescript_cache(
 # --- the real command
 
 
-def flask(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def flask(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "flask", "--app", "app", *arguments],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **variables},
+        [*FLASK, *arguments],
+        cwd=folder,
+        env=variables,
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def test_faulty_settings_are_sentences_for_commands_too() -> None:
-    result = flask("cache", "stats", PORT="x", PROXY_ACCESS_KEY="k")
+def test_faulty_settings_are_sentences_for_commands_too(tmp_path: Path) -> None:
+    result = flask(tmp_path, "cache", "stats", PORT="x", PROXY_ACCESS_KEY="k")
     assert result.returncode != 0
     assert "PORT: 'x' is not usable" in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
 
 
-def test_every_command_has_help(environment: dict[str, str]) -> None:
+def test_every_command_has_help(environment: dict[str, str], tmp_path: Path) -> None:
     variables = {**environment, "BACKEND_API_URLS": "http://127.0.0.1:9"}
-    assert {"sign", "warm", "cache"} <= set(flask("--help", **variables).stdout.split())
-    result = flask("cache", "--help", **variables)
+    assert {"sign", "warm", "cache"} <= set(flask(tmp_path, "--help", **variables).stdout.split())
+    result = flask(tmp_path, "cache", "--help", **variables)
     assert {"list", "stats", "delete", "import"} <= set(result.stdout.split())

@@ -94,7 +94,7 @@ def test_picture_can_come_as_a_url(
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of what git has, as a newcomer's clone."""
+    """A copy of the files in git, as in a fresh clone."""
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
     )
@@ -117,12 +117,12 @@ def start(checkout: Path, **variables: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_make_run_shows_a_picture_and_ends_together(checkout: Path, ending: int) -> None:
+def test_make_run_serves_a_picture_and_stops_both_processes(checkout: Path, ending: int) -> None:
     before = {path.name for path in checkout.iterdir()}
     with start(checkout, PORT=str(free_port())) as process:
         assert process.stdout
         said = ""
-        while "Ctrl-C ends it." not in said:
+        while "Ctrl-C stops it." not in said:
             line = process.stdout.readline()
             assert line, said
             said += line
@@ -149,7 +149,7 @@ def is_listening(url: str) -> bool:
         return probe.connect_ex(("127.0.0.1", int(port[1]))) == 0
 
 
-def test_make_run_with_backends_of_ones_own_is_gunicorn(
+def test_make_run_with_configured_backends_is_gunicorn(
     checkout: Path, backend: ScriptedServer
 ) -> None:
     port = free_port()

@@ -7,22 +7,25 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
 
 from .conftest import ADMIN, KEY, ROOT, Gunicorn, drawing
+from .image import copy_image
 from .servers import Say, ScriptedServer, Seen, fetch, png, wait_until
 
 Start = Callable[..., Gunicorn]
 
 
 class Gate:
-    """An answer that waits until a test lets it go, and knows who waits."""
+    """An answer that is given only once the test has opened the gate."""
 
     def __init__(self, answer: Say | None = None) -> None:
         self.answer = answer or drawing()
@@ -33,15 +36,15 @@ class Gate:
         return self.answer
 
 
-def hang_up_after_asking(service: Gunicorn, description: str) -> None:
-    """Ask for a picture and leave before it comes."""
+def request_and_disconnect(service: Gunicorn, description: str) -> None:
+    """Request a picture and disconnect before the answer."""
     port = urlsplit(service.url).port
     with socket.create_connection(("127.0.0.1", port or 0)) as client:
         client.sendall(f"GET /prompt/{description}?key={KEY} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
 
 def drawing_worker(service: Gunicorn, backend: ScriptedServer) -> int:
-    """Return the worker that has a connection to the backend: the one that draws."""
+    """Return the worker that is connected to the backend, or 0."""
     for pid in service.workers():
         found = subprocess.run(
             ["cat", f"/proc/{pid}/net/tcp"], capture_output=True, text=True, check=True
@@ -64,7 +67,7 @@ def drawing_worker(service: Gunicorn, backend: ScriptedServer) -> int:
 # --- one drawing for many requests
 
 
-def test_200_identical_requests_over_two_workers_are_one_drawing(
+def test_200_identical_requests_over_two_workers_draw_once(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
     gate = Gate(drawing(png(shade=9)))
@@ -79,7 +82,7 @@ def test_200_identical_requests_over_two_workers_are_one_drawing(
     assert len(backend.seen) == 1
 
 
-def test_failure_is_shared_by_followers_in_both_workers(
+def test_waiting_requests_in_both_workers_share_a_failure(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
     gate = Gate(Say("", 500))
@@ -90,18 +93,18 @@ def test_failure_is_shared_by_followers_in_both_workers(
         wait_until(lambda: sum(map(service.threads_of, service.workers())) >= 60)
         gate.opened.set()
         statuses = {answer.result().status for answer in answers}
-    # Whoever arrives just after the failure rightly tries again: a few, never one by one.
+    # A request that arrives just after the failure rightly tries again.
     assert statuses <= {502, 503}
     assert len(backend.seen) <= 6
 
 
-def test_killed_drawing_worker_is_replaced_at_once(
+def test_another_worker_takes_over_when_the_drawing_one_is_killed(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
     gate = Gate()
     backend.say(gate)
     service = gunicorn(backend)
-    hang_up_after_asking(service, "x")
+    request_and_disconnect(service, "x")
     wait_until(lambda: backend.seen)
     pid = wait_until(lambda: drawing_worker(service, backend))
     with ThreadPoolExecutor(1) as pool:
@@ -113,7 +116,7 @@ def test_killed_drawing_worker_is_replaced_at_once(
 
 
 def ask_until_answered(service: Gunicorn) -> int:
-    """Ask until a worker that lives answers: a killed one takes its connections with it."""
+    """Ask until a worker answers: a killed one takes its connections with it."""
     for _ in range(10):
         try:
             return service.picture("x").status
@@ -122,78 +125,98 @@ def ask_until_answered(service: Gunicorn) -> int:
     return 0
 
 
-def test_drawing_goes_on_when_its_client_has_gone(gunicorn: Start, backend: ScriptedServer) -> None:
+def test_drawing_continues_after_its_client_disconnects(
+    gunicorn: Start, backend: ScriptedServer
+) -> None:
     gate = Gate()
     backend.say(gate)
     service = gunicorn(backend)
-    hang_up_after_asking(service, "x")
+    request_and_disconnect(service, "x")
     wait_until(lambda: backend.seen)
     gate.opened.set()
     wait_until(lambda: service.get("/status").json["cache"]["entries"] == 1)
     assert service.picture("x").headers["Cache-Status"] == "PromptImageProxy; hit"
 
 
-def test_rejected_parameter_and_cooldown_are_known_to_all_workers(
-    gunicorn: Start, backend: ScriptedServer
-) -> None:
+def test_cooldown_is_shared_by_all_workers(gunicorn: Start, backend: ScriptedServer) -> None:
     backend.say(Say("", 401))
     service = gunicorn(backend)
     assert service.picture("x").status == 502
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: service.get("/status").json, range(20)))
-    states = [answer["backends"][0]["state"] for answer in answers]
-    assert states == ["cooling"] * 20
+    assert [answer["backends"][0]["state"] for answer in answers] == ["cooling"] * 20
     assert {answer["status"] for answer in answers} == {"degraded"}
 
 
-# --- places for hits
-
-
-def test_hits_go_on_while_more_misses_than_places_are_in_flight(
+def test_hits_are_served_while_all_places_for_drawings_are_taken(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
     service = gunicorn(backend, THREADS="24")
-    service.picture("kept")
+    service.picture("cached")
     gate = Gate()
     backend.say(gate)
     with ThreadPoolExecutor(40) as pool:
         misses = [pool.submit(service.picture, f"miss-{n}") for n in range(40)]
-        # Two workers with 24 - 16 places each: all the others are turned away at once.
+        # Two workers have 24 - 16 places each: the other requests are rejected at once.
         wait_until(lambda: sum(miss.done() for miss in misses) >= 24)
         for _ in range(20):
-            assert service.picture("kept").headers["Cache-Status"] == "PromptImageProxy; hit"
+            assert service.picture("cached").headers["Cache-Status"] == "PromptImageProxy; hit"
         gate.opened.set()
         answers = [miss.result() for miss in misses]
-    turned_away = [answer for answer in answers if answer.status == 503]
+    rejected = [answer for answer in answers if answer.status == 503]
     assert {answer.status for answer in answers} == {200, 503}
-    assert len(turned_away) >= 24
-    assert all(answer.headers["Retry-After"] for answer in turned_away)
-    assert all(answer.headers["Cache-Control"] == "no-store" for answer in turned_away)
+    assert len(rejected) >= 24
+    assert all(answer.headers["Retry-After"] for answer in rejected)
+    assert all(answer.headers["Cache-Control"] == "no-store" for answer in rejected)
 
 
 # --- request lines
 
 
-def test_2000_chinese_characters_pass(gunicorn: Start, backend: ScriptedServer) -> None:
-    prompt = "红" * 2000
+@pytest.mark.parametrize("character", ["红", "🍎"])
+def test_4000_characters_of_any_script_pass(
+    gunicorn: Start, backend: ScriptedServer, character: str
+) -> None:
+    prompt = character * 4000
     assert gunicorn(backend).picture(quote(prompt)).status == 200
     assert backend.seen[0].json["prompt"] == prompt
 
 
-@pytest.mark.parametrize("length", [32_800, 1_000_000])
+@pytest.mark.parametrize("length", [65_600, 1_000_000])
 def test_longer_request_line_is_a_quick_414(
     gunicorn: Start, backend: ScriptedServer, length: int
 ) -> None:
     service = gunicorn(backend)
     port = urlsplit(service.url).port
     with socket.create_connection(("127.0.0.1", port or 0), timeout=10) as client:
-        with contextlib.suppress(OSError):  # it may hang up before the end, having said why
+        with contextlib.suppress(OSError):  # it may hang up before the end
             client.sendall(b"GET /prompt/" + b"x" * length)
         assert client.recv(100).startswith(b"HTTP/1.1 414")
     assert service.get("/robots.txt").status == 200
 
 
-# --- reload and stop
+# --- start, reload, stop
+
+
+def test_invalid_settings_end_the_start_with_a_sentence_each(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py")],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PORT": "http"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert run.stdout == ""
+    head, *faults = run.stderr.splitlines()
+    assert head == "Prompt Image Proxy cannot start. Invalid settings:"
+    assert {fault.split(":")[0].strip() for fault in faults} == {
+        "BACKEND_API_URLS",
+        "PROXY_ACCESS_KEY",
+        "PORT",
+    }
 
 
 def reload(service: Gunicorn) -> None:
@@ -202,19 +225,24 @@ def reload(service: Gunicorn) -> None:
     wait_until(lambda: not before & set(service.workers()), 30)
 
 
+def respawn_all_workers(service: Gunicorn) -> None:
+    old = set(service.workers())
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(service.workers()) == 2 and not old & set(service.workers()))
+
+
 def test_three_reloads_under_load_lose_no_request(gunicorn: Start, backend: ScriptedServer) -> None:
     service = gunicorn(backend)
-    service.picture("kept")
+    service.picture("cached")
     stop = threading.Event()
 
-    def ask() -> list[int]:
-        found = []
+    def ask() -> Iterator[int]:
         while not stop.is_set():
-            found.append(service.picture("kept").status)
-        return found
+            yield service.picture("cached").status
 
     with ThreadPoolExecutor(8) as pool:
-        asking = [pool.submit(ask) for _ in range(8)]
+        asking = [pool.submit(lambda: list(ask())) for _ in range(8)]
         for _ in range(3):
             reload(service)
         stop.set()
@@ -223,22 +251,116 @@ def test_three_reloads_under_load_lose_no_request(gunicorn: Start, backend: Scri
     assert set(statuses) == {200}
 
 
-def test_reload_takes_over_new_settings_and_survives_faulty_ones(
+def test_reload_applies_valid_settings_and_ignores_invalid_ones(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
     service = gunicorn(backend)
+
+    def max_age() -> str:
+        return service.picture("x").headers["X-Accel-Expires"]
+
     dotenv = service.log.parent / ".env"
     dotenv.write_text("NGINX_CACHE_SECONDS=77\n")
     reload(service)
-    assert service.picture("x").headers["X-Accel-Expires"] == "77"
+    assert max_age() == "77"
     dotenv.write_text("NGINX_CACHE_SECONDS=many\n")
     reload(service)
-    assert "NGINX_CACHE_SECONDS: 'many' is not usable" in service.said()
-    assert "The service goes on with the settings it has." in service.said()
-    assert service.picture("x").headers["X-Accel-Expires"] == "77"
+    assert max_age() == "77"
+    assert service.said().count("NGINX_CACHE_SECONDS: 'many' is not usable") == 1
+    assert "Reload failed; the service keeps its code and settings." in service.said()
+    respawn_all_workers(service)
+    assert max_age() == "77"
+    dotenv.write_text("NGINX_CACHE_SECONDS=78\n")
+    reload(service)
+    assert max_age() == "78"
 
 
-def test_stop_lets_a_drawing_finish_and_keeps_it(gunicorn: Start, backend: ScriptedServer) -> None:
+class Upgradable:
+    """A service that runs from a copy of the program, whose files a test replaces."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], opened: list[Any]) -> None:
+        self.folder = folder
+        copy_image(folder)
+        # Bytecode is told from stale by size and seconds: too coarse for these edits.
+        values = {**environment, "PYTHONDONTWRITEBYTECODE": "1"}
+        self.service = Gunicorn(values, folder.parent / "gunicorn.log", folder)
+        opened.append(self.service)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.folder / name
+        text = path.read_text("utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new), "utf-8")
+
+    def append(self, name: str, line: str) -> None:
+        with (self.folder / name).open("a") as file:
+            file.write(f"\n{line}\n")
+
+    def versions(self) -> set[str]:
+        """Return the version that the workers report, and report again once respawned."""
+        before = self.service.get("/status").json["version"]
+        respawn_all_workers(self.service)
+        return {before, *(self.service.get("/status").json["version"] for _ in range(4))}
+
+
+@pytest.fixture
+def upgradable(
+    environment: dict[str, str], backend: ScriptedServer, opened: list[Any], tmp_path: Path
+) -> Upgradable:
+    return Upgradable(
+        tmp_path / "program", {**environment, "BACKEND_API_URLS": backend.url}, opened
+    )
+
+
+def test_reload_after_an_upgrade_runs_the_new_version(upgradable: Upgradable) -> None:
+    upgradable.append("config.py", 'VERSION = "2.0.0"')
+    upgradable.edit("app.py", '__version__ = "1.0.0"', "__version__ = config.VERSION")
+    reload(upgradable.service)
+    assert upgradable.versions() == {"2.0.0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "error"),
+    [
+        ("web/answers.py", "def broken(:", "SyntaxError"),
+        ("backends.py", "import missing_requirement", "ModuleNotFoundError"),
+        ("config.py", "ROOT / 0", "TypeError"),
+    ],
+)
+def test_reload_after_a_broken_upgrade_keeps_the_old_version(
+    upgradable: Upgradable, name: str, line: str, error: str
+) -> None:
+    intact = (upgradable.folder / name).read_text("utf-8")
+    upgradable.edit("app.py", '"1.0.0"', '"2.0.0"')
+    # The new gunicorn.conf.py does not fit the old app.
+    upgradable.edit("app.py", "def create_app(", "def create_new_app(")
+    upgradable.edit("gunicorn.conf.py", "_app.create_app(", "_app.create_new_app(")
+    upgradable.append(name, line)
+    reload(upgradable.service)
+    assert upgradable.versions() == {"1.0.0"}
+    said = upgradable.service.said()
+    assert said.count("Reload failed; the service keeps its code and settings.") == 1
+    assert error in said
+    (upgradable.folder / name).write_text(intact, "utf-8")
+    reload(upgradable.service)
+    assert upgradable.versions() == {"2.0.0"}
+
+
+def test_new_secrets_are_redacted_after_a_reload(upgradable: Upgradable) -> None:
+    upgradable.append("app.py", "import logging\n_create_app = create_app")
+    upgradable.append(
+        "app.py",
+        "def create_app(settings):\n"
+        "    logging.getLogger('prompt_image_proxy').error('admin=%s', settings.admin_token)\n"
+        "    return _create_app(settings)",
+    )
+    reload(upgradable.service)
+    assert "admin=***" in upgradable.service.said()
+
+
+def test_stop_stores_the_current_drawing_and_closes_the_cache(
+    gunicorn: Start, backend: ScriptedServer, environment: dict[str, str]
+) -> None:
     gate = Gate()
     backend.say(gate)
     service = gunicorn(backend)
@@ -250,11 +372,15 @@ def test_stop_lets_a_drawing_finish_and_keeps_it(gunicorn: Start, backend: Scrip
         gate.opened.set()
         assert answer.result().status == 200
     assert service.process.wait(15) == 0
+    # SQLite deletes its write-ahead log when the last connection is closed.
+    assert not list(Path(environment["CACHE_DIR"]).glob("*-wal"))
     again = gunicorn(backend)
     assert again.picture("x").headers["Cache-Status"] == "PromptImageProxy; hit"
 
 
-def test_picture_survives_kill_9_of_everything(gunicorn: Start, backend: ScriptedServer) -> None:
+def test_picture_survives_sigkill_of_all_processes(
+    gunicorn: Start, backend: ScriptedServer
+) -> None:
     service = gunicorn(backend)
     service.picture("x")
     for pid in [service.process.pid, *service.workers()]:
@@ -264,10 +390,10 @@ def test_picture_survives_kill_9_of_everything(gunicorn: Start, backend: Scripte
     assert again.picture("x").headers["Cache-Status"] == "PromptImageProxy; hit"
 
 
-# --- what it says
+# --- the log and other files
 
 
-def test_no_secret_is_ever_in_the_log(gunicorn: Start, backend: ScriptedServer) -> None:
+def test_no_secret_is_logged(gunicorn: Start, backend: ScriptedServer) -> None:
     backend.say(Say("", 401), drawing())
     service = gunicorn(backend, LOG_LEVEL="DEBUG", AUTH_TOKEN="token-of-the-backend")
     service.picture("x")
@@ -281,16 +407,17 @@ def test_no_secret_is_ever_in_the_log(gunicorn: Start, backend: ScriptedServer) 
         assert secret not in said
 
 
-def test_nothing_is_logged_for_a_hit(gunicorn: Start, backend: ScriptedServer) -> None:
+def test_cache_hits_are_not_logged(gunicorn: Start, backend: ScriptedServer) -> None:
     service = gunicorn(backend)
     service.picture("x")
     before = wait_until(lambda: service.said() if "Drew" in service.said() else "")
+    assert "Using worker: gthread" in before
     for _ in range(5):
         service.picture("x")
     assert service.said() == before
 
 
-def test_no_control_socket_is_left_anywhere(
+def test_no_control_socket_is_created(
     gunicorn: Start, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     gunicorn(backend, HOME=str(tmp_path / "home"))

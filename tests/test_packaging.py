@@ -1,0 +1,152 @@
+"""The Docker image, without Docker: its files, its requirements, and another user."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import venv
+from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from .conftest import KEY
+from .image import DOCKERFILE, ROOT, copy_image
+from .servers import ScriptedServer, fetch, free_port, png, wait_until
+
+# Allowed to read everything, since Python and this folder may lie below /root, but to write only
+# what it owns.
+OTHER_USER = 10001
+AS_OTHER_USER = [
+    "setpriv",
+    *(f"--re{kind}={OTHER_USER}" for kind in ("uid", "gid")),
+    "--clear-groups",
+    *(f"--{kind}-caps=-all,+dac_read_search" for kind in ("inh", "ambient")),
+]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Iterator[Path]:
+    """The image's working directory, read-only."""
+    copy_image(tmp_path / "app")
+    paths = [tmp_path / "app", *(tmp_path / "app").rglob("*")]
+    for path in paths:
+        path.chmod(path.stat().st_mode & 0o555)
+    yield tmp_path / "app"
+    for path in paths:
+        path.chmod(0o755)
+
+
+def requirements() -> set[str]:
+    """Return the distributions that `pip install -r requirements.txt` installs."""
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    wanted = [Requirement(line) for line in lines if not line.startswith("#")]
+    names: set[str] = set()
+    while wanted:
+        requirement = wanted.pop()
+        is_needed = not requirement.marker or requirement.marker.evaluate({"extra": ""})
+        name = canonicalize_name(requirement.name)
+        if is_needed and name not in names:
+            names.add(name)
+            wanted += map(Requirement, distribution(name).requires or [])
+    return names
+
+
+def make_environment(folder: Path) -> str:
+    """Create a virtual environment with requirements.txt alone; return its Python."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for name in requirements():
+        installed = distribution(name)
+        # Linked, not installed: tests use no network.
+        for part in {Path(file).parts[0] for file in installed.files or []} - {"..", "__pycache__"}:
+            (packages / part).symlink_to(str(installed.locate_file(part)))
+    return str(folder / "bin" / "python")
+
+
+@pytest.fixture
+def service(image: Path, backend: ScriptedServer, tmp_path: Path) -> Iterator[str]:
+    """The image's command, run from its working directory; its URL."""
+    assert DOCKERFILE.splitlines()[-1] == 'CMD ["gunicorn"]'
+    (in_image,) = re.findall(r"(?m)^ENV (.*PYTHONDONTWRITEBYTECODE.*)$", DOCKERFILE)
+    (cache := tmp_path / "cache").mkdir()
+    other_user: list[str] = []
+    if os.geteuid() == 0:
+        other_user = AS_OTHER_USER
+        os.chown(cache, OTHER_USER, OTHER_USER)
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "BACKEND_API_URLS": backend.url,
+        "PROXY_ACCESS_KEY": KEY,
+        "POLLINATIONS_ENABLED": "false",
+        "WORKERS": "1",
+        "PORT": str(port),
+        "CACHE_DIR": str(cache),
+        **dict(pair.split("=") for pair in in_image.split()),
+    }
+    command = [*other_user, make_environment(tmp_path / "venv"), "-m", "gunicorn"]
+    log = tmp_path / "gunicorn.log"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            command, cwd=image, env=environment, stdout=output, stderr=output
+        ) as process,
+    ):
+        try:
+            wait_until(lambda: answers(process, url, log), what="gunicorn")
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def answers(process: subprocess.Popen[bytes], url: str, log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    try:
+        return fetch(f"{url}/status").status == 200
+    except OSError:
+        return False
+
+
+def test_image_serves_as_another_user_on_a_read_only_tree(
+    service: str, image: Path, backend: ScriptedServer
+) -> None:
+    before = set(image.rglob("*"))
+    got = fetch(f"{service}/prompt/x?key={KEY}")
+    assert (got.status, got.body) == (200, png())
+    assert fetch(f"{service}/prompt/x?key={KEY}").headers["Cache-Status"].endswith("; hit")
+    for path in ("/", "/page.js", "/page.css", "/robots.txt"):
+        assert fetch(service + path).status == 200
+    assert set(image.rglob("*")) == before
+
+
+def test_image_contains_every_module_that_it_imports(image: Path) -> None:
+    for path in image.rglob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        # Imports inside functions too, which a start does not run.
+        imported = {
+            name
+            for node in ast.walk(tree)
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        for name in imported:
+            for file in (f"{name.replace('.', '/')}.py", f"{name.replace('.', '/')}/__init__.py"):
+                assert (image / file).exists() or not (ROOT / file).exists(), (path, name)
+
+
+def test_image_contains_no_file_that_dockerignore_excludes(image: Path) -> None:
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").split()
+    assert {".env", ".git", "tests"} <= set(ignored)
+    assert not [pattern for pattern in ignored if list(image.glob(pattern))]
