@@ -1,37 +1,119 @@
-"""The demo backend with one picture, drawn beforehand: `python -m benchmarks.backend`.
+"""An image backend that costs next to nothing: `python -m benchmarks.backend --bytes 51200`.
 
-Drawing takes the demo longer than all that is measured here, and each time another while.
+It answers every prompt with the same picture, encoded once at start, so that the load on the
+machine is the service's. It prints its URL and serves until it is terminated. The demo backend
+would not do: it draws each picture anew, which takes longer than what is measured here.
 """
 
 from __future__ import annotations
 
+import argparse
+import base64
+import json
+import socketserver
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from demo import server
 from demo.canvas import pad_png
 from demo.picture import draw
-from demo.server import DemoServer, ImageRequest
 
 
-class Backend(DemoServer):
-    """Answers every prompt with the same picture after its delay, and counts."""
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer to send; `headers` replace those that are sent by default."""
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
+    body: bytes
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def drawing(picture: bytes) -> Reply:
+    """Return the answer of an OpenAI-compatible backend that has drawn `picture`."""
+    encoded = base64.b64encode(picture).decode()
+    return Reply(json.dumps({"created": 1, "data": [{"b64_json": encoded}]}).encode())
+
+
+class Backend(ThreadingHTTPServer):
+    """Gives `answer` the JSON of each POST and sends what it returns. Connections are kept alive.
+
+    GET answers with the number of `calls` and of `connections` that carried them.
+    """
+
+    daemon_threads = True
+    request_queue_size = 512
+
+    def __init__(self, answer: Callable[[Any], Reply]) -> None:
+        self.answer = answer
         self.calls = 0
-        self._counting = threading.Lock()
-        self._delaying = threading.Event()
-        self._picture = pad_png(draw("a red apple", 64, 64, 42), self.min_bytes)
+        self.connections = 0
+        self._mutex = threading.Lock()
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
 
-    def picture_of(self, wanted: ImageRequest) -> bytes:
-        with self._counting:
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's name look-up, which can hang where there is no DNS."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = "127.0.0.1", self.socket.getsockname()[1]
+
+    def count(self, *, is_first: bool) -> None:
+        with self._mutex:
             self.calls += 1
-        self._delaying.wait(self.delay)
-        return self._picture
+            self.connections += is_first
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report a fault, but not a client that hung up."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Backend
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    has_called = False
+
+    def do_GET(self) -> None:
+        counts = {"calls": self.server.calls, "connections": self.server.connections}
+        self._send(Reply(json.dumps(counts).encode()))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.count(is_first=not self.has_called)
+        self.has_called = True
+        self._send(self.server.answer(body))
+
+    def _send(self, reply: Reply) -> None:
+        self.send_response(reply.status)
+        length = {"Content-Type": "application/json", "Content-Length": str(len(reply.body))}
+        for name, value in (length | reply.headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(reply.body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.backend")
+    parser.add_argument("--bytes", type=int, default=0, help="pad the picture to this size")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
+    options = parser.parse_args()
+    reply = drawing(pad_png(draw("a red apple", 64, 64, 42), options.bytes))
+    never = threading.Event()
+
+    def answer(_: Any) -> Reply:
+        never.wait(options.delay)
+        return reply
+
+    with Backend(answer) as server:
+        print(server.url, flush=True)
+        server.serve_forever()
 
 
 if __name__ == "__main__":
-    server.DemoServer = Backend  # type: ignore[misc] # its main() then starts ours
-    sys.exit(server.main(None))
+    main()

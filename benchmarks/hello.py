@@ -1,4 +1,4 @@
-"""A Flask hello world, to hold the service's hits against under the same gunicorn."""
+"""A Flask hello world, which the service's hits are compared with."""
 
 from flask import Flask
 

@@ -1,4 +1,4 @@
-"""Measures the proxy: `python -m benchmarks.run [--quick] [--only NAME …]`. See README.md.
+"""Measure the proxy: `python -m benchmarks.run [--quick] [--only NAME …]`. See README.md.
 
 Prints each figure beside its target and writes benchmarks/results/<commit>.json.
 """
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import figures, stack
-from benchmarks.figures import Figure, Plan
+from benchmarks.figures.plan import Figure, Plan, quick_plan
 
 RESULTS = stack.ROOT / "benchmarks" / "results"
 
 
 def output_of(*command: str) -> str:
-    """Return what a program says, on either stream; nothing where it cannot be run or fails."""
+    """Return what a program prints, on either stream; "" if it cannot be run or fails."""
     try:
         found = subprocess.run(command, cwd=stack.ROOT, capture_output=True, text=True, timeout=10)
     except OSError:
@@ -38,17 +38,17 @@ def output_of(*command: str) -> str:
 
 
 def commit() -> str:
-    """Return the short name of the commit, `-dirty` where the tree differs from it."""
+    """Return the short name of the commit, with `-dirty` if the tree differs from it."""
     name = output_of("git", "rev-parse", "--short", "HEAD") or "no-commit"
     return name + ("-dirty" if output_of("git", "status", "--porcelain") else "")
 
 
 def machine() -> dict[str, Any]:
-    """Return what the absolute values depend on."""
+    """Return everything that absolute values depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "model": models[0] if models else platform.machine(),
         "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**6,
         "load": round(os.getloadavg()[0], 2),
@@ -70,7 +70,7 @@ def show(figure: Figure) -> None:
 
 
 def measure(names: list[str], plan: Plan) -> Iterator[Figure]:
-    """Measure and show figure after figure; what cannot be measured says why and is left out."""
+    """Measure and show the named figures; one that cannot be measured is reported and skipped."""
     for name in names:
         try:
             for figure in figures.ALL[name](plan):
@@ -87,39 +87,46 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def write_results(options: argparse.Namespace, result: dict[str, Any]) -> Path:
+    name = commit() + ("-quick" if options.quick else "") + ("-partly" if options.only else "")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    text = json.dumps({"commit": name} | result, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", "utf-8")
+    return path.relative_to(stack.ROOT)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure; return 0 if everything was measured, whether its target was met or missed."""
+    began, names, described = time.monotonic(), options.only or list(figures.ALL), machine()
+    print(", ".join(f"{name} {value}" for name, value in described.items()))
+    # A process that is ending may still write to the folder.
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
+        plan = quick_plan(Path(folder)) if options.quick else Plan(Path(folder))
+        found = list(measure(names, plan))
+    seconds = round(time.monotonic() - began)
+    result = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "machine": described,
+        "settings": asdict(plan) | {"folder": None, "workers": stack.WORKERS},
+        "figures": [asdict(figure) | {"is_met": figure.is_met} for figure in found],
+    }
+    print(f"{write_results(options, result)}, after {seconds} s")
+    return 0 if {figure.of for figure in found} == set(names) else 1
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measure; return the exit status: 0 where all was measured, whether met or missed."""
     options = parse_arguments(arguments)
-    # Ended politely, it ends what it has started: as it does at Ctrl-C.
+    # Terminated, it ends the processes it has started, as it does at Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    began, names = time.monotonic(), options.only or list(figures.ALL)
     try:
-        stack.tool("wrk")
-        described = machine()
-        print(", ".join(f"{name} {value}" for name, value in described.items()))
-        # A process that is just ending may still write.
-        with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
-            plan = figures.quick_plan(Path(folder)) if options.quick else Plan(Path(folder))
-            found = list(measure(names, plan))
+        return run(options)
     except stack.Unmeasurable as reason:
         print(f"benchmarks: {reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    name = commit() + ("-quick" if options.quick else "") + ("-partly" if options.only else "")
-    result = {
-        "commit": name,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - began),
-        "machine": described,
-        "settings": asdict(plan) | {"folder": None, "workers": stack.WORKERS},
-        "figures": [asdict(figure) | {"is_met": figure.is_met} for figure in found],
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    print(f"{path.relative_to(stack.ROOT)}, after {result['seconds']} s")
-    return 0 if {figure.of for figure in found} == set(names) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is measured, as real processes on loopback: backend, gunicorn, nginx, and wrk before them.
+"""The processes that are measured, on loopback: a backend, and the app under gunicorn.
 
 Every process is ended by its handle, however the block that started it is left.
 """
@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,35 +24,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "access-key-of-the-benchmarks"
 WORKERS = 2
-PATIENCE = 15.0  # seconds in which anything starts or ends
-
-# As in Debian's own, with the static site that nginx is compared with.
-AROUND = """
-{user}
-daemon off;
-worker_processes auto;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 768; }}
-http {{
-    sendfile on;
-    tcp_nopush on;
-    types_hash_max_size 2048;
-    default_type application/octet-stream;
-    access_log {folder}/static-access.log;
-    gzip on;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    include {folder}/conf.d/*.conf;
-    server {{
-        listen 127.0.0.1:{static_port};
-        root {folder}/static;
-    }}
-}}
-"""
+PATIENCE = 15.0  # seconds in which any process starts or ends
 
 
 class Unmeasurable(Exception):
@@ -61,18 +33,23 @@ class Unmeasurable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole HTTP answer, and the seconds it took from before connecting to its last byte."""
+    """A complete HTTP answer, and the seconds from before connecting to its last byte."""
 
     status: int
+    headers: http.client.HTTPMessage
     body: bytes
     seconds: float
 
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
 
 def tool(name: str) -> str:
-    """Return where a program is, in sbin too. Raises Unmeasurable."""
+    """Return the path of a program, in sbin too. Raises Unmeasurable."""
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if not found:
-        raise Unmeasurable(f"{name} is not installed; on Debian: apt-get install nginx wrk")
+        raise Unmeasurable(f"{name} is not installed; on Debian: apt-get install nginx wrk openssl")
     return found
 
 
@@ -82,30 +59,51 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def ask(url: str, body: Any = None, timeout: float = 60.0) -> Answer:
-    """GET a URL, or POST `body` as JSON, over a connection of its own."""
+def target_of(url: str) -> str:
+    """Return the path and query of a URL, as they are written."""
     parts = urlsplit(url)
-    target = parts.path + (f"?{parts.query}" if parts.query else "")
-    sent = None if body is None else json.dumps(body)
-    headers = {"Connection": "close"} | ({"Content-Type": "application/json"} if sent else {})
+    return parts.path + (f"?{parts.query}" if parts.query else "")
+
+
+def ask(
+    url: str, body: Any = None, timeout: float = 60.0, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """GET a URL, or POST `body` as JSON, over a connection of its own. Raises OSError."""
+    sent = {"Connection": "close", **(headers or {})}
+    data = None
+    if body is not None:
+        data, sent["Content-Type"] = json.dumps(body), "application/json"
     began = time.perf_counter()
-    connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout)
     with contextlib.closing(connection):
-        connection.request("POST" if sent else "GET", target, sent, headers)
+        connection.request("POST" if data else "GET", target_of(url), data, sent)
         response = connection.getresponse()
-        data = response.read()
-    return Answer(response.status, data, time.perf_counter() - began)
+        received = response.read()
+    return Answer(response.status, response.headers, received, time.perf_counter() - began)
+
+
+def wait_until(
+    condition: Callable[[], bool], what: str, seconds: float = PATIENCE, pause: float = 0.02
+) -> None:
+    """Return as soon as `condition` holds. Raises Unmeasurable after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise Unmeasurable(f"waited {seconds:g} s for {what}")
+        time.sleep(pause)
 
 
 def wait_for(url: str, process: subprocess.Popen[Any]) -> None:
     """Return when `url` answers with 200. Raises Unmeasurable."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and process.poll() is None:
+
+    def answers() -> bool:
+        if process.poll() is not None:
+            raise Unmeasurable(f"{process.args!r} ended with status {process.returncode}")
         with contextlib.suppress(OSError):
-            if ask(url).status == 200:
-                return
-        time.sleep(0.002)
-    raise Unmeasurable(f"{process.args!r} did not answer")
+            return ask(url).status == 200
+        return False
+
+    wait_until(answers, f"{process.args!r} to answer", pause=0.002)
 
 
 @contextlib.contextmanager
@@ -121,23 +119,48 @@ def running(command: Sequence[str], **more: Any) -> Iterator[subprocess.Popen[An
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stdout:
-            process.stdout.close()
+        for stream in (process.stdin, process.stdout):
+            if stream:
+                stream.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A running backend."""
+
+    url: str
+
+    def calls(self) -> int:
+        """Return how often it was asked to draw."""
+        return int(ask(self.url).json["calls"])
+
+    def connections(self) -> int:
+        """Return how many connections carried those calls."""
+        return int(ask(self.url).json["connections"])
 
 
 @contextlib.contextmanager
-def backend(size: int, delay: float = 0.0) -> Iterator[str]:
-    """Run a backend that draws pictures of `size` bytes after `delay` seconds; yield its URL."""
+def backend(size: int, delay: float = 0.0) -> Iterator[Upstream]:
+    """Run a backend that draws pictures of `size` bytes after `delay` seconds."""
     command = [sys.executable, "-m", "benchmarks.backend", "--bytes", str(size)]
     command += ["--delay", str(delay)]
     with running(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        yield process.stdout.readline().rpartition(" ")[2].strip()
+        yield Upstream(process.stdout.readline().strip())
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process, that of its finished threads included.
+
+    /proc/PID/stat has it too, in ticks of 10 ms: too coarse for twenty requests. The number of a
+    process's CPU clock is Linux's (clock_getcpuclockid(3), which Python does not offer).
+    """
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A gunicorn, under the shipped gunicorn.conf.py."""
+    """A gunicorn with the shipped gunicorn.conf.py, and what its processes use."""
 
     url: str
     process: subprocess.Popen[Any]
@@ -146,11 +169,38 @@ class App:
         """Return the URL of a small picture."""
         return f"{self.url}/prompt/{prompt}?key={KEY}&width=64&height=64&seed={seed}"
 
-    def pids(self) -> list[int]:
-        """Return the process ids of master and workers."""
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers."""
         master = self.process.pid
-        children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-        return [master, *map(int, children)]
+        children = Path(f"/proc/{master}/task/{master}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the master and the workers."""
+        return [self.process.pid, *self.workers()]
+
+    def memory(self, kind: str = "Pss") -> int:
+        """Return the bytes of memory of all processes; Pss counts shared pages once (proc(5))."""
+        total = 0
+        for pid in self.pids():
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
+        return total * 1024
+
+    def descriptors(self) -> int:
+        """Return how many files all processes have open."""
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.pids())
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of all processes that are running."""
+        return sum(cpu_seconds(pid) for pid in self.pids())
+
+
+def clean_environment() -> dict[str, str]:
+    """Return what a child needs of this environment: none of the shell's settings get in."""
+    names = ("PATH", "HOME", "LANG")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
+    return kept | {"PYTHONPATH": str(ROOT)}
 
 
 @contextlib.contextmanager
@@ -163,12 +213,7 @@ def gunicorn(
 ) -> Iterator[App]:
     """Run the app, or another `wsgi_app`, with its pictures in `folder`, until it answers."""
     port = free_port()
-    # Nothing of this shell's settings gets in, and no .env: it would be read from the folder.
-    environment = {
-        name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ
-    }
-    environment |= {
-        "PYTHONPATH": str(ROOT),
+    environment = clean_environment() | {
         "BACKEND_API_URLS": backend_url,
         "PROXY_ACCESS_KEY": KEY,
         "POLLINATIONS_ENABLED": "false",
@@ -180,6 +225,7 @@ def gunicorn(
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py")]
     command += [wsgi_app] if wsgi_app else []
+    # Started in `folder`, since a .env would be read from the current one.
     with (
         (folder / "gunicorn.log").open("ab") as log,
         running(command, cwd=folder, env=environment, stdout=log, stderr=log) as process,
@@ -189,86 +235,5 @@ def gunicorn(
         try:
             yield app
         finally:
-            # At once, where SIGTERM would let running drawings finish.
+            # SIGTERM would wait for the drawings in progress.
             process.send_signal(signal.SIGQUIT)
-
-
-@dataclass(frozen=True, slots=True)
-class Nginx:
-    """The shipped configuration at `url`, and beside it `folder`/static at `static_url`."""
-
-    url: str
-    static_url: str
-    folder: Path
-
-    def publish(self, name: str, data: bytes) -> str:
-        """Put a file into the static site; return its URL."""
-        (self.folder / "static" / name).write_bytes(data)
-        return f"{self.static_url}/{name}"
-
-
-@contextlib.contextmanager
-def nginx(folder: Path, app: App) -> Iterator[Nginx]:
-    """Run nginx with the shipped configuration before `app`, and a static site beside it."""
-    port, static_port = free_port(), free_port()
-    for name in ("conf.d", "static"):
-        (folder / name).mkdir(parents=True)
-    shipped = replaced(
-        (ROOT / "deploy" / "nginx.conf").read_text("utf-8"),
-        {
-            "\n    listen 80;": f"\n    listen 127.0.0.1:{port};",
-            "server 127.0.0.1:8080;": f"server {urlsplit(app.url).netloc};",
-            "proxy_cache_path /var/cache/prompt-image-proxy ": f"proxy_cache_path {folder}/cache ",
-            "\n    access_log /var/log/nginx/": f"\n    access_log {folder}/",
-            "\n    error_log /var/log/nginx/": f"\n    error_log {folder}/",
-            # The limit still counts, and lets one client through that asks like a thousand.
-            "rate=30r/s": "rate=1000000r/s",
-            "burst=300": "burst=1000000",
-        },
-    )
-    (folder / "conf.d" / "prompt-image-proxy.conf").write_text(shipped, "utf-8")
-    user = "user root;" if os.geteuid() == 0 else ""
-    around = AROUND.format(user=user, folder=folder, static_port=static_port)
-    (folder / "nginx.conf").write_text(around, "utf-8")
-    command = [tool("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    with running(command, stderr=subprocess.DEVNULL) as process:
-        made = Nginx(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{static_port}", folder)
-        wait_for(f"{made.url}/robots.txt", process)
-        yield made
-
-
-def replaced(text: str, pairs: Mapping[str, str]) -> str:
-    """Put values for keys, each of which has to stand in `text` exactly once."""
-    for old, new in pairs.items():
-        if text.count(old) != 1:
-            raise Unmeasurable(f"deploy/nginx.conf has {text.count(old)} of {old!r}")
-        text = text.replace(old, new)
-    return text
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What wrk saw: requests a second, and milliseconds."""
-
-    rate: float
-    p50: float
-    p99: float
-    longest: float
-
-
-def wrk(url: str, seconds: int, connections: int) -> Load:
-    """Ask for `url` again and again. Raises Unmeasurable where any request failed."""
-    script = str(ROOT / "benchmarks" / "wrk.lua")
-    command = [tool("wrk"), "-t2", f"-c{connections}", f"-d{seconds}s", "-s", script, url]
-    with running(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        said, _ = process.communicate(timeout=seconds + PATIENCE)
-    _, marked, result = said.partition("RESULT ")
-    if not marked:
-        raise Unmeasurable(f"wrk said: {said}")
-    found = json.loads(result)
-    if found["bad"] or not found["requests"]:
-        raise Unmeasurable(f"{found['bad']} of {found['requests']} requests failed")
-    return Load(
-        found["requests"] / (found["microseconds"] / 1e6),
-        *(found[name] / 1000 for name in ("p50", "p99", "max")),
-    )

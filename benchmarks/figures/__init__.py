@@ -1,0 +1,22 @@
+"""The figures: each a function from a `Plan` to `Figure`s that needs nothing of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from benchmarks.figures import cold, cost, hits, index, processes
+from benchmarks.figures.plan import Figure, Plan
+
+ALL: dict[str, Callable[[Plan], Iterator[Figure]]] = {
+    "nginx": hits.through_nginx,
+    "gunicorn": hits.from_gunicorn,
+    "cold": cold.added_time,
+    "cost": partial(cost.of_cold_requests, scheme="http"),
+    "tls": partial(cost.of_cold_requests, scheme="https"),
+    "identical": cold.identical_requests,
+    "busy": hits.beside_misses,
+    "index": index.look_up,
+    "start": processes.start,
+    "memory": processes.memory,
+}

@@ -1,0 +1,77 @@
+"""Backends that draw one known picture for each prompt, and fail in every way they can."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.backend import Backend, Reply, drawing
+from demo.canvas import IEND, Canvas, chunk
+
+FAULT_RATE = 0.2
+SLOW_SECONDS = 1.0  # longer than BACKEND_TIMEOUT
+
+
+def picture_of(prompt: str) -> bytes:
+    """Return the picture of a prompt: a PNG of up to 30 KB that no other prompt has."""
+    digest = hashlib.sha256(prompt.encode()).digest()
+    png = Canvas(1 + digest[0] % 64, 1 + digest[1] % 64).png()
+    filler = digest * (1 + int.from_bytes(digest[2:4], "big") % 950)
+    return png.removesuffix(IEND) + chunk(b"fiLl", filler) + IEND
+
+
+def cut_short(picture: Reply) -> Reply:
+    headers = {"Content-Length": str(len(picture.body) + 1), "Connection": "close"}
+    return Reply(picture.body, headers=headers)
+
+
+def slow(picture: Reply) -> Reply:
+    threading.Event().wait(SLOW_SECONDS)
+    return picture
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+# To add a way to fail: what it does to the answer that would have been right.
+FAULTS: dict[str, Callable[[Reply], Reply]] = {
+    "500": lambda _: Reply(as_json({"error": {"message": "boom"}}), 500),
+    "429": lambda _: Reply(b"", 429, {"Retry-After-Ms": "100"}),
+    "HTML": lambda _: Reply(b"<html>busy</html>"),
+    "not a picture": lambda _: drawing(b"\x89PNG\r\n\x1a\n and no more"),
+    "invalid base64": lambda _: Reply(as_json({"data": [{"b64_json": "@@@@"}]})),
+    "deep JSON": lambda _: Reply(b"[" * 100_000),
+    "private URL": lambda _: Reply(as_json({"data": [{"url": "http://127.0.0.1:9/x.png"}]})),
+    "cut short": cut_short,
+    "slow": slow,
+}
+
+
+class FailingBackend(Backend):
+    """Draws `picture_of` the prompt, except for one request in five; counts its failures."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(self._answer)
+        self.rng = rng
+        self.failures: Counter[str] = Counter()
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def _answer(self, body: Any) -> Reply:
+        picture = drawing(picture_of(body["prompt"]))
+        if self.rng.random() > FAULT_RATE:
+            return picture
+        name = self.rng.choice(list(FAULTS))
+        self.failures[name] += 1
+        return FAULTS[name](picture)
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
