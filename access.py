@@ -1,18 +1,16 @@
-"""Signed URLs: each authorises exactly one picture, and shows nobody the access key.
+"""Who may do what: the access key, the admin token, and signatures that open one picture each.
 
-`sig` is the first 32 hex digits of HMAC-SHA256 over `{cache key in hex}|{exp}`, `exp` being the
-Unix time in seconds after which it no longer counts, or nothing.
+`sig` is the first 32 hex digits of HMAC-SHA256 over `{cache key in hex}|{exp}`. `exp` is the
+Unix time in seconds after which the signature is void, or empty if it never expires.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import html
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 from picture import BadRequest, ImageRequest
 
@@ -21,70 +19,99 @@ MAX_EXPIRES_IN = 10 * 365 * 86400
 _DERIVATION_LABEL = b"prompt-image-proxy signing key"
 
 
-class BadSignature(Exception):
-    """The signature authorises nothing. Its text is a sentence that says why."""
+class Unauthorised(Exception):
+    """No valid credentials. The text is a sentence for the client."""
 
 
-class Signer:
-    """Signs with the first of its keys and accepts all of them, so that they can be rotated."""
+class Forbidden(Exception):
+    """Nobody may do this, whatever the credentials. The text is a sentence for the client."""
 
-    def __init__(self, keys: Sequence[str], access_key: str, clock: Callable[[], float]) -> None:
-        """Take the configured keys, or else one that is derived from the access key."""
-        derived = hmac.new(access_key.encode(), _DERIVATION_LABEL, hashlib.sha256).digest()
-        self._keys = [key.encode() for key in keys] or [derived]
+
+class Access:
+    """Decides access for the views, the page's API and the command line.
+
+    Everything is compared as bytes and in constant time: compare_digest raises on text that is
+    not ASCII. The first signing key signs and all of them are accepted, so that keys can be
+    rotated; without any, one is derived from the access key.
+    """
+
+    def __init__(
+        self,
+        access_key: str,
+        *,
+        admin_token: str | None = None,
+        signing_keys: Sequence[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._access_key = access_key.encode()
+        self._admin_token = admin_token.encode() if admin_token else None
+        derived = hmac.digest(self._access_key, _DERIVATION_LABEL, hashlib.sha256)
+        self._signing_keys = [key.encode() for key in signing_keys] or [derived]
         self.clock = clock
 
-    @classmethod
-    def of(cls, keys: Sequence[str], access_key: str) -> Signer:
-        return cls(keys, access_key, time.time)
+    def authorise(
+        self,
+        credentials: Mapping[str, str],
+        authorization: str = "",
+        request: ImageRequest | None = None,
+    ) -> None:
+        """Accept the access key or, for a picture, a valid signature. Raises Unauthorised.
+
+        `credentials` are `key`, `sig` and `exp` of a URL; `authorization` is the header, one
+        character a byte as WSGI has it.
+        """
+        offered = [credentials["key"].encode()] if "key" in credentials else []
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() == "bearer":
+            offered.append(token.strip().encode("latin-1"))
+        if any([hmac.compare_digest(key, self._access_key) for key in offered]):
+            return
+        if request is not None and "sig" in credentials:
+            self.verify(request, credentials["sig"], credentials.get("exp"))
+            return
+        raise Unauthorised("The access key is wrong." if offered else "An access key is required.")
+
+    def authorise_admin(self, token: str) -> None:
+        """Accept the admin token, one character a byte. Raises Unauthorised and Forbidden."""
+        if self._admin_token is None:
+            raise Forbidden("Administration is off: ADMIN_TOKEN is not set.")
+        if not hmac.compare_digest(token.encode("latin-1"), self._admin_token):
+            raise Unauthorised("The admin token is wrong or missing.")
+
+    def opens(self, request: ImageRequest, credentials: Mapping[str, str]) -> bool:
+        """Return whether a URL with these credentials shows its picture."""
+        try:
+            self.authorise(credentials, request=request)
+        except (Unauthorised, BadRequest):
+            return False
+        return True
 
     def sign(self, request: ImageRequest, expires_in: int | None = None) -> dict[str, str | int]:
-        """Return the credentials for a picture's URL: `sig`, and `exp` if it is to expire."""
+        """Return the credentials for a picture's URL: `sig`, and `exp` if it is to expire.
+
+        `expires_in` is in seconds.
+        """
         if expires_in is None:
-            return {"sig": _signature(self._keys[0], request.key, "")}
+            return {"sig": _signature(self._signing_keys[0], request.key, "")}
         exp = int(self.clock()) + expires_in
-        return {"exp": exp, "sig": _signature(self._keys[0], request.key, str(exp))}
+        return {"exp": exp, "sig": _signature(self._signing_keys[0], request.key, str(exp))}
 
     def verify(self, request: ImageRequest, sig: str, exp: str | None) -> None:
-        """Return if `sig` authorises the picture. Raises BadSignature."""
+        """Accept a signature of this picture. Raises Unauthorised, BadRequest for a bad `exp`."""
         if exp is not None and not re.fullmatch(r"[0-9]{1,12}", exp):
             raise BadRequest("The parameter exp must be a Unix time in seconds.")
         if len(sig) < SIGNATURE_LENGTH:
-            raise BadSignature("The signature is cut short.")
+            raise Unauthorised("The signature is incomplete.")
         offered = sig.encode()
-        # Every key is compared, and each in constant time.
         matches = [
             hmac.compare_digest(offered, _signature(key, request.key, exp or "").encode())
-            for key in self._keys
+            for key in self._signing_keys
         ]
         if not any(matches):
-            raise BadSignature("The signature is wrong: it belongs to another picture or key.")
+            raise Unauthorised("The signature is wrong: it belongs to another picture or key.")
         if exp is not None and int(exp) <= self.clock():
-            raise BadSignature("The signature has expired.")
+            raise Unauthorised("The signature has expired.")
 
 
 def _signature(key: bytes, cache_key: str, exp: str) -> str:
-    message = f"{cache_key}|{exp}".encode()
-    return hmac.new(key, message, hashlib.sha256).hexdigest()[:SIGNATURE_LENGTH]
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A picture's URL as it is pasted into documents."""
-
-    request: ImageRequest
-    url: str
-
-    @property
-    def markdown(self) -> str:
-        alt = re.sub(r"([\\`*_\[\]<>&!])", r"\\\1", " ".join(self.request.prompt.split()))
-        return f"![{alt}]({self.url})"
-
-    @property
-    def html(self) -> str:
-        size = ' width="{}" height="{}"'.format(*self.request.pixels) if self.request.pixels else ""
-        alt = html.escape(" ".join(self.request.prompt.split()))
-        return f'<img src="{html.escape(self.url)}" alt="{alt}"{size} loading="lazy">'
-
-    def to_json(self) -> dict[str, str]:
-        return {"url": self.url, "markdown": self.markdown, "html": self.html}
+    return hmac.digest(key, f"{cache_key}|{exp}".encode(), "sha256").hex()[:SIGNATURE_LENGTH]

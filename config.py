@@ -6,11 +6,12 @@ program reads `os.environ`.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -147,6 +148,15 @@ class Settings:
     llm: LlmSettings | None
     hosting: HostingSettings | None
     pollinations: PollinationsSettings | None
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the settings under which a failure or a refusal is remembered.
+
+        With other backends, tokens or rewriting the picture may be drawn, and is tried at once.
+        """
+        backends = [(b.url, b.token, sorted(b.models.items())) for b in self.backends if b.weight]
+        return hashlib.sha256(repr((backends, self.llm and astuple(self.llm))).encode()).hexdigest()
 
     def secrets(self) -> tuple[str, ...]:
         """Return every secret in the settings, longest first, for redaction."""

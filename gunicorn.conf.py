@@ -16,6 +16,7 @@ import gc
 import importlib
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -61,11 +62,15 @@ _at_exit = contextlib.ExitStack()
 
 def post_worker_init(worker: Any) -> None:
     """Start the cache's upkeep, which needs a process that will not fork."""
-    upkeep = importlib.import_module("upkeep").Upkeep(
-        worker.wsgi.extensions["prompt_image_proxy"].cache
-    )
+    services = worker.wsgi.extensions.get("prompt_image_proxy")
+    if services is None:  # another application, as benchmarks/hello.py
+        return
+    stop = threading.Event()
+    upkeep = threading.Thread(target=services.cache.maintain, args=(stop,), daemon=True)
     upkeep.start()
-    _at_exit.callback(upkeep.close)
+    _at_exit.callback(services.close)
+    _at_exit.callback(upkeep.join)
+    _at_exit.callback(stop.set)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -95,8 +100,20 @@ class _CannotServe(Exception):
     """The program cannot serve with these settings; the text is written for users."""
 
 
-def _check(settings: Any) -> None:
-    """Raise _CannotServe if the cache cannot be used."""
+def _check_cache(app: Any, settings: Any) -> None:
+    """Raise _CannotServe if the cache cannot be used at the start, or was written by a newer
+    version; a service that runs degrades and recovers, and a reload may revoke a key."""
+    storage = importlib.import_module("storage")
+    cache, is_first = app.make_cache(settings), _LAST_GOOD not in sys.modules
+    try:
+        cache.state.check()
+    except storage.Unavailable as error:
+        if is_first or isinstance(error, storage.IncompatibleSchema):
+            sentence = f"The cache in {settings.cache_dir} cannot be used: {error}."
+            raise _CannotServe(sentence) from None
+    finally:
+        # Nothing may stay open here: the workers are forked from this process.
+        cache.state.close()
 
 
 def _load() -> dict[str, Any]:
@@ -106,7 +123,7 @@ def _load() -> dict[str, Any]:
         settings = config.load()
     except config.SettingsError as error:
         raise _CannotServe(str(error)) from None
-    _check(settings)
+    _check_cache(app, settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return {
         "_app": app,

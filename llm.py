@@ -4,74 +4,123 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from config import PLACEHOLDER, LlmSettings
-from upstream import openai as dialect
-from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError
-from upstream.openai import clean_text
+from cooldowns import Cooldown, Cooldowns
+from storage import Note
+from storage.memory import Memory
+from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
+from upstream.judging import Fault, Outcome
+from upstream.learning import Learned
+from upstream.openai import Endpoint, clean_text
 
 MIN_LENGTH = 5
 MAX_LENGTH = 2000
-# Room for an answer of MAX_LENGTH and for the thoughts of a model that thinks aloud.
+# Room for an answer of MAX_LENGTH and for the reasoning that some models write before it.
 MAX_TOKENS = 4096
+ANSWER_TTL = 30 * 86400.0
 
-_OPTIONAL: dialect.Optional = {
-    "temperature": {},
-    "max_tokens": {"max_completion_tokens": {"max_completion_tokens": MAX_TOKENS}},
-}
+
+_NO_MESSAGE = Fault(Outcome.FAILED, "no message")
 
 
 class RewriteFailed(Exception):
-    """The LLM gave no usable prompt."""
+    """The LLM gave no usable prompt. `why` is a word as of a backend's fault."""
+
+    def __init__(self, reason: str, why: str = "no prompt") -> None:
+        super().__init__(reason)
+        self.why = why
+
+
+class _Unanswered(RewriteFailed):
+    """The server gave no message, for which `fault` says what is to blame."""
+
+    def __init__(self, reason: str, fault: Fault) -> None:
+        super().__init__(reason, fault.why)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten(Note):
+    """What the LLM made of a prompt, so that one prompt in three sizes costs one call."""
+
+    kind: ClassVar[str] = "answer"
+
+    prompt: str
 
 
 class Llm:
     """One chat-completions API with the templates that are switched on."""
 
-    def __init__(
-        self, settings: LlmSettings, upstream: Upstream, notes: dialect.Notes, *, timeout: float
-    ) -> None:
-        self.model = settings.model
-        self.templates = {
-            "optimise": settings.optimize_template,
-            "rewrite": settings.safety_template,
-        }
-        self.safety_attempts = settings.safety_attempts if settings.safety_template else 0
-        self.endpoint = dialect.Endpoint(
-            upstream,
-            settings.url,
-            "chat/completions",
-            token=settings.token,
-            timeout=timeout,
-            notes=notes,
-        )
+    def __init__(self, settings: LlmSettings, upstream: Upstream, *, timeout: float) -> None:
+        self.settings = settings
+        self.timeout = timeout
+        self.endpoint = Endpoint(upstream, settings.url, "chat/completions", settings.token)
+        self.cooldowns = Cooldowns("The LLM", is_avoided=False)
 
-    def does(self, task: str) -> bool:
-        """Say whether `task` ("optimise" or "rewrite") is switched on."""
-        return self.templates[task] is not None
+    def template(self, task: str) -> str | None:
+        """Return the template of `task` ("optimise" or "rewrite"), None where it is off."""
+        settings = self.settings
+        return settings.optimize_template if task == "optimise" else settings.safety_template
+
+    @property
+    def safety_attempts(self) -> int:
+        """How often a refused prompt may be rewritten."""
+        return self.settings.safety_attempts if self.settings.safety_template else 0
 
     def answer_key(self, task: str, prompt: str) -> str:
-        """Return what an answer is kept under: it changes with the model and the template."""
-        parts = (task, self.endpoint.url, self.model, self.templates[task] or "", prompt)
+        """Return the key of a remembered answer: it changes with the model and the template."""
+        parts = (task, self.endpoint.url, self.settings.model, self.template(task) or "", prompt)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def rewrite(self, task: str, prompt: str, deadline: Deadline) -> str:
-        """Return `prompt` as the template of `task` has it rewritten. Raises RewriteFailed."""
-        template = self.templates[task] or PLACEHOLDER
+    def wanted(self, prompt: str) -> list[tuple[type[Note], str]]:
+        """Return the notes that rewriting `prompt` reads."""
+        of_model = self.endpoint.note_key(self.settings.model)
+        wanted: list[tuple[type[Note], str]] = [
+            (Learned, of_model),
+            (Cooldown, self.endpoint.note_key()),
+        ]
+        if self.template("optimise"):
+            wanted.append((Rewritten, self.answer_key("optimise", prompt)))
+        return wanted
+
+    def rewrite(self, task: str, prompt: str, deadline: Deadline, memory: Memory) -> str:
+        """Return `prompt` rewritten as the template of `task` says. Raises RewriteFailed.
+
+        A fault of the server is counted, for /status and one WARNING; an answer that is an
+        apology, or a refusal, is about the prompt.
+        """
+        key = self.endpoint.note_key()
+        try:
+            message = self._ask(task, prompt, deadline.within(self.timeout), memory)
+        except _Unanswered as error:
+            if error.fault.outcome is not Outcome.REFUSED:
+                picture = self.answer_key(task, prompt)
+                self.cooldowns.count(memory, key, error.fault, str(error), picture)
+            raise
+        self.cooldowns.answered(memory, key)
+        return read_prompt(message)
+
+    def _ask(self, task: str, prompt: str, deadline: Deadline, memory: Memory) -> str:
+        template = self.template(task) or PLACEHOLDER
         body = {
-            "model": self.model,
+            "model": self.settings.model,
             "messages": [{"role": "user", "content": template.replace(PLACEHOLDER, prompt)}],
             "temperature": 0.7,
             "max_tokens": MAX_TOKENS,
         }
         try:
-            answer = self.endpoint.ask(body, _OPTIONAL, deadline=deadline, limit=JSON_LIMIT)
+            answer = self.endpoint.ask(body, memory=memory, deadline=deadline, limit=JSON_LIMIT)
         except UpstreamError as error:
-            raise RewriteFailed(str(error)) from error
-        if answer.error is not None:
-            raise RewriteFailed(f"it answered {answer.error.status}")
-        return read_prompt(message_in(answer.json))
+            reason = str(error)
+            if error.why is Why.TIMED_OUT:
+                reason = f"no answer within {self.timeout:g} s (LLM_TIMEOUT)"
+            raise _Unanswered(reason, Fault(Outcome.FAILED, error.why)) from error
+        if answer.fault is not None:
+            raise _Unanswered(f"{answer.fault.why} (HTTP {answer.reply.status})", answer.fault)
+        return message_in(answer.json)
 
 
 def message_in(answer: Any) -> str:
@@ -79,13 +128,13 @@ def message_in(answer: Any) -> str:
     try:
         content = answer["choices"][0]["message"]["content"]
     except (TypeError, KeyError, IndexError) as error:
-        raise RewriteFailed("no message in the answer") from error
+        raise _Unanswered("no message in the answer", _NO_MESSAGE) from error
     if isinstance(content, list):
         parts = (part.get("text") if isinstance(part, dict) else part for part in content)
         content = "".join(part for part in parts if isinstance(part, str))
     text = clean_text(content)
     if text is None:
-        raise RewriteFailed("the message is empty")
+        raise _Unanswered("the message is empty", _NO_MESSAGE)
     return text
 
 

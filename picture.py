@@ -6,6 +6,7 @@ Plain values that every other module may use; it imports none of them.
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlencode
@@ -99,10 +100,14 @@ class ImageRequest:
         """
         parts = (self.prompt.lower(), self.width, self.height, self.model, self.seed)
         text = "|".join("def" if part is None else str(part) for part in parts)
-        for name in OPTIONS:
-            if (value := getattr(self, name)) is not None:
-                text += f"|{name}={quote(value, safe='')}"
+        text += "".join(f"|{name}={quote(value, safe='')}" for name, value in self.options.items())
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Those of OPTIONS that were given."""
+        found = {name: getattr(self, name) for name in OPTIONS}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def pixels(self) -> tuple[int, int] | None:
@@ -175,3 +180,26 @@ def _option(name: str, text: str | None) -> str | None:
     if text is not None and not (1 <= len(text) <= 200 and text.isprintable()):
         raise BadRequest(f"The parameter {name} must be 1 to 200 printable characters.")
     return text
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A picture's URL as people paste it into documents."""
+
+    request: ImageRequest
+    url: str
+
+    @property
+    def markdown(self) -> str:
+        alt = re.sub(r"([\\`*_\[\]<>&!])", r"\\\1", " ".join(self.request.prompt.split()))
+        return f"![{alt}]({self.url})"
+
+    @property
+    def html(self) -> str:
+        width, height = self.request.pixels or (None, None)
+        size = f' width="{width}" height="{height}"' if width else ""
+        alt = html.escape(" ".join(self.request.prompt.split()))
+        return f'<img src="{html.escape(self.url)}" alt="{alt}"{size} loading="lazy">'
+
+    def to_json(self) -> dict[str, str]:
+        return {"url": self.url, "markdown": self.markdown, "html": self.html}

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from io import FileIO
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
-from picture import ImageRequest
+from picture import OPTIONS, ImageRequest
 
 
 class Unavailable(Exception):
@@ -48,6 +48,10 @@ class Row:
     height: int | None = None
     model: str | None = None
     seed: int | None = None
+    quality: str | None = None
+    style: str | None = None
+    background: str | None = None
+    negative_prompt: str | None = None
     optimized: str | None = None
     rewritten: str | None = None
     revised: str | None = None
@@ -58,12 +62,23 @@ class Row:
         """The request that this picture answers, or None for an adopted or imported file."""
         if self.prompt is None or self.seed is None:
             return None
-        return ImageRequest(self.prompt, self.width, self.height, self.model, self.seed)
+        options = {name: getattr(self, name) for name in OPTIONS}
+        return ImageRequest(self.prompt, self.width, self.height, self.model, self.seed, **options)
 
     @property
     def final_prompt(self) -> str | None:
         """The prompt that was drawn, as far as it is known."""
         return self.revised or self.rewritten or self.optimized or self.prompt
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what clients see of it."""
+        return {name: getattr(self, name) for name in _SHOWN}
+
+
+_SHOWN = (
+    "key", "prompt", "width", "height", "model", "seed", *OPTIONS, "final_prompt", "drawn_by",
+    "media_type", "bytes", "created",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +130,20 @@ class Notes:
 
 
 class State(Protocol):
-    """Rows, notes and locks, shared by all who use the same database.
+    """Rows, notes and locks, shared by all processes that use the same database.
 
     Every method is one call: one round trip where the database is another machine's. All but
-    `hold` raise Unavailable. Durations are seconds; moments are read off the state's own
-    clock, so that a machine whose clock is wrong invalidates nothing. Thread-safe.
+    `hold` and `close` raise Unavailable. Durations are seconds; moments are read off the
+    state's own clock, so that a machine whose clock is wrong invalidates nothing. Thread-safe.
     """
+
+    @property
+    def epoch(self) -> int:
+        """A number that changes when this process begins to use another database than before.
+
+        The rows of a lost database may be missing from the new one. Costs no call.
+        """
+        ...
 
     def find(self, key: str) -> Row | None:
         """Return the row of a picture. A damaged row counts as none."""
@@ -128,6 +151,20 @@ class State(Protocol):
 
     def store(self, row: Row) -> str | None:
         """Insert or replace a row, as used just now; return the file of the row it replaced."""
+        ...
+
+    def add(self, rows: Sequence[Row]) -> int:
+        """Insert those of at most 500 rows whose key has none; return how many those are.
+
+        They count as last used when they were created.
+        """
+        ...
+
+    def amend(self, old: Row, new: Row) -> bool:
+        """Replace `old` by `new`, which has the same key, unless it has been replaced already.
+
+        Return whether it was replaced. When it was last used stays as it is.
+        """
         ...
 
     def remove(self, rows: Sequence[Row]) -> int:

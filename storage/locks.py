@@ -1,12 +1,9 @@
-"""Locks between processes that cost microseconds, leave no litter and die with their holder.
-
-One byte of one file stands for each key: see fcntl(2), "Advisory record locking". They belong to
-the process; threads of one process are to be kept apart beforehand, as SingleFlight does.
-"""
+"""Locks between processes that cost microseconds, leave no litter and end with their holder."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -15,60 +12,73 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from upstream.client import Deadline
+from storage import LockTimeout
 
 log = logging.getLogger("prompt_image_proxy.locks")
 
 POLL_SECONDS = 0.02
 
 
-class LockTimeout(Exception):
-    """Another process held the lock until the deadline."""
-
-
 class Locks:
-    """A lock for each key, in the file at `path`."""
+    """A lock for each key: one byte of the file at `path`.
 
-    def __init__(self, path: Path) -> None:
+    See fcntl(2), "Advisory record locking". The locks belong to the process, so its threads
+    must be kept apart by other means. Where the file system has no locks, each process works
+    alone.
+    """
+
+    def __init__(self, path: Path, sleep: Callable[[float], None] = time.sleep) -> None:
         self.path = path
-        self._file: int | None = None
+        self._sleep = sleep
+        self._files: list[int] = []
         self._mutex = threading.Lock()
+        self._has_complained = False
 
     @contextlib.contextmanager
-    def hold(
-        self, key: str, deadline: Deadline, sleep: Callable[[float], None] = time.sleep
-    ) -> Iterator[None]:
-        """Hold `key` (hex) against all other processes. Raises LockTimeout."""
+    def hold(self, key: str, seconds: float) -> Iterator[None]:
+        """Hold the lock of `key` (hex digits). Raises LockTimeout after `seconds`."""
         file, offset = self._open(), int(key[:15], 16)
-        while file is not None and not _try_lock(file, offset):
-            if deadline.is_over:
-                raise LockTimeout
-            # Not the blocking call: it knows no time-out, and takes two processes that wait for
-            # each other's keys in different threads for a deadlock (EDEADLK).
-            sleep(POLL_SECONDS)
+        is_held = file is not None and self._acquire(file, offset, time.monotonic() + seconds)
         try:
             yield
         finally:
-            if file is not None:
+            if file is not None and is_held:
                 fcntl.lockf(file, fcntl.LOCK_UN, 1, offset)
 
     def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        with self._mutex:
+            while self._files:
+                os.close(self._files.pop())
+
+    def _acquire(self, file: int, offset: int, end: float) -> bool:
+        """Return True, or False where there are no locks."""
+        # Not the blocking call: it has no time-out, and takes two processes that wait for each
+        # other's keys in different threads for a deadlock (EDEADLK).
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    self._complain(error)
+                    return False
+            else:
+                return True
+            if time.monotonic() >= end:
+                raise LockTimeout
+            self._sleep(POLL_SECONDS)
 
     def _open(self) -> int | None:
-        """Return the open file, or None where none can be: then each process works alone."""
+        """Return the open file, or None where it cannot be opened."""
         with self._mutex:
             try:
-                if self._file is None or not self._is_in_place(self._file):
-                    # An older one stays open: closing it would drop the locks still held in it.
+                if not self._files or not self._is_in_place(self._files[-1]):
+                    # An older one stays open: closing it would drop the locks held in it.
                     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
                     self.path.parent.mkdir(parents=True, exist_ok=True)
-                    self._file = os.open(self.path, flags, 0o600)
+                    self._files.append(os.open(self.path, flags, 0o600))
             except OSError as error:
-                log.warning("The file of locks cannot be used: %s", error.strerror)
-            return self._file
+                self._complain(error)
+            return self._files[-1] if self._files else None
 
     def _is_in_place(self, file: int) -> bool:
         try:
@@ -76,10 +86,19 @@ class Locks:
         except FileNotFoundError:
             return False
 
+    def _complain(self, error: OSError) -> None:
+        if not self._has_complained:
+            self._has_complained = True
+            log.warning(
+                "Locks cannot be used, so each process draws on its own: %s", error.strerror
+            )
 
-def _try_lock(file: int, offset: int) -> bool:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the file at `path` against all other threads and processes, as long as it takes."""
+    with path.open("a") as file:
+        # Where the file system has no locks, whoever comes at the same time works alone, too.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

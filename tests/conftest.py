@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,9 +57,37 @@ REFUSAL = Say(
 )
 
 
+BROKEN = Say({"error": {"message": "boom"}}, 500)
+
+
 def saying(text: Any) -> Say:
     """Return what a chat-completions API says with a message."""
     return Say({"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]})
+
+
+def llm_settings(
+    llm: ScriptedServer, *, optimise: bool = False, rewrite: bool = False
+) -> dict[str, str]:
+    return {
+        "LLM_OPTIMIZATION_ENABLED": str(optimise),
+        "DE_NSFW_ENABLED": str(rewrite),
+        "LLM_OPTIMIZATION_API_URL": llm.url,
+        "LLM_OPTIMIZATION_TEMPLATE": "OPTIMISE {ORIGINAL_PROMPT}",
+        "DE_NSFW_TEMPLATE": "MAKE SAFE {ORIGINAL_PROMPT}",
+    }
+
+
+def pollinations_settings(fallback: ScriptedServer) -> dict[str, str]:
+    return {"POLLINATIONS_ENABLED": "true", "POLLINATIONS_URL": f"{fallback.url}/image"}
+
+
+def hosting_settings(host: ScriptedServer) -> dict[str, str]:
+    return {
+        "IMAGE_HOSTING_ENABLED": "true",
+        "IMAGE_HOSTING_PROVIDER": "picgo",
+        "IMAGE_HOSTING_KEY": "picgo-key",
+        "IMAGE_HOSTING_URL": host.url,
+    }
 
 
 class Service(Protocol):
@@ -105,13 +134,16 @@ class _Handler(WSGIRequestHandler):
 
 
 class InProcess(_Client):
-    """The app in this process, behind Werkzeug's threaded HTTP server: starts in no time."""
+    """The app in this process, behind Werkzeug's threaded HTTP server: starts in no time.
+
+    `ahead` is how many seconds its clock is ahead of the real one.
+    """
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._app = create_app(config.parse(environment))
-        self._server = make_server(
-            "127.0.0.1", 0, self._app, threaded=True, request_handler=_Handler
-        )
+        self.ahead = 0.0
+        app = create_app(config.parse(environment), lambda: time.time() + self.ahead)
+        self._services = app.extensions["prompt_image_proxy"]
+        self._server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.02,), daemon=True
@@ -121,7 +153,7 @@ class InProcess(_Client):
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._app.extensions["prompt_image_proxy"].cache.close()
+        self._services.close()
 
 
 class Gunicorn(_Client):

@@ -93,6 +93,18 @@ class Say:
 Answer = Say | Callable[[Seen], Say]
 
 
+class Gate:
+    """An answer that is held back until a test opens the gate."""
+
+    def __init__(self, answer: Say) -> None:
+        self.answer = answer
+        self.opened = threading.Event()
+
+    def __call__(self, seen: Seen) -> Say:
+        assert self.opened.wait(30), "the gate was never opened"
+        return self.answer
+
+
 class ScriptedServer:
     """A server that gives the answers of `script` in turn, the last one again and again.
 
@@ -239,6 +251,13 @@ def fetch(
         connection.endheaders(body)
         response = connection.getresponse()
         return Got(response.status, response.headers, response.read())
+
+
+def send_and_leave(url: str, target: str) -> None:
+    """Send a request and hang up before the answer."""
+    parts = urlsplit(url)
+    with socket.create_connection((str(parts.hostname), parts.port or 0)) as client:
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 15.0, what: str = "it") -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import shutil
 import signal
@@ -105,8 +106,9 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path / "clone"
 
 
-def start(checkout: Path, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def start(checkout: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
         [sys.executable, "-m", "demo.run"],
         cwd=checkout,
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **variables},
@@ -114,6 +116,11 @@ def start(checkout: Path, **variables: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])

@@ -1,7 +1,6 @@
-"""Faults on purpose, through the whole service: backends, disk, index and front door.
+"""Faults on purpose, seen from outside: by a client, in the cache's folder, /status and the log.
 
-What a single module does with its faults is in that module's tests; here stands what a client,
-the cache's folder, /status and the log get to see.
+What a module does with its own faults is in that module's tests.
 """
 
 from __future__ import annotations
@@ -12,13 +11,8 @@ import email.utils
 import gzip
 import json
 import os
-import random
-import re
-import resource
 import shutil
 import socket
-import sqlite3
-import subprocess
 import threading
 import time
 import zlib
@@ -31,13 +25,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from backends import MAX_COOLDOWN, Backend, Cooldowns, Failed
-from cache import Cache, Provenance
-from config import BackendSettings
-from picture import ImageRequest
-from upstream.client import Upstream
-
-from .conftest import ADMIN, KEY, ROOT, Gunicorn, InProcess, drawing
+from .conftest import ADMIN, KEY, Gunicorn, InProcess, drawing
+from .disks import full, read_only, small_disk
 from .servers import RawServer, Say, ScriptedServer, Seen, fetch, png, read_request, wait_until
 
 Serve = Callable[..., InProcess]
@@ -59,34 +48,30 @@ def picture_of(prompt: str, size: int = 3000) -> bytes:
     return png(1 + check % 64, 1 + (check >> 8) % 64, (check >> 16) % 256, size + check % 500)
 
 
-def draw_known(seen: Seen) -> Say:
-    return drawing(picture_of(seen.json["prompt"]))
-
-
 @pytest.fixture
 def known(server: MakeServer) -> ScriptedServer:
     """A backend that draws `picture_of` the prompt."""
     made = server()
-    made.say(draw_known)
+    made.say(lambda seen: drawing(picture_of(seen.json["prompt"])))
     return made
 
 
 @pytest.fixture
 def folder(environment: dict[str, str]) -> Path:
-    """Where the service keeps its pictures."""
+    """The service's cache folder."""
     return Path(environment["CACHE_DIR"])
 
 
 def pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix in (".png", ".gif", ".jpg", ".webp"))
+    return sorted(path for path in folder.iterdir() if path.suffix == ".png")
 
 
 def assert_nothing_stored(service: InProcess, folder: Path) -> None:
     assert service.get("/status").json["cache"]["entries"] == 0
-    assert {p.name.partition(".")[0] for p in folder.iterdir()} <= {"index", "locks"}
+    assert {path.name.partition(".")[0] for path in folder.iterdir()} <= {"index", "locks"}
 
 
-# --- backends that do not answer like one -------------------------------------------------------
+# --- broken backends ----------------------------------------------------------------------------
 
 
 def hang(connection: socket.socket) -> None:
@@ -95,55 +80,41 @@ def hang(connection: socket.socket) -> None:
         pass
 
 
-def drip(connection: socket.socket, start: bytes) -> None:
-    """Send `start`, then a byte again and again, until the other side closes."""
+def drip(connection: socket.socket) -> None:
+    """Send a byte again and again, until the other side closes."""
     read_request(connection)
-    connection.sendall(start)
+    connection.sendall(OK + b"Content-Length: 1000\r\n\r\n")
     pause = threading.Event()
     while not pause.wait(0.05):
         connection.sendall(b" ")
 
 
-def flood(connection: socket.socket) -> None:
-    read_request(connection)
-    connection.sendall(OK + b"\r\n")
-    while True:
-        connection.sendall(b" " * 65536)
-
-
-STALLS: dict[str, Talk] = {
-    "hang": hang,
-    "headers that drip": lambda c: drip(c, OK + b"X-Slow: "),
-    "body that drips": lambda c: drip(c, OK + b"Content-Length: 1000\r\n\r\n"),
-    "body that drips without a length": lambda c: drip(c, OK + b"\r\n"),
-}
-
-
-@pytest.mark.parametrize("stall", STALLS)
+@pytest.mark.parametrize("stall", [hang, drip])
 def test_stalling_backend_is_a_502_within_its_time_out(
-    serve: Serve, raw_server: MakeRawServer, folder: Path, stall: str
+    serve: Serve, raw_server: MakeRawServer, folder: Path, stall: Talk
 ) -> None:
-    service = serve(raw_server(STALLS[stall]), BACKEND_TIMEOUT="0.4")
+    service = serve(raw_server(stall), BACKEND_TIMEOUT="0.4")
     began = time.monotonic()
     got = service.picture("x")
-    assert 0.35 <= time.monotonic() - began < 1.2
-    assert (got.status, got.json["stages"][0]["outcome"]) == (502, "failed")
+    assert 0.35 <= time.monotonic() - began < 2
+    [stage] = got.json["stages"]
+    assert (got.status, stage["outcome"], stage["why"]) == (502, "failed", "timed out")
     assert_nothing_stored(service, folder)
 
 
 def test_stalling_backends_are_a_504_at_the_deadline(
     serve: Serve, raw_server: MakeRawServer, folder: Path
 ) -> None:
-    servers = [raw_server(talk) for talk in STALLS.values()]
+    servers = [raw_server(talk) for talk in (hang, drip) * 2]
     service = serve(*servers, BACKEND_TIMEOUT="0.3", GENERATION_DEADLINE="0.7")
     began = time.monotonic()
     assert service.picture("x").status == 504
-    assert 0.65 <= time.monotonic() - began < 1.5
+    assert 0.65 <= time.monotonic() - began < 2
     assert sum(server.connections for server in servers) == 3
     assert_nothing_stored(service, folder)
 
 
-def answered(data: bytes, headers: bytes = b"") -> Talk:
+def answering(data: bytes, headers: bytes = b"") -> Talk:
     def talk(connection: socket.socket) -> None:
         read_request(connection)
         connection.sendall(OK + headers + b"\r\n" + data)
@@ -157,26 +128,27 @@ def reset(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
 
+def flood(connection: socket.socket) -> None:
+    read_request(connection)
+    connection.sendall(OK + b"\r\n")
+    while True:
+        connection.sendall(b" " * 65536)
+
+
 BOMB = gzip.compress(b" " * 50 * MIB)
 PICTURE = json.dumps({"data": [{"b64_json": base64.b64encode(png(size=5000)).decode()}]}).encode()
 FAULTS: dict[str, Talk] = {
     "endless body": flood,
-    "10 GB announced": answered(b"{", b"Content-Length: 10000000000\r\n"),
-    "gzip bomb": answered(BOMB, b"Content-Encoding: gzip\r\n"),
+    "gzip bomb": answering(BOMB, b"Content-Encoding: gzip\r\n"),
     "reset": reset,
-    "nothing": read_request,  # type: ignore[dict-item]  # what it returns is of no use here
-    "cut": answered(PICTURE[:4000], b"Content-Length: %d\r\n" % len(PICTURE)),
-    "cut without a length": answered(PICTURE[:4000]),
-    "base64 that is none": answered(b'{"data": [{"b64_json": "not base64!"}]}'),
-    "deep JSON": answered(b"[" * 100_000),
-    "deep JSON of objects": answered(b'{"data":' * 100_000),
-    "number of a million digits": answered(b'{"data": ' + b"9" * MIB + b"}"),
-    "HTML": answered(b"<html><body>Welcome</body></html>"),
-    "SVG": answered(b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'),
-    "truncated header": answered(png()[:20]),
-    "picture without a size": answered(png(0, 0)),
-    "no HTTP": lambda c: c.sendall(b"SSH-2.0-OpenSSH\r\n" * bool(read_request(c))),
-    "too many headers": answered(b"", b"X-A: b\r\n" * 1000),
+    "cut": answering(PICTURE[:4000], b"Content-Length: %d\r\n" % len(PICTURE)),
+    "invalid base64": answering(b'{"data": [{"b64_json": "not base64!"}]}'),
+    "deep JSON": answering(b'{"data":' * 100_000),
+    "number of a million digits": answering(b'{"data": ' + b"9" * MIB + b"}"),
+    "HTML": answering(b"<html><body>Welcome</body></html>"),
+    "SVG": answering(b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'),
+    "half a picture": answering(png()[:20]),
+    "not HTTP": lambda c: c.sendall(b"SSH-2.0-OpenSSH\r\n" * bool(read_request(c))),
 }
 
 
@@ -185,11 +157,8 @@ def test_broken_backend_is_a_502_and_leaves_nothing(
     serve: Serve, raw_server: MakeRawServer, folder: Path, fault: str
 ) -> None:
     service = serve(raw_server(FAULTS[fault]), MAX_IMAGE_BYTES=str(MIB), BACKEND_TIMEOUT="10")
-    began = time.monotonic()
     got = service.picture("x")
-    assert time.monotonic() - began < 5
     assert (got.status, got.headers["Content-Type"]) == (502, "application/problem+json")
-    assert service.get("/status").json["backends"][0]["state"] == "cooling"
     assert_nothing_stored(service, folder)
 
 
@@ -202,48 +171,30 @@ def test_healthy_backend_draws_whatever_the_others_do(
         assert service.picture(f"x{n}").body == picture_of(f"x{n}")
 
 
-# --- no way into the private network ------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "url",
     [
         "http://127.0.0.1:{trap}/a.png",
-        "http://localhost:{trap}/a.png",
+        "http://user:password@localhost:{trap}/a.png",
         "http://[::ffff:127.0.0.1]:{trap}/a.png",
-        "http://2130706433:{trap}/a.png",
-        "http://0.0.0.0:{trap}/a.png",
-        "https://127.0.0.1:{home}/a.png",
-        "http://user:password@127.0.0.1:{trap}/a.png",
-        "//127.0.0.1:{trap}/a.png",
         "/to?http://127.0.0.1:{trap}/a.png",
-        "/to?/to%3Fhttp://localhost:{trap}/a.png",
-        "/to?/loop",
         "http://169.254.169.254/latest/meta-data/",
-        "http://[64:ff9b::a9fe:a9fe]/latest/meta-data/",
-        "http://10.0.0.1/a.png",
         "file:///etc/passwd",
-        "gopher://127.0.0.1:{trap}/",
-        "http://[::1",
     ],
 )
 def test_picture_url_leads_nowhere_private(
     serve: Serve, server: MakeServer, raw_server: MakeRawServer, folder: Path, url: str
 ) -> None:
-    trap, backend = raw_server(answered(png())), server()
-    named = url.format(trap=trap.port, home=backend.port)
+    trap, backend = raw_server(answering(png())), server()
 
     def answer(seen: Seen) -> Say:
         if seen.method == "POST":
-            return Say({"data": [{"url": named}]})
-        place = "/loop" if seen.path == "/loop" else urlsplit(seen.target).query
-        return Say("", 302, {"Location": place.replace("%3F", "?")})
+            return Say({"data": [{"url": url.format(trap=trap.port)}]})
+        return Say("", 302, {"Location": urlsplit(seen.target).query})
 
     backend.say(answer)
     service = serve(backend, AUTH_TOKEN="token-of-the-backend")
-    got = service.picture("x")
-    assert (got.status, trap.connections) == (502, 0)
-    assert len(backend.seen) <= 5
+    assert (service.picture("x").status, trap.connections) == (502, 0)
     assert_nothing_stored(service, folder)
 
 
@@ -256,229 +207,108 @@ def test_picture_url_leads_nowhere_private(
         ({}, 5),
         ({"Retry-After": "120"}, 120),
         ({"Retry-After": "86400"}, 300),
-        ({"Retry-After-Ms": "2500"}, 2.5),
-        ({"Retry-After": "tomorrow"}, 5),
-        ({"Retry-After": "-7"}, 5),
         ({"Retry-After": "date"}, 90),
     ],
 )
-def test_429_cools_down_for_as_long_as_it_asks(
+def test_retry_after_is_honoured(
     serve: Serve, backend: ScriptedServer, headers: dict[str, str], seconds: float
 ) -> None:
     if headers.get("Retry-After") == "date":
         headers = {"Retry-After": email.utils.formatdate(time.time() + 90, usegmt=True)}
     backend.say(Say("", 429, headers))
     service = serve(backend)
-    got = service.picture("x")
-    assert (got.status, got.headers["Retry-After"].isdigit()) == (502, True)
-    [state] = service.get("/status").json["backends"]
-    assert state["state"] == "cooling"
+    assert service.picture("x").status == 502
+    status = service.get("/status").json
+    [state] = status["backends"]
+    assert (status["status"], state["state"], state["why"]) == (
+        "degraded",
+        "cooling",
+        "rate limited",
+    )
     assert seconds - 1.5 <= state["ready_in"] <= seconds + 0.1
 
 
-def test_success_ends_a_cooldown_and_the_soonest_is_asked_while_all_cool(
-    serve: Serve, server: MakeServer
-) -> None:
+def test_drawing_waits_for_the_first_backend_to_be_ready(serve: Serve, server: MakeServer) -> None:
     soon, late = server(), server()
-    soon.say(Say("", 503, {"Retry-After": "10"}), drawing())
+    soon.say(Say("", 503, {"Retry-After-Ms": "400"}), drawing())
     late.say(Say("", 503, {"Retry-After": "100"}))
     service = serve(soon, late)
     assert service.picture("x").status == 502
-    assert service.get("/status").json["status"] == "degraded"
-    assert service.picture("x").status == 200
+    began = time.monotonic()
+    assert service.picture("y").status == 200
+    assert time.monotonic() - began < 5
+    assert (len(soon.seen), len(late.seen)) == (2, 1)
     states = [one["state"] for one in service.get("/status").json["backends"]]
-    assert (states, len(late.seen)) == (["ready", "cooling"], 1)
+    assert states == ["ready", "cooling"]
+
+
+def test_long_wait_is_a_503_that_says_when(serve: Serve, backend: ScriptedServer) -> None:
+    backend.say(Say("", 429, {"Retry-After": "100"}))
+    service = serve(backend)
+    assert service.picture("x").status == 502
+    got = service.picture("y")
+    assert (got.status, len(backend.seen)) == (503, 1)
+    assert 90 <= int(got.headers["Retry-After"]) <= 100
+    backend.say(drawing())
+    service.ahead = 101  # the answer was not remembered, since it made no call
+    assert service.picture("y").status == 200
 
 
 @pytest.mark.parametrize("days", [-1, 1])
-def test_clock_that_jumps_a_day_loses_nothing_and_blocks_nobody(
-    tmp_path: Path, opened: list[Any], days: int
+def test_clock_that_jumps_a_day_loses_and_blocks_nothing(
+    serve: Serve, backend: ScriptedServer, days: int
 ) -> None:
-    now = [1_800_000_000.0]
-    opened.append(cache := Cache(tmp_path / "cache", clock=lambda: now[0]))
-    first, second = ImageRequest("x"), ImageRequest("y")
-    cache.put(first.key, png(), "image/png", Provenance())
-    cache.remember("blocked", first.key, {}, 2 * 86400)
-    cooldowns = Cooldowns(cache, clock=lambda: now[0])
-    settings = BackendSettings("http://127.0.0.1:9", 1.0, None, {})
-    backend = Backend(settings, Upstream(), cache, timeout=1, max_image_bytes=1)
-    cooldowns.failed(backend, Failed("x", cooldown=9999), now[0])
-    assert cooldowns.remaining(backend) == MAX_COOLDOWN
-    now[0] += days * 86400
-    assert cooldowns.remaining(backend) == 0
-    cooldowns.failed(backend, Failed("x"), now[0])
-    assert 0 < cooldowns.remaining(backend) <= MAX_COOLDOWN
-    for work in (cache.flush, cache.expire, cache.sweep):
-        work()
-    # A mark that seems to come from the future would hold for who knows how long: it is void.
-    assert (cache.recall("blocked", first.key) is not None) == (days == 1)
-    cache.put(second.key, png(), "image/png", Provenance())
-    assert [is_there(cache, request) for request in (first, second)] == [True, True]
-
-
-def is_there(cache: Cache, request: ImageRequest) -> bool:
-    entry = cache.get(request.key)
-    if entry:
-        entry.close()
-    return entry is not None
+    service = serve(backend)
+    service.picture("kept")
+    backend.say(Say("", 429, {"Retry-After": "300"}), drawing())
+    assert service.picture("failed").status == 502
+    service.ahead = days * 86400
+    assert service.picture("kept").headers["Cache-Status"] == HIT
+    assert service.picture("failed").headers["Cache-Status"] == STORED
 
 
 # --- the disk -----------------------------------------------------------------------------------
 
 
-class SmallDisk:
-    """A file system of 2 MiB of its own, which can be filled up. Needs root."""
-
-    def __init__(self, place: Path) -> None:
-        place.mkdir()
-        self.place = place
-        self.ballast = place / "ballast"
-        mount("-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place))
-
-    def fill(self, service: Gunicorn) -> None:
-        with self.ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(b"x" * 4096):
-                pass
-
-    def free(self, service: Gunicorn) -> None:
-        self.ballast.unlink()
-
-    def close(self) -> None:
-        subprocess.run(["umount", "--lazy", str(self.place)], check=True)
-
-
-class Quota:
-    """A limit on how large a file a worker may write: what is left where nobody may mount."""
-
-    def __init__(self, place: Path) -> None:
-        place.mkdir()
-        self.place = place
-
-    def _limit(self, service: Gunicorn, size: int) -> None:
-        for pid in service.workers():
-            hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
-
-    def fill(self, service: Gunicorn) -> None:
-        self._limit(service, 2000)  # less than a picture, or a page of the index
-
-    def free(self, service: Gunicorn) -> None:
-        self._limit(service, resource.RLIM_INFINITY)
-
-    def close(self) -> None:
-        pass
-
-
-def mount(*arguments: str) -> None:
-    subprocess.run(["mount", *arguments], check=True, capture_output=True)
-
-
-@pytest.fixture(params=[SmallDisk, Quota])
-def disk(request: pytest.FixtureRequest, tmp_path: Path, opened: list[Any]) -> SmallDisk | Quota:
-    """A disk that a test can fill. Whatever happens, it is let go of after the service."""
-    try:
-        made: SmallDisk | Quota = request.param(tmp_path / "disk")
-    except (OSError, subprocess.CalledProcessError):
-        made = Quota(tmp_path / "quota")
-    opened.append(made)
-    return made
-
-
 def test_full_disk_costs_no_picture_and_recovers(
-    gunicorn: Start, known: ScriptedServer, disk: SmallDisk | Quota
+    gunicorn: Start, known: ScriptedServer, tmp_path: Path, opened: list[Any]
 ) -> None:
-    folder = disk.place / "cache"
+    disk = contextlib.ExitStack()
+    opened.append(disk)  # before the service, which is closed first
+    is_small = disk.enter_context(small_disk(tmp_path / "disk"))
+    folder = tmp_path / "disk" / "cache"
     service = gunicorn(known, CACHE_DIR=str(folder), LOG_LEVEL="WARNING")
     kept = [f"kept{n}" for n in range(5)]
-    assert [service.picture(x).headers["Cache-Status"] for x in kept] == [STORED] * 5
-    disk.fill(service)
-    for n in range(12):
-        new = service.picture(f"new{n % 4}")
-        assert (new.status, new.body) == (200, picture_of(f"new{n % 4}"))
-        assert new.headers["Cache-Status"] == NOT_STORED
-        old = service.picture(kept[n % 5])
-        assert (old.headers["Cache-Status"], old.body) == (HIT, picture_of(kept[n % 5]))
-        assert service.get("/status").json["cache"]["entries"] == 5
-    assert service.delete(b'{"description": "kept0"}').status in (200, 503)
-    disk.free(service)
+    assert [service.picture(prompt).headers["Cache-Status"] for prompt in kept] == [STORED] * 5
+    with full(folder.parent, is_small, service.workers()):
+        for n in range(12):
+            new = service.picture(f"new{n % 4}")
+            assert (new.status, new.body) == (200, picture_of(f"new{n % 4}"))
+            assert new.headers["Cache-Status"] == NOT_STORED
+            old = service.picture(kept[n % 5])
+            assert (old.headers["Cache-Status"], old.body) == (HIT, picture_of(kept[n % 5]))
+            assert service.get("/status").json["cache"]["entries"] == 5
+        assert service.delete(b'{"description": "kept0"}').status in (200, 503)
     assert service.picture("new0").headers["Cache-Status"] == STORED
     assert service.picture("new0").headers["Cache-Status"] == HIT
     assert not list(folder.glob("*.tmp"))
-    assert "A picture could not be kept" in service.said()
+    assert "A picture could not be cached" in service.said()
     assert "Traceback" not in service.said()
 
 
-def test_hits_go_on_after_a_restart_on_a_full_disk(
-    tmp_path: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    try:
-        disk: SmallDisk | None = SmallDisk(tmp_path / "disk")
-    except (OSError, subprocess.CalledProcessError):
-        disk = None
-    folder = disk.place if disk else tmp_path / "cache"
-    if disk:
-        opened.append(disk)
-    request = ImageRequest("x")
-    first = Cache(folder)
-    first.put(request.key, png(), "image/png", Provenance())
-    first.close()
-    if disk:
-        with disk.ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(b"x" * 4096):
-                pass
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    opened.append(again := Cache(folder))
-    try:
-        if not disk:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-        assert is_there(again, request)
-        again.remember("a", "b", 1, 10)
-        assert is_there(again, request)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    if disk:
-        disk.ballast.unlink()
-    again.remember("a", "b", 1, 10)
-    assert again.recall("a", "b") == 1
-
-
-class ReadOnly:
-    """Makes a folder read-only: by a mount on top of it where root allows, else by its mode."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.is_mounted = False
-        try:
-            mount("--bind", str(folder), str(folder))
-            self.is_mounted = True
-            mount("-o", "remount,bind,ro", str(folder))
-        except (OSError, subprocess.CalledProcessError):
-            folder.chmod(0o555)
-            if os.access(folder, os.W_OK):
-                pytest.skip("root without the right to mount can write anywhere")
-
-    def close(self) -> None:
-        if self.is_mounted:
-            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
-            self.is_mounted = False
-        else:
-            self.folder.chmod(0o755)
-
-
 def test_read_only_folder_costs_no_picture_and_recovers(
-    gunicorn: Start, known: ScriptedServer, folder: Path, opened: list[Any]
+    gunicorn: Start, known: ScriptedServer, folder: Path
 ) -> None:
     service = gunicorn(known, LOG_LEVEL="WARNING")
     assert service.picture("kept").headers["Cache-Status"] == STORED
-    opened.append(read_only := ReadOnly(folder))
-    for n in range(12):
-        new = service.picture(f"new{n % 2}")
-        assert (new.status, new.body) == (200, picture_of(f"new{n % 2}"))
-        assert new.headers["Cache-Status"] == NOT_STORED
-        assert service.picture("kept").headers["Cache-Status"] == HIT
-        assert service.get("/status").status == 200
-        assert service.delete(b'{"description": "nothing"}').status in (404, 503)
-    read_only.close()
+    with read_only(folder):
+        for n in range(12):
+            new = service.picture(f"new{n % 2}")
+            assert (new.status, new.body) == (200, picture_of(f"new{n % 2}"))
+            assert new.headers["Cache-Status"] == NOT_STORED
+            assert service.picture("kept").headers["Cache-Status"] == HIT
+            assert service.get("/status").status == 200
+            assert service.delete(b'{"description": "nothing"}').status in (404, 503)
     for n in range(6):
         assert service.picture(f"later{n}").headers["Cache-Status"] == STORED
         assert service.picture(f"later{n}").headers["Cache-Status"] == HIT
@@ -489,172 +319,123 @@ def test_read_only_folder_costs_no_picture_and_recovers(
 # --- files and index ----------------------------------------------------------------------------
 
 
+def overwrite(path: Path, data: bytes) -> None:
+    """Write over the start of a file, which stays the same file."""
+    with path.open("r+b") as file:
+        file.write(data)
+
+
 def replace_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-def replace_by_text(path: Path) -> None:
-    path.unlink()
-    path.write_text("hello")
-
-
-def delete_with_its_log(path: Path) -> None:
-    for found in path.parent.glob("index.sqlite3*"):
-        found.unlink()
-
-
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: os.truncate(path, 100),
+        lambda path: os.truncate(path, 0),
+        lambda path: path.write_bytes(b"<script>alert(1)</script>"),
+        lambda path: path.write_bytes(picture_of("another")),
+        lambda path: path.unlink(),
+        replace_by_folder,
+    ],
+)
 def test_damaged_picture_is_drawn_again(
-    serve: Serve, known: ScriptedServer, folder: Path, caplog: pytest.LogCaptureFixture
+    serve: Serve,
+    known: ScriptedServer,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], object],
 ) -> None:
     service = serve(known)
     service.picture("x")
-    damages: list[Callable[[Path], object]] = [
-        lambda p: os.truncate(p, 100),
-        lambda p: os.truncate(p, 0),
-        lambda p: p.write_bytes(b"<script>alert(1)</script>"),
-        lambda p: p.write_bytes(picture_of("another")),
-        lambda p: p.unlink(),
-        replace_by_folder,
-    ]
-    for number, damage in enumerate(damages):
-        [picture] = [p for p in pictures(folder) if p.is_file()]
-        caplog.clear()
-        damage(picture)
+    [picture] = pictures(folder)
+    damage(picture)
+    for cache_status in (STORED, HIT):
         got = service.picture("x")
         assert (got.status, got.body) == (200, picture_of("x"))
-        assert got.headers["Cache-Status"] == STORED
-        warnings = [r for r in caplog.records if r.levelname == "WARNING"]
-        assert len(warnings) == 1
-        assert service.picture("x").headers["Cache-Status"] == HIT
-        assert len(known.seen) == number + 2
+        assert got.headers["Cache-Status"] == cache_status
+    assert len(known.seen) == 2
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
 
-def overwrite(path: Path, start: int, data: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(start)
-        file.write(data)
+def test_picture_that_cannot_be_opened_is_a_503_and_not_drawn_again(
+    serve: Serve, known: ScriptedServer, folder: Path
+) -> None:
+    service = serve(known)
+    service.picture("x")
+    [picture] = pictures(folder)
+    elsewhere = picture.rename(folder.parent / "elsewhere")
+    picture.symlink_to(picture)  # "Too many levels of symbolic links", for root as well
+    got = service.picture("x")
+    assert (got.status, got.headers["Retry-After"]) == (503, "5")
+    elsewhere.replace(picture)
+    assert service.picture("x").headers["Cache-Status"] == HIT
+    assert len(known.seen) == 1
 
 
-INDEX_DAMAGES: dict[str, Callable[[Path], object]] = {
-    "emptied": lambda p: os.truncate(p, 0),
-    "truncated": lambda p: os.truncate(p, 5000),
-    "garbage at its start": lambda p: overwrite(p, 0, b"garbage " * 64),
-    "garbage throughout": lambda p: overwrite(p, 0, os.urandom(p.stat().st_size)),
-    "garbage in the log": lambda p: overwrite(p.with_name(p.name + "-wal"), 0, os.urandom(9000)),
-    "deleted": lambda p: p.unlink(),
-    "deleted with its log": delete_with_its_log,
-    "replaced by a text": replace_by_text,
-}
+def test_pictures_are_adopted_after_the_index_was_lost(
+    serve: Serve, known: ScriptedServer, folder: Path
+) -> None:
+    service = serve(known)
+    for n in range(5):
+        service.picture(f"x{n}")
+    for path in folder.glob("index.sqlite3*"):
+        path.unlink()
+    for n in range(5):
+        assert serve(known).picture(f"x{n}").body == picture_of(f"x{n}")
+    assert len(known.seen) == 5
 
 
-def test_index_damaged_under_load_never_shows(
+INDEX_DAMAGES: list[Callable[[Path], object]] = [
+    lambda path: os.truncate(path, 5000),
+    lambda path: overwrite(path, os.urandom(path.stat().st_size)),
+    lambda path: overwrite(path.with_name(f"{path.name}-wal"), os.urandom(9000)),
+    lambda path: path.unlink(),
+]
+
+
+def test_index_damaged_under_load_costs_no_answer(
     gunicorn: Start, known: ScriptedServer, folder: Path
 ) -> None:
     service = gunicorn(known, LOG_LEVEL="WARNING")
     index, stop = folder / "index.sqlite3", threading.Event()
-    asked = [f"picture{n}" for n in range(12)]
-    for prompt in asked:
+    prompts = [f"picture{n}" for n in range(12)]
+    for prompt in prompts:
         service.picture(prompt)
 
-    def ask(number: int) -> list[str]:
-        """Ask for one after another; return what should not have come."""
-        found = []
-        for n in range(100_000):
-            if stop.is_set():
-                break
-            prompt = asked[(n + number) % len(asked)]
-            got = service.picture(prompt)
-            if (got.status, got.body) != (200, picture_of(prompt)):
-                found.append(f"{got.status} for {prompt}")
-            if n % 10 == 0 and (status := service.get("/status").status) != 200:
-                found.append(f"{status} for /status")
-        return found
+    def ask() -> list[str]:
+        """Ask for one after another; return the wrong answers."""
+        wrong = []
+        while not stop.is_set():
+            for prompt in prompts:
+                got = service.picture(prompt)
+                if (got.status, got.body) != (200, picture_of(prompt)):
+                    wrong.append(f"{got.status} for {prompt}")
+            if (status := service.get("/status").status) != 200:
+                wrong.append(f"{status} for /status")
+        return wrong
 
     with ThreadPoolExecutor(3) as pool:
-        asking = [pool.submit(ask, n) for n in range(3)]
+        asking = [pool.submit(ask) for _ in range(3)]
         try:
-            for number, damage in enumerate(INDEX_DAMAGES.values()):
+            for number, damage in enumerate(INDEX_DAMAGES):
                 damage(index)
-                wait_until(partial(is_kept_by_both, service, f"after{number}"))
+                wait_until(partial(is_cached_for_both, service, f"after{number}"))
                 wait_until(index.is_file)
         finally:
             stop.set()
         assert [fault for one in asking for fault in one.result()] == []
     assert "Traceback" not in service.said()
-    assert 1 <= service.said().count("The cache's index was lost") <= len(INDEX_DAMAGES)
-    assert len(known.seen) <= len(asked) * 4
+    assert "The index was damaged" in service.said()
+    # Each picture was adopted, and not drawn again.
+    assert len(known.seen) == len(prompts) + len(INDEX_DAMAGES)
 
 
-def is_kept_by_both(service: Gunicorn, prompt: str) -> bool:
-    """Say whether a picture is a hit many times in a row, so in both workers."""
+def is_cached_for_both(service: Gunicorn, prompt: str) -> bool:
+    """Return whether a picture is a hit many times in a row, so in both workers."""
     return all(service.picture(prompt).headers.get("Cache-Status") == HIT for _ in range(12))
-
-
-def test_index_that_lost_its_totals_is_healed(tmp_path: Path, opened: list[Any]) -> None:
-    opened.append(cache := Cache(tmp_path / "cache", max_bytes=MIB))
-    request = ImageRequest("x")
-    cache.put(request.key, png(), "image/png", Provenance())
-    cache.index.run(lambda connection: connection.execute("DELETE FROM totals"))
-    assert cache.totals() == {"entries": 1, "bytes": len(png())}
-    assert is_there(cache, request)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_index_with_garbage_anywhere_is_healed(
-    tmp_path: Path, opened: list[Any], seed: int
-) -> None:
-    """What still looks like a database may say anything: of a schema, a row, or a note."""
-    rng = random.Random(seed)
-    cache = Cache(tmp_path / "cache")
-    requests = [ImageRequest(str(n)) for n in range(20)]
-    for n, request in enumerate(requests):
-        cache.put(request.key, png(shade=n), "image/png", Provenance(prompt="p"))
-        cache.remember("answer", request.key, "text", 100)
-    cache.close()
-    index = tmp_path / "cache" / "index.sqlite3"
-    for _ in range(rng.choice([1, 5, 40])):
-        overwrite(
-            index, rng.randrange(index.stat().st_size - 60), rng.randbytes(rng.choice([1, 60]))
-        )
-    opened.append(again := Cache(tmp_path / "cache"))
-    for n, request in enumerate(requests):
-        if entry := again.get(request.key):
-            assert entry.opened
-            with entry.opened:
-                assert entry.opened.readall() == png(shade=n)
-        again.recall("answer", request.key)
-        again.put(request.key, png(shade=n), "image/png", Provenance(prompt="p"))
-        assert is_there(again, request)
-
-
-def test_no_request_reads_a_whole_table(tmp_path: Path, opened: list[Any]) -> None:
-    """So a million pictures cost a request no more than a thousand do."""
-    opened.append(cache := Cache(tmp_path / "cache", max_bytes=1))
-    request, said = ImageRequest("x"), list[str]()
-    cache.index.run(lambda c: c.set_trace_callback(said.append))
-    cache.put(request.key, png(), "image/png", Provenance())  # and evict it: it is too large
-    is_there(cache, request)
-    cache.remember("failure", "k", 1, 10)
-    cache.recall("failure", "k")
-    cache.forget("failure", "k")
-    cache.totals()
-    cache.delete(request.key)
-    cache.records()
-    cache.index.run(lambda c: c.set_trace_callback(None))
-    # A trigger's statements are said as comments; PRAGMA, BEGIN and COMMIT have no plan.
-    said = [sql for sql in said if re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)", sql)]
-    assert len(said) >= 8
-    for sql in said:
-        steps = cache.index.run(partial(plan_of, sql))
-        # In the order of an index it ends at the LIMIT; and `totals` has one row.
-        assert not re.search(r"SCAN (?!entries USING INDEX|totals)|TEMP B-TREE", steps), sql
-
-
-def plan_of(sql: str, connection: sqlite3.Connection) -> str:
-    # SQLite writes infinity as a word that it cannot read.
-    rows = connection.execute(f"EXPLAIN QUERY PLAN {sql.replace('(Inf,', '(9e999,')}")
-    return " ".join(str(row[-1]) for row in rows)
 
 
 # --- the limit ----------------------------------------------------------------------------------
@@ -697,81 +478,61 @@ def stored_bytes(folder: Path) -> int:
 # --- the front door -----------------------------------------------------------------------------
 
 MEGABYTE = "x" * MIB
-REQUESTS: dict[str, tuple[str, str, dict[str, str], bytes | None, set[int]]] = {
-    "repeated": ("GET", f"/prompt/x?key={KEY}&width=1&width=2", {}, None, {400}),
-    "repeated key": ("GET", f"/prompt/x?key={KEY}&key=wrong", {}, None, {400, 401}),
-    "empty": ("GET", f"/prompt/x?key={KEY}&width=", {}, None, {400}),
-    "no description": ("GET", f"/prompt/?key={KEY}", {}, None, {400}),
-    "other digits": ("GET", f"/prompt/x?key={KEY}&seed=%D9%A3", {}, None, {400}),
-    "raw bytes": ("GET", f"/prompt/\xe7?key={KEY}", {}, None, {400}),
-    "megabyte description": ("GET", f"/prompt/{MEGABYTE}?key={KEY}", {}, None, {414}),
-    "megabyte parameter": ("GET", f"/prompt/x?key={KEY}&model={MEGABYTE}", {}, None, {414}),
-    "megabyte key": ("GET", f"/prompt/x?key={MEGABYTE}", {}, None, {414}),
-    "long model": ("GET", f"/prompt/x?key={KEY}&model={'m' * 20_000}", {}, None, {400}),
-    "many parameters": ("GET", f"/prompt/x?key=wrong{'&a=1' * 6000}", {}, None, {400, 401}),
-    "megabyte header": ("GET", "/status", {"X-A": MEGABYTE}, None, {400, 431}),
-    "megabyte token": ("POST", "/cache/delete", {"X-Admin-Token": MEGABYTE}, b"{}", {400, 431}),
-    "non-ASCII token": ("POST", "/cache/delete", {"X-Admin-Token": "\xe9"}, b"{}", {401}),
-    "non-ASCII key": ("GET", "/prompt/x?key=%E7%BA%A2", {}, None, {401}),
-    "non-ASCII bearer": ("GET", "/prompt/x", {"Authorization": "Bearer \xff"}, None, {401}),
-    "parent folder": ("GET", "/../../etc/passwd", {}, None, {404}),
-    "encoded parent": ("GET", "/..%2f..%2fetc%2fpasswd", {}, None, {404}),
-    "parent of a page": ("GET", "/page.css/../../app.py", {}, None, {404}),
-    "parent in a prompt": ("GET", "/prompt/../../etc/passwd", {}, None, {401}),
-    "no path": ("GET", "x", {}, None, {400, 404}),
-    "large body": (
+JSON_BODY = ("POST", "/cache/delete", {"X-Admin-Token": ADMIN})
+CHUNKED = {"X-Admin-Token": ADMIN, "Transfer-Encoding": "chunked"}
+REQUESTS: dict[str, tuple[str, str, dict[str, str], bytes, set[int]]] = {
+    "raw bytes": ("GET", f"/prompt/\xe7?key={KEY}", {}, b"", {400}),
+    "megabyte description": ("GET", f"/prompt/{MEGABYTE}?key={KEY}", {}, b"", {414}),
+    "long model": ("GET", f"/prompt/x?key={KEY}&model={'m' * 60_000}", {}, b"", {400}),
+    "many parameters": ("GET", f"/prompt/x?key={KEY}{'&a=1' * 6000}", {}, b"", {400}),
+    "megabyte header": ("GET", "/status", {"X-A": MEGABYTE}, b"", {400, 431}),
+    "non-ASCII bearer": ("GET", "/prompt/x", {"Authorization": "Bearer \xff"}, b"", {401}),
+    "two slashes": ("GET", f"//prompt/x?key={KEY}", {}, b"", {404}),
+    "parent folder": ("GET", "/../../etc/passwd", {}, b"", {404}),
+    "encoded parent": ("GET", "/..%2f..%2fetc%2fpasswd", {}, b"", {404}),
+    "parent of a page": ("GET", "/page.css/../../app.py", {}, b"", {404}),
+    "parent in a prompt": ("GET", "/prompt/../../etc/passwd", {}, b"", {401}),
+    "no path": ("GET", "x", {}, b"", {400, 404}),
+    "chunks": (
         "POST",
         "/cache/delete",
-        {"X-Admin-Token": ADMIN},
-        b'{"description": "%s"}' % (b"x" * 20_000),
+        CHUNKED,
+        b"8000\r\n%s\r\n0\r\n\r\n" % (b" " * 2**15),
         {413},
     ),
-    "large chunked body": (
-        "POST",
-        "/cache/delete",
-        {"X-Admin-Token": ADMIN, "Transfer-Encoding": "chunked"},
-        b"8000\r\n%s\r\n0\r\n\r\n" % (b" " * 0x8000),
-        {413},
-    ),
-    "nested body": ("POST", "/cache/delete", {"X-Admin-Token": ADMIN}, b"[" * 16_000, {400}),
-    "nested objects": (
-        "POST",
-        "/cache/delete",
-        {"X-Admin-Token": ADMIN},
-        b'{"a":' * 3_000,
-        {400},
-    ),
-    "huge number": (
-        "POST",
-        "/cache/delete",
-        {"X-Admin-Token": ADMIN},
-        b'{"description": "x", "seed": %s}' % (b"9" * 10_000),
-        {400},
-    ),
+    "nested body": (*JSON_BODY, b"[" * 16_000, {400}),
+    "huge number": (*JSON_BODY, b'{"description": "x", "seed": %s}' % (b"9" * 10_000), {400}),
 }
 
 
 def send(service: Gunicorn, name: str) -> tuple[int, bytes]:
-    """Send one of REQUESTS byte by byte as it is written; return the status and the body."""
+    """Send one of REQUESTS exactly as it is written; return the status and the body."""
     method, target, headers, body, _ = REQUESTS[name]
-    port = urlsplit(service.url).port or 0
     lines = [f"{method} {target} HTTP/1.1", "Host: x", "Connection: close"]
     lines += [f"{header}: {value}" for header, value in headers.items()]
-    if body is not None and "Transfer-Encoding" not in headers:
+    if "Transfer-Encoding" not in headers:
         lines.append(f"Content-Length: {len(body)}")
-    data = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
-    answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-        with contextlib.suppress(ConnectionError):  # it may hang up before the end, saying why
-            client.sendall(data)
-        with contextlib.suppress(ConnectionError):
-            while part := client.recv(65536):
-                answer += part
-    head, _, content = answer.partition(b"\r\n\r\n")
+    head = "\r\n".join(lines).encode("latin-1")
+    head, _, content = exchange(service, head + b"\r\n\r\n" + body).partition(b"\r\n\r\n")
     return int(head.split()[1]), content
 
 
-def test_front_door_turns_away_with_one_sentence(gunicorn: Start, backend: ScriptedServer) -> None:
+def exchange(service: Gunicorn, data: bytes) -> bytes:
+    """Send bytes, well-formed or not, and return what comes back."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", urlsplit(service.url).port or 0), 10) as client:
+        with contextlib.suppress(ConnectionError):  # it may answer and hang up before the end
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            while part := client.recv(65536):
+                answer += part
+    return answer
+
+
+def test_malformed_request_is_rejected_with_one_sentence(
+    gunicorn: Start, backend: ScriptedServer
+) -> None:
     service = gunicorn(backend, LOG_LEVEL="DEBUG")
     for name, (*_, expected) in REQUESTS.items():
         status, content = send(service, name)
@@ -793,39 +554,45 @@ def test_front_door_turns_away_with_one_sentence(gunicorn: Start, backend: Scrip
 # --- secrets ------------------------------------------------------------------------------------
 
 SAYS_TOO_MUCH = "text-of-the-upstream with token-of-the-backend"
+ERROR = {"error": {"message": SAYS_TOO_MUCH, "code": "content_policy_violation"}}
+BACKEND_SAYS = [
+    *(Say(ERROR, status, {"X-Text": SAYS_TOO_MUCH}) for status in (400, 401, 403, 429, 500)),
+    Say({"data": [{"url": "http://user-of-url:password-of-url@127.0.0.1:1/a.png"}]}),
+    Say({"data": [{"url": "http://169.254.169.254/password-of-url"}]}),
+    Say({"data": [{"url": f"file:///{SAYS_TOO_MUCH}"}]}),
+    Say(SAYS_TOO_MUCH),
+]
 
 
 def test_storm_of_faults_leaves_no_secret_anywhere(
     gunicorn: Start, server: MakeServer, raw_server: MakeRawServer, folder: Path
 ) -> None:
     backend, llm, fallback = server(), server(), server()
-    error = {"error": {"message": SAYS_TOO_MUCH, "code": "content_policy_violation"}}
-    says = [
-        *(Say(error, status, {"X-Text": SAYS_TOO_MUCH}) for status in (400, 401, 403, 429, 500)),
-        Say({"data": [{"url": "http://user-of-url:password-of-url@127.0.0.1:1/a.png"}]}),
-        Say({"data": [{"url": "http://169.254.169.254/password-of-url"}]}),
-        Say({"data": [{"url": f"file:///{SAYS_TOO_MUCH}"}]}),
-        Say(SAYS_TOO_MUCH),
-    ]
-    backend.say(*says)
-    llm.say(Say(error, 500), Say(SAYS_TOO_MUCH, 401), Say({"choices": SAYS_TOO_MUCH}))
-    fallback.say(Say(SAYS_TOO_MUCH, 500), Say(SAYS_TOO_MUCH), Say(error, 451))
+    backend.say(lambda seen: BACKEND_SAYS[int(seen.path[1])])
+    llm.say(Say(ERROR, 500), Say(SAYS_TOO_MUCH, 401), Say({"choices": SAYS_TOO_MUCH}))
+    fallback.say(Say(SAYS_TOO_MUCH, 500), Say(SAYS_TOO_MUCH), Say(ERROR, 451))
     broken = raw_server(lambda c: c.sendall(SAYS_TOO_MUCH.encode() + b"\r\n\r\n"))
-    in_url = backend.url.replace("//", "//user-of-url:password-of-url@") + "/v1?code=query-of-url"
+
+    def with_password(url: str) -> str:
+        return url.replace("//", "//user-of-url:password-of-url@")
+
+    urls = [f"{with_password(backend.url)}/{n}?code=query-of-url" for n in range(len(BACKEND_SAYS))]
     service = gunicorn(
         LOG_LEVEL="DEBUG",
-        BACKEND_API_URLS=f"{in_url},{broken.url}",
+        BACKEND_API_URLS=",".join([*urls, broken.url]),
         AUTH_TOKEN="token-of-the-backend",
+        GENERATION_DEADLINE="4",  # less than a cooldown, which no drawing then waits for
         POLLINATIONS_ENABLED="true",
-        POLLINATIONS_URL=fallback.url.replace("//", "//user-of-url:password-of-url@"),
+        POLLINATIONS_URL=with_password(fallback.url),
         POLLINATIONS_TOKEN="token-of-pollinations",
         LLM_OPTIMIZATION_ENABLED="true",
         DE_NSFW_ENABLED="true",
-        LLM_OPTIMIZATION_API_URL=llm.url.replace("//", "//user-of-url:password-of-url@"),
+        LLM_OPTIMIZATION_API_URL=with_password(llm.url),
         LLM_OPTIMIZATION_TOKEN="token-of-the-llm",
     )
-    answers = [service.picture(f"x{n}") for n in range(len(says) + 3)]
+    answers = [service.picture(f"x{n}") for n in range(4)]
     assert {got.status for got in answers} <= {422, 502, 503, 504}
+    assert len({seen.path for seen in backend.seen}) == len(BACKEND_SAYS)
     answers += [
         service.get("/status"),
         service.picture("x", key="a-wrong-key"),
@@ -841,34 +608,11 @@ def test_storm_of_faults_leaves_no_secret_anywhere(
         f"GET /prompt/x?key={KEY} HTTP/1.1\r\nBad Header {ADMIN}: x",
         f"GET /prompt/x?key={KEY} HTTP/1.1\r\nX-Admin-Token: {ADMIN}\r\nContent-Length: {ADMIN}",
     ):
-        speak(service, line)
-    shutil.rmtree(folder)  # and an index that is lost in all this
+        exchange(service, line.encode("latin-1") + b"\r\n\r\n")
+    shutil.rmtree(folder)
     service.picture("again")
     said = service.said() + "".join(f"{got.headers}{got.body!r}" for got in answers)
     secrets = ("token-of", "password-of", "user-of", "query-of", "text-of-the-upstream")
     for secret in (*secrets, KEY, ADMIN, "a-wrong", "Traceback"):
         assert secret not in said, secret
     assert said.count("Backend http://127.0.0.1") >= 2
-
-
-def speak(service: Gunicorn, head: str) -> None:
-    """Send the head of a request, well-formed or not, and read what comes."""
-    port = urlsplit(service.url).port or 0
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-        client.sendall(head.encode("latin-1") + b"\r\n\r\n")
-        client.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionError):
-            while client.recv(65536):
-                pass
-
-
-# --- what SECURITY.md says ----------------------------------------------------------------------
-
-
-def test_every_test_that_security_names_exists() -> None:
-    text = (ROOT / "SECURITY.md").read_text("utf-8")
-    named = re.findall(r"(test_\w+)\.py::(test_\w+)", text)
-    assert len(named) >= 20
-    for file, function in named:
-        source = (ROOT / "tests" / f"{file}.py").read_text("utf-8")
-        assert re.search(rf"^def {function}\(", source, re.MULTILINE), f"{file}.py::{function}"

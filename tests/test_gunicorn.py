@@ -19,21 +19,9 @@ import pytest
 
 from .conftest import ADMIN, KEY, ROOT, Gunicorn, drawing
 from .image import copy_image
-from .servers import Say, ScriptedServer, Seen, fetch, png, wait_until
+from .servers import Gate, Say, ScriptedServer, fetch, png, wait_until
 
 Start = Callable[..., Gunicorn]
-
-
-class Gate:
-    """An answer that is given only once the test has opened the gate."""
-
-    def __init__(self, answer: Say | None = None) -> None:
-        self.answer = answer or drawing()
-        self.opened = threading.Event()
-
-    def __call__(self, seen: Seen) -> Say:
-        assert self.opened.wait(30), "nobody opened the gate"
-        return self.answer
 
 
 def request_and_disconnect(service: Gunicorn, description: str) -> None:
@@ -101,7 +89,7 @@ def test_waiting_requests_in_both_workers_share_a_failure(
 def test_another_worker_takes_over_when_the_drawing_one_is_killed(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
-    gate = Gate()
+    gate = Gate(drawing())
     backend.say(gate)
     service = gunicorn(backend)
     request_and_disconnect(service, "x")
@@ -128,7 +116,7 @@ def ask_until_answered(service: Gunicorn) -> int:
 def test_drawing_continues_after_its_client_disconnects(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
-    gate = Gate()
+    gate = Gate(drawing())
     backend.say(gate)
     service = gunicorn(backend)
     request_and_disconnect(service, "x")
@@ -153,7 +141,7 @@ def test_hits_are_served_while_all_places_for_drawings_are_taken(
 ) -> None:
     service = gunicorn(backend, THREADS="24")
     service.picture("cached")
-    gate = Gate()
+    gate = Gate(drawing())
     backend.say(gate)
     with ThreadPoolExecutor(40) as pool:
         misses = [pool.submit(service.picture, f"miss-{n}") for n in range(40)]
@@ -322,7 +310,7 @@ def test_reload_after_an_upgrade_runs_the_new_version(upgradable: Upgradable) ->
 @pytest.mark.parametrize(
     ("name", "line", "error"),
     [
-        ("web/answers.py", "def broken(:", "SyntaxError"),
+        ("web/errors.py", "def broken(:", "SyntaxError"),
         ("backends.py", "import missing_requirement", "ModuleNotFoundError"),
         ("config.py", "ROOT / 0", "TypeError"),
     ],
@@ -361,7 +349,7 @@ def test_new_secrets_are_redacted_after_a_reload(upgradable: Upgradable) -> None
 def test_stop_stores_the_current_drawing_and_closes_the_cache(
     gunicorn: Start, backend: ScriptedServer, environment: dict[str, str]
 ) -> None:
-    gate = Gate()
+    gate = Gate(drawing())
     backend.say(gate)
     service = gunicorn(backend)
     with ThreadPoolExecutor(1) as pool:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +19,14 @@ from hypothesis import strategies as st
 
 from config import LlmSettings
 from llm import Llm, RewriteFailed, message_in, read_prompt
+from storage import State
+from storage.memory import Memory
+from storage.sqlite import SqliteState
 from upstream.client import Deadline, Upstream
 
 from .conftest import saying
-from .servers import RawServer, Say, ScriptedServer, Seen, free_port, read_request
+from .servers import RawServer, Say, ScriptedServer, Seen, free_port
+from .wire import hang
 
 BOUNDED = settings(max_examples=80, deadline=None)
 FOX = "A red fox in deep snow, soft morning light"
@@ -294,24 +302,13 @@ def test_long_runs_take_linear_time(unit: str) -> None:
 # --- over HTTP ----------------------------------------------------------------------------------
 
 
-class DictNotes:
-    """What the workers know together, in a dict."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[str, str], Any] = {}
-
-    def recall(self, kind: str, key: str) -> Any:
-        return self.known.get((kind, key))
-
-    def remember(self, kind: str, key: str, value: Any, ttl: float) -> None:
-        assert ttl > 0
-        self.known[kind, key] = value
-
-    def forget(self, kind: str, key: str) -> bool:
-        return self.known.pop((kind, key), None) is not None
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    with closing(SqliteState(tmp_path)) as made:
+        yield made
 
 
-def make_llm(url: str, notes: DictNotes | None = None, timeout: float = 10.0, **more: Any) -> Llm:
+def make_llm(url: str, timeout: float = 10.0, **more: Any) -> Llm:
     values: dict[str, Any] = {
         "url": url,
         "model": "gpt-test",
@@ -320,17 +317,31 @@ def make_llm(url: str, notes: DictNotes | None = None, timeout: float = 10.0, **
         "safety_template": "Make safe: {ORIGINAL_PROMPT}",
         "safety_attempts": 3,
     }
-    settings = LlmSettings(**{**values, **more})
-    return Llm(settings, Upstream(), notes or DictNotes(), timeout=timeout)
+    return Llm(LlmSettings(**{**values, **more}), Upstream(), timeout=timeout)
 
 
-def optimise(llm: Llm, prompt: str = "a fox") -> str:
-    return llm.rewrite("optimise", prompt, Deadline.after(10))
+Rewrite = Callable[..., str]
+
+
+@pytest.fixture
+def rewrite(state: State) -> Rewrite:
+    """Rewrite a prompt as a drawing of its own: `rewrite(llm, task, prompt, seconds)`."""
+
+    def call(llm: Llm, task: str = "optimise", prompt: str = "a fox", seconds: float = 10) -> str:
+        return llm.rewrite(task, prompt, Deadline.after(seconds), Memory(state, llm.wanted(prompt)))
+
+    return call
+
+
+def why_of(call: Callable[[], Any]) -> str:
+    with pytest.raises(RewriteFailed) as caught:
+        call()
+    return caught.value.why
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[ScriptedServer]:
-    with contextlib.closing(ScriptedServer()) as made:
+    with closing(ScriptedServer()) as made:
         yield made
 
 
@@ -342,12 +353,13 @@ def api(shared: ScriptedServer) -> ScriptedServer:
     return shared
 
 
-def test_llm_is_asked_with_the_filled_template_and_the_token(api: ScriptedServer) -> None:
-    assert optimise(make_llm(api.url)) == FOX
+def test_llm_is_asked_with_the_filled_template_and_the_token(
+    api: ScriptedServer, rewrite: Rewrite
+) -> None:
+    assert rewrite(make_llm(api.url)) == FOX
     [asked] = api.seen
     assert (asked.method, asked.target) == ("POST", "/v1/chat/completions")
     assert asked.headers["Authorization"] == "Bearer llm-token"
-    assert asked.headers["Content-Type"] == "application/json"
     assert asked.json == {
         "model": "gpt-test",
         "messages": [{"role": "user", "content": "Improve a fox, and only a fox."}],
@@ -356,69 +368,30 @@ def test_llm_is_asked_with_the_filled_template_and_the_token(api: ScriptedServer
     }
 
 
-def test_each_task_has_its_own_template(api: ScriptedServer) -> None:
-    llm = make_llm(api.url)
-    llm.rewrite("rewrite", "红 {x} \\n", Deadline.after(10))
-    assert api.seen[0].json["messages"][0]["content"] == "Make safe: 红 {x} \\n"
-
-
-def test_prompt_with_the_placeholder_is_put_in_once(api: ScriptedServer) -> None:
-    make_llm(api.url).rewrite("rewrite", "a {ORIGINAL_PROMPT} b", Deadline.after(10))
-    content = api.seen[0].json["messages"][0]["content"]
-    assert content == "Make safe: a {ORIGINAL_PROMPT} b"
-
-
-def test_no_token_means_no_authorization(api: ScriptedServer) -> None:
-    optimise(make_llm(api.url, token=None))
-    assert "Authorization" not in api.seen[0].headers
-
-
-@pytest.mark.parametrize(
-    ("configured", "target"),
-    [
-        ("", "/v1/chat/completions"),
-        ("/gateway", "/gateway/v1/chat/completions"),
-        ("/v1", "/v1/chat/completions"),
-        ("/api/v3", "/api/v3/chat/completions"),
-        ("/v1beta/openai", "/v1beta/openai/chat/completions"),
-        ("/inference/v1", "/inference/v1/chat/completions"),
-        ("/v1/chat/completions", "/v1/chat/completions"),
-        (
-            "/openai/deployments/d/chat/completions?api-version=1",
-            "/openai/deployments/d/chat/completions?api-version=1",
-        ),
-        ("/openai/v1?api-version=1", "/openai/v1/chat/completions?api-version=1"),
-    ],
-)
-def test_url_is_joined(api: ScriptedServer, configured: str, target: str) -> None:
-    optimise(make_llm(api.url + configured))
-    assert api.seen[0].target == target
+@pytest.mark.parametrize("prompt", ["红 {x} \\n", "a {ORIGINAL_PROMPT} b"])
+def test_each_task_has_its_template_and_the_prompt_is_put_in_once(
+    api: ScriptedServer, rewrite: Rewrite, prompt: str
+) -> None:
+    rewrite(make_llm(api.url), "rewrite", prompt)
+    assert api.seen[0].json["messages"][0]["content"] == f"Make safe: {prompt}"
 
 
 # As OpenAI answers for its reasoning models.
-NO_MAX_TOKENS = Say(
-    {
-        "error": {
-            "message": "Unsupported parameter: 'max_tokens' is not supported with this model. "
-            "Use 'max_completion_tokens' instead.",
-            "type": "invalid_request_error",
-            "param": "max_tokens",
-            "code": "unsupported_parameter",
-        }
-    },
-    400,
+def unsupported(message: str, param: str, code: str) -> Say:
+    return Say({"error": {"message": message, "param": param, "code": code}}, 400)
+
+
+NO_MAX_TOKENS = unsupported(
+    "Unsupported parameter: 'max_tokens' is not supported with this model. Use"
+    " 'max_completion_tokens' instead.",
+    "max_tokens",
+    "unsupported_parameter",
 )
-NO_TEMPERATURE = Say(
-    {
-        "error": {
-            "message": "Unsupported value: 'temperature' does not support 0.7 with this model. "
-            "Only the default (1) value is supported.",
-            "type": "invalid_request_error",
-            "param": "temperature",
-            "code": "unsupported_value",
-        }
-    },
-    400,
+NO_TEMPERATURE = unsupported(
+    "Unsupported value: 'temperature' does not support 0.7 with this model. Only the default (1)"
+    " value is supported.",
+    "temperature",
+    "unsupported_value",
 )
 
 
@@ -428,116 +401,107 @@ def reasoning_model(request: Seen) -> Say:
     return NO_TEMPERATURE if "temperature" in request.json else saying(FOX)
 
 
-def test_newer_model_is_asked_with_what_it_knows(api: ScriptedServer) -> None:
+def test_newer_model_is_asked_with_what_it_knows_at_once_from_then_on(
+    api: ScriptedServer, rewrite: Rewrite
+) -> None:
     api.say(reasoning_model)
-    assert optimise(make_llm(api.url)) == FOX
-    extra = [
-        {k: v for k, v in asked.json.items() if k not in ("model", "messages")}
-        for asked in api.seen
-    ]
+    for _ in range(2):
+        # Another worker each time: all they share is the state.
+        assert rewrite(make_llm(api.url)) == FOX
+    extra = [asked.json.keys() - {"model", "messages"} for asked in api.seen]
     assert extra == [
-        {"temperature": 0.7, "max_tokens": 4096},
-        {"temperature": 0.7, "max_completion_tokens": 4096},
-        {"max_completion_tokens": 4096},
+        {"temperature", "max_tokens"},
+        {"temperature", "max_completion_tokens"},
+        {"max_completion_tokens"},
+        {"max_completion_tokens"},
     ]
-    assert len({asked.json["messages"][0]["content"] for asked in api.seen}) == 1
-
-
-def test_what_a_model_rejects_is_remembered(api: ScriptedServer) -> None:
-    api.say(reasoning_model)
-    notes = DictNotes()
-    optimise(make_llm(api.url, notes))
-    api.seen.clear()
-    # Another worker: all they share is the notes.
-    assert optimise(make_llm(api.url, notes)) == FOX
-    [asked] = api.seen
-    assert asked.json.keys() == {"model", "messages", "max_completion_tokens"}
-
-
-def test_what_did_not_help_is_not_remembered(api: ScriptedServer) -> None:
-    api.say(NO_TEMPERATURE)
-    notes = DictNotes()
-    assert failure_of(lambda: optimise(make_llm(api.url, notes))) == "it answered 400"
-    assert len(api.seen) == 2
-    assert notes.known == {}
 
 
 @pytest.mark.parametrize(
-    ("say", "reason"),
+    ("say", "why"),
     [
-        (Say({"error": {"message": "secret detail"}}, 500), "it answered 500"),
-        (Say("<html>bad gateway</html>", 502), "it answered 502"),
-        (Say({"error": {"message": "bad key", "code": "invalid_api_key"}}, 401), "it answered 401"),
-        (Say({"error": "slow down"}, 429, {"Retry-After": "1"}), "it answered 429"),
-        (Say("", 302, {"Location": "http://127.0.0.1:9/"}), "it answered 302"),
-        (Say({"error": {"message": "overloaded", "code": 503}}), "it answered 503"),
-        (Say({"error": {"message": "no"}}), "it answered 400"),
-        (Say("<html>welcome</html>"), "no message in the answer"),
-        (Say(""), "no message in the answer"),
-        (Say("{"), "no message in the answer"),
-        (Say("[" * 100_000), "no message in the answer"),
-        (Say("null"), "no message in the answer"),
-        (Say("[1]"), "no message in the answer"),
-        (Say(b"\xff\xfe{"), "no message in the answer"),
-        (Say({"choices": []}), "no message in the answer"),
-        (saying(None), "the message is empty"),
-        (saying("no"), "the prompt is too short"),
-        (saying("I'm sorry, I can't."), "an apology instead of a prompt"),
-        (Say(b" " * (2**20 + 1)), "its answer is larger than 1048576 bytes"),
+        (Say({"error": {"message": "secret detail"}}, 500), "down"),
+        (Say({"error": {"message": "bad key", "code": "invalid_api_key"}}, 401), "unauthorised"),
+        (Say({"error": {"message": "The model `x` does not exist"}}, 404), "unknown model"),
+        (Say({"error": "slow down"}, 429), "rate limited"),
+        (Say("", 302, {"Location": "http://127.0.0.1:9/"}), "down"),
+        (Say({"error": {"message": "overloaded", "code": 503}}), "down"),
+        (Say({"error": {"message": "no"}}), "rejected"),
+        (Say({"error": {"code": "content_filter"}}, 400), "refused"),
+        (Say("<html>welcome</html>"), "no message"),
+        (Say("[" * 100_000), "no message"),
+        (Say(b"\xff\xfe{"), "no message"),
+        (Say({"choices": []}), "no message"),
+        (saying(None), "no message"),
+        (saying("no"), "no prompt"),
+        (saying("I'm sorry, I can't."), "no prompt"),
+        (Say(b" " * (2**20 + 1)), "answer too large"),
     ],
 )
-def test_unusable_answer_is_a_failure(api: ScriptedServer, say: Say, reason: str) -> None:
+def test_unusable_answer_is_a_failure(
+    api: ScriptedServer, rewrite: Rewrite, say: Say, why: str
+) -> None:
     api.say(say)
-    assert failure_of(lambda: optimise(make_llm(api.url))) == reason
+    assert why_of(lambda: rewrite(make_llm(api.url))) == why
     assert len(api.seen) == 1
 
 
-def test_server_that_is_not_there_is_a_failure() -> None:
+def test_server_that_is_down_is_a_failure(rewrite: Rewrite) -> None:
     llm = make_llm(f"http://127.0.0.1:{free_port()}")
-    assert failure_of(lambda: optimise(llm)) == "it refused the connection"
+    assert why_of(lambda: rewrite(llm)) == "unreachable"
 
 
-@pytest.fixture
-def silent(raw_server: Callable[[Callable[[socket.socket], None]], RawServer]) -> RawServer:
-    """A server that takes a request and says nothing until its client has gone."""
-
-    def talk(connection: socket.socket) -> None:
-        read_request(connection)
-        connection.recv(1)
-
-    return raw_server(talk)
-
-
-@pytest.mark.parametrize(("timeout", "deadline"), [(0.2, 30.0), (30.0, 0.2)])
+@pytest.mark.parametrize(("timeout", "seconds"), [(0.2, 30.0), (30.0, 0.2)])
 def test_silent_server_is_a_failure_in_time(
-    silent: RawServer, timeout: float, deadline: float
+    raw_server: Callable[[Callable[[socket.socket], None]], RawServer],
+    rewrite: Rewrite,
+    timeout: float,
+    seconds: float,
 ) -> None:
-    llm = make_llm(silent.url, timeout=timeout)
+    llm = make_llm(raw_server(hang).url, timeout=timeout)
     start = time.monotonic()
-    reason = failure_of(lambda: llm.rewrite("optimise", "a fox", Deadline.after(deadline)))
-    assert reason == "it did not answer in time"
+    assert why_of(lambda: rewrite(llm, seconds=seconds)) == "timed out"
     assert time.monotonic() - start < 5
 
 
-def test_cut_answer_is_a_failure(
-    raw_server: Callable[[Callable[[socket.socket], None]], RawServer],
+def test_fault_of_the_server_is_one_warning_and_stands_in_the_state(
+    api: ScriptedServer, rewrite: Rewrite, state: State, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def talk(connection: socket.socket) -> None:
-        read_request(connection)
-        connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{"choices": [')
+    caplog.set_level(logging.INFO)
+    llm = make_llm(api.url)
+    api.say(Say({"error": {"message": "The model `x` does not exist"}}, 404))
+    for prompt in "abc":
+        why_of(partial(rewrite, llm, prompt=prompt))
+    memory = Memory(state, llm.wanted("d"))
+    assert llm.cooldowns.current(memory, llm.endpoint.note_key()).why == "unknown model"
+    api.say(saying(FOX))
+    rewrite(llm)
+    changes = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert changes == ["The LLM: unknown model (HTTP 404)", "The LLM works again"]
 
-    reason = failure_of(lambda: optimise(make_llm(raw_server(talk).url)))
-    assert reason == "its answer was cut short or is not HTTP"
+
+@pytest.mark.parametrize(
+    "say", [saying("I'm sorry, I can't."), Say({"error": {"code": "content_filter"}}, 400)]
+)
+def test_what_is_wrong_with_a_prompt_is_no_fault_of_the_server(
+    api: ScriptedServer, rewrite: Rewrite, caplog: pytest.LogCaptureFixture, say: Say
+) -> None:
+    caplog.set_level(logging.WARNING)
+    api.say(say)
+    for prompt in "abcd":
+        with pytest.raises(RewriteFailed):
+            rewrite(make_llm(api.url), prompt=prompt)
+    assert caplog.messages == []
 
 
 # --- what it does -------------------------------------------------------------------------------
 
 
-def test_llm_does_what_has_a_template() -> None:
+def test_task_without_a_template_is_off() -> None:
     llm = make_llm("http://127.0.0.1:9", safety_template=None)
-    assert (llm.does("optimise"), llm.does("rewrite"), llm.safety_attempts) == (True, False, 0)
-    llm = make_llm("http://127.0.0.1:9", optimize_template=None)
-    assert (llm.does("optimise"), llm.does("rewrite"), llm.safety_attempts) == (False, True, 3)
+    assert (bool(llm.template("optimise")), llm.template("rewrite")) == (True, None)
+    assert llm.safety_attempts == 0
+    assert make_llm("http://127.0.0.1:9", optimize_template=None).safety_attempts == 3
 
 
 def test_answer_key_changes_with_all_that_changes_the_answer() -> None:

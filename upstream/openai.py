@@ -1,60 +1,32 @@
-"""The OpenAI dialect, as its many speakers really speak it: what backends and LLMs share.
-
-Where a configured URL leads, what an error says, and how to ask again without the parameter
-that a vendor does not know.
-"""
+"""The OpenAI dialect as its many speakers really speak it: what backends and LLMs share."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import urlsplit
 
+from storage.memory import Memory
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
+from upstream.errortext import ErrorText
+from upstream.judging import Fault, Outcome, judge
+from upstream.learning import LEARNED_TTL, Learned
+from upstream.sizes import Size
 
-# A parameter is rejected in words like these; where none stands, its name alone proves nothing.
-_REJECTION = re.compile(
-    r"unknown|unsupported|not support|unrecogni[sz]ed|unexpected|invalid|cannot find|extra "
-    r"|not permitted|not allowed|not one of|not valid|must be|should be|too large|required"
-    r"|missing|instead",
-    re.IGNORECASE,
-)
-# The parameter as such is unknown, whatever its value ...
-_UNKNOWN = re.compile(
-    r"unknown|unrecogni[sz]ed|unexpected|extra|cannot find|not permitted|unsupported.parameter",
-    re.IGNORECASE,
-)
-# ... or only this value is wrong, and another request may well have a right one.
-_BAD_VALUE = re.compile(
-    r"invalid.value|unsupported.value|must be|should be|not one of|supported values|too large",
-    re.IGNORECASE,
-)
-_MAX_FACTS = 200
-# A server may learn a parameter, or another one may move in at its URL.
-REJECTED_TTL = 86400.0
-
-# An optional parameter → its other spellings → the fields that each of those sends.
-Optional = Mapping[str, Mapping[str, Mapping[str, Any]]]
+# A vendor that rejects one field after the other is given up on after so many requests.
+MAX_REQUESTS = 8
 
 
-class Notes(Protocol):
-    """What all workers know together, kept by the cache: JSON values that expire."""
+def operation_url(base: str, operation: str) -> str:
+    """Return the URL of `operation`, such as `images/generations`; the base's query is kept.
 
-    def recall(self, kind: str, key: str) -> Any: ...
-
-    def remember(self, kind: str, key: str, value: Any, ttl: float) -> None: ...
-
-    def forget(self, kind: str, key: str) -> bool: ...
-
-
-def endpoint(base: str, operation: str) -> str:
-    """Return where `operation` ("images/generations") is, the base's query string kept.
-
-    The operation itself stays as it is; a path with a version segment gets the operation; any
-    other path, or a bare host, gets `v1/` before it.
+    A URL that ends in the operation stays as it is; one whose path has a version segment gets
+    the operation appended; any other gets `v1/` before it.
     """
     parts = urlsplit(base)
     path = parts.path.rstrip("/")
@@ -64,75 +36,8 @@ def endpoint(base: str, operation: str) -> str:
     return parts._replace(path=path).geturl()
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorDetail:
-    """What an error answer says. Its texts are for matching only: they are never shown."""
-
-    status: int
-    words: frozenset[str]
-    params: frozenset[str]
-    text: str
-
-    @classmethod
-    def of(cls, status: int, answer: Any) -> ErrorDetail:
-        """Read any vendor's error: whatever it calls code, type or param, in whatever nesting."""
-        facts = list(_facts(answer))
-        words = {value for name, value in facts if name in _WORD_NAMES}
-        params = {
-            part
-            for name, value in facts
-            if name in ("param", "loc")
-            for part in re.split(r"[./]", value)
-        }
-        return cls(status, frozenset(words), frozenset(params), "\n".join(v for _, v in facts))
-
-    def names(self, parameter: str) -> int:
-        """Say how plainly this rejects `parameter`: 3 by a field, 2 in quotes, 1 in words, or 0."""
-        if parameter in self.params:
-            return 3
-        if not _REJECTION.search(self.text):
-            return 0
-        name = re.escape(parameter)
-        if re.search(rf"[\"'`]{name}[\"'`]", self.text):
-            return 2
-        # A lone letter ("n") is a word of many sentences; only in quotes is it a parameter.
-        return int(len(name) > 1 and bool(re.search(rf"(?<![\w-]){name}(?![\w-])", self.text)))
-
-    def rejects_value(self, value: Any) -> bool:
-        """Say whether it is this value that is wrong, and not the parameter as such."""
-        if _UNKNOWN.search(self.text):
-            return False
-        stands_there = re.search(rf"(?<!\w){re.escape(str(value))}(?!\w)", self.text)
-        return bool(stands_there or _BAD_VALUE.search(self.text))
-
-    @property
-    def advises(self) -> bool:
-        """Say whether it tells what to send instead."""
-        return bool(re.search(r"instead|\buse\b", self.text, re.IGNORECASE))
-
-
-_WORD_NAMES = frozenset(("code", "type", "status", "status_code", "finishReason", "finish_reason"))
-
-
-def _facts(answer: Any) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) for every text and number in a JSON value, the first 200 of them."""
-    waiting: list[tuple[str, Any]] = [("", answer)]
-    for _ in range(_MAX_FACTS):
-        if not waiting:
-            return
-        name, value = waiting.pop(0)
-        if isinstance(value, dict):
-            waiting += value.items()
-        elif isinstance(value, list):
-            waiting += [(name, item) for item in value]
-        elif isinstance(value, str):
-            yield name, value[:2000]
-        elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**9:
-            yield name, str(value)
-
-
 def clean_text(value: Any) -> str | None:
-    """Return a text of the other side as valid Unicode without NUL, or None if it is no text."""
+    """Return a text from the other side as valid Unicode without NUL, or None if it is none."""
     if not isinstance(value, str):
         return None
     return value.encode("utf-8", "replace").decode().replace("\0", "").strip() or None
@@ -140,24 +45,44 @@ def clean_text(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server said: its JSON (None where the body is none) and what it says is wrong."""
+    """A server's answer: its JSON, None for any other body, and its fault, None for success."""
 
     reply: Reply
     json: Any
-    error: ErrorDetail | None
+    fault: Fault | None
+    error: ErrorText | None
 
     @classmethod
-    def of(cls, reply: Reply) -> Answer:
-        answer = None
-        if reply.body.lstrip()[:1] in (b"{", b"["):
-            with contextlib.suppress(UpstreamError):
-                answer = reply.json()
-        if reply.status >= 300:
-            text = answer if answer is not None else reply.body[:2000].decode("utf-8", "replace")
-            return cls(reply, answer, ErrorDetail.of(reply.status, text))
-        if isinstance(answer, dict) and (error := answer.get("error")):
-            return cls(reply, answer, ErrorDetail.of(_inner_status(error), error))
-        return cls(reply, answer, None)
+    def of(cls, reply: Reply, prompt: str = "") -> Answer:
+        """Read an answer; `prompt` is what an error may repeat of the request."""
+        answer = _json_of(reply)
+        complaint = _complaint(answer)
+        if reply.status < 300 and not complaint:
+            return cls(reply, answer, None, None)
+        body = reply.body[:4000].decode("utf-8", "replace") if answer is None else answer
+        status = reply.status if reply.status >= 300 else _inner_status(complaint)
+        error = ErrorText.read(status, body, prompt)
+        return cls(reply, answer, judge(reply.status, error, reply.headers, answer), error)
+
+
+def _json_of(reply: Reply) -> Any:
+    beginning = reply.body[:64].removeprefix(codecs.BOM_UTF8).lstrip()
+    if beginning[:1] not in (b"{", b"["):
+        return None
+    with contextlib.suppress(UpstreamError):
+        return reply.json()
+    return None
+
+
+def _complaint(answer: Any) -> Any:
+    """Return what an answer of any status says went wrong, None where it says nothing."""
+    if not isinstance(answer, dict):
+        return None
+    if error := answer.get("error"):
+        return error
+    has_content = any(answer.get(name) for name in ("data", "images", "choices"))
+    complains = any(answer.get(name) for name in ("errors", "message", "msg", "detail"))
+    return answer if complains and not has_content else None
 
 
 def _inner_status(error: Any) -> int:
@@ -167,94 +92,67 @@ def _inner_status(error: Any) -> int:
 
 
 class Endpoint:
-    """One operation of one server, which learns what the server rejects."""
+    """One operation of one server, which is sent what it has been learned to take."""
 
-    def __init__(
-        self,
-        upstream: Upstream,
-        base: str,
-        operation: str,
-        *,
-        token: str | None,
-        timeout: float,
-        notes: Notes,
-    ) -> None:
+    def __init__(self, upstream: Upstream, base: str, operation: str, token: str | None) -> None:
         self.upstream = upstream
-        self.url = endpoint(base, operation)
+        self.url = operation_url(base, operation)
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.timeout = timeout
-        self.notes = notes
+
+    def note_key(self, *model: str | None) -> str:
+        """Return the key of notes about this server, or about a model of it (None: its default).
+
+        It reveals no part of the URL, which may hold a password.
+        """
+        return hashlib.sha256(repr((self.url, *model)).encode()).hexdigest()[:32]
 
     def ask(
         self,
         body: Mapping[str, Any],
-        optional: Optional,
         *,
+        memory: Memory,
         deadline: Deadline,
         limit: int,
-        is_final: Callable[[ErrorDetail], bool] = lambda error: False,
+        size: Size | None = None,
+        base64: bool = False,
     ) -> Answer:
-        """POST `body`, and again without what a 400 or 422 rejects, as long as that helps.
+        """POST `body`, adapted to what is known of its model, and again as rejections teach.
 
-        What is in `optional` may be dropped, or replaced by the spelling that the error asks
-        for. An error that `is_final` is not looked into. Returns the last answer. Raises
-        UpstreamError.
+        `size` is sent in the field and fitted to the sizes that the model takes. `base64` asks
+        for bytes in place of a URL. Returns the last answer. Raises UpstreamError.
         """
-        deadline = deadline.within(self.timeout)
-        known = marks = frozenset(self.notes.recall("rejected", self.url) or ())
-        while True:
-            sent = _without(body, optional, marks)
-            answer = Answer.of(
-                self.upstream.request(
-                    "POST",
-                    self.url,
-                    deadline=deadline,
-                    limit=limit,
-                    headers=self.headers,
-                    json=sent,
-                )
-            )
-            error = answer.error
-            if error is None:
+        key = self.note_key(body.get("model"))
+        recalled = memory.get(Learned, key)
+        known = recalled.note if recalled else Learned()
+        learned = replace(known, wants_base64=True) if base64 else known
+        for _ in range(MAX_REQUESTS):
+            sent = learned.fields(body, size)
+            answer = self._post(sent, deadline, limit)
+            news = _lesson(answer, learned, sent, size)
+            if news is None:
                 break
-            mark = _rejected(error, sent, body, optional)
-            if error.status not in (400, 422) or is_final(error) or not mark or mark in marks:
-                break
-            marks |= {mark}
-        if marks != known and (answer.error is None or is_final(answer.error)):
-            # Only what helped is remembered: an error may name a parameter that is innocent.
-            self.notes.remember("rejected", self.url, sorted(marks), REJECTED_TTL)
+            learned = news
+        # Only what helped is kept: an error may name a field that is innocent.
+        if learned != known and (answer.fault is None or answer.fault.outcome is Outcome.REFUSED):
+            # What is older is not known for longer because something newer was learned.
+            memory.remember(learned, key, recalled.left if recalled else LEARNED_TTL)
         return answer
 
-
-def _rejected(
-    error: ErrorDetail, sent: Mapping[str, Any], body: Mapping[str, Any], optional: Optional
-) -> str | None:
-    """Return the mark of the optional parameter that the error is about, or None.
-
-    Marks: `seed` drops a parameter, `size=512x512` drops it with that value only,
-    `size>image_size` spells it otherwise. Where it names several, the plainest is meant.
-    """
-    found: list[tuple[int, str]] = [(0, "")]
-    for name in optional:
-        spellings = [name, *optional[name]]
-        if sent.keys().isdisjoint(spellings):
-            continue
-        rejected = max(error.names(spelling) for spelling in spellings if spelling in sent)
-        wanted = [s for s in optional[name] if s not in sent and error.names(s)]
-        if wanted and (error.advises or not rejected):
-            found.append((max(rejected, 1), f"{name}>{wanted[0]}"))
-        elif rejected:
-            value = f"={body[name]}" if error.rejects_value(body[name]) else ""
-            found.append((rejected, name + value))
-    return max(found, key=lambda strength_and_mark: strength_and_mark[0])[1] or None
+    def _post(self, sent: Mapping[str, Any], deadline: Deadline, limit: int) -> Answer:
+        reply = self.upstream.request(
+            "POST", self.url, deadline=deadline, limit=limit, headers=self.headers, json=sent
+        )
+        return Answer.of(reply, str(sent.get("prompt", "")))
 
 
-def _without(body: Mapping[str, Any], optional: Optional, marks: frozenset[str]) -> dict[str, Any]:
-    sent: dict[str, Any] = {}
-    for name, value in body.items():
-        if name in marks or f"{name}={value}" in marks:
-            continue
-        spelling = next((s for s in optional.get(name, ()) if f"{name}>{s}" in marks), None)
-        sent |= optional[name][spelling] if spelling else {name: value}
-    return sent
+def _lesson(
+    answer: Answer, learned: Learned, sent: Mapping[str, Any], size: Size | None
+) -> Learned | None:
+    """Return what is known after a rejection, or None where it teaches nothing new."""
+    fault, error = answer.fault, answer.error
+    if fault is None or error is None or error.status not in (400, 422):
+        return None
+    if fault.outcome is Outcome.REFUSED:
+        return None
+    news = learned.learn(error, sent, size)
+    return news if news != learned else None

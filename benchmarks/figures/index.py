@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.figures.plan import Figure, Plan, median
-from cache import Cache, Provenance
+from cache import Cache
 from demo.canvas import pad_png
 from demo.picture import draw
 from picture import ImageRequest
+from storage.folder import Folder
+from storage.sqlite import SqliteState
 
 MEASURED = 500  # entries with files, the only ones that are looked up
 
@@ -36,11 +38,11 @@ def filler_rows(count: int) -> Iterator[dict[str, str | int]]:
 
 def filled_cache(folder: Path, entries: int) -> tuple[Cache, list[str]]:
     """Return a cache with `entries` rows, and the keys of the measured ones."""
-    cache = Cache(folder)
+    cache = Cache(SqliteState(folder), Folder(folder))
     png = pad_png(draw("a red apple", 16, 16, 42), 2000)
     requests = [ImageRequest(f"measured {number}") for number in range(MEASURED)]
     for request in requests:
-        cache.put(request.key, png, "image/png", Provenance(request.prompt))
+        cache.put(request.key, png, "image/png", request=request)
     with contextlib.closing(sqlite3.connect(folder / "index.sqlite3")) as connection:
         with connection:
             connection.executemany(_FILLER, filler_rows(entries - MEASURED))

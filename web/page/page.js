@@ -233,11 +233,12 @@ function readForm() {
   return wantedFrom({ prompt: $('prompt').value, width, height, model: $('model').value, seed: $('seed').value });
 }
 
-function fillForm({ prompt = '', width = '', height = width, model = '', seed = '42' }) {
-  const size = width && `${width}x${height}`;
+function fillForm({ prompt = '', width = '', height = '', model = '', seed = '42' }) {
+  const size = width || height ? `${width}x${height}` : '';
   $('size').value = size;
   if ($('size').value !== size) $('size').value = 'own';
-  if (width) [$('width').value, $('height').value] = [width, height];
+  // One side alone is a square, but another picture than that with both sides.
+  if (size) [$('width').value, $('height').value] = [width, height];
   [$('prompt').value, $('model').value, $('seed').value] = [prompt, model, seed];
   shapeFrame();
 }
@@ -248,7 +249,7 @@ function shapeFrame() {
   $('own-size').hidden = !isOwn;
   $('own-size').disabled = !isOwn;
   const { width, height } = readForm();
-  setShape($('frame'), Number(width) || 1024, Number(height) || 1024);
+  setShape($('frame'), Number(width || height) || 1024, Number(height || width) || 1024);
 }
 
 function setShape(node, width, height) {
@@ -579,7 +580,8 @@ function makeCard(entry) {
     Object.assign(part('img'), { src: entry.url, alt: prompt });
   } else part('img').remove();
   const isChanged = entry.final_prompt && entry.final_prompt !== entry.prompt;
-  const size = entry.width ? `${entry.width} × ${entry.height} · ` : '';
+  const [width, height] = [entry.width ?? entry.height, entry.height ?? entry.width]; // one side: a square
+  const size = width ? `${width} × ${height} · ` : '';
   part('.prompt').textContent = prompt;
   part('.final').textContent = entry.final_prompt;
   part('details').hidden = !isChanged;

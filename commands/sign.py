@@ -1,0 +1,78 @@
+"""`sign`: URLs that show one picture each and do not contain the access key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from access import MAX_EXPIRES_IN, Access
+from commands.arguments import AS_JSON, HEIGHT, MODEL, SEED, WIDTH, read_request, read_text
+from commands.documents import Found, replace_urls, signed_in_place
+from config import Settings
+from picture import Link
+
+
+def sign_command(settings: Settings, access: Access) -> click.Command:
+    @click.command("sign")
+    @click.argument("arguments", nargs=-1, required=True, metavar="PROMPT | FILE…")
+    @WIDTH
+    @HEIGHT
+    @MODEL
+    @SEED
+    @click.option(
+        "--expires-in",
+        type=click.IntRange(1, MAX_EXPIRES_IN),
+        metavar="SECONDS",
+        help="Let the URL expire.",
+    )
+    @click.option("--format", "form", type=click.Choice(["url", "markdown", "html"]), default="url")
+    @click.option("--in-place", is_flag=True, help="Sign every URL in FILE… that has the key.")
+    @AS_JSON
+    def sign(
+        arguments: tuple[str, ...],
+        expires_in: int | None,
+        form: str,
+        in_place: bool,
+        as_json: bool,
+        **parameters: str | None,
+    ) -> None:
+        """Print a URL that shows one picture without the access key.
+
+        With --in-place: replace `key=` by a signature in every URL of this service in Markdown
+        and HTML files, and change nothing else.
+        """
+        if in_place:
+            _sign_files([Path(name) for name in arguments], settings, access, expires_in, as_json)
+            return
+        if len(arguments) != 1:
+            raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
+        wanted = read_request(arguments[0], settings, parameters)
+        base = settings.public_url or f"http://{settings.host}:{settings.port}"
+        link = Link(wanted, base + wanted.to_url(**access.sign(wanted, expires_in)))
+        click.echo(json.dumps(link.to_json()) if as_json else link.to_json()[form])
+
+    return sign
+
+
+def _sign_files(
+    files: list[Path], settings: Settings, access: Access, expires_in: int | None, as_json: bool
+) -> None:
+    def replacement(found: Found) -> str | None:
+        if "key" not in found.credentials or not access.opens(found.request, found.credentials):
+            return None
+        return signed_in_place(found, access.sign(found.request, expires_in))
+
+    counts = {}
+    for file in files:
+        text = read_text(file)
+        signed, count = replace_urls(text, replacement, settings.public_url)
+        if count:
+            # Bytes that are not UTF-8 are written back as they were.
+            file.write_bytes(signed.encode("utf-8", "surrogateescape"))
+        counts[str(file)] = count
+        if not as_json:
+            click.echo(f"{file}: {count} signed")
+    if as_json:
+        click.echo(json.dumps(counts))

@@ -1,0 +1,89 @@
+"""`cache import`: take over the cache of the TypeScript version."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cache import Cache, NotKept
+from commands.arguments import AS_JSON
+from config import Settings
+from formats import media_type_of
+from journey import Blocked
+from storage import Unavailable
+
+
+def import_command(settings: Settings, cache: Cache) -> click.Command:
+    @click.command("import")
+    @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+    @AS_JSON
+    def import_directory(directory: Path, as_json: bool) -> None:
+        """Take over the cache of the TypeScript version from DIRECTORY, which stays as it is."""
+        metas = sorted(directory.rglob("*.meta.json"))
+        counts = dict.fromkeys(("imported", "there", "blocked", "unusable"), 0)
+        with click.progressbar(
+            metas, label="Importing", show_pos=True, file=sys.stderr, hidden=as_json
+        ) as files:
+            for meta in files:
+                try:
+                    counts[_import_one(meta, settings, cache)] += 1
+                except Unavailable as error:
+                    raise click.ClickException(f"The cache cannot be used: {error}.") from error
+        text = ", ".join(f"{count} {what}" for what, count in counts.items())
+        click.echo(json.dumps(counts) if as_json else text)
+        sys.exit(1 if counts["unusable"] else 0)
+
+    return import_directory
+
+
+def _import_one(meta: Path, settings: Settings, cache: Cache) -> str:
+    """Import one entry, `{hash}.data` beside `{hash}.meta.json`; return the outcome."""
+    key = meta.name.removesuffix(".meta.json")
+    try:
+        about = json.loads(meta.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return "unusable"
+    if not re.fullmatch(r"[0-9a-f]{64}", key) or not isinstance(about, dict):
+        return "unusable"
+    created = _created_at(about.get("createdAt"), meta)
+    prompts = {
+        name: about.get(f"{name}Prompt") if isinstance(about.get(f"{name}Prompt"), str) else None
+        for name in ("optimized", "rewritten", "revised")
+    }
+    if about.get("blocked"):
+        left = created + settings.blocked_ttl - time.time()
+        note = Blocked(prompts["optimized"], prompts["rewritten"], settings.fingerprint)
+        if left > 0:
+            cache.remember(note, key, left)
+        return "blocked"
+    if picture := cache.get(key):
+        picture.close()
+        return "there"
+    try:
+        data = meta.with_name(f"{key}.data").read_bytes()
+        media_type = media_type_of(data)
+        if media_type is None:
+            return "unusable"
+        cache.put(key, data, media_type, created=created, **prompts)
+    except (OSError, NotKept):
+        return "unusable"
+    return "imported"
+
+
+def _created_at(value: Any, meta: Path) -> float:
+    """Read a time as JavaScript writes it, in milliseconds or ISO 8601; else take the file's."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e14:
+        return value / 1000
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value).timestamp()
+        except ValueError:
+            pass
+    return meta.stat().st_mtime

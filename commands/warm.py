@@ -1,0 +1,94 @@
+"""`warm`: draw the pictures in documents that are not cached."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import click
+
+from access import Access
+from cache import Cache
+from commands.arguments import AS_JSON, FILES, read_text
+from commands.documents import find_urls
+from config import THREADS_KEPT_FREE, Settings
+from journey import GaveUp
+from picture import ImageRequest
+from pipeline import Pipeline
+from storage import Unavailable
+
+Outcomes = list[tuple[ImageRequest, str]]
+
+
+def warm_command(
+    settings: Settings, access: Access, cache: Cache, pipeline: Pipeline
+) -> click.Command:
+    def draw(request: ImageRequest) -> str:
+        try:
+            if picture := cache.get(request.key):
+                picture.close()
+                return "there"
+            pipeline.draw(request)
+        except (GaveUp, Unavailable) as error:
+            return str(error)
+        return "drawn"
+
+    @click.command("warm")
+    @FILES
+    @click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True)
+    @AS_JSON
+    def warm(files: tuple[Path, ...], jobs: int, as_json: bool) -> None:
+        """Draw the pictures in Markdown and HTML files that are not cached yet.
+
+        It can be interrupted and run again. A running server shares its locks: nothing is
+        drawn twice.
+        """
+        wanted = {
+            found.request.key: found.request
+            for file in files
+            for _, found in find_urls(
+                read_text(file), settings.public_url, settings.max_prompt_length
+            )
+            if access.opens(found.request, found.credentials)
+        }
+        jobs = min(jobs, settings.threads - THREADS_KEPT_FREE)  # more would be turned away
+        outcomes = _draw_all(list(wanted.values()), draw, jobs, is_quiet=as_json)
+        sys.exit(_report(outcomes, as_json=as_json))
+
+    return warm
+
+
+def _draw_all(
+    wanted: list[ImageRequest], draw: Callable[[ImageRequest], str], jobs: int, *, is_quiet: bool
+) -> Outcomes:
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        waiting = {pool.submit(draw, request): request for request in wanted}
+        with click.progressbar(
+            as_completed(waiting),
+            length=len(waiting),
+            label="Drawing",
+            show_pos=True,
+            file=sys.stderr,
+            hidden=is_quiet,
+        ) as done:
+            return [(waiting[future], future.result()) for future in done]
+    finally:
+        # On Ctrl-C the drawings under way are finished and kept, since they have been paid for.
+        pool.shutdown(cancel_futures=True)
+
+
+def _report(outcomes: Outcomes, *, as_json: bool) -> int:
+    """Print the outcomes; return the exit status."""
+    counts = {how: sum(outcome == how for _, outcome in outcomes) for how in ("drawn", "there")}
+    failed = {request.prompt: how for request, how in outcomes if how not in counts}
+    if as_json:
+        click.echo(json.dumps(counts | {"failed": failed}))
+    else:
+        click.echo(f"{counts['drawn']} drawn, {counts['there']} there, {len(failed)} failed")
+        for prompt, why in failed.items():
+            click.echo(f"  {' '.join(prompt.split())[:50]:<50}  {why}")
+    return 1 if failed else 0

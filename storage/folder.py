@@ -1,0 +1,67 @@
+"""Pictures as files of one flat folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from io import FileIO
+from pathlib import Path
+
+from storage import Stored
+
+STALE_SECONDS = 600.0
+
+_NAME = r"[0-9a-f]{64}-[0-9a-f]{16}\.(png|jpg|webp|gif)"
+_PICTURE = re.compile(_NAME)
+_TEMPORARY = re.compile(_NAME + r"\.tmp")
+
+
+class Folder:
+    """The store of a single machine."""
+
+    def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
+        self.directory = directory
+        self._clock = clock
+
+    def write(self, name: str, data: bytes, created: float) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        temporary = self.directory / f"{name}.tmp"
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.utime(file.fileno(), (int(created), int(created)))
+            temporary.rename(self.directory / name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    def open(self, name: str) -> FileIO:
+        return FileIO(f"{self.directory}/{name}")
+
+    def delete(self, name: str) -> None:
+        (self.directory / name).unlink(missing_ok=True)
+
+    def names(self) -> Iterator[Stored]:
+        for entry, found in self._scan(_PICTURE):
+            yield Stored(entry.name, found.st_size, found.st_mtime, found.st_ctime)
+
+    def sweep(self) -> None:
+        cutoff = self._clock() - STALE_SECONDS
+        for entry, found in self._scan(_TEMPORARY):
+            if found.st_ctime < cutoff:
+                self.delete(entry.name)
+
+    def _scan(self, wanted: re.Pattern[str]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+        """Yield the regular files that are named as wanted; none if there is no folder."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as listing:
+            for entry in listing:
+                if wanted.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    # A file may be deleted while the folder is read.
+                    with contextlib.suppress(FileNotFoundError):
+                        yield entry, entry.stat(follow_symlinks=False)

@@ -1,0 +1,86 @@
+"""The SQLite database's tables and how older versions become the present one."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from storage import IncompatibleSchema
+from storage.sql import SCHEMA_VERSION, TABLES
+
+# Counting a million rows for /status would take a second.
+_TOTALS = (
+    "CREATE TABLE totals (entries INTEGER NOT NULL, bytes INTEGER NOT NULL)",
+    "INSERT INTO totals VALUES (0, 0)",
+    """
+    CREATE TRIGGER entry_added AFTER INSERT ON entries BEGIN
+        UPDATE totals
+        SET entries = entries + 1, bytes = bytes + iif(new.file IS NULL, 0, new.bytes);
+    END
+    """,
+    """
+    CREATE TRIGGER entry_removed AFTER DELETE ON entries BEGIN
+        UPDATE totals
+        SET entries = entries - 1, bytes = bytes - iif(old.file IS NULL, 0, old.bytes);
+    END
+    """,
+    """
+    CREATE TRIGGER entry_changed AFTER UPDATE OF file, bytes ON entries BEGIN
+        UPDATE totals SET bytes = bytes + iif(new.file IS NULL, 0, new.bytes)
+                                        - iif(old.file IS NULL, 0, old.bytes);
+    END
+    """,
+)
+
+# What makes each version of the one before. Version 1 is that of release 1.
+_MIGRATIONS: dict[int, tuple[str, ...]] = {
+    2: (
+        "ALTER TABLE entries DROP COLUMN mtime_ns",
+        "DROP INDEX entries_by_age",
+        "CREATE INDEX entries_by_age ON entries (created, key)",
+        "DROP INDEX entries_by_use",
+        "CREATE INDEX entries_by_use ON entries (used) WHERE file IS NOT NULL",
+        *(
+            f"ALTER TABLE entries ADD COLUMN {name} TEXT"
+            for name in ("quality", "style", "background", "negative_prompt")
+        ),
+    ),
+}
+
+
+def create(connection: sqlite3.Connection) -> None:
+    """Create all tables in an empty database, in the transaction of the caller."""
+    for statement in (*TABLES, *_TOTALS):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def is_current(connection: sqlite3.Connection) -> bool:
+    """Return whether there is nothing to migrate.
+
+    Raises IncompatibleSchema for a newer version, sqlite3.DatabaseError for none.
+    """
+    version = _version_of(connection)
+    if version > SCHEMA_VERSION:
+        raise IncompatibleSchema(
+            "the index in CACHE_DIR was written by a newer version of Prompt Image Proxy:"
+            " install that version, or move index.sqlite3 away"
+        )
+    if version < 1:
+        raise sqlite3.DatabaseError("no such schema")
+    return version == SCHEMA_VERSION
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the database to the present version: all the way, or not at all."""
+    connection.execute("BEGIN IMMEDIATE")
+    # Another process may have been first.
+    for version in range(_version_of(connection) + 1, SCHEMA_VERSION + 1):
+        for statement in _MIGRATIONS[version]:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {version}")
+    connection.execute("COMMIT")
+
+
+def _version_of(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version

@@ -1,0 +1,111 @@
+"""Tables and statements, in the SQL that SQLite and PostgreSQL share.
+
+That means: no rowid, `lower()` on both sides of LIKE, ON CONFLICT rather than OR REPLACE (which
+fires no trigger in SQLite), no percent sign, and types of eight bytes. Parameters are named;
+`:now` is the time on the state's own clock.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from storage.rows import COLUMNS
+
+SCHEMA_VERSION = 2
+MAX_NOTES = 100_000
+
+TABLES = (
+    """
+    CREATE TABLE entries (
+        key TEXT NOT NULL PRIMARY KEY,
+        file TEXT,                          -- the picture's name in the store, or
+        url TEXT,                           -- its address at an image host
+        media_type TEXT NOT NULL,
+        bytes BIGINT NOT NULL,
+        digest TEXT,                        -- SHA-256 in hex; NULL until an adopted file is read
+        created DOUBLE PRECISION NOT NULL,  -- seconds since the epoch, as is `used`
+        used DOUBLE PRECISION NOT NULL,
+        prompt TEXT, width BIGINT, height BIGINT, model TEXT, seed BIGINT,
+        quality TEXT, style TEXT, background TEXT, negative_prompt TEXT,
+        optimized TEXT, rewritten TEXT, revised TEXT, drawn_by TEXT
+    )
+    """,
+    "CREATE INDEX entries_by_age ON entries (created, key)",
+    "CREATE INDEX entries_by_use ON entries (used) WHERE file IS NOT NULL",
+    """
+    CREATE TABLE notes (
+        kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
+        created DOUBLE PRECISION NOT NULL, expires DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (kind, key)
+    )
+    """,
+    "CREATE INDEX notes_by_expiry ON notes (expires)",
+    "CREATE INDEX notes_by_age ON notes (created)",
+)
+
+_COLUMNS = ", ".join(COLUMNS)
+_VALUES = ", ".join(f":{name}" for name in COLUMNS)
+_UPDATES = ", ".join(f"{name} = excluded.{name}" for name in (*COLUMNS[1:], "used"))
+_INSERT = f"INSERT INTO entries ({_COLUMNS}, used) VALUES ({_VALUES}, :used)"
+# A file's name is unique. A host may give a picture the same URL again, but never as old.
+_IS_UNCHANGED = "key = :key AND created = :created AND coalesce(file, '') = coalesce(:file, '')"
+
+FIND = f"SELECT {_COLUMNS} FROM entries WHERE key = :key"
+FIND_FILE = "SELECT file FROM entries WHERE key = :key"
+STORE = (
+    f"INSERT INTO entries ({_COLUMNS}, used) VALUES ({_VALUES}, :now)"
+    f" ON CONFLICT (key) DO UPDATE SET {_UPDATES}"
+)
+ADD = f"{_INSERT} ON CONFLICT (key) DO NOTHING"
+AMEND = (
+    f"UPDATE entries SET {', '.join(f'{name} = :new_{name}' for name in COLUMNS[1:])}"
+    f" WHERE {_IS_UNCHANGED}"
+)
+REMOVE = f"DELETE FROM entries WHERE {_IS_UNCHANGED}"
+NEWEST = (
+    f"SELECT {_COLUMNS} FROM entries WHERE (created, key) < (:created, :key)"
+    " AND (:search = '' OR lower(prompt) LIKE lower(:pattern) ESCAPE '!')"
+    " ORDER BY created DESC, key DESC LIMIT :limit"
+)
+OLDEST = f"SELECT {_COLUMNS} FROM entries WHERE file IS NOT NULL ORDER BY used LIMIT :limit"
+TOUCH = "UPDATE entries SET used = :now - :age WHERE key = :key"
+
+REMEMBER = """
+INSERT INTO notes (kind, key, value, created, expires)
+VALUES (:kind, :key, :value, :now, :now + :ttl)
+ON CONFLICT (kind, key) DO UPDATE SET
+    value = excluded.value, created = excluded.created, expires = excluded.expires
+"""
+FORGET = "DELETE FROM notes WHERE kind = :kind AND key = :key"
+EXPIRE = "DELETE FROM notes WHERE expires <= :now"
+TRIM = f"""
+DELETE FROM notes WHERE created <=
+    (SELECT created FROM notes ORDER BY created DESC LIMIT 1 OFFSET {MAX_NOTES})
+"""
+KEEP_NOTE = """
+INSERT INTO notes (kind, key, value, created, expires)
+VALUES (:kind, :key, :value, :created, :expires) ON CONFLICT (kind, key) DO NOTHING
+"""
+
+
+@cache
+def files(count: int) -> str:
+    """Parameters: `key0`, `key1` …"""
+    return f"SELECT key, file FROM entries WHERE key IN ({_numbered(':key{0}', ', ', count)})"
+
+
+@cache
+def recall(count: int) -> str:
+    """Parameters: `kind0`, `key0`, `kind1`, `key1` …
+
+    A clock that was set back by more than a minute makes the notes "of the future" invalid.
+    """
+    wanted = _numbered("kind = :kind{0} AND key = :key{0}", " OR ", count)
+    return (
+        "SELECT kind, key, value, :now - created AS age, expires - :now AS remaining"
+        f" FROM notes WHERE created <= :now + 60 AND expires > :now AND ({wanted})"
+    )
+
+
+def _numbered(form: str, between: str, count: int) -> str:
+    return between.join(form.format(number) for number in range(count))

@@ -1,0 +1,151 @@
+"""Work over a State and a Store together: adoption, sweeping, eviction.
+
+Rows and files part after crashes, restored backups and lost databases. Every picture was paid
+for: a file without a row gets one, and is deleted only if its key has another file. All of it
+raises OSError and Unavailable.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import NamedTuple
+
+from formats import EXTENSIONS
+from storage import Row, State, Store, Stored, Unavailable
+
+log = logging.getLogger("prompt_image_proxy.cache")
+
+# What State.add and State.files take at once: few enough that no request waits for it.
+BATCH = 500
+
+_MEDIA_TYPES = {extension: media_type for media_type, extension in EXTENSIONS.items()}
+
+
+class Task(NamedTuple):
+    """Work to be done first after `first` seconds, then every `period` seconds."""
+
+    work: Callable[[], object]
+    first: float
+    period: float
+
+
+def repeat(tasks: Sequence[Task], stop: threading.Event) -> None:
+    """Do each task in its time until `stop` is set. One that is Unavailable waits for the next."""
+    due = [time.monotonic() + task.first for task in tasks]
+    while True:
+        for number, task in enumerate(tasks):
+            if time.monotonic() >= due[number]:
+                due[number] = time.monotonic() + task.period
+                with suppress(Unavailable):
+                    task.work()
+        if stop.wait(1.0):
+            return
+
+
+def adopt(state: State, store: Store) -> int:
+    """Give each picture in the store that has no row one; return how many got one."""
+    return sum(_adopt(state, store, batch) for batch in _batches(store))
+
+
+def sweep(state: State, store: Store, before: float) -> None:
+    """Delete pictures last changed before a Unix time whose key has another one.
+
+    The last change counts, not the creation: a file restored just now has an old one.
+    """
+    for batch in _batches(store):
+        stale = [stored for stored in batch if stored.changed < before]
+        for stored, kept in _rivals(stale, state.files([_key_of(s) for s in stale])):
+            if _exists(store, kept):
+                log.info("Swept up %s", stored.name)
+                store.delete(stored.name)
+
+
+def evict(state: State, store: Store, limit: int, prepare: Callable[[], None]) -> int:
+    """Hold `limit` bytes, the least recently used pictures first; return what is then stored.
+
+    Calls `prepare` before it chooses: the time to write down when pictures were used.
+    """
+    # A little more goes than has to, so that not every picture evicts one.
+    target = limit * 0.99
+    while (total := state.totals().bytes) > limit:
+        prepare()
+        victims = []
+        for row in state.oldest(BATCH):
+            if total <= limit and total - row.bytes < target:
+                break
+            victims.append(row)
+            total -= row.bytes
+        if not discard(state, store, victims):
+            break
+    return total
+
+
+def discard(state: State, store: Store, rows: Sequence[Row]) -> int:
+    """Remove rows, then their files: a state that cannot be written costs no picture."""
+    removed = state.remove(rows)
+    for row in rows:
+        if row.file:
+            with suppress(OSError):
+                store.delete(row.file)
+    return removed
+
+
+def _batches(store: Store) -> Iterator[list[Stored]]:
+    names = store.names()
+    while batch := list(islice(names, BATCH)):
+        yield batch
+
+
+def _adopt(state: State, store: Store, batch: list[Stored]) -> int:
+    known = state.files([_key_of(stored) for stored in batch])
+    # The newest file of a key comes last and stays.
+    batch.sort(key=lambda stored: stored.created)
+    fresh = {_key_of(stored): _row_of(stored) for stored in batch if _key_of(stored) not in known}
+    count = state.add(list(fresh.values()))
+    return count + sum(_prefer(state, store, stored) for stored, _ in _rivals(batch, known))
+
+
+def _prefer(state: State, store: Store, stored: Stored) -> bool:
+    """Put a file into its key's row if the one there is missing, or was adopted and is older."""
+    row = state.find(_key_of(stored))
+    if row is None or row.file is None:
+        return False
+    is_better = row.digest is None and row.created < stored.created
+    return (is_better or not _exists(store, row.file)) and state.amend(row, _row_of(stored))
+
+
+def _rivals(batch: list[Stored], known: dict[str, str | None]) -> Iterator[tuple[Stored, str]]:
+    """Yield the files whose key has another file, with that one's name."""
+    for stored in batch:
+        kept = known.get(_key_of(stored))
+        if kept is not None and kept != stored.name:
+            yield stored, kept
+
+
+def _exists(store: Store, name: str) -> bool:
+    try:
+        store.open(name).close()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _key_of(stored: Stored) -> str:
+    return stored.name.partition("-")[0]
+
+
+def _row_of(stored: Stored) -> Row:
+    """Return the row of a file of which no more is known: its first hit reads it."""
+    return Row(
+        key=_key_of(stored),
+        file=stored.name,
+        media_type=_MEDIA_TYPES[stored.name.rpartition(".")[2]],
+        bytes=stored.bytes,
+        digest=None,
+        created=stored.created,
+    )

@@ -1,0 +1,114 @@
+"""States for tests: places where one lives, a clock that a test sets, and a counter of calls."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from storage import State, Store
+from storage.folder import Folder
+from storage.sqlite import SqliteState
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class CountingState:
+    """Any state, with the calls of each method counted; pass on `counted` as the state."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.calls: Counter[str] = Counter()
+        self.counted = cast(State, self)
+
+    @property
+    def epoch(self) -> int:
+        return self._state.epoch
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._state, name)
+
+        def call(*arguments: Any) -> Any:
+            self.calls[name] += 1
+            return method(*arguments)
+
+        return call
+
+
+class SqlitePlace:
+    """A folder with a SQLite database. Each `open` is like that of another process."""
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self.folder = folder
+        self.clock = clock
+        self._opened = ExitStack()
+
+    def open(self) -> State:
+        state = SqliteState(self.folder, self.clock)
+        self._opened.callback(state.close)
+        return state
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+class FolderPlace:
+    """A folder of pictures."""
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self.folder = folder
+        self.clock = clock
+
+    def open(self) -> Store:
+        return Folder(self.folder, self.clock)
+
+    def damage(self, name: str) -> None:
+        """Leave half of a picture, as something outside the program might."""
+        path = self.folder / name
+        path.write_bytes(path.read_bytes()[:-1])
+
+    def leave_half(self, name: str) -> None:
+        """Leave what a write leaves behind that was interrupted just now."""
+        (self.folder / f"{name}.tmp").write_bytes(b"half")
+
+
+_HOLD = """
+import sys
+from pathlib import Path
+from tests import states
+place = getattr(states, sys.argv[1])(Path(sys.argv[2]), states.Clock())
+with place.open().hold(sys.argv[3], 5):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(place: SqlitePlace, key: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Hold a lock in another process, which is killed at the end if not before."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, type(place).__name__, str(place.folder), key],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
+        try:
+            assert child.stdout
+            assert child.stdout.readline() == b"held\n"
+            yield child
+        finally:
+            child.kill()

@@ -1,0 +1,233 @@
+"""How long a failing backend is avoided, and what is said about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cooldowns import Cooldown, Cooldowns
+from storage import State
+from storage.memory import Memory
+from storage.sqlite import SqliteState
+from upstream.judging import Fault, Outcome
+
+from .states import Clock
+
+KEY = "a" * 32
+DOWN = Fault(Outcome.FAILED, "down")
+REJECTED = Fault(Outcome.REJECTED, "rejected")
+
+
+class Site:
+    """One backend as one worker sees it; each call is a drawing of its own."""
+
+    def __init__(self, state: State, clock: Clock, **settings: bool) -> None:
+        self.state = state
+        self.clock = clock
+        self.cooldowns = Cooldowns("Backend b", clock=clock, **settings)
+
+    def memory(self) -> Memory:
+        return Memory(self.state, [(Cooldown, KEY)], self.clock)
+
+    def fail(self, picture: str, fault: Fault = DOWN, memory: Memory | None = None) -> float:
+        """Let a drawing fail; return for how long the backend is avoided."""
+        self.cooldowns.count(memory or self.memory(), KEY, fault, "down (HTTP 500)", picture)
+        return self.left
+
+    def draw(self) -> None:
+        self.cooldowns.answered(self.memory(), KEY)
+
+    @property
+    def left(self) -> float:
+        return Cooldowns.left(self.memory(), KEY)
+
+    @property
+    def note(self) -> Cooldown:
+        return Cooldowns.current(self.memory(), KEY)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def state(tmp_path: Path, clock: Clock) -> Iterator[State]:
+    with closing(SqliteState(tmp_path, clock)) as made:
+        yield made
+
+
+@pytest.fixture
+def site(state: State, clock: Clock) -> Site:
+    return Site(state, clock)
+
+
+def levels(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.levelname for record in caplog.records]
+
+
+# --- how long -----------------------------------------------------------------------------------
+
+
+def test_cooldown_grows_with_failures_of_different_pictures(site: Site) -> None:
+    waits = []
+    for number in range(20):
+        waits.append(site.fail(f"picture {number}"))
+        site.clock.now += waits[-1]
+        assert site.left == 0
+    assert waits[:8] == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert set(waits[8:]) == {300}
+
+
+def test_same_picture_failing_again_neither_extends_nor_deepens(site: Site) -> None:
+    site.fail("a")
+    site.clock.now += 3
+    assert site.fail("a") == pytest.approx(2)
+    site.clock.now += 60
+    assert site.fail("a") == 0
+    assert site.note.failures == 1
+    assert site.fail("b") == 10
+
+
+@pytest.mark.parametrize(("asked", "left"), [(0.0, 0), (0.5, 0.5), (17.0, 17), (1e9, 300)])
+def test_retry_after_is_honoured_up_to_five_minutes(site: Site, asked: float, left: float) -> None:
+    assert site.fail("a", Fault(Outcome.FAILED, "rate limited", wait=asked)) == left
+    assert site.fail("b") == 10
+
+
+def test_fault_of_the_account_cools_for_a_minute(site: Site) -> None:
+    fault = Fault(Outcome.FAILED, "unauthorised", is_of_account=True, wait=7.0)
+    assert [site.fail("a", fault), site.fail("b", fault)] == [60, 60]
+
+
+def test_answer_ends_the_series_and_leaves_why_it_failed(site: Site) -> None:
+    for picture in "abc":
+        site.fail(picture)
+    failed_at = site.clock.now
+    site.clock.now += 20
+    site.draw()
+    assert site.left == 0
+    assert (site.note.failures, site.note.why, site.note.failed_at) == (0, "down", failed_at)
+    assert site.fail("a") == 5
+
+
+def test_failures_far_apart_are_no_series(site: Site) -> None:
+    site.fail("a")
+    site.fail("b")
+    site.clock.now += 601
+    assert site.fail("a") == 5
+
+
+# --- together -----------------------------------------------------------------------------------
+
+
+def test_drawings_that_fail_together_count_once(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    memories = [site.memory() for _ in range(20)]
+    for number, memory in enumerate(memories):
+        site.clock.now += 0.1
+        site.fail(f"picture {number}", memory=memory)
+    assert site.note.failures == 1
+    assert site.left == pytest.approx(5 - 19 * 0.1)
+    assert levels(caplog) == ["WARNING"] + ["INFO"] * 19
+    # The same page once more.
+    site.clock.now += 10
+    for number in range(20):
+        site.fail(f"picture {number}")
+    assert (site.note.failures, site.left) == (1, 0)
+
+
+def test_late_failure_does_not_shorten_what_others_have_counted(site: Site) -> None:
+    slow = site.memory()
+    for picture in "abcd":
+        site.fail(picture)
+    assert site.fail("slow", memory=slow) == 40
+
+
+def test_workers_share_one_truth(site: Site, state: State, clock: Clock) -> None:
+    other = Site(state, clock)
+    site.fail("a")
+    assert other.left == 5
+    assert other.fail("a") == 5
+    assert other.fail("b") == 10
+    site.draw()
+    assert other.left == 0
+    assert other.fail("c") == 5
+
+
+def test_state_that_cannot_be_used_cools_nothing(site: Site, state: State, tmp_path: Path) -> None:
+    state.close()
+    (tmp_path / "index.sqlite3").unlink(missing_ok=True)
+    (tmp_path / "index.sqlite3").mkdir()
+    assert site.fail("a") == 0
+
+
+# --- rejections ---------------------------------------------------------------------------------
+
+
+def test_third_picture_rejected_in_a_row_cools(site: Site) -> None:
+    assert [site.fail(picture, REJECTED) for picture in "aabbaac"] == [0, 0, 0, 0, 0, 0, 5]
+    assert (site.note.why, site.note.failures) == ("rejecting", 1)
+    site.clock.now += 5
+    assert [site.fail(picture, REJECTED) for picture in "def"] == [0, 0, 10]
+
+
+def test_answer_ends_the_row_of_rejections(site: Site) -> None:
+    site.fail("a", REJECTED)
+    site.fail("b", REJECTED)
+    site.draw()
+    assert [site.fail(picture, REJECTED) for picture in "cd"] == [0, 0]
+
+
+def test_rejections_of_one_moment_make_a_row(site: Site) -> None:
+    memories = [site.memory() for _ in range(3)]
+    lefts = [site.fail(str(n), REJECTED, memory) for n, memory in enumerate(memories)]
+    assert lefts == [0, 0, 5]
+
+
+def test_rejection_does_not_extend_a_cooldown(site: Site) -> None:
+    site.fail("a")
+    site.clock.now += 4
+    assert site.fail("b", REJECTED) == pytest.approx(1)
+
+
+# --- what is logged -----------------------------------------------------------------------------
+
+
+def test_change_of_state_is_one_warning(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for picture in "aabc":
+        site.fail(picture)
+    site.fail("d", Fault(Outcome.FAILED, "unauthorised", is_of_account=True))
+    site.draw()
+    site.draw()
+    changes = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert changes == [
+        "Backend b: down (HTTP 500); avoided for 5 s",
+        "Backend b: down (HTTP 500); avoided for 60 s",
+        "Backend b works again",
+    ]
+    assert levels(caplog).count("INFO") == 3
+
+
+def test_model_and_llm_are_named_as_such(
+    site: Site, state: State, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.fail("a", Fault(Outcome.FAILED, "unknown model", is_of_model=True))
+    site.draw()
+    Site(state, clock, is_avoided=False).fail("b")
+    assert "this model of it is avoided for 5 s" in caplog.messages[0]
+    assert "avoided" not in caplog.messages[2]
+
+
+def test_made_up_models_do_not_pile_up(site: Site) -> None:
+    memory = site.memory()
+    for number in range(1000):
+        site.cooldowns.count(memory, f"{number:064x}", DOWN, "x", "a")
+    assert len(site.cooldowns._written) <= 256

@@ -1,0 +1,206 @@
+"""The documents: examples that work, links that lead somewhere, lists that are complete."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+import config
+from app import create_app
+from upstream.failure import Why
+
+from .conftest import KEY, ROOT, InProcess
+from .servers import Got, ScriptedServer
+
+Serve = Callable[..., InProcess]
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+
+
+@cache
+def read(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+# --- docs/signing.md
+
+PROGRAMS = {
+    "python": ("sign.py", sys.executable),
+    "javascript": ("sign.mjs", "node"),
+    "sh": ("sign.sh", "sh"),
+}
+KEYS = {
+    "a signing key": {"SIGNING_KEY": "your-signing-key"},
+    "a rotated signing key": {"SIGNING_KEY": "ключ-2026,your-signing-key"},
+    "the access key": {"PROXY_ACCESS_KEY": KEY},
+}
+
+
+def write_program(language: str, folder: Path) -> tuple[str, str]:
+    """Save a program that the document shows; return its interpreter and its file."""
+    name, interpreter = PROGRAMS[language]
+    assert shutil.which(interpreter), f"install {interpreter} for this test"
+    code = re.search(rf"```{language}\n(.*?)```", read("docs/signing.md"), re.DOTALL)
+    assert code
+    (folder / name).write_text(code[1], "utf-8")
+    return interpreter, str(folder / name)
+
+
+@pytest.fixture(params=PROGRAMS)
+def program(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
+    return write_program(request.param, tmp_path)
+
+
+def run(*command: str, keys: dict[str, str], cwd: Path = ROOT) -> str:
+    """Return what a program prints."""
+    return subprocess.run(
+        command,
+        capture_output=True,
+        cwd=cwd,
+        env={"PATH": os.environ["PATH"], "PYTHONIOENCODING": "utf-8"} | keys,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+def get(service: InProcess, url: str) -> Got:
+    base, target = url[:24], url[24:]
+    assert base == "https://pics.example.org"
+    return service.get(target)
+
+
+@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
+def test_signing_program_opens_pictures(
+    serve: Serve, backend: ScriptedServer, program: tuple[str, str], keys: dict[str, str]
+) -> None:
+    service = serve(backend, **keys)
+    for picture in (
+        ("a red apple", "1024", "768"),
+        ("A Red Apple (Not Green)", "640"),
+        ("ÄPFEL & Яблоки: 50/50?\n100 %, *new*!",),
+        ("红苹果", "64", "64"),
+    ):
+        url = run(*program, *picture, keys=keys)
+        assert get(service, url).status == 200, picture
+        # Markdown ends a link at an unbalanced parenthesis, and at white space.
+        assert not re.search(r"[()\s]", url), picture
+
+
+CALLS = {
+    "python": """
+import sign
+print(sign.signed_url("A", exp=EXP, seed=7, quality="high", negative_prompt="no (green) *leaf*!"))
+""",
+    "javascript": """
+import { signedUrl } from "./sign.mjs";
+const parameters = { seed: 7, quality: "high", negative_prompt: "no (green) *leaf*!" };
+console.log(signedUrl("A", parameters, EXP));
+""",
+}
+RUN_TEXT = {"python": ("-c",), "javascript": ("--input-type=module", "-e")}
+
+
+@pytest.mark.parametrize("language", CALLS)
+@pytest.mark.parametrize("exp", [4102444800, 1], ids=["valid", "expired"])
+def test_signing_program_takes_an_expiry_and_every_parameter(
+    serve: Serve, backend: ScriptedServer, tmp_path: Path, language: str, exp: int
+) -> None:
+    interpreter, _ = write_program(language, tmp_path)
+    call = CALLS[language].replace("EXP", str(exp))
+    url = run(interpreter, *RUN_TEXT[language], call, keys={"SIGNING_KEY": "k"}, cwd=tmp_path)
+    got = get(serve(backend, SIGNING_KEY="k"), url)
+    assert got.status == 200 if exp > 1 else "has expired" in got.detail
+
+
+def test_signing_programs_print_what_the_document_shows(program: tuple[str, str]) -> None:
+    shown = re.findall(r"(?m)^https://pics\.example\.org/.*", read("docs/signing.md"))
+    keys = {"SIGNING_KEY": "your-signing-key"}
+    url = run(*program, "a red apple", "1024", "768", keys=keys)
+    assert {url} == set(shown)
+
+
+# --- links
+
+
+def tokens(document: Path) -> Iterator[Token]:
+    for token in MarkdownIt().enable("table").parse(document.read_text("utf-8")):
+        yield token
+        yield from token.children or ()
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors that GitHub gives a document's headings."""
+    found, is_heading = set(), False
+    for token in tokens(document):
+        if is_heading and token.type == "inline":
+            text = re.sub(r"[`*]", "", token.content).lower()
+            found.add(re.sub(r"[^\w\- ]", "", text).replace(" ", "-"))
+        is_heading = token.type == "heading_open"
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for token in tokens(document):
+        link = urlsplit(str(token.attrs.get("href") or token.attrs.get("src") or ""))
+        if link.scheme:
+            continue
+        target = (document.parent / link.path).resolve() if link.path else document
+        assert target.exists(), link.geturl()
+        assert not link.fragment or link.fragment in anchors(target), link.geturl()
+
+
+# --- lists
+
+
+def test_settings_are_documented_with_their_defaults() -> None:
+    rows = re.findall(r"(?m)^\| `([A-Z0-9_]+)` \| (.*?) \| (.*) \|$", read("docs/settings.md"))
+    documented = {name: default for name, default, _ in rows}
+    settings = re.findall(r"(?m)^#?([A-Z0-9_]+)=(.*)$", read(".env.example"))
+    assert documented.keys() == {name for name, _ in settings}
+    for name, default in settings:
+        if default:
+            assert documented[name].startswith(f"`{default}`"), name
+    secrets = {name for name, _, meaning in rows if meaning.startswith("Secret. ")}
+    assert secrets == set(config.SECRETS)
+
+
+def test_routes_are_documented(environment: dict[str, str]) -> None:
+    app = create_app(config.parse({**environment, "BACKEND_API_URLS": "http://127.0.0.1:9"}))
+    routes = {re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
+    documented = re.findall(r"(?m)^## `[A-Z, ]+ (/\S*)`", read("docs/api.md"))
+    # The page's own files are no API.
+    assert {route for route in routes if "any(" not in route} == set(documented)
+
+
+def test_reasons_for_failures_are_documented() -> None:
+    assert {str(why) for why in Why} <= set(
+        re.findall(r"(?m)^\| `(.+?)`", read("docs/backends.md"))
+    )
+
+
+def test_guide_for_contributors_maps_every_module() -> None:
+    modules = {path.name for path in ROOT.glob("*.py")}
+    packages = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")}
+    paths = set(re.findall(r"`([\w./]+(?:\.py|/))`", read("CONTRIBUTING.md")))
+    assert modules | packages <= paths
+    for path in paths:
+        assert any((door / path).exists() for door in (ROOT, ROOT / "web", ROOT / "tests")), path
+
+
+def test_security_names_tests_that_exist() -> None:
+    named = re.findall(r"(test_\w+)\.py::(test_\w+)", read("SECURITY.md"))
+    assert len(named) >= 20
+    for file, function in named:
+        assert re.search(rf"(?m)^def {function}\(", read(f"tests/{file}.py")), f"{file}::{function}"

@@ -1,0 +1,152 @@
+"""Errors: problem+json for programs, a card for what shows pictures, and nothing secret in them."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+
+import pytest
+
+from cache import Cache
+from web.errors import card
+
+from .conftest import (
+    BROKEN,
+    KEY,
+    REFUSAL,
+    InProcess,
+    llm_settings,
+    pollinations_settings,
+    saying,
+)
+from .servers import Got, Say, ScriptedServer, fetch
+
+Serve = Callable[..., InProcess]
+MakeServer = Callable[[], ScriptedServer]
+
+CHROME_IMG = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
+FIREFOX_IMG = "image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5"
+CAMO = "image/png,image/svg+xml,image/*"
+CHROME_PAGE = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/*,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_card"),
+    [
+        ({"Accept": CHROME_IMG}, True),
+        ({"Accept": FIREFOX_IMG}, True),
+        ({"Accept": CAMO}, True),
+        ({"Accept": "image/*"}, True),
+        ({"Sec-Fetch-Dest": "image", "Accept": "*/*"}, True),
+        ({"Sec-Fetch-Dest": "empty", "Accept": CHROME_IMG}, False),
+        ({"Sec-Fetch-Dest": "document", "Accept": CHROME_PAGE}, False),
+        ({"Accept": CHROME_PAGE}, False),
+        ({"Accept": "*/*"}, False),
+        ({"Accept": "application/json"}, False),
+        ({}, False),
+    ],
+)
+def test_client_that_shows_pictures_gets_a_card(
+    serve: Serve, backend: ScriptedServer, headers: dict[str, str], is_card: bool
+) -> None:
+    got = serve(backend).get("/prompt/x?key=wrong", headers=headers)
+    assert (got.status, got.headers["Cache-Control"]) == (401, "no-store")
+    assert got.headers["Vary"] == "Accept, Sec-Fetch-Dest"
+    if is_card:
+        assert got.headers["Content-Type"] == "image/svg+xml"
+        assert got.headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
+        assert "The access key is wrong." in texts(got.body)
+    else:
+        assert got.detail == "The access key is wrong."
+
+
+def texts(svg: bytes | str) -> list[str]:
+    """Return the texts of an SVG, which has to be well-formed."""
+    root = ElementTree.fromstring(svg)
+    return [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def as_picture(service: InProcess, target: str) -> Got:
+    return service.get(target, headers={"Accept": CHROME_IMG})
+
+
+def test_card_says_whether_to_change_the_prompt_to_wait_or_to_call_the_operator(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    service = serve(backend)
+    for say, status, title, advice in [
+        (REFUSAL, 422, "Refused by moderation", "Change the description."),
+        (Say("", 503, {"Retry-After": "0"}), 502, "Drawing failed", "Try again in 2 s."),
+        (Say("", 401, {"Retry-After": "0"}), 502, "Drawing failed", "The operator has to fix it"),
+    ]:
+        backend.say(say)
+        got = as_picture(service, f"/prompt/{status}{advice[:3]}?key={KEY}")
+        assert (got.status, texts(got.body)[0]) == (status, title)
+        assert advice in " ".join(texts(got.body)[1:])
+    # A wrong token is avoided for a minute, longer than a request waits.
+    cooling = as_picture(service, f"/prompt/y?key={KEY}")
+    assert (cooling.status, texts(cooling.body)[0]) == (503, "Try again later")
+    assert 50 <= int(cooling.headers["Retry-After"]) <= 60
+
+
+def test_cards_can_be_turned_off(serve: Serve, backend: ScriptedServer) -> None:
+    got = as_picture(serve(backend, ERROR_IMAGES="false"), "/prompt/x?key=wrong")
+    assert got.headers["Content-Type"] == "application/problem+json"
+
+
+def test_long_sentence_is_wrapped_into_the_card() -> None:
+    lines = texts(card("Title", "word " * 40))
+    assert len(lines) == 6
+    assert max(map(len, lines)) <= 46
+
+
+def test_problem_names_the_stages_and_why_they_failed(
+    serve: Serve, backend: ScriptedServer, server: MakeServer
+) -> None:
+    fallback, llm = server(), server()
+    backend.say(Say({"error": {"message": "upstream-text"}}, 500))
+    fallback.say(Say("upstream-text", 500))
+    llm.say(saying("<prompt>a better cat</prompt>"))
+    settings = llm_settings(llm, optimise=True) | pollinations_settings(fallback)
+    got = serve(backend, AUTH_TOKEN="token-of-the-backend", **settings).picture("secret-word")
+    assert (got.status, got.headers["Content-Type"]) == (502, "application/problem+json")
+    assert got.headers["Cache-Control"] == "no-store"
+    assert got.json["title"] == "Drawing failed"
+    assert [(s["stage"], s["outcome"], s.get("why")) for s in got.json["stages"]] == [
+        ("optimise", "ok", None),
+        ("generate", "failed", "down"),
+        ("fallback", "failed", "down"),
+    ]
+    for secret in ("upstream-text", "token-of", backend.url, "secret-word", KEY):
+        assert secret not in got.body.decode()
+
+
+def test_nothing_of_the_request_is_echoed(serve: Serve, backend: ScriptedServer) -> None:
+    backend.say(BROKEN)
+    service = serve(backend)
+    prompt = "%3Cscript%3Ealert(1)%3C/script%3E%0D%0AX-Injected:%201"
+    for got in (
+        service.picture(prompt),
+        as_picture(service, f"/prompt/{prompt}?key={KEY}"),
+        as_picture(service, f"/prompt/{prompt}?key=bad-key"),
+        fetch(f"{service.url}/%3Cscript%3E"),
+    ):
+        assert got.status in (401, 404, 502)
+        assert not any(word in got.body for word in (b"script>", b"alert", b"bad-key"))
+        assert "X-Injected" not in got.headers
+
+
+def test_unforeseen_error_is_a_500_that_only_the_log_explains(
+    serve: Serve,
+    backend: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(cache: Cache) -> None:
+        raise RuntimeError("an invariant that does not hold")
+
+    service = serve(backend)
+    monkeypatch.setattr(Cache, "totals", fail)
+    got = service.get("/status")
+    assert (got.status, "invariant" in got.body.decode()) == (500, False)
+    assert "an invariant that does not hold" in caplog.text

@@ -1,0 +1,388 @@
+"""What vendors' errors mean, in the vendors' own words."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from upstream.client import Reply
+from upstream.errortext import ErrorText
+from upstream.judging import Fault, Outcome, judge_without_picture, retry_after
+from upstream.openai import Answer, clean_text
+
+# A busy machine proves nothing: an example may take as long as it likes.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def judged(status: int, body: Any, headers: dict[str, str] | None = None) -> Fault | None:
+    """Return what an answer means; a body that is not bytes is sent as JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = Answer.of(Reply(status, headers or {}, content))
+    if status == 200 and answer.fault is None:
+        return judge_without_picture(answer.json)
+    return answer.fault
+
+
+def error(message: str = "No.", **more: Any) -> dict[str, Any]:
+    return {"error": {"message": message, **more}}
+
+
+def inside(body: Any, message: str = "upstream error: ") -> dict[str, Any]:
+    """Return a gateway's error that quotes the vendor's as a text."""
+    return error(message + json.dumps(body))
+
+
+# --- refused ------------------------------------------------------------------------------------
+
+OPENAI = "Your request was rejected as a result of our safety system."
+ZHIPU = "系统检测到输入或生成内容可能包含不安全或敏感内容，请您避免输入易产生敏感内容的提示语。"
+AZURE = error(code="x", inner_error={"code": "ResponsibleAIPolicyViolation"})
+REFUSALS: dict[str, tuple[int, Any]] = {
+    "dall-e": (400, error(code="content_policy_violation", type="invalid_request_error")),
+    "GPT-image": (400, error(type="image_generation_user_error", code="moderation_blocked")),
+    "OpenAI, its sentence alone": (400, error(OPENAI, code=None)),
+    "Azure": (400, AZURE),
+    "Azure, other spelling": (400, error(innererror={"code": "ResponsibleAIPolicyViolation"})),
+    "Azure, contentFilter": (400, error(code="contentFilter")),
+    "Azure, content_filter": (400, error(code="content_filter", status=400)),
+    "Azure, a sentence": (400, error("triggering Azure OpenAI's content management policy.")),
+    "new-api": (400, error(code="sensitive_words_detected", type="new_api_error")),
+    "new-api, in Chinese": (400, error("用户请求包含敏感词：…", type="new_api_error")),
+    "Ark": (400, error(code="InputTextSensitiveContentDetected", param="")),
+    "Ark, inside a 200": (200, error(code="OutputImageSensitiveContentDetected.Policy")),
+    "Ark, of one picture": (200, {"data": [{"error": {"code": "SensitiveContentDetected"}}]}),
+    "LiteLLM": (400, error("litellm.ContentPolicyViolationError: AzureException", code="400")),
+    "xAI": (200, {"data": [{"url": "", "respect_moderation": False}]}),
+    "xAI, a sentence": (400, {"code": "400", "error": "Generated image rejected by content"
+                              " moderation."}),
+    "MiniMax, prompt": (200, {"base_resp": {"status_code": 1026}, "data": None}),
+    "MiniMax, picture": (200, {"base_resp": {"status_code": 1027, "status_msg": "x"}}),
+    "Zhipu": (400, {"contentFilter": [{"role": "user", "level": 1}], "error": {"code": "1301"}}),
+    "Zhipu, other spelling": (400, {"content_filter": [{"level": 0}], "error": {"code": "1301"}}),
+    "Zhipu, a sentence": (400, error(ZHIPU, code="1301")),
+    "Gemini": (400, error("x", status="IMAGE_SAFETY")),
+    "Gemini, in a list": (400, [error("IMAGE_PROHIBITED_CONTENT")]),
+    "Gemini, in a 200": (200, {"candidates": [{"finishReason": "IMAGE_PROHIBITED_CONTENT"}]}),
+    "Gemini, of the prompt": (200, {"promptFeedback": {"blockReason": "SAFETY"}}),
+    "Imagen": (400, error("The image violated Google's Generative AI Prohibited Use policy.")),
+    "Imagen, words": (400, error("This prompt contains sensitive words that violate Google's"
+                                 " Responsible AI practices.")),
+    "safety checks": (422, error("It did not pass the safety checks")),
+    "content policy": (400, {"message": "against our content policy"}),
+    "nsfw": (422, {"detail": "NSFW content"}),
+    "451": (451, b""),
+    "DashScope": (400, {"code": "DataInspectionFailed", "message": "Input data may contain"
+                        " inappropriate content.", "request_id": "1"}),
+    "Hunyuan": (200, error("文本包含违法违规信息", code="OperationDenied.TextIllegalDetected")),
+    "iFlytek": (400, {"header": {"code": 10021, "message": "输入内容审核不通过，涉嫌违规"}}),
+    "StepFun": (451, error("The content you provided may be blocked", type="censorship_blocked")),
+    "Moonshot": (400, error("The request was rejected because it was considered high risk")),
+    "Kling": (400, {"code": 1301, "message": "Failure to pass the risk control system"}),
+    "fal": (422, {"detail": [{"loc": ["body", "prompt"], "type": "content_policy_violation",
+                              "msg": "It contained material flagged by a content checker."}]}),
+    "BFL": (200, {"id": "x", "status": "Request Moderated", "result": None}),
+    "Replicate": (422, {"detail": "The input or output was flagged as sensitive. (E005)"}),
+    "Replicate, other": (200, {"error": "NSFW content detected. Try a different prompt."}),
+    "Stability v1": (400, {"name": "invalid_prompts", "message": "One or more prompts contains"
+                           " filtered words."}),
+    "Ideogram": (200, {"data": [{"url": None, "is_image_safe": False}]}),
+    "Cloudflare": (400, {"success": False, "errors": [
+        {"code": 3030, "message": "AiError: Input prompt contains NSFW content"}]}),
+    "OpenRouter": (400, error("The model requires moderation and your input was flagged.")),
+    "Midjourney gateways": (400, {"description": "Banned prompt detected", "code": 24}),
+    "a policy": (400, error("The prompt contains content that violates our policies")),
+    "safety": (400, error("The content is blocked due to safety.")),
+    "Baidu": (400, {"error_code": 282004, "error_msg": "input text contains illegal content"}),
+    "JSON in JSON": (400, inside(error(OPENAI))),
+    "JSON in JSON in JSON": (400, inside(inside({"error": ZHIPU}))),
+    "JSON in JSON in a text": (400, ("failed: " + json.dumps(inside(AZURE))).encode()),
+    "escaped for HTML": (400, b"<p>Azure&#39;s content&#32;management policy</p>"),
+    "cut off": (400, json.dumps(error(OPENAI, more="x" * 2**16)).encode()[: 2**16]),
+    "in traditional Chinese": (400, error("提示詞包含敏感詞")),
+    "with a byte order mark": (400, b"\xef\xbb\xbf" + json.dumps(error(ZHIPU)).encode()),
+    "beside the name of a parameter": (400, error("Invalid 'size': nsfw", param="seed")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("vendor", REFUSALS)
+def test_refusal_is_recognised(vendor: str) -> None:
+    assert judged(*REFUSALS[vendor]) == Fault(Outcome.REFUSED, "refused")
+
+
+# --- anything but refused -----------------------------------------------------------------------
+
+REJECTED = (Outcome.REJECTED, "rejected", "")
+KEY = (Outcome.FAILED, "unauthorised", "account")
+CREDIT = (Outcome.FAILED, "out of credit", "account")
+MODEL = (Outcome.FAILED, "unknown model", "model")
+RATE = (Outcome.FAILED, "rate limited", "")
+DOWN = (Outcome.FAILED, "down", "")
+LATE = (Outcome.FAILED, "timed out", "")
+GONE = (Outcome.FAILED, "not found", "account")
+LOCKED_OUT = "Your resource has been temporarily blocked since it may violate our content policy."
+VERIFY = "Your organization must be verified to use the model `gpt-image-1`."
+NO_CHANNEL = "No available channel for model flux under group default (distributor)"
+NO_ACCESS = "key not allowed to access model. This key can only access models=['a']"
+OTHERS: dict[str, tuple[int, Any, tuple[Outcome, str, str]]] = {
+    # "Never a refusal without positive evidence."
+    "Model does not exist": (400, {"code": 20012, "message": "Model does not exist."}, MODEL),
+    "LiteLLM, model": (400, error("Invalid model name passed in model=x.", code="400"), MODEL),
+    "LiteLLM, key": (400, error("Authentication Error, Invalid proxy server token"), KEY),
+    "LiteLLM, budget": (400, error("Budget has been exceeded! Current cost: 1"), CREDIT),
+    "verification": (400, error(VERIFY), KEY),
+    "verification, 403": (403, error(VERIFY), KEY),
+    "billing": (400, error("Billing hard limit has been reached"), CREDIT),
+    "new-api, no channel": (400, error(NO_CHANNEL), MODEL),
+    "new-api, no channel, as it is": (503, error(NO_CHANNEL, code="model_not_found"), MODEL),
+    "new-api, no channel, in Chinese": (503, error("分组 default 下模型 x 无可用渠道"), MODEL),
+    "aspect ratio": (400, error("The aspect ratio is out of range for this tier"), REJECTED),
+    "nginx": (400, b"<html><head><title>400 Bad Request</title></head></html>", REJECTED),
+    "CUDA": (400, error("CUDA out of memory"), REJECTED),
+    "gateway's time-out": (400, error("upstream request timeout"), REJECTED),
+    "server_error in a 200": (200, error("The server had an error", code="server_error"), REJECTED),
+    "a task id": (200, {"task_id": "8f6", "status": "PENDING"}, REJECTED),
+    "case-sensitive": (400, error("Names are case-sensitive."), REJECTED),
+    "sensitive to case": (400, error("The prompt field is sensitive to case."), REJECTED),
+    "no data": (200, {"created": 1}, REJECTED),
+    "empty data": (200, {"created": 1, "data": []}, REJECTED),
+    "null data": (200, {"data": None}, REJECTED),
+    "nothing in data": (200, {"data": [{}]}, REJECTED),
+    "empty images": (200, {"images": [""]}, REJECTED),
+    "an empty body": (400, b"", REJECTED),
+    "any text": (422, {"detail": "It cannot be drawn."}, REJECTED),
+    "moderation is down": (400, error("The moderation service is unavailable."), REJECTED),
+    "safety checker is down": (422, error("safety checker: failed to load"), REJECTED),
+    "a parameter of that name": (400, error("Unknown parameter: 'moderation'."), REJECTED),
+    "a size of a model": (400, error("This model does not support the size 512x512"), REJECTED),
+    "a size for a model": (400, error("For model x the size 9x9 is not available"), REJECTED),
+    "pixel budget": (400, error("below the current minimum pixel budget."), REJECTED),
+    # The account.
+    "401": (401, error("Incorrect API key", code="invalid_api_key"), KEY),
+    "402": (402, b"", CREDIT),
+    "403": (403, error("nsfw"), KEY),
+    "Azure's lock-out": (403, error(LOCKED_OUT, code="ResponsibleAIPolicyViolation"), KEY),
+    "lock-out as a 400": (400, error(LOCKED_OUT), KEY),
+    "suspended": (400, error("Account suspended for violating our terms of service"), KEY),
+    "401 in a 200": (200, error(code=401), KEY),
+    "insufficient quota": (429, error(code="insufficient_quota"), CREDIT),
+    "new-api, quota": (403, error("用户额度不足", code="insufficient_user_quota"), CREDIT),
+    "one-api, quota": (400, error("该令牌额度已用尽"), CREDIT),
+    "one-api, token": (400, error("无效的令牌"), KEY),
+    "SiliconFlow, balance": (400, {"message": "Sorry, your account balance is insufficient"},
+                             CREDIT),
+    "spending": (400, {"error": "Project has reached its monthly spending cap"}, CREDIT),
+    "DashScope, key": (400, {"code": "InvalidApiKey", "message": "Invalid API-key provided."}, KEY),
+    "DashScope, arrears": (400, {"code": "Arrearage", "message": "Your account is overdue."},
+                           CREDIT),
+    "MiniMax, balance": (200, {"base_resp": {"status_code": 1008,
+                                             "status_msg": "insufficient balance"}}, CREDIT),
+    # The model.
+    "404 of a model": (404, error("The model `x` does not exist", code="model_not_found"), MODEL),
+    "404 of a path": (404, {"detail": "Not Found"}, GONE),
+    "a model's parameter": (400, error("model x not found, check the parameter"), MODEL),
+    "a model of text": (400, error("Model x is not supported for image generation"), MODEL),
+    "param model": (400, error("Bad.", param="model", code="invalid_value"), MODEL),
+    "OpenRouter, nobody": (404, error("No endpoints found for x."), MODEL),
+    "a local server": (400, {"detail": "Model x is not loaded"}, MODEL),
+    "OpenRouter, model": (400, error("x/y is not a valid model ID"), MODEL),
+    "Ark, model": (404, error("The model or endpoint x does not exist",
+                              code="InvalidEndpointOrModel.NotFound"), MODEL),
+    "LiteLLM, model of a key": (401, error(NO_ACCESS, param="model"), MODEL),
+    "OpenAI, no access": (403, error("Project `p` does not have access to model `x`",
+                                     code="model_not_found"), MODEL),
+    "in Chinese, model": (400, error("模型 x 不存在，请检查模型名称"), MODEL),
+    "in Chinese, a size of a model": (400, error("该模型不支持 512x512 尺寸"), REJECTED),
+    # The backend.
+    "429": (429, error("Rate limited", code="rate_limit_exceeded"), RATE),
+    "429 with a sign of moderation": (429, error(code="moderation_blocked"), RATE),
+    "429 in a 200": (200, error(code="429"), RATE),
+    "rate limit, 400": (400, error("Rate limit reached for images per minute"), RATE),
+    "500": (500, error("Internal error in the safety system"), DOWN),
+    "500 that wraps a refusal": (500, inside(error(OPENAI)), DOWN),
+    "502": (502, b"<html>Bad gateway</html>", DOWN),
+    "409": (409, b"", DOWN),
+    "302": (302, b"", DOWN),
+    "530": (530, b"", DOWN),
+    "408": (408, b"", LATE),
+    "504": (504, b"", LATE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_fault_is_no_refusal_and_has_its_word(case: str) -> None:
+    status, body, (outcome, why, scope) = OTHERS[case]
+    expected = Fault(outcome, why, is_of_model=scope == "model", is_of_account=scope == "account")
+    assert judged(status, body) == expected
+
+
+def test_our_own_prompt_is_no_evidence() -> None:
+    prompt = "a poster about our content policy"
+    body = json.dumps({"detail": f'cannot draw "{prompt}"', "input": {"prompt": prompt}}).encode()
+    fault = Answer.of(Reply(422, {}, body), prompt).fault
+    assert fault is not None
+    assert fault.outcome is Outcome.REJECTED
+
+
+@pytest.mark.parametrize(
+    ("given_error", "status"),
+    [
+        ({"code": 429, "message": "slow down"}, 429),
+        ({"code": "503"}, 503),
+        ({"code": None, "status": 402}, 402),
+        ({"code": "rate_limit_exceeded"}, 400),
+        ({"code": 400, "status": "INVALID_ARGUMENT"}, 400),
+        ({"code": 200}, 400),
+        ({"code": 4290}, 400),
+        ({"code": "٤٠٤"}, 400),
+        ({"code": ["429"]}, 400),
+        ("no", 400),
+        (["no"], 400),
+    ],
+)
+def test_error_inside_a_200_has_the_status_that_it_gives_itself(
+    given_error: Any, status: int
+) -> None:
+    answer = Answer.of(Reply(200, {}, json.dumps({"error": given_error, "data": []}).encode()))
+    assert answer.error is not None
+    assert answer.error.status == status
+
+
+@pytest.mark.parametrize("empty", [None, "", {}, [], False, 0])
+def test_empty_error_inside_a_200_is_none(empty: Any) -> None:
+    assert Answer.of(Reply(200, {}, json.dumps({"error": empty}).encode())).fault is None
+
+
+# --- how long to wait ---------------------------------------------------------------------------
+
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "17"}, 17),
+        ({"retry-after": " 90 "}, 90),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after": "0"}, 0),
+        ({"retry-after-ms": "2500"}, 2.5),
+        ({"retry-after": "9", "retry-after-ms": "2500"}, 2.5),
+        ({"retry-after": "9", "retry-after-ms": "soon"}, 9),
+        ({"retry-after": email.utils.formatdate(NOW + 30, usegmt=True)}, 30),
+        ({"retry-after": email.utils.formatdate(NOW - 60, usegmt=True)}, 0),
+        ({"retry-after": "Fri, 15 Jan 2027 09:00:10 +0100"}, 10),
+        ({"retry-after": "Fri, 99 Jan 2027 08:00:10 GMT"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-5"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "9" * 5000}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers, lambda: NOW) == seconds
+
+
+def test_retry_after_stands_in_the_fault() -> None:
+    fault = judged(503, b"", {"retry-after": "17"})
+    assert fault is not None
+    assert fault.wait == 17
+
+
+# --- any answer ---------------------------------------------------------------------------------
+
+
+def test_error_is_read_in_any_nesting() -> None:
+    read = ErrorText.read(
+        400,
+        {
+            "a": [{"innererror": {"code": "Deep", "type": 7}}],
+            "param": "body.size/x",
+            "errors": {"seed": ["is &quot;wrong&quot;"]},
+            "b": [True],
+        },
+    )
+    assert read.codes == {"Deep", "7"}
+    assert read.params == {"body", "size", "x", "seed"}
+    assert 'is "wrong"' in read.text.split("\n")
+
+
+WORDS = st.sampled_from(
+    (
+        *("code", "type", "param", "loc", "error", "errors", "status", "message", "base_resp"),
+        *("status_code", "contentFilter", "level", "data", "input", "seed", "'size'", "\0"),
+        *("Unknown parameter", "model", "must be", "256x256", "2^99", '{"error":', "\ud800"),
+    )
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | WORDS,
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(WORDS | st.text(max_size=5), inner, max_size=5)
+    ),
+    max_leaves=30,
+)
+STATUS = st.sampled_from([200, 201, 204, 301, 400, 401, 404, 422, 429, 451, 500, 599])
+
+
+@unhurried
+@given(st.binary(max_size=100) | JSON.map(lambda value: json.dumps(value).encode()), STATUS)
+def test_any_answer_is_judged_without_raising(body: bytes, status: int) -> None:
+    answer = Answer.of(Reply(status, {}, body))
+    assert (answer.fault is not None) >= (status >= 300)
+    assert isinstance(answer.json, dict | list | None)
+    assert judge_without_picture(answer.json).outcome is not Outcome.DRAWN
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(
+            "model ",
+            "model not ",
+            "content ",
+            "blocked by a ",
+            "safety ",
+            "敏感",
+            "{",
+            "[",
+            '{"a":',
+        ),
+        *("invalid ", "token ", "&amp;", "\\", '\\"', "insufficient ", "verify ", "a", "\n"),
+    ],
+)
+def test_hostile_answer_is_judged_in_linear_time(unit: str) -> None:
+    text = unit * (2**18 // len(unit))
+    began = time.process_time()
+    for body in (
+        text.encode(),
+        json.dumps(error(text)).encode(),
+        json.dumps({"error": [text[:4000]] * 64}).encode(),
+        json.dumps(inside(inside(text))).encode(),
+        b"[" * 2**18,
+    ):
+        judged(400, body)
+    # Quadratic time would be minutes.
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (" a b\n", "a b"),
+        ("a\0b", "ab"),
+        ("a\ud83d", "a?"),
+        ("\0 ", None),
+        ("", None),
+        (None, None),
+        (5, None),
+        (["a"], None),
+    ],
+)
+def test_text_of_the_other_side_becomes_valid_unicode(value: Any, text: str | None) -> None:
+    assert clean_text(value) == text

@@ -1,0 +1,403 @@
+"""The contract of storage/__init__.py, run over every implementation."""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from os import fstat
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from storage import LockTimeout, Note, Row, State, Store, Totals
+
+from .states import Clock, FolderPlace, SqlitePlace, held_elsewhere
+
+STATES = [SqlitePlace]
+STORES = [FolderPlace]
+
+
+@dataclass(frozen=True, slots=True)
+class Colour(Note):
+    kind: ClassVar[str] = "colour"
+    name: str
+    shades: list[int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sound(Note):
+    kind: ClassVar[str] = "sound"
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewColour(Note):
+    """What another version of the program makes of the same kind."""
+
+    kind: ClassVar[str] = "colour"
+    hue: float
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=STATES)
+def place(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[SqlitePlace]:
+    place = request.param(tmp_path / "state", clock)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def state(place: SqlitePlace) -> State:
+    return place.open()
+
+
+def key_of(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
+
+
+def name_of(text: str, number: int = 0) -> str:
+    return f"{key_of(text)}-{number:016x}.png"
+
+
+def row_of(text: str, **values: Any) -> Row:
+    row = Row(
+        key=key_of(text),
+        file=name_of(text),
+        media_type="image/png",
+        bytes=100,
+        digest="0" * 64,
+        created=1_700_000_000.25,
+        prompt=text,
+        seed=42,
+    )
+    return replace(row, **values)
+
+
+def store(state: State, *texts: str, **values: Any) -> list[Row]:
+    rows = [row_of(text, **values) for text in texts]
+    for row in rows:
+        state.store(row)
+    return rows
+
+
+# --- rows
+
+
+def test_stored_row_is_found_whole_by_every_process(state: State, place: SqlitePlace) -> None:
+    row = row_of(
+        "红 🍎",
+        width=640,
+        height=480,
+        model="m",
+        seed=-(10**18) + 1,
+        optimized="o",
+        rewritten="w",
+        revised="v",
+        drawn_by="https://backend",
+        created=1_700_000_000.123456,
+    )
+    assert state.store(row) is None
+    assert state.find(row.key) == row
+    state.close()
+    assert place.open().find(row.key) == row
+    assert state.find(row.key) == row, "a closed state opens again"
+    assert state.find(key_of("another")) is None
+
+
+def test_row_of_a_hosted_picture_has_a_url_and_no_file(state: State) -> None:
+    [row] = store(state, "a", file=None, url="https://img.example/a.png")
+    assert state.find(row.key) == row
+    assert state.files([row.key]) == {row.key: None}
+    assert state.oldest(10) == []
+
+
+def test_storing_returns_the_file_of_the_replaced_row(state: State) -> None:
+    store(state, "a")
+    newer = row_of("a", file=name_of("a", 1), prompt=None)
+    assert state.store(newer) == name_of("a")
+    assert state.store(row_of("a", file=None, url="https://x")) == name_of("a", 1)
+    assert state.store(newer) is None
+    assert state.find(newer.key) == newer
+
+
+def test_rows_are_added_only_where_there_is_none(state: State) -> None:
+    [known] = store(state, "a")
+    rows = [row_of("a", file=name_of("a", 1)), row_of("b"), row_of("c")]
+    assert state.add(rows) == 2
+    assert state.add([]) == 0
+    assert state.find(known.key) == known
+    assert state.find(key_of("b")) == row_of("b")
+
+
+def test_row_that_was_replaced_meanwhile_is_neither_amended_nor_removed(state: State) -> None:
+    file, hosted = row_of("a"), row_of("b", file=None, url="https://x")
+    for old in (file, hosted):
+        new = replace(old, created=old.created + 1, file=old.file and name_of("a", 1))
+        state.store(new)
+        assert not state.amend(old, replace(old, digest="1" * 64))
+        assert state.remove([old]) == 0
+        assert state.find(old.key) == new
+        assert state.amend(new, changed := replace(new, digest="1" * 64, bytes=7))
+        assert state.find(old.key) == changed
+        assert state.remove([changed, changed]) == 1
+        assert state.find(old.key) is None
+
+
+def test_files_are_found_by_the_hundred(state: State) -> None:
+    rows = [row_of(str(number)) for number in range(500)]
+    state.add(rows[::2])
+    assert state.files([row.key for row in rows]) == {row.key: row.file for row in rows[::2]}
+    assert state.files([]) == {}
+
+
+def test_totals_count_rows_and_the_bytes_of_files(state: State) -> None:
+    assert state.totals() == Totals(0, 0)
+    [a, b, _] = store(state, "a", "b", "c")
+    assert state.totals() == Totals(3, 300)
+    state.store(row_of("a", bytes=7))
+    state.store(row_of("b", file=None, url="https://x"))
+    assert state.totals() == Totals(3, 107)
+    assert state.remove([a, replace(b, file=None, url="https://x")]) == 2
+    assert state.add([row_of("d", bytes=1)]) == 1
+    assert state.totals() == Totals(2, 101)
+
+
+# --- the gallery
+
+
+def test_newest_rows_come_first_page_by_page(state: State) -> None:
+    """Rows of the same moment, too: none is skipped or repeated at the edge of a page."""
+    rows = [row_of(str(n), created=1_700_000_000.0 + n // 4) for n in range(10)]
+    state.add(rows)
+    expected = sorted(rows, key=lambda row: (row.created, row.key), reverse=True)
+    found: list[Row] = []
+    while page := state.newest("", 3, (found[-1].created, found[-1].key) if found else None):
+        found += page
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("search", "expected"),
+    [
+        ("APPLE", {"a red Apple", "apple_pie"}),
+        ("_", {"apple_pie"}),
+        ("%", {"100% wool!"}),
+        ("l!", {"100% wool!"}),
+        ("红", {"红苹果"}),
+        ("nothing", set()),
+    ],
+)
+def test_search_takes_every_character_as_it_is(
+    state: State, search: str, expected: set[str]
+) -> None:
+    store(state, "a red Apple", "apple_pie", "100% wool!", "红苹果")
+    store(state, "adopted", prompt=None)
+    assert {row.prompt for row in state.newest(search, 10, None)} == expected
+
+
+# --- what was used when
+
+
+def test_least_recently_used_comes_first(state: State, clock: Clock) -> None:
+    for text in "abcd":
+        clock.now += 10
+        store(state, text)
+    state.add([row_of("adopted", created=clock.now - 35)])
+    clock.now += 100
+    state.touch({key_of("a"): 95.0, key_of("c"): 0.5, key_of("gone"): 0.0})
+    state.touch({})
+    [c] = [row for row in state.oldest(10) if row.prompt == "c"]
+    state.amend(c, replace(c, digest="1" * 64))
+    assert [row.prompt for row in state.oldest(10)] == ["adopted", "b", "d", "a", "c"]
+    assert [row.prompt for row in state.oldest(2)] == ["adopted", "b"]
+
+
+# --- notes
+
+RED = Colour("红🍎 \udc00", [1, None])
+
+
+def test_notes_are_recalled_together_with_their_age(state: State, clock: Clock) -> None:
+    state.remember(RED, "k", 100)
+    clock.now += 5
+    state.remember(Sound("loud"), "k", 10)
+    clock.now += 1
+    notes = state.recall([(Colour, "k"), (Sound, "k"), (Colour, "other"), (Colour, "k")])
+    assert (red := notes.get(Colour, "k")) is not None
+    assert (red.note, red.age, red.left) == (RED, 6, 94)
+    assert (loud := notes.get(Sound, "k")) is not None
+    assert (loud.note, loud.age, loud.left) == (Sound("loud"), 1, 9)
+    assert notes.get(Colour, "other") is None
+    assert state.recall([]).get(Colour, "k") is None
+
+
+def test_note_ends_when_its_time_is_over(state: State, clock: Clock) -> None:
+    state.remember(RED, "k", 100)
+    clock.now += 99
+    assert state.recall([(Colour, "k")]).get(Colour, "k")
+    clock.now += 1
+    assert state.recall([(Colour, "k")]).get(Colour, "k") is None
+    state.expire()
+    clock.now -= 50
+    assert state.recall([(Colour, "k")]).get(Colour, "k") is None, "it was dropped"
+
+
+def test_note_of_the_future_is_none(state: State, clock: Clock) -> None:
+    state.remember(RED, "k", 1e6)
+    clock.now -= 59
+    assert state.recall([(Colour, "k")]).get(Colour, "k")
+    clock.now -= 2
+    assert state.recall([(Colour, "k")]).get(Colour, "k") is None
+
+
+def test_note_replaces_one_of_its_kind_and_can_be_forgotten(state: State) -> None:
+    state.remember(Colour("old", []), "k", 100)
+    state.remember(RED, "k", 100)
+    state.remember(Sound("loud"), "k", 100)
+    assert (red := state.recall([(Colour, "k")]).get(Colour, "k")) is not None
+    assert red.note == RED
+    assert (state.forget(Colour, "k"), state.forget(Colour, "k")) == (True, False)
+    assert state.recall([(Colour, "k")]).get(Colour, "k") is None
+    assert state.recall([(Sound, "k")]).get(Sound, "k")
+
+
+def test_note_of_another_version_is_none(state: State) -> None:
+    state.remember(RED, "k", 100)
+    assert state.recall([(NewColour, "k")]).get(NewColour, "k") is None
+
+
+# --- locks
+
+
+def test_lock_keeps_other_processes_out_until_its_holder_is_killed(
+    state: State, place: SqlitePlace
+) -> None:
+    with held_elsewhere(place, key := key_of("a")) as child:
+        with pytest.raises(LockTimeout), state.hold(key, 0.1):
+            pass
+        with state.hold(key_of("b"), 0.1):
+            pass
+        child.kill()
+        with state.hold(key, 5):
+            pass
+
+
+def test_processes_that_wait_for_each_other_are_no_deadlock(
+    state: State, place: SqlitePlace
+) -> None:
+    with (
+        held_elsewhere(place, key_of("a")),
+        state.hold(key_of("b"), 1),
+        pytest.raises(LockTimeout),
+        state.hold(key_of("a"), 0.1),
+    ):
+        pass
+
+
+# --- the whole
+
+
+def test_threads_and_processes_share_a_state(state: State, place: SqlitePlace) -> None:
+    states = [state, place.open()]
+
+    def work(number: int) -> None:
+        one, other = states[number % 2], states[1 - number % 2]
+        for n in range(20):
+            [row] = store(one, f"{number}-{n}")
+            assert other.find(row.key) == row
+            other.remember(Sound(row.key), row.key, 100)
+            assert one.recall([(Sound, row.key)]).get(Sound, row.key)
+
+    with ThreadPoolExecutor(6) as pool:
+        for running in [pool.submit(work, number) for number in range(6)]:
+            running.result()
+    assert state.totals() == Totals(120, 12_000)
+
+
+def test_check_prepares_a_state_that_is_new(state: State) -> None:
+    state.check()
+    assert (state.totals(), state.epoch) == (Totals(0, 0), 0)
+
+
+# --- stores
+
+
+@pytest.fixture(params=STORES)
+def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> FolderPlace:
+    return request.param(tmp_path / "store", Clock(time.time()))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def bytes_store(shelf: FolderPlace) -> Store:
+    return shelf.open()
+
+
+CREATED = 1_700_000_000
+
+
+def test_written_bytes_are_a_regular_file_of_their_age(
+    bytes_store: Store, shelf: FolderPlace
+) -> None:
+    data = bytes(range(256)) * 1000
+    bytes_store.write(name_of("a"), data, CREATED + 0.75)
+    for store in (bytes_store, shelf.open()):
+        with store.open(name_of("a")) as file:
+            assert file.read() == data
+            found = fstat(file.fileno())
+        assert stat.S_ISREG(found.st_mode)
+        assert found.st_mtime_ns == CREATED * 10**9
+
+
+def test_changed_file_has_another_time(bytes_store: Store, shelf: FolderPlace) -> None:
+    bytes_store.write(name_of("a"), b"1234", time.time())
+    shelf.damage(name_of("a"))
+    with bytes_store.open(name_of("a")) as file:
+        assert fstat(file.fileno()).st_mtime_ns % 10**9 != 0
+
+
+def test_deleted_name_is_gone_and_can_be_deleted_again(bytes_store: Store) -> None:
+    bytes_store.write(name_of("a"), b"1", CREATED)
+    for _ in range(2):
+        bytes_store.delete(name_of("a"))
+        with pytest.raises(FileNotFoundError):
+            bytes_store.open(name_of("a"))
+
+
+def test_names_are_those_of_pictures(bytes_store: Store, shelf: FolderPlace) -> None:
+    assert list(bytes_store.names()) == []
+    bytes_store.write(name_of("a"), b"12", CREATED + 0.5)
+    shelf.leave_half(name_of("b"))
+    (shelf.folder / "holiday.png").write_bytes(b"x")
+    (shelf.folder / name_of("c")).mkdir()
+    [found] = bytes_store.names()
+    assert (found.name, found.bytes, found.created) == (name_of("a"), 2, CREATED)
+    assert abs(found.changed - time.time()) < 60
+
+
+def test_failed_write_leaves_nothing(bytes_store: Store) -> None:
+    bytes_store.write(name_of("a"), b"12", CREATED)
+    with pytest.raises(OSError, match="too long"):
+        bytes_store.write("x" * 300, b"12", CREATED)
+    assert [found.name for found in bytes_store.names()] == [name_of("a")]
+
+
+def test_sweep_deletes_interrupted_writes_once_they_are_old(
+    bytes_store: Store, shelf: FolderPlace
+) -> None:
+    bytes_store.write(name_of("a"), b"12", CREATED)
+    shelf.leave_half(name_of("b"))
+    (shelf.folder / "notes.tmp").write_bytes(b"x")
+    bytes_store.sweep()
+    assert len(list(shelf.folder.iterdir())) == 3
+    shelf.clock.now += 601
+    bytes_store.sweep()
+    assert {path.name for path in shelf.folder.iterdir()} == {name_of("a"), "notes.tmp"}

@@ -1,0 +1,145 @@
+"""Signing, administration, status and the page: every route that is not a picture."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from flask import Response, request, send_from_directory
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from access import MAX_EXPIRES_IN, Access
+from cache import Cache
+from config import Settings
+from journey import Blocked, Failure
+from picture import PARAMETERS, BadRequest, ImageRequest, Link
+from storage import Row
+from web.errors import MAX_BODY, NotFound, as_json
+from web.status import Status
+
+ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
+PAGE = Path(__file__).resolve().parent / "page"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: https: http:;"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Api:
+    """Every view except pictures."""
+
+    def __init__(self, settings: Settings, access: Access, cache: Cache, status: Status) -> None:
+        self.settings = settings
+        self.access = access
+        self.cache = cache
+        self.status = status
+
+    def sign(self) -> Response:
+        """POST /sign: a URL that shows one picture without the access key."""
+        self.access.authorise(request.args.to_dict(), request.headers.get("Authorization", ""))
+        body = read_body()
+        wanted = read_image_request(body, self.settings.max_prompt_length)
+        return as_json(self._link(wanted, _expires_in(body.get("expires_in"))).to_json())
+
+    def list_pictures(self) -> Response:
+        """GET /cache?q&limit&before: the cached pictures, newest first."""
+        self._authorise_admin()
+        limit = request.args.get("limit", "50")
+        if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= 200:
+            raise BadRequest("The parameter limit must be an integer from 1 to 200.")
+        search, before = request.args.get("q", "").strip(), request.args.get("before")
+        rows, following = self.cache.newest(search, int(limit), before)
+        return as_json({"entries": [self._describe(row) for row in rows], "next": following})
+
+    def delete_picture(self) -> Response:
+        """POST /cache/delete: delete one picture, and forget its refusal or failure."""
+        self._authorise_admin()
+        body = read_body()
+        key = body.get("key")
+        # An adopted picture has a key and no prompt.
+        if not (isinstance(key, str) and re.fullmatch(r"[0-9a-f]{64}", key)):
+            key = read_image_request(body, self.settings.max_prompt_length).key
+        notes = [self.cache.forget(kind, key) for kind in (Blocked, Failure)]
+        if not self.cache.delete(key) and not any(notes):
+            raise NotFound("There is no such picture in the cache.")
+        return as_json({"deleted": True, "key": key})
+
+    def show_status(self) -> Response:
+        """GET /status: health and configuration, without any secret."""
+        return as_json(self.status.describe())
+
+    def robots(self) -> Response:
+        """GET /robots.txt: keep crawlers from spending money."""
+        return Response(ROBOTS, mimetype="text/plain")
+
+    def page(self, name: str = "page.html") -> Response:
+        """GET /, /page.css, /page.js: the page for people."""
+        response = send_from_directory(PAGE, name, max_age=0)
+        response.headers["Content-Security-Policy"] = PAGE_POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    def _authorise_admin(self) -> None:
+        self.access.authorise_admin(request.headers.get("X-Admin-Token", ""))
+
+    def _link(self, wanted: ImageRequest, expires_in: int | None = None) -> Link:
+        base = self.settings.public_url or _forwarded_base()
+        return Link(wanted, base + wanted.to_url(**self.access.sign(wanted, expires_in)))
+
+    def _describe(self, row: Row) -> dict[str, Any]:
+        link = self._link(row.request) if row.request else None
+        return row.to_json() | {
+            "url": link.url if link else None,
+            "markdown": link.markdown if link else None,
+        }
+
+
+def _forwarded_base() -> str:
+    """Return scheme and host as the client sees them: nginx forwards both."""
+    scheme = request.headers.get("X-Forwarded-Proto", request.scheme)
+    host = request.headers.get("X-Forwarded-Host", request.headers.get("Host", ""))
+    if scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host):
+        raise BadRequest("The Host of the request is not a host name; set PUBLIC_URL.")
+    return f"{scheme}://{host}"
+
+
+def read_body() -> dict[str, Any]:
+    """Return the request's body, a JSON object. Raises BadRequest; over 16 KB it is a 413."""
+    # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
+    data = request.stream.read(MAX_BODY + 1)
+    if len(data) > MAX_BODY:
+        raise RequestEntityTooLarge
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        raise BadRequest("The body is not JSON.") from None
+    if not isinstance(body, dict):
+        raise BadRequest("The body is not a JSON object.")
+    return body
+
+
+def read_image_request(body: dict[str, Any], max_prompt_length: int) -> ImageRequest:
+    """Read the description and parameters of a picture from JSON. Raises BadRequest."""
+    if not isinstance(body.get("description"), str):
+        raise BadRequest("The parameter description must be a string.")
+    own = {name: _as_text(name, body.get(name)) for name in PARAMETERS}
+    return ImageRequest.from_text(body["description"], max_prompt_length=max_prompt_length, **own)
+
+
+def _as_text(name: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
+        return str(value)
+    raise BadRequest(f"The parameter {name} must be a number or a string.")
+
+
+def _expires_in(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_EXPIRES_IN:
+        raise BadRequest(f"The parameter expires_in must be seconds from 1 to {MAX_EXPIRES_IN}.")
+    return value

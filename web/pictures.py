@@ -1,0 +1,245 @@
+"""A picture request: parse, authorise, look up, and then serve, redirect or draw.
+
+The first three steps and a plain hit are done in front of Flask, whose routing and contexts cost
+more than all of them (benchmarks/README.md). Everything else goes on in a view, with what was
+found so far in `environ[VISIT]`: nothing is parsed, authorised or looked up twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from io import FileIO
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+from flask import Response, request
+from werkzeug.exceptions import NotFound
+from werkzeug.http import http_date
+from werkzeug.wsgi import FileWrapper
+
+from access import Access, Unauthorised
+from cache import Cache, Picture
+from config import Settings
+from drawing import Image
+from formats import EXTENSIONS
+from journey import Stage
+from picture import BadRequest, ImageRequest
+from pipeline import Drawn, Pipeline
+from storage import Row, Unavailable
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+Headers = list[tuple[str, str]]
+
+VISIT = "prompt_image_proxy.visit"
+CACHE_NAME = "PromptImageProxy"
+HIT = f"{CACHE_NAME}; hit"
+MISS = f"{CACHE_NAME}; fwd=miss"
+# The target of a redirect can change: the picture may be deleted and drawn anew.
+REDIRECT_CACHE_CONTROL = "public, max-age=3600"
+NOSNIFF = ("X-Content-Type-Options", "nosniff")
+CROSS_ORIGIN = (
+    NOSNIFF,
+    ("Access-Control-Allow-Origin", "*"),
+    ("Cross-Origin-Resource-Policy", "cross-origin"),
+    ("Access-Control-Expose-Headers", "Cache-Status, Server-Timing, Content-Disposition, ETag"),
+)
+# No script runs in a backend's file, even where it is opened as a page.
+SANDBOX = ("Content-Security-Policy", "default-src 'none'; sandbox")
+_CONDITIONS = frozenset(
+    ("HTTP_RANGE", "HTTP_IF_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_MATCH")
+)
+_http_date = lru_cache(1024)(http_date)
+
+
+class Visit(NamedTuple):
+    """A picture request so far: the picture it names and its cache hit, or the error to raise."""
+
+    request: ImageRequest | None = None
+    picture: Picture | None = None
+    error: Exception | None = None
+
+
+class Pictures:
+    """Answers requests for pictures; a WSGI application in front of `app`, which is Flask's."""
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        settings: Settings,
+        access: Access,
+        cache: Cache,
+        pipeline: Pipeline,
+    ) -> None:
+        self.app = app
+        self.max_prompt_length = settings.max_prompt_length
+        self.access = access
+        self.cache = cache
+        self.pipeline = pipeline
+        for_nginx = ("X-Accel-Expires", str(settings.nginx_cache_seconds))
+        caching = ("Cache-Control", settings.cache_control)
+        self._headers = (*CROSS_ORIGIN, SANDBOX, caching, for_nginx, ("Accept-Ranges", "bytes"))
+        redirect = ("Cache-Control", REDIRECT_CACHE_CONTROL)
+        self._redirect_headers = (*CROSS_ORIGIN, redirect, for_nginx)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"].startswith("/prompt/") and environ["REQUEST_METHOD"] in _METHODS:
+            visit = environ[VISIT] = self.look_up(environ)
+            if visit.picture and visit.picture.file and _is_plain(environ):
+                assert visit.request
+                headers = self.headers(visit.request.prompt, visit.picture.row)
+                start_response("200 OK", headers)
+                wrap: Callable[[FileIO], Iterable[bytes]]
+                wrap = environ.get("wsgi.file_wrapper", FileWrapper)
+                return wrap(visit.picture.file)
+        return self.app(environ, start_response)
+
+    def look_up(self, environ: WSGIEnvironment) -> Visit:
+        """Parse and authorise a request and look its picture up."""
+        try:
+            wanted, credentials, key = _read_url(
+                environ["PATH_INFO"], environ["QUERY_STRING"], self.max_prompt_length
+            )
+            authorization = environ.get("HTTP_AUTHORIZATION", "")
+            self.access.authorise(credentials, authorization, wanted)
+            return Visit(wanted, self.cache.get(key))
+        except (BadRequest, Unauthorised, Unavailable) as error:
+            return Visit(error=error)
+
+    def view(self, description: str) -> Response:
+        """GET|HEAD /prompt/{description}: all that is not a plain hit."""
+        visit: Visit | None = request.environ.get(VISIT)
+        if visit is None:  # Werkzeug routes //prompt/x here too, which names no picture.
+            raise NotFound
+        if visit.error:
+            raise visit.error
+        assert visit.request
+        if visit.picture:
+            return self._found(visit.request.prompt, visit.picture)
+        if request.method == "HEAD":
+            if failure := self.pipeline.remembered(visit.request):
+                raise failure
+            return not_drawn()
+        return self._drawn(visit.request, self.pipeline.draw(visit.request))
+
+    def _found(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
+        """Answer with a cached picture, a range of it, or 304 Not Modified."""
+        if picture.file is None:
+            return self._redirect(str(picture.row.url), cache_status)
+        # Werkzeug's own wrapper, since gunicorn's cannot seek to the start of a range.
+        body, headers = FileWrapper(picture.file), self.headers(prompt, picture.row, cache_status)
+        response = Response(body, headers=headers, direct_passthrough=True)
+        is_sent = False
+        try:
+            response.make_conditional(request.environ, _has_one_range(), picture.row.bytes)
+            is_sent = response.status_code != 304 and request.method == "GET"
+        finally:
+            if not is_sent:
+                picture.close()
+        return response
+
+    def _drawn(self, wanted: ImageRequest, drawn: Drawn) -> Response:
+        """Answer with a picture just drawn, whether or not it could be cached."""
+        cache_status = f"{MISS}{'; stored' if drawn.row else ''}; detail={drawn.source}"
+        if drawn.hosted_url:
+            response = self._redirect(drawn.hosted_url, cache_status)
+        elif drawn.image:
+            response = self._image(wanted.prompt, drawn.image, drawn.row, cache_status)
+        elif picture := self.cache.get(wanted.key):
+            response = self._found(wanted.prompt, picture, cache_status)
+        else:
+            raise Unavailable("the picture was drawn by another process and is gone")
+        if drawn.stages:
+            response.headers["Server-Timing"] = _server_timing(drawn.stages)
+        return response
+
+    def _image(self, prompt: str, image: Image, row: Row | None, cache_status: str) -> Response:
+        """Answer from memory: for a picture just drawn, no file has to be opened."""
+        disposition = ("Content-Disposition", _disposition(prompt, image.media_type))
+        uncached = [*self._headers, ("Content-Type", image.media_type), disposition]
+        headers = self.headers(prompt, row, cache_status) if row else uncached
+        response = Response(image.data, headers=headers)
+        response.headers["Cache-Status"] = cache_status
+        response.make_conditional(request.environ, _has_one_range(), len(image.data))
+        return response
+
+    def headers(self, prompt: str, row: Row, cache_status: str = HIT) -> Headers:
+        """Return the headers of a picture that the cache holds as a file."""
+        return [
+            *self._headers,
+            ("Content-Type", row.media_type),
+            ("Content-Length", str(row.bytes)),
+            ("ETag", f'"{str(row.digest)[:32]}"'),
+            ("Last-Modified", _http_date(int(row.created))),
+            ("Content-Disposition", _disposition(prompt, row.media_type)),
+            ("Cache-Status", cache_status),
+        ]
+
+    def _redirect(self, url: str, cache_status: str) -> Response:
+        headers = [*self._redirect_headers, ("Location", url), ("Cache-Status", cache_status)]
+        return Response(status=302, headers=headers)
+
+
+_METHODS = ("GET", "HEAD")
+
+
+@lru_cache(256)
+def _read_url(
+    path: str, query: str, max_prompt_length: int
+) -> tuple[ImageRequest, dict[str, str], str]:
+    """Return a URL's picture, credentials and cache key: a hot URL is parsed and hashed once."""
+    wanted, credentials = ImageRequest.from_url(path, query, max_prompt_length)
+    return wanted, credentials, wanted.key
+
+
+def _is_plain(environ: WSGIEnvironment) -> bool:
+    return environ["REQUEST_METHOD"] == "GET" and _CONDITIONS.isdisjoint(environ)
+
+
+def _has_one_range() -> bool:
+    """Return whether the Range header is one that is served; others are ignored (RFC 9110)."""
+    return bool(re.fullmatch(r"bytes=\s*[0-9]*-[0-9]*\s*", request.headers.get("Range", "")))
+
+
+def not_drawn() -> Response:
+    """Answer a HEAD for a picture that is not in the cache: HEAD never draws."""
+    headers = [*CROSS_ORIGIN, ("Cache-Control", "no-store"), ("Cache-Status", MISS)]
+    return _bare(Response(headers=headers))
+
+
+def preflight(description: str) -> Response:
+    """OPTIONS /prompt/{description}: any page may fetch pictures, with a Bearer token too."""
+    headers = [
+        *CROSS_ORIGIN,
+        ("Allow", "GET, HEAD, OPTIONS"),
+        ("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS"),
+        ("Access-Control-Allow-Headers", "Authorization, Range, If-None-Match"),
+        ("Access-Control-Max-Age", "86400"),
+    ]
+    return _bare(Response(status=204, headers=headers))
+
+
+def _bare(response: Response) -> Response:
+    """Remove the length and type that an empty body would get."""
+    response.automatically_set_content_length = False
+    response.headers.pop("Content-Type", None)
+    return response
+
+
+@lru_cache(1024)
+def _disposition(prompt: str, media_type: str) -> str:
+    """Return an inline file name made of the prompt, with the right extension."""
+    extension = EXTENSIONS[media_type]
+    plain = "-".join(re.findall(r"[A-Za-z0-9]+", prompt[:80])) or "picture"
+    found = f'inline; filename="{plain}.{extension}"'
+    name = "-".join(re.findall(r"\w+", prompt[:80]))
+    return found if name.isascii() else f"{found}; filename*=UTF-8''{quote(name)}.{extension}"
+
+
+def _server_timing(stages: Iterable[Stage]) -> str:
+    return ", ".join(
+        f'{stage.stage};dur={stage.seconds * 1000:.0f};desc="{stage.outcome}"' for stage in stages
+    )
