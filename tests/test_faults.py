@@ -284,15 +284,19 @@ def test_full_disk_costs_no_picture_and_recovers(
         for n in range(12):
             new = service.picture(f"new{n % 4}")
             assert (new.status, new.body) == (200, picture_of(f"new{n % 4}"))
-            assert new.headers["Cache-Status"] == NOT_STORED
+            assert new.headers["Cache-Status"] in (NOT_STORED, HIT)  # from memory
             old = service.picture(kept[n % 5])
             assert (old.headers["Cache-Status"], old.body) == (HIT, picture_of(kept[n % 5]))
             assert service.get("/status").json["cache"]["entries"] == 5
+        assert service.get("/status").json["status"] == "degraded"
         assert service.delete(b'{"description": "kept0"}').status in (200, 503)
-    assert service.picture("new0").headers["Cache-Status"] == STORED
+        # Once by each worker at most: what cannot be stored is kept in memory.
+        assert len(known.seen) <= 5 + 2 * 4
+    wait_until(lambda: service.get("/status").json["status"] == "ok")
+    wait_until(lambda: len(list(folder.glob("*.png"))) >= 8)
     assert service.picture("new0").headers["Cache-Status"] == HIT
     assert not list(folder.glob("*.tmp"))
-    assert "A picture could not be cached" in service.said()
+    assert "Pictures cannot be saved" in service.said()
     assert "Traceback" not in service.said()
 
 
@@ -305,7 +309,7 @@ def test_read_only_folder_costs_no_picture_and_recovers(
         for n in range(12):
             new = service.picture(f"new{n % 2}")
             assert (new.status, new.body) == (200, picture_of(f"new{n % 2}"))
-            assert new.headers["Cache-Status"] == NOT_STORED
+            assert new.headers["Cache-Status"] in (NOT_STORED, HIT)  # from memory
             assert service.picture("kept").headers["Cache-Status"] == HIT
             assert service.get("/status").status == 200
             assert service.delete(b'{"description": "nothing"}').status in (404, 503)
@@ -521,7 +525,7 @@ def exchange(service: Gunicorn, data: bytes) -> bytes:
     """Send bytes, well-formed or not, and return what comes back."""
     answer = b""
     with socket.create_connection(("127.0.0.1", urlsplit(service.url).port or 0), 10) as client:
-        with contextlib.suppress(ConnectionError):  # it may answer and hang up before the end
+        with contextlib.suppress(OSError):  # it may answer and hang up before the end
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
