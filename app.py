@@ -45,9 +45,11 @@ class Services:
 
     cache: Cache
     upstream: Upstream
+    pipeline: Pipeline
 
     def close(self) -> None:
-        """Flush what is only in memory, and close every connection and file."""
+        """Finish the drawings under way, and close every connection and file."""
+        self.pipeline.close()
         self.upstream.close()
         self.cache.close()
 
@@ -84,7 +86,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.register_error_handler(
         Exception, lambda error: problem(error, has_cards=settings.error_images)
     )
-    services = app.extensions["prompt_image_proxy"] = Services(cache, upstream)
+    services = app.extensions["prompt_image_proxy"] = Services(cache, upstream, pipeline)
     if command:
         command.call_on_close(services.close)
     commands.register(app.cli, settings, access, cache, pipeline)
@@ -143,6 +145,7 @@ def _make_pipeline(
         llm=llm,
         fallback=fallback,
         host=image_host(settings.hosting, upstream) if settings.hosting else None,
+        drawings=settings.drawings,
         places=settings.threads - config.THREADS_KEPT_FREE,
         generation_deadline=settings.generation_deadline,
         upload_timeout=settings.upload_timeout,

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from io import FileIO
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from formats import EXTENSIONS
 from picture import BadRequest, ImageRequest
 from storage import Note, Notes, Row, State, Store, Totals, Unavailable
+from storage.unsaved import Backlog
 from storage.upkeep import Task, adopt, discard, evict, repeat, sweep
 from storage.verify import Lost, open_verified
 
@@ -31,10 +32,14 @@ class NotKept(Exception):
 
 
 class Picture(NamedTuple):
-    """A cache hit: its row and, unless it is hosted, its open file, which the receiver closes."""
+    """A cache hit: its row and, unless it is hosted, its open file, which the receiver closes.
+
+    `data` are the bytes in place of a file while pictures cannot be saved.
+    """
 
     row: Row
     file: FileIO | None
+    data: bytes | None = None
 
     def close(self) -> None:
         if self.file:
@@ -58,6 +63,7 @@ class Cache:
         self.store = store
         self.max_bytes = max_bytes
         self.clock = clock
+        self._backlog = Backlog(state, store)
         self._used: dict[str, float] = {}
         # How many bytes this process may store before it has to look at the totals again.
         self._room = 0.0
@@ -71,6 +77,9 @@ class Cache:
 
         Raises Unavailable where that cannot be known: drawing might be paid for twice.
         """
+        if self._backlog and (unsaved := self._backlog.get(key)):
+            in_store = unsaved.row.file and unsaved.data is None
+            return self._open(unsaved.row) if in_store else Picture(unsaved.row, None, unsaved.data)
         row = self.state.find(key)
         if row is None:
             return None
@@ -117,9 +126,10 @@ class Cache:
 
     def delete(self, key: str) -> bool:
         """Delete a picture; return whether there was one. Raises Unavailable."""
+        was_unsaved = self._backlog.remove(key)
         row = self.state.find(key)
         if row is None:
-            return False
+            return was_unsaved
         if row.file:
             with _store_errors():
                 self.store.delete(row.file)
@@ -145,7 +155,12 @@ class Cache:
             return self.state.totals()
         return None
 
-    # --- notes and locks
+    @property
+    def is_degraded(self) -> bool:
+        """Whether pictures are in memory only, because the store cannot be written."""
+        return self._backlog.has_pictures
+
+    # --- notes
 
     def recall(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
         """Return what is remembered; nothing while the state is unavailable."""
@@ -163,9 +178,6 @@ class Cache:
         with suppress(Unavailable):
             return self.state.forget(kind, key)
         return False
-
-    def hold(self, key: str, seconds: float) -> AbstractContextManager[None]:
-        return self.state.hold(key, seconds)
 
     # --- files
 
@@ -188,12 +200,15 @@ class Cache:
         try:
             if row.file:
                 self.store.write(row.file, data, row.created)
-            # If this fails the file stays: it is adopted when the process starts again.
+        except OSError as error:
+            log.debug("A picture could not be written: %s", error.strerror)
+            self._backlog.add(row, data, is_stored=False)
+            raise NotKept(str(error.strerror)) from error
+        try:
             replaced = self.state.store(row)
-        except (OSError, Unavailable) as error:
-            reason = str(error.strerror if isinstance(error, OSError) else error)
-            log.error("A picture could not be cached: %s", reason)
-            raise NotKept(reason) from error
+        except Unavailable:
+            self._backlog.add(row, data, is_stored=row.file is not None)
+            return
         if replaced and replaced != row.file:
             with suppress(OSError):
                 self.store.delete(replaced)
@@ -232,6 +247,7 @@ class Cache:
         tasks = [
             Task(self.settle, first=0, period=1),
             Task(self._keep_up, first=0, period=1),
+            Task(self._save, first=0, period=1),
             Task(self.flush, first=30, period=30),
             Task(self.state.expire, first=0, period=60),
             Task(self.sweep, first=0, period=DAY),
@@ -243,9 +259,10 @@ class Cache:
             self.flush()
 
     def close(self) -> None:
-        """Write down the last uses, and close the state."""
-        with suppress(Unavailable):
-            self.flush()
+        """Write down what is in memory only, and close the state."""
+        for task in (self._save, self.flush):
+            with suppress(Unavailable):
+                task()
         self.state.close()
 
     def flush(self) -> None:
@@ -274,6 +291,10 @@ class Cache:
         with _store_errors():
             self.store.sweep()
             sweep(self.state, self.store, self.clock() - STALE_SECONDS)
+
+    def _save(self) -> None:
+        with _store_errors():
+            self._backlog.save()
 
     def _keep_up(self) -> None:
         """See what others stored; while pictures may have to go, let others see what is used."""

@@ -130,6 +130,7 @@ class Settings:
     port: int = _setting(v.integer(1, 65535), 8080)
     workers: int = _setting(v.integer(1, 256), _usable_cores())
     threads: int = _setting(v.integer(THREADS_KEPT_FREE + 1, 4096), 512)
+    drawings: int = _setting(v.integer(1, 1024), 64)
     log_level: str = _setting(v.one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO")
 
     cache_dir: Path

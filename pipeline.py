@@ -8,31 +8,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
 
 from backends import Backends
 from cache import Cache, NotKept
 from drawing import Image, NotDrawn, Pollinations
+from flights import Pool, SingleFlight
 from formats import EXTENSIONS
 from hosting import ImageHost, UploadFailed
 from journey import Blocked, Failure, GaveUp, Journey, Stage, is_blocked, verdict
 from llm import ANSWER_TTL, Llm, RewriteFailed, Rewritten
 from picture import ImageRequest
-from storage import LockTimeout, Note, Row, State
+from storage import LockTimeout, Note, Row
 from storage.memory import Memory
 from upstream.client import Deadline
 
 log = logging.getLogger("prompt_image_proxy.pipeline")
 
-T = TypeVar("T")
-
-
-class Busy(Exception):
-    """Every place for a drawing is taken."""
+# A drawing that was queued for longer reads its notes again: backends may have failed since.
+MAX_MEMORY_AGE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,38 +44,6 @@ class Drawn:
     hosted_url: str | None = None
 
 
-class SingleFlight(Generic[T]):
-    """Does work once for all callers that ask for the same key, in every process."""
-
-    def __init__(self, state: State) -> None:
-        self.state = state
-        self._flights: dict[str, Future[T]] = {}
-        self._mutex = threading.Lock()
-
-    def run(self, key: str, deadline: Deadline, work: Callable[[], T]) -> T:
-        """Run `work`, or wait for the thread that is running it; return or raise what it does.
-
-        Other processes wait for this one and then run their own, so `work` must first check
-        whether it is still needed. Raises TimeoutError or LockTimeout.
-        """
-        with self._mutex:
-            is_first = key not in self._flights
-            flight = self._flights.setdefault(key, Future())
-        if not is_first:
-            return flight.result(deadline.remaining())
-        try:
-            with self.state.hold(key, deadline.remaining()):
-                result = work()
-            flight.set_result(result)
-            return result
-        except BaseException as error:
-            flight.set_exception(error)
-            raise
-        finally:
-            with self._mutex:
-                del self._flights[key]
-
-
 class Pipeline:
     """Draws pictures, for at most `places` requests at a time; those that wait count too."""
 
@@ -92,6 +55,7 @@ class Pipeline:
         llm: Llm | None = None,
         fallback: Pollinations | None = None,
         host: ImageHost | None = None,
+        drawings: int,
         places: int,
         generation_deadline: float,
         upload_timeout: float,
@@ -108,8 +72,8 @@ class Pipeline:
         self.upload_timeout = upload_timeout
         self.blocked_ttl = blocked_ttl
         self.fingerprint = fingerprint
-        self._places = threading.Semaphore(places)
-        self._drawings: SingleFlight[Drawn] = SingleFlight(cache.state)
+        self._drawings: Pool[Drawn] = Pool(cache.state, drawings, places)
+        self._saving_money = threading.Lock()
         self._answers: SingleFlight[str] = SingleFlight(cache.state)
 
     def draw(self, request: ImageRequest) -> Drawn:
@@ -117,15 +81,22 @@ class Pipeline:
 
         Raises GaveUp, Unavailable, and Busy at once if no place is free.
         """
-        if not self._places.acquire(blocking=False):
-            raise Busy
+        deadline = Deadline.after(self.generation_deadline)
+        memory = Memory(self.cache.state, self._wanted(request))
+        if failure := self._recent_failure(request, memory):
+            raise failure
+
+        def work(has_waited: bool) -> Drawn:
+            return self._draw(request, deadline, memory, has_waited)
+
         try:
-            deadline = Deadline.after(self.generation_deadline)
-            return self._drawings.run(request.key, deadline, lambda: self._draw(request, deadline))
+            return self._drawings.run(request.key, deadline, work)
         except (TimeoutError, LockTimeout) as error:
             raise GaveUp(504, "The picture was not drawn in time.") from error
-        finally:
-            self._places.release()
+
+    def close(self) -> None:
+        """Finish the drawings under way, which have been paid for, and drop those in the queue."""
+        self._drawings.close()
 
     def remembered(self, request: ImageRequest) -> GaveUp | None:
         """Return the failure or refusal that `draw` would answer with, without drawing."""
@@ -136,16 +107,21 @@ class Pipeline:
         is_final = journey.blocked_for and not self.fallback
         return verdict(journey, 0.0, has_fallback=False) if is_final else None
 
-    def _draw(self, request: ImageRequest, deadline: Deadline) -> Drawn:
-        """Draw, unless another process drew or failed while this one waited for the lock."""
+    def _draw(
+        self, request: ImageRequest, deadline: Deadline, memory: Memory, has_waited: bool
+    ) -> Drawn:
+        """Draw, unless another process drew or failed while this one waited for it."""
         self.cache.settle()
         if picture := self.cache.get(request.key):
             picture.close()
             return Drawn("cache", (), picture.row)
-        memory = Memory(self.cache.state, self._wanted(request))
-        if failure := self._recent_failure(request, memory):
-            raise failure
-        journey = self._find_image(Journey(request, deadline), memory)
+        if has_waited or memory.age > MAX_MEMORY_AGE:
+            memory.refresh()
+            if failure := self._recent_failure(request, memory):
+                raise failure
+        # While pictures cannot be saved, one after the other is drawn: each costs money again.
+        with self._saving_money if self.cache.is_degraded else nullcontext():
+            journey = self._find_image(Journey(request, deadline), memory)
         if journey.image is None:
             raise self._give_up(journey, memory)
         prompt = " ".join(request.prompt.split())[:40]

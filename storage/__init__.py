@@ -211,10 +211,11 @@ class State(Protocol):
         """Drop the notes that have expired, and the oldest where there are too many."""
         ...
 
-    def hold(self, key: str, seconds: float) -> AbstractContextManager[None]:
+    def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
         """Hold the lock of `key` (hex digits) against all other processes while in the block.
 
-        It ends with the process, however that ends. Threads of one process must be kept apart
+        Yields whether another process was waited for. A process may hold a lock several times,
+        and the lock ends with it, however that ends. Threads of one process must be kept apart
         by the caller. Raises LockTimeout after `seconds`. Where locks cannot be had, each
         process works alone.
         """

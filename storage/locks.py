@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,19 +32,24 @@ class Locks:
         self.path = path
         self._sleep = sleep
         self._files: list[int] = []
+        self._holders: Counter[int] = Counter()
         self._mutex = threading.Lock()
         self._has_complained = False
 
     @contextlib.contextmanager
-    def hold(self, key: str, seconds: float) -> Iterator[None]:
-        """Hold the lock of `key` (hex digits). Raises LockTimeout after `seconds`."""
+    def hold(self, key: str, seconds: float) -> Iterator[bool]:
+        """Hold the lock of `key` (hex digits); yield whether another process was waited for.
+
+        Raises LockTimeout after `seconds`.
+        """
         file, offset = self._open(), int(key[:15], 16)
-        is_held = file is not None and self._acquire(file, offset, time.monotonic() + seconds)
+        with self._mutex:
+            self._holders[offset] += 1
         try:
-            yield
+            end = time.monotonic() + seconds
+            yield file is not None and self._acquire(file, offset, end)
         finally:
-            if file is not None and is_held:
-                fcntl.lockf(file, fcntl.LOCK_UN, 1, offset)
+            self._release(file, offset)
 
     def close(self) -> None:
         with self._mutex:
@@ -51,21 +57,33 @@ class Locks:
                 os.close(self._files.pop())
 
     def _acquire(self, file: int, offset: int, end: float) -> bool:
-        """Return True, or False where there are no locks."""
+        """Acquire a lock, if there are locks; return whether it was held elsewhere."""
+        has_waited = False
         # Not the blocking call: it has no time-out, and takes two processes that wait for each
         # other's keys in different threads for a deadlock (EDEADLK).
         while True:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+                return has_waited
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     self._complain(error)
-                    return False
-            else:
-                return True
+                    return has_waited
             if time.monotonic() >= end:
                 raise LockTimeout
+            has_waited = True
             self._sleep(POLL_SECONDS)
+
+    def _release(self, file: int | None, offset: int) -> None:
+        """Release a lock unless the process holds it for another purpose as well."""
+        with self._mutex:
+            self._holders[offset] -= 1
+            if self._holders[offset]:
+                return
+            del self._holders[offset]
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    fcntl.lockf(file, fcntl.LOCK_UN, 1, offset)
 
     def _open(self) -> int | None:
         """Return the open file, or None where it cannot be opened."""

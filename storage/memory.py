@@ -29,6 +29,11 @@ class Memory:
         self._written: dict[tuple[str, str], tuple[Note, float, float]] = {}
         self.refresh()
 
+    @property
+    def age(self) -> float:
+        """How many seconds ago the notes were read."""
+        return self.clock() - self._read_at
+
     def refresh(self) -> None:
         """Read the notes again: other drawings may have written since."""
         with contextlib.suppress(Unavailable):

@@ -131,7 +131,7 @@ class SqliteState:
 
     # --- locks and lifetime
 
-    def hold(self, key: str, seconds: float) -> AbstractContextManager[None]:
+    def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
         return self._locks.hold(key, seconds)
 
     def check(self) -> None:

@@ -18,11 +18,12 @@ from typing import ClassVar
 
 import pytest
 
-from cache import STALE_SECONDS, Cache, NotKept
+from cache import STALE_SECONDS, Cache, NotKept, Picture
 from picture import BadRequest, ImageRequest
 from storage import Note, Row, Totals, Unavailable
 from storage.folder import Folder
 from storage.sqlite import SqliteState
+from storage.unsaved import Backlog
 
 from .servers import GIF, png, wait_until
 from .states import ROOT, Clock, CountingState
@@ -163,7 +164,7 @@ def test_crash_while_deleting_brings_nothing_back(
 def test_hosted_picture_has_no_file(cache: Cache, folder: Path) -> None:
     put(cache)
     row = cache.put(REQUEST.key, png(), "image/png", url="https://img.example/a.png")
-    assert cache.get(REQUEST.key) == (row, None)
+    assert cache.get(REQUEST.key) == Picture(row, None)
     assert (row.url, pictures(folder)) == ("https://img.example/a.png", [])
     assert cache.totals() == Totals(1, 0)
     assert cache.delete(REQUEST.key) is True
@@ -218,7 +219,7 @@ def test_notes_are_none_while_the_state_is_unavailable(folder: Path, cache: Cach
     with pytest.raises(NotKept):
         put(cache)
     with pytest.raises(Unavailable):  # not a miss: it might be there
-        cache.get(REQUEST.key)
+        cache.get("0" * 64)
 
 
 # --- the limit
@@ -271,6 +272,20 @@ def test_nothing_is_evicted_that_the_state_cannot_remove(
 
 def refuse(*_: object) -> int:
     raise Unavailable("attempt to write a readonly database")
+
+
+def refuse_to_write(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def is_locked_elsewhere(folder: Path, key: str) -> bool:
+    """Return whether another process cannot have the lock of a key."""
+    program = (
+        "import sys; from pathlib import Path; from storage.locks import Locks\n"
+        "with Locks(Path(sys.argv[1])).hold(sys.argv[2], 0): pass"
+    )
+    command = [sys.executable, "-c", program, str(folder / "locks"), key]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode != 0
 
 
 def test_hit_writes_nothing_until_it_is_flushed(cache: Cache, clock: Clock) -> None:
@@ -547,14 +562,75 @@ def test_deleted_folder_is_made_again(cache: Cache, folder: Path, clock: Clock) 
     assert read(cache) == png()
 
 
-def test_file_whose_row_could_not_be_written_is_adopted_later(
-    cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("url", [None, "https://img.example/a.png"])
+def test_row_that_cannot_be_written_is_written_later(
+    cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch, url: str | None
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(cache.state, "store", refuse)
-        with pytest.raises(NotKept, match="readonly"):
-            put(cache)
+        row = cache.put(REQUEST.key, png(), "image/png", url=url, request=REQUEST)
+        found = cache.get(REQUEST.key)
+        assert found
+        assert found.row == row
+        found.close()
+        assert not cache.is_degraded
+    cache.close()
+    again = make().get(REQUEST.key)
+    assert again
+    assert again.row == row
+    again.close()
+
+
+@pytest.mark.parametrize("url", [None, "https://img.example/a.png"])
+def test_picture_whose_row_was_never_written_survives_a_crash(
+    cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch, url: str | None
+) -> None:
+    monkeypatch.setattr(cache.state, "store", refuse)
+    cache.put(REQUEST.key, png(), "image/png", url=url)
     assert read_settled(make()) == png()
+
+
+def test_picture_that_cannot_be_stored_is_served_from_memory_until_it_can(
+    cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.store, "write", refuse_to_write)
+        with pytest.raises(NotKept):
+            put(cache)
+        found = cache.get(REQUEST.key)
+        assert found
+        assert (found.data, found.file) == (png(), None)
+        assert cache.is_degraded
+    cache.close()
+    assert not cache.is_degraded
+    assert read_settled(make()) == png()
+
+
+def test_memory_for_unsaved_pictures_is_bounded(cache: Cache) -> None:
+    backlog = Backlog(cache.state, cache.store, max_bytes=2 * len(png()))
+    for number in range(3):
+        row = Row(
+            key=f"{number:064x}",
+            file=f"{number:064x}-{number:016x}.png",
+            media_type="image/png",
+            bytes=len(png()),
+            digest=None,
+            created=1.0,
+        )
+        backlog.add(row, png(), is_stored=False)
+    assert backlog.get(f"{0:064x}") is None
+    assert backlog.get(f"{2:064x}")
+
+
+def test_lock_of_an_unwritten_row_keeps_other_processes_from_drawing(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.state, "store", refuse)
+        put(cache)
+    assert is_locked_elsewhere(folder, REQUEST.key)
+    cache.close()
+    assert not is_locked_elsewhere(folder, REQUEST.key)
 
 
 KILL_AT_RANDOM = """
@@ -564,6 +640,7 @@ from cache import Cache
 from picture import ImageRequest
 from storage.folder import Folder
 from storage.sqlite import SqliteState
+from storage.unsaved import Backlog
 from tests.servers import png
 folder = Path(sys.argv[1])
 cache = Cache(SqliteState(folder), Folder(folder))

@@ -13,9 +13,9 @@ from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
 from access import Forbidden, Unauthorised
+from flights import Busy
 from journey import GaveUp
 from picture import BadRequest
-from pipeline import Busy
 from storage import Unavailable
 from web.pictures import CROSS_ORIGIN, NOSNIFF, SANDBOX, VISIT, Visit
 

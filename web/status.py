@@ -33,7 +33,8 @@ class Status:
         """Return the whole answer, in two calls of the state."""
         memory, totals = Memory(self.cache.state, self._wanted()), self.cache.totals()
         backends = [self._backend(backend, memory) for backend in self.backends.all]
-        is_ok = totals is not None and any(b["state"] == "ready" for b in backends)
+        is_ok = totals is not None and not self.cache.is_degraded
+        is_ok = is_ok and any(backend["state"] == "ready" for backend in backends)
         return {
             "status": "ok" if is_ok else "degraded",
             "version": self.version,

@@ -1,0 +1,145 @@
+"""One piece of work for many who want it, in this process and in all others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from storage import State
+from upstream.deadline import Deadline
+
+T = TypeVar("T")
+
+
+class Busy(Exception):
+    """Too much is queued, under way or waited for."""
+
+
+class SingleFlight(Generic[T]):
+    """Runs work in the thread of the first caller; the others wait for its result."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._flights: dict[str, Future[T]] = {}
+        self._mutex = threading.Lock()
+
+    def run(self, key: str, deadline: Deadline, work: Callable[[], T]) -> T:
+        """Return what `work` returns, here or in the thread that came first; raise what it raises.
+
+        Another process waits until this one is done and then works itself, so `work` has to
+        look first whether it is still needed. Raises TimeoutError or LockTimeout.
+        """
+        with self._mutex:
+            is_first = key not in self._flights
+            flight = self._flights.setdefault(key, Future())
+        if not is_first:
+            return flight.result(deadline.remaining())
+        try:
+            with self.state.hold(key, deadline.remaining()):
+                result = work()
+        except BaseException as error:
+            flight.set_exception(error)
+            raise
+        else:
+            flight.set_result(result)
+            return result
+        finally:
+            with self._mutex:
+                del self._flights[key]
+
+
+@dataclass(slots=True)
+class _Flight(Generic[T]):
+    future: Future[T] = field(default_factory=Future)
+    waiting: int = 0
+
+
+class Pool(Generic[T]):
+    """Runs work in threads of its own while callers wait; it goes on when they have gone.
+
+    At most `threads` run at once, `places` are queued or running, and `places` callers wait,
+    of whom one piece of work has at most half: a stranger's URL leaves room for others.
+    """
+
+    def __init__(self, state: State, threads: int, places: int) -> None:
+        self.state = state
+        self.places = places
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="drawing")
+        self._flights: dict[str, _Flight[T]] = {}
+        self._waiting = 0
+        self._mutex = threading.Lock()
+
+    def run(self, key: str, deadline: Deadline, work: Callable[[bool], T]) -> T:
+        """Return what `work` returns for `key`, once for all who want it meanwhile.
+
+        `work` is told whether another process was waited for, and has to look first whether
+        there is still something to do. A caller that waits for another process takes no thread
+        of the pool. Raises Busy, TimeoutError or LockTimeout, and what `work` raises.
+        """
+        flight, is_first = self._join(key)
+        try:
+            if is_first:
+                self._start(key, flight, deadline, work)
+            return flight.future.result(deadline.remaining())
+        finally:
+            with self._mutex:
+                flight.waiting -= 1
+                self._waiting -= 1
+
+    def close(self) -> None:
+        """Finish what is running and drop what is queued: its callers get Busy."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _join(self, key: str) -> tuple[_Flight[T], bool]:
+        with self._mutex:
+            flight = self._flights.get(key)
+            is_first = flight is None
+            if flight is None:
+                flight = _Flight()
+            is_crowded = flight.waiting >= max(1, self.places // 2)
+            is_full = is_first and len(self._flights) >= self.places
+            if is_crowded or is_full or self._waiting >= self.places:
+                raise Busy
+            self._flights[key] = flight
+            flight.waiting += 1
+            self._waiting += 1
+            return flight, is_first
+
+    def _start(
+        self, key: str, flight: _Flight[T], deadline: Deadline, work: Callable[[bool], T]
+    ) -> None:
+        lock = ExitStack()
+        try:
+            has_waited = lock.enter_context(self.state.hold(key, deadline.remaining()))
+            queued = self._pool.submit(self._fly, key, flight, lock, lambda: work(has_waited))
+        except BaseException as error:
+            lock.close()
+            self._land(key)
+            flight.future.set_exception(error)
+            raise
+        queued.add_done_callback(lambda done: self._drop(key, flight, lock, done))
+
+    def _fly(self, key: str, flight: _Flight[T], lock: ExitStack, work: Callable[[], T]) -> None:
+        try:
+            with lock:
+                result = work()
+        except BaseException as error:
+            self._land(key)
+            flight.future.set_exception(error)
+        else:
+            self._land(key)
+            flight.future.set_result(result)
+
+    def _drop(self, key: str, flight: _Flight[T], lock: ExitStack, done: Future[None]) -> None:
+        if done.cancelled():
+            lock.close()
+            self._land(key)
+            flight.future.set_exception(Busy())
+
+    def _land(self, key: str) -> None:
+        with self._mutex:
+            del self._flights[key]

@@ -1,0 +1,128 @@
+"""Pictures and rows that could not be saved, kept in memory until they can be.
+
+A full disk, a read-only folder or a write lock held by a backup would otherwise lose what was
+paid for, or have it paid again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+
+from formats import EXTENSIONS
+from storage import LockTimeout, Row, State, Store
+
+log = logging.getLogger("prompt_image_proxy.cache")
+
+# Bytes of pictures kept in memory; the oldest is dropped beyond that.
+MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Unsaved:
+    """A row to be written; `data` if its file has to be written as well.
+
+    `spare` is the file that a hosted picture lies in meanwhile: it would be adopted after a
+    crash, and its drawing not be paid again.
+    """
+
+    row: Row
+    data: bytes | None
+    spare: str | None
+    lock: ExitStack
+
+
+class Backlog:
+    """What one process could not save yet. Thread-safe."""
+
+    def __init__(self, state: State, store: Store, max_bytes: int = MAX_BYTES) -> None:
+        self.state = state
+        self.store = store
+        self.max_bytes = max_bytes
+        self._entries: dict[str, Unsaved] = {}
+        self._mutex = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the store fails: pictures are in memory only."""
+        return any(entry.data is not None for entry in self._entries.copy().values())
+
+    def get(self, key: str) -> Unsaved | None:
+        return self._entries.get(key)
+
+    def add(self, row: Row, data: bytes, *, is_stored: bool) -> None:
+        """Keep a row, and its bytes unless they are in the store already.
+
+        Until a row is written the lock of its key is held: another process would not find the
+        picture and draw it again.
+        """
+        spare = None
+        if row.file is None:
+            spare = self._store_spare(row, data)
+        is_kept = is_stored or row.file is None
+        lock = ExitStack()
+        if is_kept:
+            with suppress(LockTimeout):
+                lock.enter_context(self.state.hold(row.key, 0.0))
+        with self._mutex:
+            if not self._entries:
+                log.error("Pictures cannot be saved; they are kept in memory until they can be")
+            before = self._entries.pop(row.key, None)
+            self._entries[row.key] = Unsaved(row, None if is_kept else data, spare, lock)
+            self._limit()
+        if before:
+            before.lock.close()
+
+    def remove(self, key: str) -> bool:
+        """Drop an entry and its file; return whether there was one."""
+        with self._mutex:
+            entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        entry.lock.close()
+        for name in (entry.row.file if entry.data is None else None, entry.spare):
+            if name:
+                with suppress(OSError):
+                    self.store.delete(name)
+        return True
+
+    def save(self) -> None:
+        """Save what can be saved. Raises OSError or Unavailable at the first that cannot be."""
+        for key, entry in list(self._entries.items()):
+            row = entry.row
+            if entry.data is not None and row.file:
+                self.store.write(row.file, entry.data, row.created)
+                entry = replace(entry, data=None)
+                with self._mutex:
+                    self._entries[key] = entry
+            replaced = self.state.store(row)
+            with self._mutex:
+                self._entries.pop(key, None)
+            entry.lock.close()
+            for name in {replaced, entry.spare} - {row.file, None}:
+                with suppress(OSError):
+                    self.store.delete(str(name))
+            if not self._entries:
+                log.warning("Pictures can be saved again")
+
+    def _store_spare(self, row: Row, data: bytes) -> str | None:
+        name = f"{row.key}-{str(row.digest)[:16]}.{EXTENSIONS[row.media_type]}"
+        with suppress(OSError):
+            self.store.write(name, data, row.created)
+            return name
+        return None
+
+    def _limit(self) -> None:
+        """Drop the oldest pictures beyond the limit: memory is as finite as the disk."""
+        total = sum(len(entry.data or b"") for entry in self._entries.values())
+        for key, entry in list(self._entries.items()):
+            if total <= self.max_bytes:
+                return
+            if entry.data is not None:
+                total -= len(entry.data)
+                del self._entries[key]
