@@ -18,13 +18,13 @@ from urllib.parse import quote, unquote, urlsplit
 
 from dotenv import dotenv_values
 
+import servers
 import values as v
-from values import Reader
+from reader import Reader
+from servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).resolve().parent
-PLACEHOLDER = "{ORIGINAL_PROMPT}"
 # Threads of each worker that only serve cached pictures, /status and refusals, so that a cache
 # hit never waits for a drawing.
 THREADS_KEPT_FREE = 16
@@ -43,11 +43,6 @@ SECRETS = (
     "SIGNING_KEY",
 )
 
-HOSTING_PROVIDERS = ("smms", "picgo", "cloudflare_imgbed")
-SEE_UPLOAD_URL = "https://s.ee/api/v1/file/upload"
-POLLINATIONS_URL = "https://gen.pollinations.ai/image"
-POLLINATIONS_LEGACY_URL = "https://image.pollinations.ai/prompt"
-
 
 class SettingsError(Exception):
     """The settings are invalid. `faults` holds a sentence for each fault, variable first."""
@@ -55,50 +50,6 @@ class SettingsError(Exception):
     def __init__(self, faults: list[str]) -> None:
         self.faults = faults
         super().__init__("Invalid settings:" + "".join(f"\n  {fault}" for fault in faults))
-
-
-# URLs are left out of every repr: they may hold a password, or a key in the query.
-
-
-@dataclass(frozen=True, slots=True)
-class BackendSettings:
-    """One OpenAI-compatible image backend; weight 0 drains it."""
-
-    url: str = field(repr=False)
-    weight: float = 1.0
-    token: str | None = field(default=None, repr=False)
-    models: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class LlmSettings:
-    """A chat-completions API, and a template for each use of it, or None where it is off."""
-
-    url: str = field(repr=False)
-    model: str
-    token: str | None = field(repr=False)
-    optimize_template: str | None
-    safety_template: str | None
-    safety_attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class HostingSettings:
-    """An image host: `provider` is one of HOSTING_PROVIDERS, `url` accepts the uploads."""
-
-    provider: str
-    url: str = field(repr=False)
-    key: str | None = field(repr=False)
-    auth_code: str | None = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class PollinationsSettings:
-    """The fallback: `/{prompt}` is appended to `url`."""
-
-    url: str = field(repr=False)
-    token: str | None = field(repr=False)
-    model: str | None
 
 
 def _usable_cores() -> int:
@@ -192,13 +143,13 @@ def parse(values: Mapping[str, str]) -> Settings:
     }
     reader.require("PROXY_ACCESS_KEY", "write a long random string, which clients send as ?key=")
     settings = Settings(
-        backends=_read_backends(reader),
+        backends=servers.read_backends(reader),
         access_key=reader.get("PROXY_ACCESS_KEY", str, ""),
         signing_keys=reader.get("SIGNING_KEY", v.keys, ()),
         cache_dir=reader.get("CACHE_DIR", v.writable_folder, Path()),
-        llm=_read_llm(reader),
-        hosting=_read_hosting(reader),
-        pollinations=_read_pollinations(reader),
+        llm=servers.read_llm(reader),
+        hosting=servers.read_hosting(reader),
+        pollinations=servers.read_pollinations(reader),
         **declared,
     )
     if reader.faults:
@@ -223,72 +174,6 @@ def load() -> Settings:
             dotenv.pop(name, None)
             dotenv.pop(f"{name}_FILE", None)
     return parse({**dotenv, **os.environ})
-
-
-def _read_backends(reader: Reader) -> tuple[BackendSettings, ...]:
-    reader.require("BACKEND_API_URLS", "write one or more URLs, separated by commas")
-    urls: tuple[str, ...] = reader.get("BACKEND_API_URLS", v.base_urls, ())
-    weights = reader.per_backend("BACKEND_WEIGHTS", urls, v.weight)
-    tokens = reader.per_backend("TOKEN_MAP", urls, v.token)
-    models = reader.per_backend("MODEL_MAP", urls, v.model_names)
-    token = reader.get("AUTH_TOKEN", v.header_value, None)
-    backends = tuple(
-        BackendSettings(url, weights.get(url, 1.0), tokens.get(url, token), models.get(url, {}))
-        for url in urls
-    )
-    if backends and not any(backend.weight for backend in backends):
-        reader.fault("BACKEND_WEIGHTS", "drains every backend; leave at least one above 0")
-    return backends
-
-
-def _read_llm(reader: Reader) -> LlmSettings | None:
-    optimizes = reader.get("LLM_OPTIMIZATION_ENABLED", v.boolean, False)
-    makes_safe = reader.get("DE_NSFW_ENABLED", v.boolean, False)
-    attempts = reader.get("DE_NSFW_MAX_ATTEMPTS", v.integer(1, 20), 2)
-    token = reader.get("LLM_OPTIMIZATION_TOKEN", v.header_value, None)
-    model = reader.get("LLM_OPTIMIZATION_MODEL", str, "gpt-4.1-mini")
-    url = reader.get("LLM_OPTIMIZATION_API_URL", v.base_url, "")
-    if not optimizes and not makes_safe:
-        return None
-    switch = "LLM_OPTIMIZATION_ENABLED" if optimizes else "DE_NSFW_ENABLED"
-    reader.require("LLM_OPTIMIZATION_API_URL", f"{switch} needs it: write https://host/v1")
-
-    def template(prefix: str, default_file: str) -> str:
-        return reader.template(f"{prefix}_TEMPLATE", ROOT / "prompts" / default_file, PLACEHOLDER)
-
-    return LlmSettings(
-        url=url,
-        model=model,
-        token=token,
-        optimize_template=template("LLM_OPTIMIZATION", "optimize.txt") if optimizes else None,
-        safety_template=template("DE_NSFW", "safety.txt") if makes_safe else None,
-        safety_attempts=attempts,
-    )
-
-
-def _read_hosting(reader: Reader) -> HostingSettings | None:
-    enabled = reader.get("IMAGE_HOSTING_ENABLED", v.boolean, False)
-    provider = reader.get("IMAGE_HOSTING_PROVIDER", v.one_of(*HOSTING_PROVIDERS), "")
-    key = reader.get("IMAGE_HOSTING_KEY", v.header_value, None)
-    code = reader.get("IMAGE_HOSTING_AUTH_CODE", str, None)
-    url = reader.get("IMAGE_HOSTING_URL", v.base_url, SEE_UPLOAD_URL if provider == "smms" else "")
-    if not enabled:
-        return None
-    reader.require("IMAGE_HOSTING_PROVIDER", f"write one of {', '.join(HOSTING_PROVIDERS)}")
-    if provider in ("smms", "picgo"):
-        reader.require("IMAGE_HOSTING_KEY", f"{provider} needs it: write its API key")
-    if provider in ("picgo", "cloudflare_imgbed"):
-        reader.require("IMAGE_HOSTING_URL", f"{provider} needs it: write https://host")
-    return HostingSettings(provider, url, key, code)
-
-
-def _read_pollinations(reader: Reader) -> PollinationsSettings | None:
-    enabled = reader.get("POLLINATIONS_ENABLED", v.boolean, True)
-    token = reader.get("POLLINATIONS_TOKEN", v.header_value, None)
-    model = reader.get("POLLINATIONS_MODEL", str, None)
-    default = POLLINATIONS_URL if token else POLLINATIONS_LEGACY_URL
-    url = reader.get("POLLINATIONS_URL", v.base_url, default)
-    return PollinationsSettings(url, token, model) if enabled else None
 
 
 class RedactingFormatter(logging.Formatter):

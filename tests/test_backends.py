@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from backends import Backends, Round
-from config import BackendSettings
 from drawing import Backend
 from picture import ImageRequest
+from servers import BackendSettings
 from storage import State
 from storage.memory import Memory
 from storage.sqlite import SqliteState

@@ -16,8 +16,10 @@ import pytest
 from dotenv import dotenv_values
 
 import config
+import reader
 import values as parsers
-from config import HostingSettings, LlmSettings, PollinationsSettings, Settings, SettingsError
+from config import Settings, SettingsError
+from servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
 
 from .conftest import ROOT
 
@@ -313,7 +315,7 @@ def test_cache_folder_need_not_exist(tmp_path: Path) -> None:
 
 def test_two_variables_are_enough() -> None:
     assert read() == Settings(
-        backends=(config.BackendSettings(URL, 1.0, None, {}),),
+        backends=(BackendSettings(URL, 1.0, None, {}),),
         access_key=KEY,
         signing_keys=(),
         cache_dir=Path.cwd() / "image_file_cache",
@@ -661,7 +663,7 @@ def variables_read(values: Mapping[str, str]) -> set[str]:
     """Return the name of every variable that parsing `values` looks at."""
     names = set()
 
-    class Recorder(parsers.Reader):
+    class Recorder(reader.Reader):
         def is_set(self, name: str) -> bool:
             names.add(name)
             return super().is_set(name)

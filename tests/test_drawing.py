@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from config import BackendSettings, PollinationsSettings
 from drawing import Backend, Image, NotDrawn, Pollinations
 from picture import ImageRequest
+from servers import BackendSettings, PollinationsSettings
 from storage import State
 from storage.memory import Memory
 from storage.sqlite import SqliteState
