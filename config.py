@@ -7,6 +7,7 @@ program reads `os.environ`.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -107,7 +108,11 @@ class Settings:
 
         With other backends, tokens or rewriting the picture may be drawn, and is tried at once.
         """
-        backends = [(b.url, b.token, sorted(b.models.items())) for b in self.backends if b.weight]
+        backends = [
+            (b.url, b.token, sorted(b.models.items()), json.dumps(b.params, sort_keys=True))
+            for b in self.backends
+            if b.weight
+        ]
         return hashlib.sha256(repr((backends, self.llm and astuple(self.llm))).encode()).hexdigest()
 
     def secrets(self) -> tuple[str, ...]:

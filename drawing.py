@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from formats import media_type_of
 from picture import ImageRequest
@@ -11,6 +10,7 @@ from servers import BackendSettings, PollinationsSettings
 from storage.memory import Memory
 from upstream.client import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError, Why, joined
 from upstream.judging import Fault, Outcome, judge_without_picture
+from upstream.learning import SIZE_FIELDS
 from upstream.openai import Answer, Endpoint
 from upstream.pictures import NoPicture, decode_base64, find_picture
 from upstream.pollinations import PollinationsApi
@@ -62,6 +62,11 @@ class Backend:
 
     def model(self, request: ImageRequest) -> str | None:
         """Return the name of the model as this backend knows it, or None for its default."""
+        name = self._mapped_model(request)
+        model: str | None = self.settings.extra(name).get("model", name)
+        return model
+
+    def _mapped_model(self, request: ImageRequest) -> str | None:
         return self.settings.models.get(request.model, request.model) if request.model else None
 
     def note_keys(self, request: ImageRequest) -> tuple[str, str]:
@@ -126,17 +131,16 @@ class Backend:
         *,
         base64: bool,
     ) -> Answer:
-        body: dict[str, Any] = {"prompt": prompt, "n": 1, "seed": request.seed}
-        if model := self.model(request):
-            body["model"] = model
-        body |= request.options
+        extra = self.settings.extra(self._mapped_model(request))
+        fields = {"n": 1, "seed": request.seed, "model": self.model(request), **request.options}
+        sent = {name: value for name, value in (fields | extra).items() if value is not None}
         return self.endpoint.ask(
-            body,
+            {"prompt": prompt, **sent},
             memory=memory,
             deadline=deadline,
             # A picture as base64 is a third larger, and some JSON stands around it.
             limit=self.max_image_bytes * 4 // 3 + JSON_LIMIT,
-            size=request.pixels,
+            size=None if extra.keys() & SIZE_FIELDS else request.pixels,
             base64=base64,
         )
 

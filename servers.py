@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import values as v
 from reader import Reader
@@ -28,6 +29,17 @@ class BackendSettings:
     weight: float = 1.0
     token: str | None = field(default=None, repr=False)
     models: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+
+    def extra(self, model: str | None) -> dict[str, Any]:
+        """Return the fields that replace those of a request for `model`; None removes one.
+
+        They may name another model, whose own fields then count too.
+        """
+        fields = {**self.params.get("*", {})}
+        for name in (model, fields.get("model")):
+            fields |= self.params.get(name, {}) if name else {}
+        return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +79,16 @@ def read_backends(reader: Reader) -> tuple[BackendSettings, ...]:
     weights = reader.per_backend("BACKEND_WEIGHTS", urls, v.weight)
     tokens = reader.per_backend("TOKEN_MAP", urls, v.token)
     models = reader.per_backend("MODEL_MAP", urls, v.model_names)
+    params = reader.per_backend("BACKEND_PARAMS", urls, v.parameters)
     token = reader.get("AUTH_TOKEN", v.header_value, None)
     backends = tuple(
-        BackendSettings(url, weights.get(url, 1.0), tokens.get(url, token), models.get(url, {}))
+        BackendSettings(
+            url,
+            weights.get(url, 1.0),
+            tokens.get(url, token),
+            models.get(url, {}),
+            params.get(url, {}),
+        )
         for url in urls
     )
     if backends and not any(backend.weight for backend in backends):

@@ -158,6 +158,23 @@ def token(value: Any) -> str:
     return header_value(value.strip())
 
 
+def parameters(value: Any) -> Mapping[str, Mapping[str, Any]]:
+    """Return the fields to add to requests: by model, or for every model under `*`."""
+    advice = 'write {"*": {"parameter": value}}'
+    if not isinstance(value, dict) or not all(isinstance(of, dict) for of in value.values()):
+        raise ValueError(f"is not an object of objects; {advice}")
+    for fields in value.values():
+        if wrong := {"prompt", "n"} & fields.keys():
+            raise ValueError(f"has the field {min(wrong)!r}, which no setting replaces; remove it")
+        if not isinstance(fields.get("model"), str | None):
+            raise ValueError("has a model that is not a name; write it in quotes")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise ValueError(f"has a value that JSON cannot hold; {advice}") from None
+    return value
+
+
 def model_names(value: Any) -> Mapping[str, str]:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value.values()):
         raise ValueError('does not map model names; write {"model": "name at this backend"}')

@@ -134,7 +134,7 @@ URLS = (
     "POLLINATIONS_URL",
     "PUBLIC_URL",
 )
-MAPS = ("BACKEND_WEIGHTS", "TOKEN_MAP", "MODEL_MAP")
+MAPS = ("BACKEND_WEIGHTS", "TOKEN_MAP", "MODEL_MAP", "BACKEND_PARAMS")
 # For each variable, texts that it rejects.
 REJECTED = {
     **dict.fromkeys(SWITCHES, ("maybe", "2", "truefalse")),
@@ -252,6 +252,14 @@ def test_map_is_a_json_object_by_backend(name: str, text: str, reason: str) -> N
         ("TOKEN_MAP", '"schlüssel"', "printable ASCII"),
         ("MODEL_MAP", '"m"', "does not map model names"),
         ("MODEL_MAP", '{"m": 1}', "does not map model names"),
+        *(
+            ("BACKEND_PARAMS", value, "is not an object of objects")
+            for value in ("1", "[]", '{"*": 1}', '{"*": {}, "m": null}')
+        ),
+        ("BACKEND_PARAMS", '{"*": {}, "m": {"prompt": "x"}}', "has the field 'prompt'"),
+        ("BACKEND_PARAMS", '{"*": {"n": null}}', "has the field 'n'"),
+        ("BACKEND_PARAMS", '{"*": {"model": 1}}', "has a model that is not a name"),
+        ("BACKEND_PARAMS", '{"*": {"a": [NaN]}}', "has a value that JSON cannot hold"),
     ],
 )
 def test_invalid_value_in_a_map_is_a_fault(name: str, value: str, reason: str) -> None:
@@ -380,12 +388,27 @@ def test_maps_find_their_backends_with_or_without_a_trailing_slash() -> None:
         BACKEND_WEIGHTS='{"https://a/v1": 0.25, " https://b/v1/ ": 0, "https://c/v1/?x=1": 3}',
         TOKEN_MAP='{"https://b/v1//": " for-b "}',
         MODEL_MAP='{"https://a/v1/": {"dall-e-3": "flux"}}',
+        BACKEND_PARAMS='{"https://c/v1/?x=1": {"*": {"watermark": false}}}',
     )
-    assert [(b.url, b.weight, b.token, b.models) for b in found.backends] == [
-        ("https://a/v1", 0.25, "for-all", {"dall-e-3": "flux"}),
-        ("https://b/v1", 0.0, "for-b", {}),
-        ("https://c/v1?x=1", 3.0, "for-all", {}),
-    ]
+    assert found.backends == (
+        BackendSettings("https://a/v1", 0.25, "for-all", {"dall-e-3": "flux"}, {}),
+        BackendSettings("https://b/v1", 0.0, "for-b", {}, {}),
+        BackendSettings("https://c/v1?x=1", 3.0, "for-all", {}, {"*": {"watermark": False}}),
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"AUTH_TOKEN": "t"},
+        {"MODEL_MAP": f'{{"{URL}": {{"a": "b"}}}}'},
+        {"BACKEND_PARAMS": f'{{"{URL}": {{"*": {{"moderation": "low"}}}}}}'},
+        LLM,
+    ],
+)
+def test_fingerprint_depends_on_what_may_undo_a_refusal(values: dict[str, str]) -> None:
+    assert read(**values).fingerprint != read().fingerprint
+    assert read(**values, PORT="1").fingerprint == read(**values).fingerprint
 
 
 @pytest.mark.parametrize(

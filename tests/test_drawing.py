@@ -27,7 +27,7 @@ from upstream.judging import Outcome
 from upstream.learning import Learned
 from upstream.pictures import NoPicture, decode_base64, find_picture
 
-from .conftest import REFUSAL, drawing
+from .conftest import REFUSAL, InProcess, drawing
 from .servers import GIF, JPEG, WEBP, RawServer, Say, ScriptedServer, Seen, png, read_request
 from .wire import Net, guarded_net, hang
 
@@ -254,6 +254,66 @@ def test_request_body_is_this(
     seen = backend.seen[0]
     assert seen.json == body
     assert (seen.method, seen.target) == ("POST", "/openai/v1/images/generations?api-version=2")
+
+
+PARAMS: dict[str, Any] = {
+    "*": {"moderation": "low", "seed": None},
+    "flux-1": {"steps": 4, "moderation": None, "style": "ink"},
+    "small": {"size": "512x512"},
+    "shaped": {"aspect_ratio": "4:3"},
+    "unsized": {"size": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "added"),
+    [
+        ("flux", {"model": "flux-1", "steps": 4, "style": "ink", "size": "640x480"}),
+        ("sdxl", {"model": "sdxl", "moderation": "low", "style": "oil", "size": "640x480"}),
+        (None, {"moderation": "low", "style": "oil", "size": "640x480"}),
+        ("small", {"model": "small", "moderation": "low", "style": "oil", "size": "512x512"}),
+        ("shaped", {"model": "shaped", "moderation": "low", "style": "oil", "aspect_ratio": "4:3"}),
+        ("unsized", {"model": "unsized", "moderation": "low", "style": "oil"}),
+    ],
+)
+def test_configured_parameters_replace_those_of_the_request(
+    server: MakeServer, draw: Draw, model: str | None, added: dict[str, Any]
+) -> None:
+    backend = server()
+    backend.say(drawing())
+    request = ImageRequest("a", 640, 480, model, style="oil")
+    draw(backend.url, request, models={"flux": "flux-1"}, params=PARAMS)
+    assert backend.seen[0].json == {"prompt": "a", "n": 1, **added}
+
+
+def test_parameters_are_configured_by_backend(
+    server: MakeServer, serve: Callable[..., InProcess]
+) -> None:
+    ours, theirs = server(), server()
+    ours.say(Say("", 500))
+    theirs.say(Say("", 500))
+    params = json.dumps({f"{ours.url}/": {"*": {"size": "auto"}}})
+    serve(ours, theirs, BACKEND_PARAMS=params).picture("x", width="64")
+    assert (ours.seen[0].json["size"], theirs.seen[0].json["size"]) == ("auto", "64x64")
+
+
+def test_configured_model_is_sent_with_its_own_parameters(server: MakeServer, draw: Draw) -> None:
+    backend = server()
+    backend.say(drawing())
+    params = {"*": {"model": "flux"}, "flux": {"steps": 4}}
+    draw(backend.url, ImageRequest("a"), params=params)
+    assert backend.seen[0].json == {"prompt": "a", "n": 1, "seed": 42, "model": "flux", "steps": 4}
+
+
+@pytest.mark.parametrize("name", ["steps", "size", "image_size"])
+def test_configured_parameter_that_is_rejected_is_dropped(
+    server: MakeServer, draw: Draw, name: str
+) -> None:
+    backend = server()
+    backend.say(Say({"error": {"message": f"Unknown parameter: '{name}'."}}, 400), drawing())
+    for _ in range(2):
+        draw(backend.url, params={"*": {name: "8x8"}})
+    assert [name in seen.json for seen in backend.seen] == [True, False, False]
 
 
 def test_prompt_that_was_rewritten_is_the_one_that_is_drawn(server: MakeServer, draw: Draw) -> None:

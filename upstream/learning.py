@@ -44,7 +44,7 @@ _UNKNOWN_FIELD = re.compile(
 )
 # So it is by these words alone, unless the value is quoted with them.
 _UNKNOWN = re.compile(r"unknown|unrecogni[sz]ed|unexpected|not permitted", re.IGNORECASE)
-_SIZE_FIELDS = ("size", "image_size", "width", "height", "aspect_ratio")
+SIZE_FIELDS = ("size", "image_size", "width", "height", "aspect_ratio")
 _SIZE_WORDS = re.compile(
     r"\b(?:size|resolution|width|height|longest edge|dimensions?|pixels?|aspect.?ratio)\b"
     r"|ensure this value|input should be|尺寸|分辨率|像素|大小|长宽|宽高|宽度|高度|比例",
@@ -132,7 +132,10 @@ class Learned(Note):
         """
         names = dict(self.renamed)
         strengths = {
-            name: _strength(error, names.get(name, name)) for name in _droppable(sent, names)
+            name: _strength(error, names.get(name, name))
+            for name in _droppable(sent, names)
+            # A size that is fitted is not dropped; one that was configured is.
+            if not (size and name in SIZE_FIELDS)
         }
         plainest = max(strengths, key=lambda name: strengths[name], default="")
         of_size = _size_strength(error, sent) if size else 0
@@ -179,8 +182,8 @@ def _as_wrong(size: Size) -> str:
 
 def _wanted_field(error: ErrorText, sent: Mapping[str, Any]) -> str | None:
     """Return the field that the error asks for in place of the one that was sent."""
-    unsent = [name for name in _SIZE_FIELDS if name not in sent and _mentions(error, name)]
-    blames_sent = any(name in sent and _mentions(error, name) for name in _SIZE_FIELDS)
+    unsent = [name for name in SIZE_FIELDS if name not in sent and _mentions(error, name)]
+    blames_sent = any(name in sent and _mentions(error, name) for name in SIZE_FIELDS)
     is_advice = _ADVICE.search(error.text) or _is_unknown(error, "")
     if not unsent or (blames_sent and not is_advice):
         return None
@@ -191,7 +194,7 @@ def _droppable(sent: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     """Return our names of the fields that were sent and can be done without."""
     ours = {theirs: our for our, theirs in names.items()}
     found = [ours.get(name, name) for name in sent]
-    return [name for name in found if name not in _ESSENTIAL and name not in _SIZE_FIELDS]
+    return [name for name in found if name not in _ESSENTIAL]
 
 
 def _strength(error: ErrorText, name: str) -> int:
@@ -208,11 +211,11 @@ def _strength(error: ErrorText, name: str) -> int:
 
 def _size_strength(error: ErrorText, sent: Mapping[str, Any]) -> int:
     """Return how plainly an error is about the size, on the scale of `_strength`."""
-    fields = [name for name in _SIZE_FIELDS if name in sent]
+    fields = [name for name in SIZE_FIELDS if name in sent]
     strength = max((_strength(error, name) for name in fields), default=0)
     if strength or not _REJECTION.search(error.text):
         return strength
-    is_named = any(_mentions(error, name) for name in _SIZE_FIELDS)
+    is_named = any(_mentions(error, name) for name in SIZE_FIELDS)
     if not fields:
         return int(is_named and bool(_ADVICE.search(error.text)))
     has_value = _mentions(error, str(sent[fields[0]]))
