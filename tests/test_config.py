@@ -72,6 +72,7 @@ RANGES = {
     "PORT": ("1", "65535"),
     "WORKERS": ("1", "256"),
     "THREADS": ("17", "4096"),
+    "DRAWINGS": ("1", "1024"),
     "CACHE_MAX_BYTES": ("0", str(10**18 - 1)),
     "NGINX_CACHE_SECONDS": ("0", "31536000"),
     "MAX_IMAGE_BYTES": ("1", str(2**31)),
