@@ -20,10 +20,12 @@ from config import Settings
 from drawing import Backend, Pollinations
 from hosting import image_host
 from llm import Llm
+from network import NetworkSettings
 from pipeline import Pipeline
 from storage.folder import Folder
 from storage.sqlite import SqliteState
-from upstream.client import Upstream
+from upstream.client import Upstream, origin
+from upstream.proxies import Proxies
 from web.api import Api
 from web.errors import problem
 from web.pictures import Pictures, preflight
@@ -66,7 +68,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         if command:
             sys.exit(str(faults))  # a command's user reads sentences, not a traceback
         raise
-    cache, upstream = make_cache(settings, clock), Upstream()
+    cache, upstream = make_cache(settings, clock), _make_upstream(settings.network)
     llm = Llm(settings.llm, upstream, timeout=settings.llm_timeout) if settings.llm else None
     backends = _make_backends(settings, upstream)
     pipeline = _make_pipeline(settings, upstream, cache, backends, llm)
@@ -97,6 +99,15 @@ def make_cache(settings: Settings, clock: Callable[[], float] = time.time) -> Ca
     """Return the cache that the settings describe, not yet opened."""
     state, store = SqliteState(settings.cache_dir, clock), Folder(settings.cache_dir)
     return Cache(state, store, settings.cache_max_bytes, clock)
+
+
+def _make_upstream(network: NetworkSettings) -> Upstream:
+    own = {origin(url): proxy for url, proxy in network.backend_proxies.items()}
+    return Upstream(
+        ca_bundle=network.ca_bundle,
+        proxies=Proxies(network.proxies, network.no_proxy, own),
+        picture_networks=network.picture_networks,
+    )
 
 
 def _routes(pictures: Pictures, api: Api) -> Blueprint:

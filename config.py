@@ -21,6 +21,7 @@ from dotenv import dotenv_values
 
 import servers
 import values as v
+from network import NetworkSettings, read_network
 from reader import Reader
 from servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
 
@@ -42,6 +43,7 @@ SECRETS = (
     "LLM_OPTIMIZATION_TOKEN",
     "POLLINATIONS_TOKEN",
     "SIGNING_KEY",
+    "BACKEND_PROXIES",
 )
 
 
@@ -101,6 +103,7 @@ class Settings:
     llm: LlmSettings | None
     hosting: HostingSettings | None
     pollinations: PollinationsSettings | None
+    network: NetworkSettings
 
     @property
     def fingerprint(self) -> str:
@@ -117,7 +120,7 @@ class Settings:
 
     def secrets(self) -> tuple[str, ...]:
         """Return every secret in the settings, longest first, for redaction."""
-        held = {self.access_key, self.admin_token, *self.signing_keys}
+        held = {self.access_key, self.admin_token, *self.signing_keys, *self.network.secrets()}
         if self.hosting:
             held |= {self.hosting.key, self.hosting.auth_code}
         for api in (*self.backends, self.llm, self.pollinations):
@@ -147,14 +150,16 @@ def parse(values: Mapping[str, str]) -> Settings:
         if "parse" in setting.metadata
     }
     reader.require("PROXY_ACCESS_KEY", "write a long random string, which clients send as ?key=")
+    backends = servers.read_backends(reader)
     settings = Settings(
-        backends=servers.read_backends(reader),
+        backends=backends,
         access_key=reader.get("PROXY_ACCESS_KEY", str, ""),
         signing_keys=reader.get("SIGNING_KEY", v.keys, ()),
         cache_dir=reader.get("CACHE_DIR", v.writable_folder, Path()),
         llm=servers.read_llm(reader),
         hosting=servers.read_hosting(reader),
         pollinations=servers.read_pollinations(reader),
+        network=read_network(reader, tuple(backend.url for backend in backends)),
         **declared,
     )
     if reader.faults:

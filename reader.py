@@ -28,6 +28,10 @@ class Reader:
     def is_set(self, name: str) -> bool:
         return bool(self.values.get(name, "").strip())
 
+    def first_set(self, *names: str) -> str:
+        """Return the first of these variables that is set, or the last one."""
+        return next((name for name in names if self.is_set(name)), names[-1])
+
     def set_default(self, name: str, text: str) -> None:
         """Have a default checked like a value that someone wrote."""
         if not self.is_set(name):

@@ -6,15 +6,19 @@ variable's name is put in front of it. No sentence quotes what may be a secret.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 MAX_WEIGHT = 1_000_000
+
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -114,6 +118,30 @@ def keys(text: str) -> tuple[str, ...]:
     if not all(found):
         raise ValueError("contains an empty key; write one or more keys, separated by commas")
     return found
+
+
+def certificates(text: str) -> Path:
+    """Return the absolute path of a file with certificates of authorities."""
+    path = Path(text).absolute()
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise ValueError("contains no certificate; write the path of a PEM file") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror}); write a file's path") from None
+    return path
+
+
+def networks(text: str) -> tuple[IpNetwork, ...]:
+    """Return comma-separated networks, each as address/bits."""
+    return tuple(_network(part.strip()) for part in text.split(","))
+
+
+def _network(text: str) -> IpNetwork:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a network; write one such as 192.168.1.0/24") from None
 
 
 def writable_folder(text: str) -> Path:

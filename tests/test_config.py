@@ -19,9 +19,12 @@ import config
 import reader
 import values as parsers
 from config import Settings, SettingsError
+from network import NetworkSettings
 from servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
+from upstream.proxies import Proxy
 
 from .conftest import ROOT
+from .wire import make_authority
 
 URL = "https://api.example.com/v1"
 KEY = "the-access-key"
@@ -135,7 +138,8 @@ URLS = (
     "POLLINATIONS_URL",
     "PUBLIC_URL",
 )
-MAPS = ("BACKEND_WEIGHTS", "TOKEN_MAP", "MODEL_MAP", "BACKEND_PARAMS")
+MAPS = ("BACKEND_WEIGHTS", "TOKEN_MAP", "MODEL_MAP", "BACKEND_PARAMS", "BACKEND_PROXIES")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # For each variable, texts that it rejects.
 REJECTED = {
     **dict.fromkeys(SWITCHES, ("maybe", "2", "truefalse")),
@@ -147,6 +151,8 @@ REJECTED = {
     "IMAGE_HOSTING_PROVIDER": ("imgur",),
     "SIGNING_KEY": ("new, ,old",),
     "CACHE_DIR": (__file__,),
+    "PICTURE_NETWORKS": ("10.0.0.0/8,", "10.0.0.1/8", "lan", "10.0.0.0/33"),
+    "CA_BUNDLE": ("/no/such/file", "/", __file__),
 }
 
 
@@ -261,6 +267,8 @@ def test_map_is_a_json_object_by_backend(name: str, text: str, reason: str) -> N
         ("BACKEND_PARAMS", '{"*": {"n": null}}', "has the field 'n'"),
         ("BACKEND_PARAMS", '{"*": {"model": 1}}', "has a model that is not a name"),
         ("BACKEND_PARAMS", '{"*": {"a": [NaN]}}', "has a value that JSON cannot hold"),
+        ("BACKEND_PROXIES", "1", "is not a proxy"),
+        ("BACKEND_PROXIES", '"ftp://secret@host"', "a proxy is http://, socks5:// or socks5h://"),
     ],
 )
 def test_invalid_value_in_a_map_is_a_fault(name: str, value: str, reason: str) -> None:
@@ -331,6 +339,7 @@ def test_two_variables_are_enough() -> None:
         llm=None,
         hosting=None,
         pollinations=PollinationsSettings("https://image.pollinations.ai/prompt", None, None),
+        network=NetworkSettings(None, {}, "", {}, ()),
     )
     assert (read().threads, read().workers) == (512, config._usable_cores())
 
@@ -440,6 +449,72 @@ def test_imgbed_needs_only_its_url() -> None:
         IMAGE_HOSTING_AUTH_CODE="#1%",
     )
     assert found == HostingSettings("cloudflare_imgbed", "https://bed", None, "#1%")
+
+
+# --- the network
+
+
+def test_proxies_are_read_as_curl_reads_them() -> None:
+    found = read(
+        https_proxy="small.example:1",
+        HTTPS_PROXY="http://capital.example:2",
+        http_proxy=" ",
+        HTTP_PROXY="http://us%65r:p%40ss@capital.example",
+        ALL_PROXY="socks5h://[::1]",
+        no_proxy="lan",
+        NO_PROXY="*",
+    ).network
+    assert found.proxies == {
+        "https": Proxy("http", "small.example", 1),
+        "http": Proxy("http", "capital.example", 80, "user", "p@ss"),
+        "all": Proxy("socks5h", "::1", 1080),
+    }
+    assert found.no_proxy == "lan"
+
+
+def test_backend_may_have_a_proxy_of_its_own_or_none() -> None:
+    urls = ("https://a/v1", "https://b/v1", "https://c/v1", "https://d/v1")
+    own = {"https://a/v1/": "http://proxy:1", "https://b/v1": None, "https://c/v1": ""}
+    found = read(BACKEND_API_URLS=",".join(urls), BACKEND_PROXIES=json.dumps(own))
+    expected = {urls[0]: Proxy("http", "proxy", 1), urls[1]: None, urls[2]: None}
+    assert found.network.backend_proxies == expected
+
+
+def test_one_server_has_one_proxy() -> None:
+    values = {
+        "BACKEND_API_URLS": "https://user:word@a/v1,https://a/v2",
+        "BACKEND_PROXIES": '{"https://user:word@a/v1": "http://one", "https://a/v2": null}',
+    }
+    assert_fault(values, "BACKEND_PROXIES", "'https://a' has two proxies")
+
+
+@pytest.mark.parametrize("name", [*PROXIES, *map(str.lower, PROXIES)])
+def test_invalid_proxy_is_a_fault(name: str) -> None:
+    assert_fault({name: "https://host"}, name, "a proxy is http://, socks5:// or socks5h://")
+    assert_fault({name: "http://host:port"}, name, "the host or the port of a proxy is invalid")
+
+
+def test_socks_without_pysocks_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert_fault(
+        {"ALL_PROXY": "socks5://host"}, "ALL_PROXY", "pip install -r requirements-socks.txt"
+    )
+
+
+def test_certificates_are_those_of_the_first_file_that_is_named(tmp_path: Path) -> None:
+    authority = str(make_authority(tmp_path)[0])
+    names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CA_BUNDLE")
+    values: dict[str, str] = {}
+    for name in names:
+        assert_fault({**values, name: "/no/such/file"}, name, "No such file or directory")
+        values[name] = authority
+        assert read(**values).network.ca_bundle == Path(authority)
+        values[name] = "/not/read/where/another/name/goes/first"
+
+
+def test_networks_of_pictures_are_a_list() -> None:
+    found = read(PICTURE_NETWORKS="192.168.1.0/24, fd00::/8 ,10.0.0.7").network.picture_networks
+    assert [str(network) for network in found] == ["192.168.1.0/24", "fd00::/8", "10.0.0.7/32"]
 
 
 # --- templates
@@ -557,6 +632,9 @@ SECRET_VALUES = {
     "IMAGE_HOSTING_AUTH_CODE": "secret-of-code",
     "LLM_OPTIMIZATION_TOKEN": "secret-of-llm",
     "POLLINATIONS_TOKEN": "secret-of-pollinations",
+    "BACKEND_PROXIES": '{"https://a/v1": "http://user:secret-of-own-proxy@proxy"}',
+    "https_proxy": "http://user:secret-of-proxy-for-all@proxy",
+    "ALL_PROXY": "http://secret-as-user-of-proxy@proxy",
     "BACKEND_API_URLS": "https://a/v1,https://user:secret-in-url@b/v1,https://secret-as-user@c",
     "LLM_OPTIMIZATION_API_URL": "https://u:secret-in-llm-url@llm",
     "IMAGE_HOSTING_URL": "https://u:secret-in%2Dhosting-url@host",
@@ -606,6 +684,12 @@ def test_no_secret_is_in_a_repr() -> None:
         {"TOKEN_MAP": '{"https://a/v1": ["secret"]}'},
         {"TOKEN_MAP": '{"https://user:secret@a/v1?key=secret": "secret"}'},
         {"TOKEN_MAP": '"secret"'},
+        *(
+            {name: url}
+            for name in PROXIES
+            for url in ("https://user:secret@host", "user:secret@host:port", "http://secret@")
+        ),
+        {"BACKEND_PROXIES": '{"https://a/v1": "http://user:secret@host:port"}'},
         *(
             {"BACKEND_API_URLS": url}
             for url in (
@@ -701,7 +785,10 @@ def variables_read(values: Mapping[str, str]) -> set[str]:
 def test_example_lists_every_setting_and_no_other() -> None:
     names = variables_read({**LEAST, **LLM, **HOSTING})
     listed = re.findall(r"(?m)^#?([A-Z_]+)=", EXAMPLE)
-    assert sorted(listed) == sorted(names - {f"{name}_FILE" for name in config.SECRETS})
+    other_names = {f"{name}_FILE" for name in config.SECRETS}
+    other_names |= {name for name in names if name.islower()}
+    other_names |= {"REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"}
+    assert sorted(listed) == sorted(names - other_names)
 
 
 def parsed(text: str) -> Settings:

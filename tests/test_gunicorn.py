@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -17,9 +18,11 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from .conftest import ADMIN, KEY, ROOT, Gunicorn, drawing
+from .conftest import ADMIN, KEY, ROOT, Gunicorn, InProcess, drawing
 from .image import copy_image
-from .servers import Gate, Say, ScriptedServer, fetch, png, wait_until
+from .proxy import HttpProxy
+from .servers import Gate, RawServer, Say, ScriptedServer, fetch, png, wait_until
+from .wire import make_authority, over_tls, saying
 
 Start = Callable[..., Gunicorn]
 
@@ -156,6 +159,46 @@ def test_hits_are_served_while_all_places_for_drawings_are_taken(
     assert len(rejected) >= 24
     assert all(answer.headers["Retry-After"] for answer in rejected)
     assert all(answer.headers["Cache-Control"] == "no-store" for answer in rejected)
+
+
+# --- the network
+
+
+def test_backend_is_reached_through_a_proxy_and_its_own_authority(
+    gunicorn: Start, opened: list[Any], raw_server: Callable[..., RawServer], tmp_path: Path
+) -> None:
+    opened.append(proxy := HttpProxy())
+    authority, certificate = make_authority(tmp_path)
+    body = drawing().content()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    backend = raw_server(over_tls(certificate, saying(answer)))
+    service = gunicorn(
+        BACKEND_API_URLS=f"https://pics.example:{backend.port}/v1",
+        https_proxy=f"http://user:password-of-the-proxy@{proxy.address}",
+        CA_BUNDLE=str(authority),
+        LOG_LEVEL="DEBUG",
+    )
+    assert service.picture("x").body == png()
+    assert proxy.targets == [f"CONNECT pics.example:{backend.port}"]
+    proxy.refusals = 1
+    assert service.picture("y").status == 502
+    assert "password-of-the-proxy" not in service.said()
+
+
+def test_proxies_of_backends_go_before_the_proxy_for_all(
+    serve: Callable[..., InProcess], server: Callable[[], ScriptedServer], opened: list[Any]
+) -> None:
+    proxy, of_one = HttpProxy(), HttpProxy()
+    opened += [proxy, of_one]
+    backends = [server() for _ in range(3)]
+    for backend in backends:
+        backend.say(Say("", 500))
+    own = {backends[0].url: of_one.address, backends[1].url: None}
+    http_proxy = {"HTTP_PROXY": f"http://{proxy.address}"}
+    serve(*backends, BACKEND_PROXIES=json.dumps(own), **http_proxy).picture("x")
+    assert [len(backend.seen) for backend in backends] == [1, 1, 1]
+    assert of_one.targets == [f"POST {backends[0].url}/v1/images/generations"]
+    assert proxy.targets == [f"POST {backends[2].url}/v1/images/generations"]
 
 
 # --- request lines
