@@ -63,7 +63,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     """
     command = click.get_current_context(silent=True)
     try:
-        settings = settings or config.load()
+        settings = settings or config.load(is_flask_command=bool(command))
     except config.SettingsError as faults:
         if command:
             sys.exit(str(faults))  # a command's user reads sentences, not a traceback
@@ -90,6 +90,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     )
     services = app.extensions["prompt_image_proxy"] = Services(cache, upstream, pipeline)
     if command:
+        for warning in settings.warnings:
+            click.echo(f"Warning: {warning}", err=True)
         command.call_on_close(services.close)
     commands.register(app.cli, settings, access, cache, pipeline)
     return app

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from dotenv import dotenv_values
-
 import servers
 import values as v
+from environment import Dotenv, process_environment
 from network import NetworkSettings, read_network
 from reader import Reader
 from servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
@@ -45,6 +44,9 @@ SECRETS = (
     "SIGNING_KEY",
     "BACKEND_PROXIES",
 )
+
+
+MIN_SECRET_LENGTH = 16
 
 
 class SettingsError(Exception):
@@ -77,7 +79,7 @@ class Settings:
     access_key: str = field(repr=False)  # PROXY_ACCESS_KEY
     admin_token: str | None = _setting(str, None, is_secret=True)
     signing_keys: tuple[str, ...] = field(repr=False)  # SIGNING_KEY
-    public_url: str | None = _setting(v.base_url, None)
+    public_url: str | None = _setting(v.url_without_query, None)
     error_images: bool = _setting(v.boolean, True)
 
     host: str = _setting(v.host, "127.0.0.1")
@@ -104,6 +106,7 @@ class Settings:
     hosting: HostingSettings | None
     pollinations: PollinationsSettings | None
     network: NetworkSettings
+    dotenv_warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -117,6 +120,21 @@ class Settings:
             if b.weight
         ]
         return hashlib.sha256(repr((backends, self.llm and astuple(self.llm))).encode()).hexdigest()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each probable mistake, variable first."""
+        # Vendors' tokens are not among them: some are placeholders.
+        own = [("PROXY_ACCESS_KEY", self.access_key), ("ADMIN_TOKEN", self.admin_token)]
+        own += [("SIGNING_KEY", key) for key in self.signing_keys]
+        weak = dict.fromkeys(name for name, key in own if key and len(key) < MIN_SECRET_LENGTH)
+        found = []
+        if weak:
+            advice = "make a longer one with `openssl rand -hex 24`"
+            found.append(f"{', '.join(weak)}: under {MIN_SECRET_LENGTH} characters; {advice}")
+        if not self.signing_keys:
+            found.append("SIGNING_KEY: is not set; signed links end when PROXY_ACCESS_KEY changes")
+        return (*found, *self.dotenv_warnings)
 
     def secrets(self) -> tuple[str, ...]:
         """Return every secret in the settings, longest first, for redaction."""
@@ -136,10 +154,10 @@ def _url_secrets(url: str) -> set[str | None]:
     return {password or user, unquote(password or user)}
 
 
-def parse(values: Mapping[str, str]) -> Settings:
+def parse(values: Mapping[str, str], dotenv: Dotenv | None = None) -> Settings:
     """Parse settings from `values` (variable → text; blank means not set).
 
-    Raises SettingsError with every fault.
+    Probable mistakes in `dotenv` become warnings. Raises SettingsError with every fault.
     """
     reader = Reader(values)
     reader.read_secret_files(SECRETS)
@@ -160,30 +178,36 @@ def parse(values: Mapping[str, str]) -> Settings:
         hosting=servers.read_hosting(reader),
         pollinations=servers.read_pollinations(reader),
         network=read_network(reader, tuple(backend.url for backend in backends)),
+        dotenv_warnings=tuple(dotenv.warnings(reader.names, SECRETS)) if dotenv else (),
         **declared,
     )
+    if 0 < settings.cache_max_bytes < settings.max_image_bytes:
+        sentence = f"is below MAX_IMAGE_BYTES ({settings.max_image_bytes}); write more, or 0"
+        reader.fault("CACHE_MAX_BYTES", f"{settings.cache_max_bytes} {sentence}")
     if reader.faults:
         raise SettingsError(reader.faults)
     return settings
 
 
-def load() -> Settings:
+def load(*, is_flask_command: bool = False) -> Settings:
     """Parse the environment and, for what it does not set, `.env` in the current folder.
 
     Raises SettingsError with every fault.
     """
     try:
-        found = dotenv_values(".env", interpolate=False)
+        dotenv = Dotenv.read()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise SettingsError([f".env: cannot be read ({reason}); write a text file"]) from None
-    dotenv = {name: value or "" for name, value in found.items()}
+        advice = "write a text file that the service's user may read"
+        raise SettingsError([f".env: cannot be read ({reason}); {advice}"]) from None
+    environment = process_environment(is_flask_command=is_flask_command)
+    values = {**dotenv.values, **environment}
     for name in SECRETS:
         # A secret in the environment, in either form, overrides both forms in the file.
-        if name in os.environ or f"{name}_FILE" in os.environ:
-            dotenv.pop(name, None)
-            dotenv.pop(f"{name}_FILE", None)
-    return parse({**dotenv, **os.environ})
+        forms = {name, f"{name}_FILE"}
+        for form in forms - environment.keys() if forms & environment.keys() else ():
+            values.pop(form, None)
+    return parse(values, dotenv)
 
 
 class RedactingFormatter(logging.Formatter):

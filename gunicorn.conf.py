@@ -82,7 +82,7 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 def on_starting(server: Any) -> None:
-    """Redact gunicorn's log, and send the program's own lines there too."""
+    """Redact gunicorn's log, send the program's own lines there too, and log what looks wrong."""
     log = server.log
     formatter = _config.RedactingFormatter(_settings, log.error_fmt, log.datefmt)
     for handler in (*log.error_log.handlers, *log.access_log.handlers):
@@ -90,6 +90,8 @@ def on_starting(server: Any) -> None:
     _log.handlers = list(log.error_log.handlers)
     _log.setLevel(_settings.log_level)
     _log.propagate = False
+    for warning in _settings.warnings:
+        _log.warning("%s", warning)
 
 
 # gunicorn sets up its log anew at each reload, without the formatter.

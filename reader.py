@@ -20,17 +20,19 @@ class Reader:
     def __init__(self, values: Mapping[str, str]) -> None:
         self.values = dict(values)
         self.faults: list[str] = []
+        self.names: set[str] = set()  # of all variables that were asked for
         self._read_from_file: set[str] = set()
 
     def fault(self, name: str, sentence: str | Exception) -> None:
         self.faults.append(f"{name}: {sentence}")
 
     def is_set(self, name: str) -> bool:
+        self.names.add(name)
         return bool(self.values.get(name, "").strip())
 
     def first_set(self, *names: str) -> str:
         """Return the first of these variables that is set, or the last one."""
-        return next((name for name in names if self.is_set(name)), names[-1])
+        return next(iter([name for name in names if self.is_set(name)]), names[-1])
 
     def set_default(self, name: str, text: str) -> None:
         """Have a default checked like a value that someone wrote."""

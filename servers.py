@@ -12,6 +12,7 @@ from reader import Reader
 
 PROMPTS = Path(__file__).resolve().parent / "prompts"
 PLACEHOLDER = "{ORIGINAL_PROMPT}"
+_TEMPLATES = {"LLM_OPTIMIZATION_TEMPLATE": "optimize.txt", "DE_NSFW_TEMPLATE": "safety.txt"}
 
 HOSTING_PROVIDERS = ("smms", "picgo", "cloudflare_imgbed")
 SEE_UPLOAD_URL = "https://s.ee/api/v1/file/upload"
@@ -103,20 +104,22 @@ def read_llm(reader: Reader) -> LlmSettings | None:
     token = reader.get("LLM_OPTIMIZATION_TOKEN", v.header_value, None)
     model = reader.get("LLM_OPTIMIZATION_MODEL", str, "gpt-4.1-mini")
     url = reader.get("LLM_OPTIMIZATION_API_URL", v.base_url, "")
+    for name in _TEMPLATES:
+        reader.first_set(name, f"{name}_FILE")  # known even where they are not used
     if not optimizes and not makes_safe:
         return None
     switch = "LLM_OPTIMIZATION_ENABLED" if optimizes else "DE_NSFW_ENABLED"
     reader.require("LLM_OPTIMIZATION_API_URL", f"{switch} needs it: write https://host/v1")
 
-    def template(prefix: str, default_file: str) -> str:
-        return reader.template(f"{prefix}_TEMPLATE", PROMPTS / default_file, PLACEHOLDER)
+    def template(name: str) -> str:
+        return reader.template(name, PROMPTS / _TEMPLATES[name], PLACEHOLDER)
 
     return LlmSettings(
         url=url,
         model=model,
         token=token,
-        optimize_template=template("LLM_OPTIMIZATION", "optimize.txt") if optimizes else None,
-        safety_template=template("DE_NSFW", "safety.txt") if makes_safe else None,
+        optimize_template=template("LLM_OPTIMIZATION_TEMPLATE") if optimizes else None,
+        safety_template=template("DE_NSFW_TEMPLATE") if makes_safe else None,
         safety_attempts=attempts,
     )
 

@@ -80,6 +80,13 @@ def base_url(text: str) -> str:
     return parts._replace(path=parts.path.rstrip("/"), fragment="").geturl()
 
 
+def url_without_query(text: str) -> str:
+    url = base_url(text)
+    if "?" in url:
+        raise ValueError("has a query, to which no path can be appended; write https://host/path")
+    return url
+
+
 def _url_problem(text: str) -> str | None:
     if not re.match(r"https?://", text, re.IGNORECASE):
         return "does not begin with http:// or https://"

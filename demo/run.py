@@ -32,6 +32,7 @@ def demo_environment(backend_url: str) -> dict[str, str]:
     defaults = {
         "PROXY_ACCESS_KEY": DEMO_KEY,
         "ADMIN_TOKEN": DEMO_KEY,
+        "SIGNING_KEY": "signing-key-of-the-demo",
         "LLM_OPTIMIZATION_ENABLED": "true",
         "DE_NSFW_ENABLED": "true",
         "POLLINATIONS_ENABLED": "false",

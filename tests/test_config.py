@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
@@ -18,8 +20,11 @@ from dotenv import dotenv_values
 import config
 import reader
 import values as parsers
+from access import Access
 from config import Settings, SettingsError
+from environment import Dotenv
 from network import NetworkSettings
+from picture import ImageRequest
 from servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
 from upstream.proxies import Proxy
 
@@ -136,7 +141,6 @@ URLS = (
     "LLM_OPTIMIZATION_API_URL",
     "IMAGE_HOSTING_URL",
     "POLLINATIONS_URL",
-    "PUBLIC_URL",
 )
 MAPS = ("BACKEND_WEIGHTS", "TOKEN_MAP", "MODEL_MAP", "BACKEND_PARAMS", "BACKEND_PROXIES")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -151,6 +155,7 @@ REJECTED = {
     "IMAGE_HOSTING_PROVIDER": ("imgur",),
     "SIGNING_KEY": ("new, ,old",),
     "CACHE_DIR": (__file__,),
+    "PUBLIC_URL": ("pics.example.org", "ftp://a", "https://a/?b=1"),
     "PICTURE_NETWORKS": ("10.0.0.0/8,", "10.0.0.1/8", "lan", "10.0.0.0/33"),
     "CA_BUNDLE": ("/no/such/file", "/", __file__),
 }
@@ -275,6 +280,12 @@ def test_invalid_value_in_a_map_is_a_fault(name: str, value: str, reason: str) -
     assert_fault({name: f'{{"{URL}": {value}}}'}, name, repr(URL), reason)
 
 
+def test_cache_has_room_for_the_largest_picture() -> None:
+    values = {"CACHE_MAX_BYTES": "999", "MAX_IMAGE_BYTES": "1000"}
+    assert_fault(values, "CACHE_MAX_BYTES", "999 is below MAX_IMAGE_BYTES (1000)")
+    assert read(CACHE_MAX_BYTES="1000", MAX_IMAGE_BYTES="1000").cache_max_bytes == 1000
+
+
 def test_every_invalid_entry_of_a_map_is_a_fault() -> None:
     weights = json.dumps({URL: -1, "https://b": "x", "https://c": 1})
     values = {"BACKEND_API_URLS": f"{URL},https://b", "BACKEND_WEIGHTS": weights}
@@ -372,7 +383,6 @@ def test_settings_are_frozen() -> None:
         ("PUBLIC_URL", "https://pics.example.org/", "https://pics.example.org"),
         ("PUBLIC_URL", "https://a.example.com/v1///", "https://a.example.com/v1"),
         ("PUBLIC_URL", "HTTP://a.example.com:8000/v1", "http://a.example.com:8000/v1"),
-        ("PUBLIC_URL", "https://a/openai/?api-version=1", "https://a/openai?api-version=1"),
         ("PUBLIC_URL", "https://a/v1#part", "https://a/v1"),
         ("PUBLIC_URL", "http://[::1]:9/v1", "http://[::1]:9/v1"),
         ("PUBLIC_URL", "https://user:word@a/v1", "https://user:word@a/v1"),
@@ -617,6 +627,106 @@ def test_secret_in_the_environment_overrides_both_forms_in_dotenv(
     monkeypatch.setenv("ADMIN_TOKEN", "from-environment")
     found = config.load()
     assert (found.access_key, found.admin_token) == ("from-file", "from-environment")
+
+
+def test_unreadable_dotenv_folder_is_a_fault(dotenv: Path) -> None:
+    dotenv.unlink()
+    dotenv.mkdir()  # as Docker makes one to mount where there is no file
+    with pytest.raises(SettingsError, match=r"\.env: cannot be read \(Is a directory\)"):
+        config.load()
+
+
+# --- the flask command, which reads .env into its environment before our own code runs
+
+
+def signature(folder: Path, **environment: str) -> str:
+    """Return the signature that `flask sign x` prints in a folder, on an otherwise empty shell."""
+    run = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", str(ROOT / "app.py"), "sign", "x"],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": "/home/somebody", **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    return run.stdout.strip().rpartition("sig=")[2]
+
+
+def signature_by(access_key: str) -> str:
+    return str(Access(access_key).sign(ImageRequest("x"))["sig"])
+
+
+def test_command_signs_with_the_key_as_it_is_written(dotenv: Path) -> None:
+    key = "a$b-${HOME}-${PORT}-${LATER}"
+    text = f"BACKEND_API_URLS={URL}\nPORT=7\nPROXY_ACCESS_KEY={key}\nLATER=x\n"
+    dotenv.write_text(text)
+    assert signature(dotenv.parent) == signature_by(key)
+    # In the environment, even the expanded key is what somebody wrote.
+    expanded = "a$b-/home/somebody-7-"
+    assert signature(dotenv.parent, PROXY_ACCESS_KEY=expanded) == signature_by(expanded)
+
+
+def test_command_finds_a_secret_where_the_service_does(dotenv: Path) -> None:
+    (dotenv.parent / "key").write_text("key-from-a-file")
+    dotenv.write_text(f"BACKEND_API_URLS={URL}\nPROXY_ACCESS_KEY_FILE=key\n")
+    assert signature(dotenv.parent) == signature_by("key-from-a-file")
+    assert signature(dotenv.parent, PROXY_ACCESS_KEY="of-the-shell") == signature_by("of-the-shell")
+
+
+def test_command_reads_no_dotenv_of_another_folder(dotenv: Path) -> None:
+    dotenv.write_text("SIGNING_KEY=of-the-folder-above\n")
+    (below := dotenv.parent / "below").mkdir()
+    assert signature(below, **LEAST) == signature_by(KEY)
+
+
+# --- warnings
+
+STRONG = {"PROXY_ACCESS_KEY": "0123456789abcdef", "SIGNING_KEY": "0123456789abcdef"}
+
+
+def warnings_of(values: Mapping[str, str], dotenv: str = "") -> list[str]:
+    values = {**LEAST, **STRONG, **values}
+    return list(config.parse(values, Dotenv(dotenv)).warnings)
+
+
+def test_long_keys_cause_no_warning() -> None:
+    example = FILLED + re.sub("(?m)^#([A-Z_]+=)", r"\1", EXAMPLE)
+    assert warnings_of({"AUTH_TOKEN": "none"}, f"{example}COMPOSE_PROJECT_NAME=x") == []
+
+
+def test_short_secrets_cause_one_warning() -> None:
+    short = {"PROXY_ACCESS_KEY": "demo", "SIGNING_KEY": "0123456789abcdef,old"}
+    (warning,) = warnings_of(short)
+    assert warning.startswith("PROXY_ACCESS_KEY, SIGNING_KEY: under 16 characters")
+
+
+def test_missing_signing_key_causes_a_warning() -> None:
+    (warning,) = warnings_of({"SIGNING_KEY": ""})
+    assert warning.startswith("SIGNING_KEY: is not set")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("POLLINATIONS_ENABLE", "POLLINATIONS_ENABLED"),
+        ("BACKEND_API_URL", "BACKEND_API_URLS"),
+        ("DE_NSFW_TEMPLATES", "DE_NSFW_TEMPLATE"),
+        ("ADMIN_TOKEN_FILES", "ADMIN_TOKEN_FILE"),
+        ("port", "PORT"),
+    ],
+)
+def test_misspelt_name_in_dotenv_causes_a_warning(name: str, meant: str) -> None:
+    (warning,) = warnings_of({}, f"{name}=x")
+    assert warning == f"{name}: in .env, is not a setting; did you mean {meant}?"
+
+
+@pytest.mark.parametrize("line", ["ADMIN_TOKEN=abc #def", " export ADMIN_TOKEN = a b\t# c"])
+def test_secret_that_is_cut_by_a_comment_causes_a_warning(line: str) -> None:
+    (warning,) = warnings_of({}, f"X='\n'\n{line}\n")
+    assert warning.startswith("ADMIN_TOKEN: in .env, ends before the #")
+    for whole in ("'abc #def'", '"abc #def"', "abc#def", "#abc", ""):
+        assert warnings_of({}, f"ADMIN_TOKEN={whole}\n#x") == []
 
 
 # --- secrets

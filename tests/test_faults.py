@@ -450,7 +450,7 @@ def test_limit_holds_while_two_workers_store(
 ) -> None:
     limit = 2 * MIB
     known.say(lambda seen: drawing(picture_of(seen.json["prompt"], 20_000)))
-    service = gunicorn(known, CACHE_MAX_BYTES=str(limit), LOG_LEVEL="WARNING")
+    service = gunicorn(known, CACHE_MAX_BYTES=str(limit), MAX_IMAGE_BYTES="50000")
     sizes: list[int] = []
 
     def ask(number: int) -> None:
