@@ -195,6 +195,10 @@ class State(Protocol):
 
     def totals(self) -> Totals: ...
 
+    def last_drawn(self, names: Sequence[str]) -> dict[str, float]:
+        """Return when the newest picture there is of each `drawn_by` was created."""
+        ...
+
     def recall(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
         """Return the notes of these kinds and keys that have not expired, in one call."""
         ...

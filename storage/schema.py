@@ -39,6 +39,7 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX entries_by_age ON entries (created, key)",
         "DROP INDEX entries_by_use",
         "CREATE INDEX entries_by_use ON entries (used) WHERE file IS NOT NULL",
+        "CREATE INDEX entries_by_origin ON entries (drawn_by, created)",
         *(
             f"ALTER TABLE entries ADD COLUMN {name} TEXT"
             for name in ("quality", "style", "background", "negative_prompt")

@@ -95,6 +95,13 @@ class SqliteState:
 
         return self._database.run(work)
 
+    def last_drawn(self, names: Sequence[str]) -> dict[str, float]:
+        if not names:
+            return {}
+        wanted = {f"name{number}": name for number, name in enumerate(names)}
+        found = self._all(sql.last_drawn(len(names)), wanted)
+        return {row["name"]: row["created"] for row in found if row["created"]}
+
     # --- notes
 
     def recall(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:

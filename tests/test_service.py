@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from cache import Cache
 from picture import ImageRequest
 
 from .conftest import ADMIN, BROKEN, KEY, InProcess, drawing, llm_settings
-from .servers import JPEG, Got, ScriptedServer, fetch, png
+from .servers import JPEG, Got, Say, ScriptedServer, fetch, png
 
 Serve = Callable[..., InProcess]
 MakeServer = Callable[[], ScriptedServer]
@@ -412,12 +414,33 @@ def test_status_shows_everything_but_secrets(
     got = service.get("/status")
     assert got.headers["Cache-Control"] == "no-store"
     assert got.json["status"] == "ok"
-    assert got.json["backends"] == [{"url": f"{backend.url}/v1", "weight": 1.0, "state": "ready"}]
+    assert got.json["backends"] == [
+        {"url": f"{backend.url}/v1", "weight": 1.0, "state": "ready", "last_drew": None}
+    ]
     assert got.json["cache"]["entries"] == 0
     assert got.json["de_nsfw"] == {"enabled": True, "max_attempts": 2}
     assert got.json["fallback"]["enabled"] is True
     for secret in (KEY, ADMIN, "token", "pass-word", "in-query"):
         assert secret not in got.body.decode()
+
+
+def test_status_says_when_each_server_drew_and_why_and_when_it_failed(
+    serve: Serve, backend: ScriptedServer, server: MakeServer
+) -> None:
+    llm = server()
+    llm.say(Say({"error": {"message": "Incorrect API key provided."}}, 401))
+    service = serve(backend, **llm_settings(llm, optimise=True))
+    unknown = Say({"error": {"message": "Unknown parameter: 'seed'.", "param": "seed"}}, 400)
+    backend.say(unknown, drawing(), BROKEN)
+    assert [service.picture(prompt).status for prompt in "ab"] == [200, 502]
+    about = service.get("/status").json
+    [found] = about["backends"]
+    assert (found["state"], found["why"]) == ("cooling", "down")
+    assert found["models"] == {"": {"learned": {"dropped": ["seed"]}}}
+    assert about["llm_optimization"]["why"] == "unauthorised"
+    moments = (found["last_drew"], found["last_failed"], about["llm_optimization"]["last_failed"])
+    for moment in moments:
+        assert abs(datetime.fromisoformat(moment).timestamp() - time.time()) < 60
 
 
 def test_crawlers_are_kept_away_from_pictures(serve: Serve, backend: ScriptedServer) -> None:

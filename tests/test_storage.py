@@ -171,6 +171,14 @@ def test_totals_count_rows_and_the_bytes_of_files(state: State) -> None:
     assert state.totals() == Totals(2, 101)
 
 
+def test_newest_picture_of_each_backend_says_when_it_last_drew(state: State) -> None:
+    for text, created, name in [("a", 1.0, "x"), ("b", 3.5, "x"), ("c", 2.0, "x"), ("d", 4.0, "y")]:
+        store(state, text, created=created, drawn_by=name)
+    store(state, "e", created=9.0)
+    assert state.last_drawn(["x", "y", "idle"]) == {"x": 3.5, "y": 4.0}
+    assert state.last_drawn([]) == {}
+
+
 # --- the gallery
 
 

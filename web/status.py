@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from config import Settings
 from cooldowns import Cooldown, Cooldowns
 from drawing import Backend
 from llm import Llm
-from storage import Note
+from storage import Note, Unavailable
 from storage.memory import Memory
 from upstream.learning import Learned
 from values import printable_url
@@ -30,11 +31,12 @@ class Status:
         self.llm = llm
 
     def describe(self) -> dict[str, Any]:
-        """Return the whole answer, in two calls of the state."""
+        """Return the whole answer, in three calls of the state."""
         memory, totals = Memory(self.cache.state, self._wanted()), self.cache.totals()
-        backends = [self._backend(backend, memory) for backend in self.backends.all]
-        is_ok = totals is not None and not self.cache.is_degraded
-        is_ok = is_ok and any(backend["state"] == "ready" for backend in backends)
+        drew = self._last_drawn()
+        backends = [self._backend(b, memory, drew.get(b.name)) for b in self.backends.all]
+        is_ready = any(backend["state"] == "ready" for backend in backends)
+        is_ok = is_ready and totals is not None and not self.cache.is_degraded
         return {
             "status": "ok" if is_ok else "degraded",
             "version": self.version,
@@ -82,13 +84,18 @@ class Status:
                 wanted += [(Cooldown, key), (Learned, key)]
         return wanted + (self.llm.wanted("") if self.llm else [])
 
-    def _backend(self, backend: Backend, memory: Memory) -> dict[str, Any]:
+    def _last_drawn(self) -> dict[str, float]:
+        with suppress(Unavailable):
+            return self.cache.state.last_drawn([backend.name for backend in self.backends.all])
+        return {}
+
+    def _backend(self, backend: Backend, memory: Memory, drew: float | None) -> dict[str, Any]:
         key = backend.endpoint.note_key()
         wait = Cooldowns.left(memory, key)
         state = "drained" if not backend.weight else "cooling" if wait else "ready"
         found: dict[str, Any] = {"url": backend.name, "weight": backend.weight, "state": state}
         found |= {"ready_in": round(wait, 1)} if wait else {}
-        found |= self._series(key, memory)
+        found |= {"last_drew": None if drew is None else _iso(drew)} | self._series(key, memory)
         models = {model or "": self._model(backend, model, memory) for model in _models(backend)}
         known = {model: about for model, about in models.items() if about}
         return found | ({"models": known} if known else {})
@@ -107,8 +114,11 @@ class Status:
         recalled = memory.get(Cooldown, key)
         if recalled is None or not recalled.note.why:
             return {}
-        at = datetime.fromtimestamp(recalled.note.failed_at, UTC)
-        return {"why": recalled.note.why, "last_failed": at.isoformat(timespec="seconds")}
+        return {"why": recalled.note.why, "last_failed": _iso(recalled.note.failed_at)}
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
 
 
 def _models(backend: Backend) -> list[str | None]:
