@@ -83,7 +83,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.url_map.converters["whole_path"] = WholePath
     pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline)
     app.wsgi_app = pictures  # type: ignore[method-assign]
-    api = Api(settings, access, cache, Status(__version__, settings, cache, backends, llm))
+    status = Status(__version__, settings, cache, backends, llm)
+    api = Api(settings, access, cache, status, pictures)
     app.register_blueprint(_routes(pictures, api))
     app.register_error_handler(
         Exception, lambda error: problem(error, has_cards=settings.error_images)
@@ -120,6 +121,7 @@ def _routes(pictures: Pictures, api: Api) -> Blueprint:
     routes.add_url_rule(path, view_func=preflight, methods=["OPTIONS"])
     routes.add_url_rule("/sign", view_func=api.sign, methods=["POST"])
     routes.add_url_rule("/cache", view_func=api.list_pictures)
+    routes.add_url_rule("/cache/<string(length=64):key>", view_func=api.show_picture)
     routes.add_url_rule("/cache/delete", view_func=api.delete_picture, methods=["POST"])
     routes.add_url_rule("/status", view_func=api.show_status)
     routes.add_url_rule("/robots.txt", view_func=api.robots)

@@ -18,7 +18,7 @@ from formats import EXTENSIONS
 from picture import BadRequest, ImageRequest
 from storage import Note, Notes, Row, State, Store, Totals, Unavailable
 from storage.unsaved import Backlog
-from storage.upkeep import Task, adopt, discard, evict, repeat, sweep
+from storage.upkeep import Task, adopt, discard, evict, learn, repeat, sweep
 from storage.verify import Lost, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
@@ -72,10 +72,11 @@ class Cache:
 
     # --- pictures
 
-    def get(self, key: str) -> Picture | None:
+    def get(self, key: str, request: ImageRequest | None = None) -> Picture | None:
         """Return a picture, verified to be the one that was stored, or None.
 
-        Raises Unavailable where that cannot be known: drawing might be paid for twice.
+        A row without a prompt learns it from `request`. Raises Unavailable where it cannot be
+        known whether there is a picture: drawing might be paid for twice.
         """
         if self._backlog and (unsaved := self._backlog.get(key)):
             in_store = unsaved.row.file and unsaved.data is None
@@ -85,6 +86,8 @@ class Cache:
             return None
         picture = Picture(row, None) if row.file is None else self._open(row)
         if picture:
+            if request and picture.row.prompt is None and key not in self._used:
+                picture = picture._replace(row=learn(self.state, picture.row, request))
             # A hit writes nothing: maintain() writes these down, many at once.
             self._used[key] = self.clock()
         return picture

@@ -1,23 +1,53 @@
-"""The arguments and options that several commands take."""
+"""What several commands take as arguments, and what they say first."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
+from cache import Cache
 from config import Settings
-from picture import BadRequest, ImageRequest
+from picture import PARAMETERS, BadRequest, ImageRequest
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 FILES = click.argument(
     "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-WIDTH = click.option("--width", help="Pixels, 1 to 4096.")
-HEIGHT = click.option("--height", help="Pixels, 1 to 4096.")
-MODEL = click.option("--model", help="The backend's model.")
-SEED = click.option("--seed", help="An integer of at most 18 digits, 42 by default.")
+_HELP = {
+    "width": "Pixels, 1 to 4096.",
+    "height": "Pixels, 1 to 4096.",
+    "model": "The backend's model.",
+    "seed": "An integer of at most 18 digits, 42 by default.",
+    "quality": "In the backend's own words, such as high.",
+    "style": "In the backend's own words, such as vivid.",
+    "background": "In the backend's own words, such as transparent.",
+    "negative_prompt": "What the picture is not to show.",
+}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def picture_options(command: Command) -> Command:
+    """Add an option for each parameter of a picture's URL."""
+    for name in reversed(PARAMETERS):
+        option = f"--{name.replace('_', '-')}"
+        command = click.option(option, name, help=_HELP[name])(command)
+    return command
+
+
+def announce(settings: Settings, cache: Cache) -> None:
+    """Say on stderr which cache a command works on: CACHE_DIR may be set for the service only."""
+    totals = cache.totals()
+    found = f" ({counted(totals.entries)})" if totals else ""
+    click.echo(f"Cache: {settings.cache_dir.absolute()}{found}", err=True)
+
+
+def counted(pictures: int) -> str:
+    return f"{pictures} picture{'' if pictures == 1 else 's'}"
 
 
 def read_text(file: Path) -> str:

@@ -11,7 +11,7 @@ import click
 from flask.cli import AppGroup
 
 from cache import Cache
-from commands.arguments import AS_JSON, HEIGHT, MODEL, SEED, WIDTH, age, read_request
+from commands.arguments import AS_JSON, age, announce, counted, picture_options, read_request
 from commands.typescript import import_command
 from config import Settings
 from journey import Blocked, Failure
@@ -20,20 +20,21 @@ from storage import Row, Unavailable
 
 def cache_group(settings: Settings, cache: Cache) -> click.Group:
     group = AppGroup("cache", help="Look into the cache and tidy it.")
-    group.add_command(_list_command(cache))
+    group.add_command(_list_command(settings, cache))
     group.add_command(_stats_command(settings, cache))
     group.add_command(_delete_command(settings, cache))
     group.add_command(import_command(settings, cache))
     return group
 
 
-def _list_command(cache: Cache) -> click.Command:
+def _list_command(settings: Settings, cache: Cache) -> click.Command:
     @click.command("list")
     @click.option("--match", default="", help="Only prompts that contain this text.")
     @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
     @AS_JSON
     def list_pictures(match: str, limit: int, as_json: bool) -> None:
         """List the cached pictures, newest first."""
+        announce(settings, cache)
         for number, row in enumerate(_rows(cache, match)):
             if number == limit:
                 break
@@ -47,6 +48,7 @@ def _stats_command(settings: Settings, cache: Cache) -> click.Command:
     @AS_JSON
     def stats(as_json: bool) -> None:
         """Print how much is in the cache."""
+        announce(settings, cache)
         totals = cache.totals()
         if totals is None:
             raise click.ClickException("The cache cannot be used.")
@@ -56,7 +58,7 @@ def _stats_command(settings: Settings, cache: Cache) -> click.Command:
             click.echo(json.dumps(found))
         else:
             of = _size(limit) if limit else "no limit"
-            click.echo(f"{_pictures(totals.entries)}, {_size(totals.bytes)} of {of}")
+            click.echo(f"{counted(totals.entries)}, {_size(totals.bytes)} of {of}")
 
     return stats
 
@@ -64,10 +66,7 @@ def _stats_command(settings: Settings, cache: Cache) -> click.Command:
 def _delete_command(settings: Settings, cache: Cache) -> click.Command:
     @click.command("delete")
     @click.argument("prompt", required=False)
-    @WIDTH
-    @HEIGHT
-    @MODEL
-    @SEED
+    @picture_options
     @click.option("--older-than", metavar="AGE", callback=age, help="Such as 30d, 12h or 90m.")
     @click.option("--match", metavar="TEXT", help="All whose prompt contains this text.")
     @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -83,6 +82,7 @@ def _delete_command(settings: Settings, cache: Cache) -> click.Command:
         """Delete one picture by PROMPT and parameters, or many by --older-than or --match."""
         if (prompt is None) == (older_than is None and match is None):
             raise click.UsageError("Give a PROMPT, or --older-than or --match.")
+        announce(settings, cache)
         if prompt is not None:
             keys = [read_request(prompt, settings, parameters).key]
             question = "Delete this picture?"

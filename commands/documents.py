@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from picture import BadRequest, ImageRequest
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 # The characters that cannot be part of a URL in Markdown or in an attribute, and parentheses.
 _BOUNDARY = re.compile(r"[\s<>\"'`\\()]")
+# A key that stands further behind a URL is none of its parameters.
+_MAX_REST = 4000
+_KEY = re.compile(r"(?:\bkey=|\bBearer[ +]+|\bBearer%20)([^\s<>\"'`\\&#]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,15 @@ class Found:
     credentials: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """An access key that a document contains: its line, counted from 1, and why it was left."""
+
+    line: int
+    reason: str
+    is_elsewhere: bool = False
+
+
 def find_urls(
     text: str, public_url: str | None = None, max_prompt_length: int = 4000
 ) -> Iterator[tuple[int, Found]]:
@@ -35,25 +50,74 @@ def find_urls(
     picture and carry credentials.
     """
     for start, url in _urls(text):
-        is_ours = not public_url or url.startswith(f"{public_url}/prompt/")
-        if is_ours and (found := _read(url, max_prompt_length)):
-            yield start, found
+        if _is_ours(url, public_url):
+            with suppress(BadRequest, ValueError):
+                found = _read(url, max_prompt_length)
+                if found.credentials:
+                    yield start, found
 
 
 def replace_urls(
-    text: str, replace: Callable[[Found], str | None], public_url: str | None = None
+    text: str,
+    replace: Callable[[Found], str | None],
+    public_url: str | None = None,
+    max_prompt_length: int = 4000,
 ) -> tuple[str, int]:
     """Return `text` with our URLs replaced, and how many were.
 
     `replace` returns the new URL, or None to leave one as it is.
     """
     parts, position, count = [], 0, 0
-    for start, found in find_urls(text, public_url):
+    for start, found in find_urls(text, public_url, max_prompt_length):
         replacement = replace(found)
         if replacement is not None:
             parts += [text[position:start], replacement]
             position, count = start + len(found.url), count + 1
     return "".join([*parts, text[position:]]), count
+
+
+def find_keys(
+    text: str, key: str, public_url: str | None = None, max_prompt_length: int = 4000
+) -> Iterator[Left]:
+    """Yield each place of a document that has the access key, in a URL or as a Bearer token."""
+    urls = list(_urls(text))
+    starts = [start for start, _ in urls]
+    line, counted = 1, 0
+    for match in _KEY.finditer(text):
+        if not _begins_with(match[1], key):
+            continue
+        line, counted = line + text.count("\n", counted, match.start()), match.start()
+        place = bisect_right(starts, counted)
+        start, url = urls[place - 1] if place else (counted, "")
+        if counted >= (end := start + len(url)):
+            yield Left(line, _why_outside(url, text[end : min(counted, end + _MAX_REST)]))
+        elif not _is_ours(url, public_url):
+            yield Left(line, f"the URL does not begin with {public_url}/prompt/", True)
+        else:
+            yield Left(line, _why_not_read(url, max_prompt_length))
+
+
+def _begins_with(written: str, key: str) -> bool:
+    """Whether a value is the key, as it is or encoded, perhaps with a sentence's end after it."""
+    value = unquote(html.unescape(written))
+    return value.startswith(key) and not re.match(r"[A-Za-z0-9-]", value[len(key) :])
+
+
+def _why_outside(url: str, rest: str) -> str:
+    """Say why a key is not part of the URL before it; `rest` is what stands between the two."""
+    if "/prompt/" in url and "\n" not in rest and len(rest) < _MAX_REST:
+        return f"the URL ends at {rest[0]!r}, which must be percent-encoded"
+    return "the key is not part of a URL"
+
+
+def _why_not_read(url: str, max_prompt_length: int) -> str:
+    try:
+        _read(url, max_prompt_length)
+    except BadRequest as error:
+        return str(error)
+    except ValueError:
+        return "the URL does not name a picture"
+    return "the key is not a parameter of its own"
 
 
 def signed_in_place(found: Found, credentials: dict[str, str | int]) -> str:
@@ -85,12 +149,14 @@ def _end_of_url(text: str, position: int) -> int:
     return len(text)
 
 
-def _read(url: str, max_prompt_length: int) -> Found | None:
-    try:
-        parts = urlsplit(url.replace("&amp;", "&"))
-        path = parts.path[parts.path.index("/prompt/") :]
-        decoded = unquote_to_bytes(path.encode()).decode("latin-1")
-        request, credentials = ImageRequest.from_url(decoded, parts.query, max_prompt_length)
-    except (BadRequest, ValueError):
-        return None
-    return Found(url, request, credentials) if credentials else None
+def _is_ours(url: str, public_url: str | None) -> bool:
+    return not public_url or url.startswith(f"{public_url}/prompt/")
+
+
+def _read(url: str, max_prompt_length: int) -> Found:
+    """Read one of our URLs. Raises BadRequest, or ValueError if it does not name a picture."""
+    parts = urlsplit(url.replace("&amp;", "&"))
+    path = parts.path[parts.path.index("/prompt/") :]
+    decoded = unquote_to_bytes(path.encode()).decode("latin-1")
+    request, credentials = ImageRequest.from_url(decoded, parts.query, max_prompt_length)
+    return Found(url, request, credentials)

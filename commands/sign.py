@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
 
 from access import MAX_EXPIRES_IN, Access
-from commands.arguments import AS_JSON, HEIGHT, MODEL, SEED, WIDTH, read_request, read_text
-from commands.documents import Found, replace_urls, signed_in_place
+from commands.arguments import AS_JSON, picture_options, read_request, read_text
+from commands.documents import Found, Left, find_keys, replace_urls, signed_in_place
 from config import Settings
 from picture import Link
 
@@ -17,10 +18,7 @@ from picture import Link
 def sign_command(settings: Settings, access: Access) -> click.Command:
     @click.command("sign")
     @click.argument("arguments", nargs=-1, required=True, metavar="PROMPT | FILE…")
-    @WIDTH
-    @HEIGHT
-    @MODEL
-    @SEED
+    @picture_options
     @click.option(
         "--expires-in",
         type=click.IntRange(1, MAX_EXPIRES_IN),
@@ -41,7 +39,8 @@ def sign_command(settings: Settings, access: Access) -> click.Command:
         """Print a URL that shows one picture without the access key.
 
         With --in-place: replace `key=` by a signature in every URL of this service in Markdown
-        and HTML files, and change nothing else.
+        and HTML files, and change nothing else. Exits 1 if a file still contains the key, and
+        names the lines.
         """
         if in_place:
             _sign_files([Path(name) for name in arguments], settings, access, expires_in, as_json)
@@ -64,15 +63,29 @@ def _sign_files(
             return None
         return signed_in_place(found, access.sign(found.request, expires_in))
 
-    counts = {}
+    limits = settings.public_url, settings.max_prompt_length
+    counts: dict[str, int] = {}
+    is_clean = True
     for file in files:
         text = read_text(file)
-        signed, count = replace_urls(text, replacement, settings.public_url)
-        if count:
+        signed, counts[str(file)] = replace_urls(text, replacement, *limits)
+        if signed != text:
             # Bytes that are not UTF-8 are written back as they were.
             file.write_bytes(signed.encode("utf-8", "surrogateescape"))
-        counts[str(file)] = count
-        if not as_json:
-            click.echo(f"{file}: {count} signed")
+        left = list(find_keys(signed, settings.access_key, *limits))
+        is_clean = is_clean and not left
+        _report(file, counts[str(file)], left, is_quiet=as_json)
     if as_json:
         click.echo(json.dumps(counts))
+    sys.exit(0 if is_clean else 1)
+
+
+def _report(file: Path, signed: int, left: list[Left], *, is_quiet: bool) -> None:
+    """Print the counts, and on stderr each line in which the access key is left."""
+    elsewhere = sum(one.is_elsewhere for one in left)
+    counts = {"left": len(left) - elsewhere, "left on other hosts": elsewhere}
+    texts = [f"{signed} signed", *(f"{count} {what}" for what, count in counts.items() if count)]
+    if not is_quiet:
+        click.echo(f"{file}: {', '.join(texts)}")
+    for one in left:
+        click.echo(f"{file}:{one.line}: {one.reason}", err=True)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from cache import Cache, NotKept
-from commands.arguments import AS_JSON
+from commands.arguments import AS_JSON, announce
 from config import Settings
 from formats import media_type_of
 from journey import Blocked
@@ -26,8 +26,9 @@ def import_command(settings: Settings, cache: Cache) -> click.Command:
     @AS_JSON
     def import_directory(directory: Path, as_json: bool) -> None:
         """Take over the cache of the TypeScript version from DIRECTORY, which stays as it is."""
+        announce(settings, cache)
         metas = sorted(directory.rglob("*.meta.json"))
-        counts = dict.fromkeys(("imported", "there", "blocked", "unusable"), 0)
+        counts = dict.fromkeys(("imported", "there", "blocked", "fallback_failed", "unusable"), 0)
         with click.progressbar(
             metas, label="Importing", show_pos=True, file=sys.stderr, hidden=as_json
         ) as files:
@@ -36,7 +37,7 @@ def import_command(settings: Settings, cache: Cache) -> click.Command:
                     counts[_import_one(meta, settings, cache)] += 1
                 except Unavailable as error:
                     raise click.ClickException(f"The cache cannot be used: {error}.") from error
-        text = ", ".join(f"{count} {what}" for what, count in counts.items())
+        text = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
         click.echo(json.dumps(counts) if as_json else text)
         sys.exit(1 if counts["unusable"] else 0)
 
@@ -46,11 +47,8 @@ def import_command(settings: Settings, cache: Cache) -> click.Command:
 def _import_one(meta: Path, settings: Settings, cache: Cache) -> str:
     """Import one entry, `{hash}.data` beside `{hash}.meta.json`; return the outcome."""
     key = meta.name.removesuffix(".meta.json")
-    try:
-        about = json.loads(meta.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return "unusable"
-    if not re.fullmatch(r"[0-9a-f]{64}", key) or not isinstance(about, dict):
+    about = _read_json(meta)
+    if about is None or not re.fullmatch(r"[0-9a-f]{64}", key):
         return "unusable"
     created = _created_at(about.get("createdAt"), meta)
     prompts = {
@@ -62,12 +60,24 @@ def _import_one(meta: Path, settings: Settings, cache: Cache) -> str:
         note = Blocked(prompts["optimized"], prompts["rewritten"], settings.fingerprint)
         if left > 0:
             cache.remember(note, key, left)
-        return "blocked"
+    for field, outcome in _WITHOUT_PICTURE.items():
+        if about.get(field):
+            return outcome
+    return _import_picture(cache, key, meta.with_name(f"{key}.data"), created, prompts)
+
+
+# Drawings that ended without a picture: refused, or refused and the fallback failed as well.
+_WITHOUT_PICTURE = {"fallbackFailed": "fallback_failed", "blocked": "blocked"}
+
+
+def _import_picture(
+    cache: Cache, key: str, file: Path, created: float, prompts: dict[str, Any]
+) -> str:
     if picture := cache.get(key):
         picture.close()
         return "there"
     try:
-        data = meta.with_name(f"{key}.data").read_bytes()
+        data = file.read_bytes()
         media_type = media_type_of(data)
         if media_type is None:
             return "unusable"
@@ -75,6 +85,14 @@ def _import_one(meta: Path, settings: Settings, cache: Cache) -> str:
     except (OSError, NotKept):
         return "unusable"
     return "imported"
+
+
+def _read_json(meta: Path) -> dict[str, Any] | None:
+    try:
+        about = json.loads(meta.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return about if isinstance(about, dict) else None
 
 
 def _created_at(value: Any, meta: Path) -> float:

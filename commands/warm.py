@@ -12,7 +12,7 @@ import click
 
 from access import Access
 from cache import Cache
-from commands.arguments import AS_JSON, FILES, read_text
+from commands.arguments import AS_JSON, FILES, announce, read_text
 from commands.documents import find_urls
 from config import THREADS_KEPT_FREE, Settings
 from journey import GaveUp
@@ -28,7 +28,7 @@ def warm_command(
 ) -> click.Command:
     def draw(request: ImageRequest) -> str:
         try:
-            if picture := cache.get(request.key):
+            if picture := cache.get(request.key, request):
                 picture.close()
                 return "there"
             pipeline.draw(request)
@@ -46,6 +46,7 @@ def warm_command(
         It can be interrupted and run again. A running server shares its locks: nothing is
         drawn twice.
         """
+        announce(settings, cache)
         wanted = {
             found.request.key: found.request
             for file in files

@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import NamedTuple
 
 from formats import EXTENSIONS
+from picture import ImageRequest
 from storage import Row, State, Store, Stored, Unavailable
 
 log = logging.getLogger("prompt_image_proxy.cache")
@@ -93,6 +95,17 @@ def discard(state: State, store: Store, rows: Sequence[Row]) -> int:
             with suppress(OSError):
                 store.delete(row.file)
     return removed
+
+
+def learn(state: State, row: Row, request: ImageRequest) -> Row:
+    """Note the request that an adopted or imported picture answers; return the row with it.
+
+    Worth one try between two flushes: a locked state must not slow every hit.
+    """
+    known = replace(row, **asdict(request))
+    with suppress(Unavailable):
+        state.amend(row, known)
+    return known
 
 
 def _batches(store: Store) -> Iterator[list[Stored]]:

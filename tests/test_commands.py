@@ -23,8 +23,8 @@ from picture import ImageRequest
 from storage.folder import Folder
 from storage.sqlite import SqliteState
 
-from .conftest import KEY, REFUSAL, ROOT, InProcess, drawing
-from .servers import GIF, Gate, Say, ScriptedServer, Seen, png, wait_until
+from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, drawing
+from .servers import GIF, Gate, Say, ScriptedServer, Seen, fetch, png, wait_until
 
 Run = Callable[..., click.testing.Result]
 BASE = "https://pics.example.org"
@@ -75,6 +75,10 @@ def test_signed_url_is_accepted_by_the_server(
     assert serve(backend).get(url.removeprefix(BASE)).status == 200
     assert "exp=" in run("sign", "x", "--expires-in", "60", PUBLIC_URL=BASE).output
     assert run("sign", "x").output.startswith("http://127.0.0.1:")
+    words = ("--quality", "high", "--style", "vivid", "--background", "blue")
+    more = run("sign", "x", *words, "--negative-prompt", "no text", PUBLIC_URL=BASE).output
+    assert "?quality=high&style=vivid&background=blue&negative_prompt=no%20text&sig=" in more
+    assert serve(backend).get(more.strip().removeprefix(BASE)).status == 200
 
 
 def test_link_is_printed_in_three_formats(run: Run) -> None:
@@ -119,8 +123,31 @@ def test_signing_in_place_replaces_the_key_and_nothing_else(run: Run, tmp_path: 
     after = page.read_bytes()
     assert after.count(b"sig=") == 2
     assert re.sub(rb"sig=[0-9a-f]{32}", b"key=" + KEY.encode(), after) == before
-    assert json.loads(run("sign", "--in-place", "--json", str(page)).output) == {str(page): 0}
+    assert json.loads(run("sign", "--in-place", "--json", str(page)).stdout) == {str(page): 0}
     assert page.read_bytes() == after
+
+
+def test_lines_in_which_the_key_is_left_are_named(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        f"![]({BASE}/prompt/a?key={KEY})\n\n![]({BASE}/prompt/b?width=5000&key={KEY})\n"
+        f"![]({BASE}/prompt/two words?key={KEY}) ![](https://other.example/prompt/c?key={KEY})\n"
+    )
+    result = run("sign", "--in-place", str(page), PUBLIC_URL=BASE)
+    assert result.exit_code == 1
+    assert result.stdout == f"{page}: 1 signed, 2 left, 1 left on other hosts\n"
+    assert [line.removeprefix(f"{page}:")[:2] for line in result.stderr.splitlines()] == [
+        *("3:", "4:", "4:"),
+    ]
+    again = run("sign", "--in-place", "--json", str(page), PUBLIC_URL=BASE)
+    assert (again.exit_code, json.loads(again.stdout)) == (1, {str(page): 0})
+
+
+def test_longer_descriptions_are_signed_where_they_are_allowed(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"![]({BASE}/prompt/{'x' * 4001}?key={KEY})")
+    assert run("sign", "--in-place", str(page)).exit_code == 1
+    assert run("sign", "--in-place", str(page), MAX_PROMPT_LENGTH="4001").exit_code == 0
 
 
 # --- warm ---------------------------------------------------------------------------------------
@@ -221,19 +248,19 @@ def test_interrupted_warm_can_be_run_again(
 def test_list_shows_the_newest_first(run: Run, cache: Cache) -> None:
     for number, prompt in enumerate(("one", "two", "three")):
         put(cache, prompt, created=1_700_000_000.0 + number)
-    lines = run("cache", "list").output.splitlines()
+    lines = run("cache", "list").stdout.splitlines()
     assert [line.split()[-1] for line in lines] == ["three", "two", "one"]
     assert lines[0].startswith("2023-11-14 22:13")
-    found = run("cache", "list", "--json", "--match", "T").output.splitlines()
+    found = run("cache", "list", "--json", "--match", "T").stdout.splitlines()
     rows = [json.loads(line) for line in found]
     assert [row["prompt"] for row in rows] == ["three", "two"]
-    assert len(run("cache", "list", "--limit", "1").output.splitlines()) == 1
+    assert len(run("cache", "list", "--limit", "1").stdout.splitlines()) == 1
 
 
 def test_stats_count_pictures_and_bytes(run: Run, cache: Cache) -> None:
     put(cache, "one")
-    assert run("cache", "stats").output == f"1 picture, {len(png())} B of 10.0 GiB\n"
-    found = json.loads(run("cache", "stats", "--json").output)
+    assert run("cache", "stats").stdout == f"1 picture, {len(png())} B of 10.0 GiB\n"
+    found = json.loads(run("cache", "stats", "--json").stdout)
     assert found == {"entries": 1, "bytes": len(png()), "max_bytes": 10 * 2**30}
 
 
@@ -252,9 +279,33 @@ def test_pictures_are_deleted_by_age_and_by_text(run: Run, cache: Cache) -> None
     put(cache, "young cat", created=now - 29 * 86400)
     put(cache, "young 100% dog", created=now)
     old = run("cache", "delete", "--older-than", "30d", "--yes", "--json")
-    assert json.loads(old.output) == {"deleted": 1}
-    assert run("cache", "delete", "--match", "0%", "--yes").output == "1 deleted\n"
+    assert json.loads(old.stdout) == {"deleted": 1}
+    assert run("cache", "delete", "--match", "0%", "--yes").stdout == "1 deleted\n"
     assert [row.prompt for row in cache.newest()[0]] == ["young cat"]
+
+
+def test_command_says_which_cache_it_works_on(
+    run: Run, cache: Cache, environment: dict[str, str], tmp_path: Path
+) -> None:
+    put(cache, "there")
+    page = str(write_page(tmp_path, "there"))
+    for arguments in (
+        ("cache", "list", "--json"),
+        ("cache", "stats", "--json"),
+        ("cache", "delete", "--match", "nothing", "--json"),
+        ("cache", "import", environment["CACHE_DIR"], "--json"),
+        ("warm", page, "--json"),
+    ):
+        result = run(*arguments)
+        assert result.stderr == f"Cache: {environment['CACHE_DIR']} (1 picture)\n"
+        json.loads(result.stdout)
+
+
+def test_options_name_another_picture(run: Run, cache: Cache) -> None:
+    request = ImageRequest("x", style="vivid")
+    cache.put(request.key, png(), "image/png", request=request)
+    assert run("cache", "delete", "x", "--yes").exit_code == 1
+    assert run("cache", "delete", "x", "--style", "vivid", "--yes").exit_code == 0
 
 
 def test_import_takes_over_the_typescript_cache(
@@ -275,11 +326,12 @@ def test_import_takes_over_the_typescript_cache(
     write("gone", None, contentType="image/png")
     now_iso = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
     write("rude", None, blocked=True, rewrittenPrompt="nice", createdAt=now_iso)
+    write("doomed", None, fallbackFailed=True)
     (old / "no-hash.meta.json").write_text("{}")
     (old / f"{'f' * 64}.meta.json").write_text("{")
     result = run("cache", "import", str(old), "--json")
     assert result.exit_code == 1
-    counts = {"imported": 1, "there": 0, "blocked": 1, "unusable": 4}
+    counts = {"imported": 1, "there": 0, "blocked": 1, "fallback_failed": 1, "unusable": 4}
     assert json.loads(result.stdout) == counts
     service = serve(backend)
     got = service.picture("A%20Cat")
@@ -289,6 +341,29 @@ def test_import_takes_over_the_typescript_cache(
     assert backend.seen == []
     again = json.loads(run("cache", "import", str(old), "--json").stdout)
     assert (again["imported"], again["there"]) == (0, 1)
+
+
+def test_failed_fallbacks_do_not_make_an_import_fail(run: Run, tmp_path: Path) -> None:
+    (tmp_path / f"{'f' * 64}.meta.json").write_text('{"blocked": true, "fallbackFailed": true}')
+    result = run("cache", "import", str(tmp_path))
+    assert result.exit_code == 0
+    assert result.stdout == "0 imported, 0 there, 0 blocked, 1 fallback failed, 0 unusable\n"
+
+
+def test_imported_picture_learns_its_prompt_from_the_first_url(
+    run: Run, serve: Callable[..., InProcess], backend: ScriptedServer, tmp_path: Path
+) -> None:
+    key = ImageRequest("a cat", width=8, style="vivid").key
+    (tmp_path / f"{key}.meta.json").write_text("{}")
+    (tmp_path / f"{key}.data").write_bytes(GIF)
+    run("cache", "import", str(tmp_path))
+    service, admin = serve(backend), {"X-Admin-Token": ADMIN}
+    [entry] = service.get("/cache", headers=admin).json["entries"]
+    assert (entry["key"], entry["prompt"], entry["url"]) == (key, None, None)
+    assert service.picture("A%20cat", width=8, style="vivid").body == GIF
+    [entry] = service.get("/cache?q=cat", headers=admin).json["entries"]
+    assert (entry["prompt"], entry["width"], entry["style"]) == ("A cat", 8, "vivid")
+    assert fetch(entry["url"]).body == GIF
 
 
 def test_unusable_cache_ends_a_command_with_a_sentence(

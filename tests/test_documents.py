@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commands.documents import Found, find_urls, replace_urls, signed_in_place
+from commands.documents import Found, find_keys, find_urls, replace_urls, signed_in_place
 from picture import ImageRequest
 
 BASE = "https://pics.example.org"
@@ -96,3 +96,29 @@ def test_long_lines_take_linear_time(unit: str) -> None:
     # Quadratic time would be minutes.
     text = unit * (1_000_000 // len(unit))
     assert replace_urls(text, lambda found: None) == (text, 0)
+    list(find_keys(text, "k", BASE))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"{BASE}/prompt/a?key=k&width=5000", "The parameter width must be"),
+        (f"{BASE}/prompt/a?key=k&key=x", "The parameter key is given twice."),
+        (f"{BASE}/prompt/a b?key=k", "the URL ends at ' ', which must be percent-encoded"),
+        (f"{BASE}/other?key=k.", "the URL does not begin with"),
+        ("https://other.example/prompt/a?key=k", "the URL does not begin with"),
+        (f"{BASE}/prompt/a?q=a-key=k", "the key is not a parameter of its own"),
+        ("![](/prompt/a?key=k)", "the key is not part of a URL"),
+        (f"{BASE}/prompt/a?sig=s\nkey=k", "the key is not part of a URL"),
+        ('curl -H "Authorization: Bearer k"', "the key is not part of a URL"),
+    ],
+)
+def test_key_that_is_left_has_a_reason(text: str, reason: str) -> None:
+    [left] = find_keys(f"{URL[:-1]}x\n{text}", "k", BASE)
+    assert left.line == 2 + text.count("\n")
+    assert left.reason.startswith(reason)
+
+
+def test_key_is_found_as_it_is_encoded_and_no_other_key_is() -> None:
+    text = f"{BASE}/a?key=%E9%92%A5%26&amp;x {BASE}/a?key=钥&amp;x {BASE}/a?key=钥%262"
+    assert len(list(find_keys(text, "钥&"))) == 1

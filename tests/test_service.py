@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -333,6 +334,31 @@ def test_picture_is_deleted_by_its_key(serve: Serve, backend: ScriptedServer) ->
     [entry] = listing(service).json["entries"]
     assert service.delete(f'{{"key": "{entry["key"]}"}}'.encode()).status == 200
     assert listing(service).json == {"entries": [], "next": None}
+
+
+def test_options_are_those_of_the_url_wherever_a_picture_is_named(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    service = serve(backend)
+    given = {"quality": "high", "style": "a b", "background": "red", "negative_prompt": "no=text"}
+    body = json.dumps({"description": "x", **given}).encode()
+    signed = service.get(f"/sign?key={KEY}", method="POST", body=body).json
+    assert fetch(signed["url"]).status == 200
+    assert backend.seen[0].json.items() >= given.items()
+    assert service.delete(b'{"description": "x"}').status == 404
+    assert service.delete(body).status == 200
+
+
+def test_administrator_sees_a_picture_by_its_key(serve: Serve, backend: ScriptedServer) -> None:
+    service, admin = serve(backend), {"X-Admin-Token": ADMIN}
+    service.picture("x")
+    path = f"/cache/{ImageRequest('x').key}"
+    got = service.get(path, headers=admin)
+    assert (got.status, got.body, got.headers["Content-Type"]) == (200, png(), "image/png")
+    assert got.headers["Cache-Control"] == "private, no-cache"
+    assert service.get(path).status == 401
+    for missing in ("/cache/x", f"/cache/{'0' * 64}"):
+        assert service.get(missing, headers=admin).status == 404
 
 
 @pytest.mark.parametrize(

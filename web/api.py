@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from flask import Response, request, send_from_directory
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -17,9 +17,11 @@ from journey import Blocked, Failure
 from picture import PARAMETERS, BadRequest, ImageRequest, Link
 from storage import Row
 from web.errors import MAX_BODY, NotFound, as_json
+from web.pictures import Pictures
 from web.status import Status
 
 ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
+_NO_PICTURE = "There is no such picture in the cache."
 PAGE = Path(__file__).resolve().parent / "page"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: https: http:;"
@@ -30,11 +32,19 @@ PAGE_POLICY = (
 class Api:
     """Every view except pictures."""
 
-    def __init__(self, settings: Settings, access: Access, cache: Cache, status: Status) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        access: Access,
+        cache: Cache,
+        status: Status,
+        pictures: Pictures,
+    ) -> None:
         self.settings = settings
         self.access = access
         self.cache = cache
         self.status = status
+        self.pictures = pictures
 
     def sign(self) -> Response:
         """POST /sign: a URL that shows one picture without the access key."""
@@ -53,17 +63,28 @@ class Api:
         rows, following = self.cache.newest(search, int(limit), before)
         return as_json({"entries": [self._describe(row) for row in rows], "next": following})
 
+    def show_picture(self, key: str) -> Response:
+        """GET /cache/{key}: one picture, even if its prompt is unknown."""
+        self._authorise_admin()
+        picture = self.cache.get(key) if _is_key(key) else None
+        if picture is None:
+            raise NotFound(_NO_PICTURE)
+        response = self.pictures.found(picture.row.prompt or "", picture)
+        response.headers["Cache-Control"] = "private, no-cache"
+        response.headers["X-Accel-Expires"] = "0"
+        return response
+
     def delete_picture(self) -> Response:
         """POST /cache/delete: delete one picture, and forget its refusal or failure."""
         self._authorise_admin()
         body = read_body()
         key = body.get("key")
         # An adopted picture has a key and no prompt.
-        if not (isinstance(key, str) and re.fullmatch(r"[0-9a-f]{64}", key)):
+        if not _is_key(key):
             key = read_image_request(body, self.settings.max_prompt_length).key
         notes = [self.cache.forget(kind, key) for kind in (Blocked, Failure)]
         if not self.cache.delete(key) and not any(notes):
-            raise NotFound("There is no such picture in the cache.")
+            raise NotFound(_NO_PICTURE)
         return as_json({"deleted": True, "key": key})
 
     def show_status(self) -> Response:
@@ -95,6 +116,10 @@ class Api:
             "url": link.url if link else None,
             "markdown": link.markdown if link else None,
         }
+
+
+def _is_key(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(re.fullmatch(r"[0-9a-f]{64}", value))
 
 
 def _forwarded_base() -> str:

@@ -105,7 +105,7 @@ class Pictures:
             )
             authorization = environ.get("HTTP_AUTHORIZATION", "")
             self.access.authorise(credentials, authorization, wanted)
-            return Visit(wanted, self.cache.get(key))
+            return Visit(wanted, self.cache.get(key, wanted))
         except (BadRequest, Unauthorised, Unavailable) as error:
             return Visit(error=error)
 
@@ -118,14 +118,14 @@ class Pictures:
             raise visit.error
         assert visit.request
         if visit.picture:
-            return self._found(visit.request.prompt, visit.picture)
+            return self.found(visit.request.prompt, visit.picture)
         if request.method == "HEAD":
             if failure := self.pipeline.remembered(visit.request):
                 raise failure
             return not_drawn()
         return self._drawn(visit.request, self.pipeline.draw(visit.request))
 
-    def _found(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
+    def found(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
         """Answer with a cached picture, a range of it, or 304 Not Modified."""
         if picture.data is not None:
             image = Image(picture.data, picture.row.media_type, picture.row.drawn_by or "")
@@ -151,8 +151,8 @@ class Pictures:
             response = self._redirect(drawn.hosted_url, cache_status)
         elif drawn.image:
             response = self._image(wanted.prompt, drawn.image, drawn.row, cache_status)
-        elif picture := self.cache.get(wanted.key):
-            response = self._found(wanted.prompt, picture, cache_status)
+        elif picture := self.cache.get(wanted.key, wanted):
+            response = self.found(wanted.prompt, picture, cache_status)
         else:
             raise Unavailable("the picture was drawn by another process and is gone")
         if drawn.stages:
