@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Self
 
 from backends import Round
@@ -47,7 +46,8 @@ class Stage:
 class GaveUp(Exception):
     """Every stage was tried. `status` is the HTTP status that says why.
 
-    `retry_after` is in seconds; `remembered_for` as well, None for a failure just made.
+    `retry_after` is in seconds, and so is `remembered_for`, None for what is not remembered.
+    `is_repeated`: it was remembered, and no upstream was asked.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class GaveUp(Exception):
         *,
         retry_after: int | None = None,
         remembered_for: float | None = None,
+        is_repeated: bool = False,
         is_worth_remembering: bool = False,
     ) -> None:
         super().__init__(detail)
@@ -66,6 +67,7 @@ class GaveUp(Exception):
         self.stages = tuple(stages)
         self.retry_after = retry_after
         self.remembered_for = remembered_for
+        self.is_repeated = is_repeated
         self.is_worth_remembering = is_worth_remembering
 
     @property
@@ -121,7 +123,8 @@ class Failure(Note):
             self.detail,
             self.stages,
             retry_after=math.ceil(left),
-            remembered_for=None if is_first else left,
+            remembered_for=left,
+            is_repeated=not is_first,
         )
 
 
@@ -212,10 +215,15 @@ def verdict(journey: Journey, ready_in: float, *, has_fallback: bool) -> GaveUp:
     )
     if is_refused(journey) and (refused or not has_fallback):
         detail = "Moderation refused the prompt everywhere."
-        if journey.blocked_for:
-            detail += _until(journey.blocked_for)
         is_free = journey.blocked_for > 0 and not has_fallback
-        return GaveUp(422, detail, stages, is_worth_remembering=made_a_call and not is_free)
+        return GaveUp(
+            422,
+            detail,
+            stages,
+            remembered_for=journey.blocked_for or None,
+            is_repeated=not made_a_call,
+            is_worth_remembering=made_a_call and not is_free,
+        )
     if journey.deadline.is_over:
         detail = "The picture was not drawn in time."
         return GaveUp(504, detail, stages, is_worth_remembering=made_a_call)
@@ -225,11 +233,3 @@ def verdict(journey: Journey, ready_in: float, *, has_fallback: bool) -> GaveUp:
         return GaveUp(503, detail, stages, retry_after=wait, is_worth_remembering=made_a_call)
     detail = "No backend could draw the picture."
     return GaveUp(502, detail, stages, retry_after=wait, is_worth_remembering=made_a_call)
-
-
-def _until(seconds: float) -> str:
-    until = datetime.now(UTC) + timedelta(seconds=seconds)
-    return (
-        f" This is remembered until {until:%Y-%m-%d %H:%M} UTC, or until an administrator"
-        " deletes the picture."
-    )

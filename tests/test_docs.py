@@ -178,7 +178,9 @@ def test_settings_are_documented_with_their_defaults() -> None:
 
 def test_routes_are_documented(environment: dict[str, str]) -> None:
     app = create_app(config.parse({**environment, "BACKEND_API_URLS": "http://127.0.0.1:9"}))
-    routes = {re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()}
+    routes = {
+        re.sub(r"<(?:[\w()=]+:)?(\w+)>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()
+    }
     documented = re.findall(r"(?m)^## `[A-Z, ]+ (/\S*)`", read("docs/api.md"))
     # The page's own files are no API.
     assert {route for route in routes if "any(" not in route} == set(documented)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
 
 from cache import Cache
+from picture import ImageRequest
 from web.errors import card
 
 from .conftest import (
@@ -87,6 +90,38 @@ def test_card_says_whether_to_change_the_prompt_to_wait_or_to_call_the_operator(
     cooling = as_picture(service, f"/prompt/y?key={KEY}")
     assert (cooling.status, texts(cooling.body)[0]) == (503, "Try again later")
     assert 50 <= int(cooling.headers["Retry-After"]) <= 60
+
+
+def test_remembered_refusal_says_until_when_and_how_to_clear_it(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    backend.say(REFUSAL)
+    service = serve(backend, BLOCKED_TTL="3600")
+    first, again = service.picture("x").json, service.picture("x").json
+    assert (first.get("remembered"), again["remembered"]) == (None, True)
+    for about in (first, again):
+        left = datetime.fromisoformat(about["until"]).timestamp() - time.time()
+        assert 3500 < left <= 3601
+        assert "This is remembered until " in about["detail"]
+        assert (about["key"], about["remedy"]) == (ImageRequest("x").key, "reword")
+        assert "POST /cache/delete" in about["advice"]
+    shown = " ".join(texts(as_picture(service, f"/prompt/x?key={KEY}").body)[1:])
+    assert shown == f"{again['detail']} {again['advice']}"
+
+
+def test_remembered_failure_says_until_when_and_how_to_clear_it(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    backend.say(Say("", 401, {"Retry-After": "0"}))
+    service = serve(backend)
+    first, again = service.picture("x").json, service.picture("x").json
+    assert (first["remedy"], again["remedy"], again["remembered"]) == ("operator", "operator", True)
+    assert "remembered" not in first["detail"], "it is over when one has read so"
+    left = datetime.fromisoformat(again["until"]).timestamp() - time.time()
+    assert -1 <= left <= 2
+    shown = " ".join(texts(as_picture(service, f"/prompt/x?key={KEY}").body)[1:])
+    assert shown == f"{again['detail']} {again['advice']}"
+    assert len(backend.seen) == 1
 
 
 def test_cards_can_be_turned_off(serve: Serve, backend: ScriptedServer) -> None:

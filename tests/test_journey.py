@@ -145,10 +145,12 @@ def test_verdict_has_its_status_and_is_remembered_where_a_call_was_made(case: st
     assert found.stages == journey.stages
 
 
-def test_blocked_prompt_says_until_when() -> None:
-    found = verdict(journey_of(ALL_REFUSED, **BLOCKED), 0, has_fallback=False)
-    assert "until" in found.detail
-    assert "administrator" in found.detail
+def test_blocked_prompt_is_remembered_and_repeated_without_a_call() -> None:
+    for rounds, is_repeated in ((ALL_REFUSED,), False), ((), True):
+        found = verdict(journey_of(*rounds, **BLOCKED), 0, has_fallback=False)
+        assert (found.remembered_for, found.is_repeated) == (60.0, is_repeated)
+    found = verdict(journey_of(ALL_REFUSED), 0, has_fallback=False)
+    assert found.remembered_for is None
 
 
 # --- failures that are remembered ---------------------------------------------------------------
@@ -184,14 +186,14 @@ def test_remembered_failure_is_answered_again_until_it_is_over() -> None:
     again = failure.again(1.5)
     assert again
     assert (again.status, again.detail, again.stages) == (502, "No.", GAVE_UP.stages)
-    assert (again.retry_after, again.remembered_for) == (7, 6.5)
+    assert (again.retry_after, again.remembered_for, again.is_repeated) == (7, 6.5, True)
     assert failure.again(8.0) is None
 
 
 def test_first_answer_has_its_retry_after_and_is_not_a_memory() -> None:
     first = failures(1)[0].again(0.0, is_first=True)
     assert first
-    assert (first.retry_after, first.remembered_for) == (2, None)
+    assert (first.retry_after, first.remembered_for, first.is_repeated) == (2, 2.0, False)
 
 
 def test_failure_survives_being_stored() -> None:

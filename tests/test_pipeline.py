@@ -470,7 +470,7 @@ def test_hit_is_one_call_and_a_plain_miss_five(
     service.picture("first")  # settles what an earlier process may have left behind
     assert calls_of(lambda: service.picture("x")) == MISS
     assert calls_of(lambda: service.picture("x")) == {"find": 1}
-    assert calls_of(lambda: service.get("/status")) == {"recall": 1, "totals": 1}
+    assert calls_of(lambda: service.get("/status")) == {"recall": 1, "totals": 1, "last_drawn": 1}
     assert calls_of(lambda: service.picture("x", key="wrong")) == {}
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import textwrap
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flask import Response, request
@@ -53,7 +54,16 @@ _HTTP_DETAILS = {
     416: "The range cannot be satisfied.",
 }
 # Waiting does not help against these: someone has to change the settings or pay a bill.
-_FOR_THE_OPERATOR = ("unauthorised", "out of credit", "unknown model", "not found", "certificate")
+_OPERATOR_REASONS = frozenset(
+    ("unauthorised", "out of credit", "unknown model", "not found", "bad certificate")
+)
+# `remedy` in problem+json, and the sentence for people. The page has its own, in two languages.
+_ADVICE = {
+    "reword": "Change the description.",
+    "operator": "The operator has to fix it: /status says why.",
+    "wait": "Try again in {seconds} s.",
+}
+_CLEARING = " An administrator can clear it: POST /cache/delete or flask cache delete."
 
 
 def as_json(value: Any) -> Response:
@@ -90,9 +100,9 @@ def _describe(error: Exception) -> tuple[int, str, dict[str, str], dict[str, Any
     if isinstance(error, GaveUp):
         return _describe_failure(error)
     if isinstance(error, Busy):
-        return 503, "Too many pictures are being drawn at the moment.", {"Retry-After": "5"}, {}
+        return _busy("Too many pictures are being drawn at the moment.")
     if isinstance(error, Unavailable):
-        return 503, "The cache cannot be used at the moment.", {"Retry-After": "5"}, {}
+        return _busy("The cache cannot be used at the moment.")
     if type(error) in _STATUSES:
         return _STATUSES[type(error)], str(error), {}, {}
     if isinstance(error, HTTPException):
@@ -103,26 +113,36 @@ def _describe(error: Exception) -> tuple[int, str, dict[str, str], dict[str, Any
     return 500, "Something went wrong. The log has the details.", {}, {}
 
 
+def _busy(detail: str) -> tuple[int, str, dict[str, str], dict[str, Any]]:
+    advice = _ADVICE["wait"].format(seconds=5)
+    return 503, detail, {"Retry-After": "5"}, {"remedy": "wait", "advice": advice}
+
+
 def _describe_failure(error: GaveUp) -> tuple[int, str, dict[str, str], dict[str, Any]]:
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
     more: dict[str, Any] = {"stages": [stage.to_json() for stage in error.stages]}
-    detail = error.detail
-    if error.remembered_for is not None:
+    remedy, detail = _remedy(error), error.detail
+    advice = _ADVICE[remedy].format(seconds=error.retry_after) if remedy else "Try again later."
+    if error.is_repeated:
         more["remembered"] = True
-        detail += " This answer is remembered; no backend was asked."
-    return error.status, detail, headers, more | {"advice": _advice(error)}
+    if error.remembered_for is not None:
+        until = datetime.now(UTC) + timedelta(seconds=error.remembered_for)
+        more["until"] = until.isoformat(timespec="seconds")
+        # A failure just made is over in seconds: Retry-After says so.
+        if error.is_repeated or remedy == "reword":
+            detail += f" This is remembered until {until:%Y-%m-%d %H:%M:%S} UTC."
+            advice += _CLEARING
+    return error.status, detail, headers, more | {"remedy": remedy, "advice": advice}
 
 
-def _advice(error: GaveUp) -> str:
-    """Return what will help: waiting only where it does."""
-    reasons = " ".join(stage.why or "" for stage in error.stages)
+def _remedy(error: GaveUp) -> str | None:
+    """Return what will help, None if nobody can say: waiting only where it does."""
+    reasons = {why for stage in error.stages for why in (stage.why or "").split(", ")}
     if error.status == 422:
-        return "Change the description."
-    if any(word in reasons for word in _FOR_THE_OPERATOR):
-        return "The operator has to fix it: /status names the reason."
-    if error.retry_after:
-        return f"Try again in {error.retry_after} s."
-    return "Try again later."
+        return "reword"
+    if reasons & _OPERATOR_REASONS:
+        return "operator"
+    return "wait" if error.retry_after else None
 
 
 def wants_picture() -> bool:
