@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,6 +25,7 @@ from .conftest import (
     ADMIN,
     KEY,
     REFUSAL,
+    ROOT,
     Gunicorn,
     drawing,
     hosting_settings,
@@ -284,6 +287,25 @@ def test_size_model_and_seed_are_sent_and_stored(page: Page, studio: Studio) -> 
     assert len(studio.backend.seen) == 1
 
 
+def test_options_are_sent_stored_and_shown_when_given(page: Page, studio: Studio) -> None:
+    page.open(studio.service)
+    assert not page.at("#quality").is_displayed()
+    page.at("#options summary").click()
+    given = {"quality": "high", "style": "a & b", "background": "red", "negative_prompt": "no=text"}
+    for name, value in given.items():
+        page.type(f"#{name}", value)
+    page.draw("a red apple")
+    assert studio.backend.seen[0].json.items() >= given.items()
+    assert "Style: a & b" in page.text("#facts")
+    fragment = parse_qs(urlsplit(page.driver.current_url).fragment)
+    assert {name: fragment[name] for name in given} == {n: [text] for n, text in given.items()}
+    page.driver.refresh()
+    page.wait_for_state("done")
+    assert page.at("#negative_prompt").is_displayed()
+    assert page.at("#style").get_attribute("value") == "a & b"
+    assert len(studio.backend.seen) == 1
+
+
 def test_address_fills_the_form_and_never_draws(page: Page, studio: Studio) -> None:
     service = studio.service
     page.open(service, "#prompt=a+red+apple&width=512&height=512&seed=7")
@@ -420,6 +442,41 @@ def test_retry_after_is_counted_down(page: Page, gunicorn: Start, backend: Scrip
     page.wait_for_state("done")
 
 
+def test_panel_says_who_can_help_and_what_is_remembered(
+    page: Page, gunicorn: Start, backend: ScriptedServer
+) -> None:
+    backend.say(Say({"error": {"message": "Incorrect API key provided."}}, 401), REFUSAL)
+    service = gunicorn(backend)
+    page.open(service)
+    page.draw("a red apple", until="failed")
+    assert "has to fix it" in page.text("#error-help")
+    assert "draw failed (unauthorised)" in page.text("#error-stages")
+    assert not page.at("#countdown").is_displayed()
+    page.at("#language").click()
+    assert "需要服务的管理者" in page.text("#error-help")
+    assert "绘制 失败 (未授权)" in page.text("#error-stages")
+    assert page.text("#error-memory") == "", "it is over in two seconds"
+
+
+def test_refusal_says_how_long_it_is_remembered(page: Page, studio: Studio) -> None:
+    studio.backend.say(REFUSAL)
+    page.open(studio.service)
+    for _ in ("drawn", "remembered"):
+        page.draw("another forbidden apple", until="failed")
+        assert "remembered until " in page.text("#error-memory")
+        assert "POST /cache/delete" in page.text("#error-memory")
+        assert not page.at("#countdown").is_displayed()
+    assert len(studio.backend.seen) == 1
+
+
+def test_every_reason_has_a_chinese_word() -> None:
+    words = re.findall(r"(?m)^\| `(.+?)` \|", (ROOT / "docs/backends.md").read_text("utf-8"))
+    script = (ROOT / "web/page/page.js").read_text("utf-8")
+    table = script[script.index("const REASONS") : script.index("const $ =")]
+    assert len(words) > 10
+    assert [word for word in words if not re.search(rf"\b{word}'?: '", table)] == []
+
+
 def test_bad_request_and_unreachable_service_are_told_apart(
     page: Page, gunicorn: Start, backend: ScriptedServer
 ) -> None:
@@ -506,6 +563,20 @@ def test_gallery_lists_searches_and_loads_more(page: Page, studio: Studio) -> No
     # Only its width was given: with both sides it would be another picture, not yet drawn.
     assert (page.text("#title"), page.source()) == ("picture 7", "cache")
     assert len(studio.backend.seen) == 30
+
+
+def test_picture_without_a_prompt_is_shown_by_its_key(
+    page: Page, gunicorn: Start, backend: ScriptedServer, environment: dict[str, str]
+) -> None:
+    folder = Path(environment["CACHE_DIR"])
+    folder.mkdir()
+    (folder / f"{'a' * 64}-{'0' * 16}.png").write_bytes(png(64, 48))
+    page.open(gunicorn(backend))
+    page.open_gallery()
+    page.wait(page.prompts, "a card")
+    assert page.prompts() == ["Its prompt is not known yet"]
+    width = "return document.querySelector('.card img').naturalWidth"
+    page.wait(lambda: page.run(width) == 64, "the picture")
 
 
 def test_deleting_asks_first_and_then_moves_the_focus(page: Page, studio: Studio) -> None:
@@ -603,6 +674,7 @@ def test_narrow_window_scrolls_vertically_and_has_large_controls(
     page.wait_for_state("empty")
     page.draw("w" * 200)
     check()
+    page.at("#options summary").click()
     page.draw("a forbidden apple", until="failed")
     check()
     page.run("scrollTo(0, 0)")

@@ -18,7 +18,7 @@ const TEXTS = {
   'size.landscape': ['Landscape, 1024 × 768', '横向，1024 × 768'],
   'size.portrait': ['Portrait, 768 × 1024', '纵向，768 × 1024'],
   'size.wide': ['Wide, 1280 × 720', '宽屏，1280 × 720'],
-  'size.own': ['Own numbers', '自定义'],
+  'size.own': ['Custom size', '自定义'],
   width: ['Width', '宽'],
   height: ['Height', '高'],
   model: ['Model', '模型'],
@@ -27,6 +27,16 @@ const TEXTS = {
   seed: ['Seed', '种子'],
   'seed.rule': ['A whole number of at most 18 digits', '不超过 18 位的整数'],
   'seed.is': ['seed {seed}', '种子 {seed}'],
+  options: ['More', '更多'],
+  'options.hint': ['A backend that does not know one of these draws without it.', '后端不认识的参数会被忽略。'],
+  quality: ['Quality', '质量'],
+  'quality.example': ['high', 'high'],
+  style: ['Style', '风格'],
+  'style.example': ['vivid', 'vivid'],
+  background: ['Background', '背景'],
+  'background.example': ['transparent', 'transparent'],
+  negative_prompt: ['Negative prompt', '反向提示词'],
+  'negative_prompt.example': ['text, watermark', '文字、水印'],
   draw: ['Draw', '绘图'],
   another: ['Another', '换一张'],
   'another.hint': ['Another: the same prompt with a new seed.', '换一张：提示词不变，换一个新种子。'],
@@ -39,7 +49,7 @@ const TEXTS = {
   ],
   'key.wrong': ['This key was not accepted. Please check it.', '密钥不正确，请检查后重新输入。'],
   'key.keep': ['Keep it', '保存'],
-  empty: ['Your picture will hang here.', '你的画会挂在这里。'],
+  empty: ['Your picture will appear here.', '图片会显示在这里。'],
   waiting: ['Being drawn', '正在绘制'],
   'waiting.still': ['Still being drawn: {time}', '仍在绘制：{time}'],
   'waiting.note': ['If you cancel, the server still goes on, and keeps the picture.', '取消后，服务器仍会画完并保存图片。'],
@@ -60,6 +70,7 @@ const TEXTS = {
   'stage.fallback': ['fallback', '备用'],
   'stage.upload': ['upload', '上传'],
   'outcome.refused': ['refused', '被拒绝'],
+  'outcome.rejected': ['rejected', '被退回'],
   'outcome.failed': ['failed', '失败'],
   copy: ['Copy', '复制'],
   'copy.markdown': ['Copy Markdown', '复制 Markdown'],
@@ -74,12 +85,20 @@ const TEXTS = {
   'error.edit': ['Change the prompt', '修改提示词'],
   'error.wait': ['You can try again in {time}', '{time} 后可以重试'],
   'error.ready': ['You can try again now.', '现在可以重试了。'],
+  'error.operator': [
+    'Waiting does not help: whoever runs the service has to fix it. /status says why.',
+    '等待没有用，需要服务的管理者来解决。原因见 /status。',
+  ],
+  'error.until': [
+    'This is remembered until {time}. An administrator can clear it: POST /cache/delete or flask cache delete.',
+    '此结果会记住到 {time}。管理员可以清除它：POST /cache/delete 或 flask cache delete。',
+  ],
   'error.0': ['The service cannot be reached. Is the network there?', '无法连接到服务，请检查网络。'],
   'error.400': ['Something in the prompt or the settings is not right.', '提示词或设置有误。'],
   'error.414': ['The prompt is too long. Shorten it, and draw again.', '提示词太长，请缩短后再绘图。'],
   'error.422': ['Moderation refused this prompt. Say it in other words.', '提示词未通过审核，请换一种说法。'],
   'error.429': ['You have asked very often. Wait a moment.', '请求过于频繁，请稍等片刻。'],
-  'error.502': ['No backend could draw it. It may pass soon.', '没有后端能完成绘制，可能很快恢复。'],
+  'error.502': ['No backend could draw it.', '没有后端能完成绘制。'],
   'error.503': ['Not just now: the service needs a moment.', '服务暂时无法绘制，请稍候。'],
   'error.504': ['It took too long: no picture came in time.', '绘制超时，没有及时得到图片。'],
   'error.other': ['Something went wrong. The service’s log says what.', '出错了，原因见服务的日志。'],
@@ -100,7 +119,7 @@ const TEXTS = {
   search: ['Search prompts', '搜索提示词'],
   'card.final': ['Final prompt', '最终提示词'],
   'card.by': ['Drawn by {name}', '绘制者：{name}'],
-  'card.lost': ['Its prompt is no longer known', '提示词已无从得知'],
+  'card.lost': ['Its prompt is not known yet', '尚不知道它的提示词'],
   'card.open': ['Open: {prompt}', '打开：{prompt}'],
   delete: ['Delete', '删除'],
   'delete.this': ['Delete: {prompt}', '删除：{prompt}'],
@@ -113,6 +132,15 @@ const TEXTS = {
   forget: ['Forget both', '清除两者'],
   forgotten: ['Key and token are forgotten.', '密钥和令牌已清除。'],
   shortcuts: ['The key N draws another', '按 N 键换一张'],
+};
+
+// Why a stage failed, in Chinese; the words themselves are English.
+const REASONS = {
+  unauthorised: '未授权', 'out of credit': '额度用尽', 'not found': '地址不存在', 'unknown model': '没有此模型',
+  'rate limited': '请求过多', rejected: '被退回', rejecting: '接连退回', unreachable: '无法连接',
+  'bad certificate': '证书无效', 'timed out': '超时', down: '出现故障', 'not a picture': '返回的不是图片',
+  'unreadable answer': '响应无法读取', 'answer too large': '响应过大', 'forbidden URL': '图片地址不被允许',
+  'cooling down': '冷却中', refused: '被拒绝', 'no message': '没有回答', 'no prompt': '没有给出提示词',
 };
 
 const $ = (id) => document.getElementById(id);
@@ -210,9 +238,10 @@ async function ask(path, options) {
   // manual: a redirect leads to an image host, where a script of ours may not look.
   const response = await fetch(path, { cache: 'no-cache', redirect: 'manual', ...options });
   if (response.ok || response.type === 'opaqueredirect') return response;
-  const { detail, stages } = await response.json().catch(() => ({})); // a proxy may say it in HTML
+  const { detail, stages, remedy, remembered, until } = await response.json().catch(() => ({})); // a proxy may say it in HTML
   const retryAfter = Number(response.headers.get('Retry-After')) || 0;
-  throw Object.assign(new Error(detail), { status: response.status, stages, retryAfter });
+  const about = { status: response.status, stages, remedy, remembered, until, retryAfter };
+  throw Object.assign(new Error(detail), about);
 }
 
 function post(path, credentials, body) {
@@ -220,26 +249,32 @@ function post(path, credentials, body) {
   return ask(path, { method: 'POST', headers, body: JSON.stringify(body) });
 }
 
-// --- what is wanted: prompt, width, height, model and seed as texts, without those not given
+// --- what is wanted: the URL's parameters as texts, without those not given
+
+const OPTIONS = ['quality', 'style', 'background', 'negative_prompt'];
 
 function wantedFrom(values) {
-  const pairs = ['prompt', 'width', 'height', 'model', 'seed'].map((name) => [name, (values[name] ?? '').trim()]);
+  const names = ['prompt', 'width', 'height', 'model', 'seed', ...OPTIONS];
+  const pairs = names.map((name) => [name, (values[name] ?? '').trim()]);
   return Object.fromEntries(pairs.filter(([, value]) => value).map(([name, value]) => [name, value.toWellFormed()]));
 }
 
 function readForm() {
   const { value } = $('size');
   const [width, height] = value === 'own' ? [$('width').value, $('height').value] : value.split('x');
-  return wantedFrom({ prompt: $('prompt').value, width, height, model: $('model').value, seed: $('seed').value });
+  const written = ['prompt', 'model', 'seed', ...OPTIONS].map((name) => [name, $(name).value]);
+  return wantedFrom({ ...Object.fromEntries(written), width, height });
 }
 
-function fillForm({ prompt = '', width = '', height = '', model = '', seed = '42' }) {
+function fillForm({ prompt = '', width = '', height = '', model = '', seed = '42', ...options }) {
   const size = width || height ? `${width}x${height}` : '';
   $('size').value = size;
   if ($('size').value !== size) $('size').value = 'own';
   // One side alone is a square, but another picture than that with both sides.
   if (size) [$('width').value, $('height').value] = [width, height];
   [$('prompt').value, $('model').value, $('seed').value] = [prompt, model, seed];
+  for (const name of OPTIONS) $(name).value = options[name] ?? '';
+  if (OPTIONS.some((name) => options[name])) $('options').open = true; // what counts is to be seen
   shapeFrame();
 }
 
@@ -364,7 +399,8 @@ function howItCame({ type, headers }, isHit = false) {
 function fillCaption({ wanted, source, stages, seconds }) {
   const { naturalWidth, naturalHeight } = $('picture');
   $('picture').alt = $('title').textContent = wanted.prompt;
-  const facts = [`${naturalWidth} × ${naturalHeight}`, wanted.model, t('seed.is', wanted)];
+  const options = OPTIONS.filter((name) => wanted[name]).map((name) => `${t(name)}: ${wanted[name]}`);
+  const facts = [`${naturalWidth} × ${naturalHeight}`, wanted.model, ...options, t('seed.is', wanted)];
   $('facts').textContent = facts.filter(Boolean).join(' · ');
   $('how').textContent = t(`how.${source}`, { time: duration(seconds) });
   $('how').dataset.source = source;
@@ -373,14 +409,19 @@ function fillCaption({ wanted, source, stages, seconds }) {
 
 function fillStages(list, stages) {
   list.hidden = !stages.length;
-  list.replaceChildren(...stages.map(({ stage, outcome, seconds }) => {
+  list.replaceChildren(...stages.map(({ stage, outcome, seconds, why = outcome }) => {
     const words = [`stage.${stage}`, `outcome.${outcome}`].filter((one) => one in TEXTS).map((one) => t(one));
+    const reasons = why === outcome ? [] : [`(${reasonsOf(why)})`];
     const item = document.createElement('li');
-    item.textContent = [...words, duration(seconds)].join(' ');
+    item.textContent = [...words, ...reasons, duration(seconds)].join(' ');
     item.dataset.outcome = outcome;
     item.style.flexGrow = Math.max(seconds, 0.001);
     return item;
   }));
+}
+
+function reasonsOf(why) {
+  return language === 'zh' ? why.split(', ').map((word) => REASONS[word] ?? word).join('、') : why;
 }
 
 // --- when it does not come
@@ -388,7 +429,8 @@ function fillStages(list, stages) {
 const NOT_AGAIN = [400, 413, 414, 422, 431]; // unchanged, it would fail again
 
 function fail(error, wanted) {
-  const retryAt = error.retryAfter ? performance.now() + error.retryAfter * 1000 : 0;
+  const isWaitingUseful = error.retryAfter && (error.remedy ?? 'wait') === 'wait';
+  const retryAt = isWaitingUseful ? performance.now() + error.retryAfter * 1000 : 0;
   if (error.status === 401) askForKey(wanted, true);
   else show({ state: 'failed', error, wanted, retryAt });
 }
@@ -399,13 +441,18 @@ function errorText({ status = 0 }) {
 }
 
 function fillError(error) {
-  const detail = error.status ? error.message : '';
+  const { remedy, remembered, until, stages = [] } = error;
+  const detail = error.status && !stages.length ? error.message : '';
   $('error').dataset.status = error.status ?? 0;
   $('error-text').textContent = errorText(error);
   $('error-says').hidden = !detail;
   $('error-detail').textContent = detail;
   $('retry').textContent = t(NOT_AGAIN.includes(error.status) ? 'error.edit' : 'error.retry');
-  fillStages($('error-stages'), error.stages ?? []);
+  $('error-help').textContent = remedy === 'operator' ? t('error.operator') : '';
+  const isToBeTold = until && (remembered || remedy === 'reword');
+  const time = isToBeTold && new Date(until).toLocaleString(language);
+  $('error-memory').textContent = isToBeTold ? t('error.until', { time }) : '';
+  fillStages($('error-stages'), stages);
 }
 
 function retry() {
@@ -578,7 +625,7 @@ function makeCard(entry) {
     part('.open').href = hashOf(wantedFrom({ ...asked, prompt }));
     part('.open').ariaLabel = t('card.open', { prompt });
     Object.assign(part('img'), { src: entry.url, alt: prompt });
-  } else part('img').remove();
+  } else hangByKey(part('img'), entry.key);
   const isChanged = entry.final_prompt && entry.final_prompt !== entry.prompt;
   const [width, height] = [entry.width ?? entry.height, entry.height ?? entry.width]; // one side: a square
   const size = width ? `${width} × ${height} · ` : '';
@@ -597,6 +644,14 @@ function makeCard(entry) {
   act('delete', 'delete.this', () => askToDelete(entry, card));
   part('[data-action="copy"]').hidden = !entry.markdown;
   return card;
+}
+
+/** Show a picture that has no URL yet, since nobody has asked for it since it was imported. */
+async function hangByKey(image, key) {
+  const response = await ask(`cache/${key}`, { headers: withToken() }).catch(() => null);
+  if (!response?.ok) { image.remove(); return; }
+  image.src = URL.createObjectURL(await response.blob());
+  image.onload = () => URL.revokeObjectURL(image.src);
 }
 
 function askToDelete(entry, card) {
