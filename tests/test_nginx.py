@@ -23,6 +23,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 import config
+from picture import ImageRequest
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, Gunicorn, _Client, drawing
 from .servers import Got, Say, ScriptedServer, Seen, closing_all, free_port, png, wait_until
@@ -439,6 +440,18 @@ def test_4000_characters_of_any_script_pass_and_are_cached(
     assert shared.picture(quote(character * 4000)).status == 200
     assert shared_backend.seen[-1].json["prompt"] == character * 4000
     hit(shared.picture, quote(character * 4000))
+
+
+def test_path_with_a_slash_too_many_is_a_404(shared: Nginx, shared_backend: ScriptedServer) -> None:
+    assert shared.get(f"//prompt/a%20cat?key={KEY}").status == 404
+    assert shared_backend.seen == []
+
+
+def test_picture_by_its_key_is_never_cached(shared: Nginx, shared_backend: ScriptedServer) -> None:
+    assert shared.picture("by%20its%20key").status == 200
+    path = f"/cache/{ImageRequest('by its key').key}"
+    assert shared.get(path, headers={"X-Admin-Token": ADMIN}).status == 200
+    assert shared.get(path).status == 401
 
 
 def test_longer_request_line_is_a_414(shared: Nginx) -> None:
