@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Self
 
 from backends import Round
@@ -69,6 +70,20 @@ class GaveUp(Exception):
         self.remembered_for = remembered_for
         self.is_repeated = is_repeated
         self.is_worth_remembering = is_worth_remembering
+
+    @property
+    def until(self) -> datetime | None:
+        """When it will be forgotten, None for what is not remembered."""
+        if self.remembered_for is None:
+            return None
+        return datetime.now(UTC) + timedelta(seconds=self.remembered_for)
+
+    @property
+    def sentence(self) -> str:
+        """The detail and, unless it is a failure made just now, until when it is remembered."""
+        if self.until is None or (self.retry_after and not self.is_repeated):
+            return self.detail
+        return f"{self.detail} This is remembered until {self.until:%Y-%m-%d %H:%M:%S} UTC."
 
     @property
     def summary(self) -> str:

@@ -32,7 +32,9 @@ def warm_command(
                 picture.close()
                 return "there"
             pipeline.draw(request)
-        except (GaveUp, Unavailable) as error:
+        except GaveUp as error:
+            return error.sentence
+        except Unavailable as error:
             return str(error)
         return "drawn"
 

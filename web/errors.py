@@ -7,7 +7,6 @@ import json
 import logging
 import textwrap
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flask import Response, request
@@ -121,17 +120,14 @@ def _busy(detail: str) -> tuple[int, str, dict[str, str], dict[str, Any]]:
 def _describe_failure(error: GaveUp) -> tuple[int, str, dict[str, str], dict[str, Any]]:
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
     more: dict[str, Any] = {"stages": [stage.to_json() for stage in error.stages]}
-    remedy, detail = _remedy(error), error.detail
+    remedy, detail = _remedy(error), error.sentence
     advice = _ADVICE[remedy].format(seconds=error.retry_after) if remedy else "Try again later."
     if error.is_repeated:
         more["remembered"] = True
-    if error.remembered_for is not None:
-        until = datetime.now(UTC) + timedelta(seconds=error.remembered_for)
-        more["until"] = until.isoformat(timespec="seconds")
-        # A failure just made is over in seconds: Retry-After says so.
-        if error.is_repeated or remedy == "reword":
-            detail += f" This is remembered until {until:%Y-%m-%d %H:%M:%S} UTC."
-            advice += _CLEARING
+    if error.until:
+        more["until"] = error.until.isoformat(timespec="seconds")
+    if detail != error.detail:
+        advice += _CLEARING
     return error.status, detail, headers, more | {"remedy": remedy, "advice": advice}
 
 

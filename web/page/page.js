@@ -449,7 +449,7 @@ function fillError(error) {
   $('error-detail').textContent = detail;
   $('retry').textContent = t(NOT_AGAIN.includes(error.status) ? 'error.edit' : 'error.retry');
   $('error-help').textContent = remedy === 'operator' ? t('error.operator') : '';
-  const isToBeTold = until && (remembered || remedy === 'reword');
+  const isToBeTold = until && (remembered || !error.retryAfter); // else it is over in seconds
   const time = isToBeTold && new Date(until).toLocaleString(language);
   $('error-memory').textContent = isToBeTold ? t('error.until', { time }) : '';
   fillStages($('error-stages'), stages);
