@@ -12,7 +12,7 @@ from upstream.client import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError
 from upstream.judging import Fault, Outcome, judge_without_picture
 from upstream.learning import SIZE_FIELDS
 from upstream.openai import Answer, Endpoint
-from upstream.pictures import NoPicture, decode_base64, find_picture
+from upstream.pictures import NoPicture, find_picture
 from upstream.pollinations import PollinationsApi
 from values import printable_url
 
@@ -109,12 +109,12 @@ class Backend:
                 raise NotDrawn(answer.fault, f"{answer.fault.why} (HTTP {answer.reply.status})")
             if answer.json is None:
                 return answer.reply.body, None
-            found = find_picture(answer.json)
+            found = find_picture(answer.json, answer.reply.picture)
             if found is None:
                 fault = judge_without_picture(answer.json)
                 raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
-            if found.base64 is not None:
-                return decode_base64(found.base64), found.revised_prompt
+            if found.data is not None:
+                return found.data, found.revised_prompt
             try:
                 return self._download(str(found.url), deadline), found.revised_prompt
             except UpstreamError as error:

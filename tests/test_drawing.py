@@ -548,7 +548,7 @@ def test_any_answer_is_a_picture_or_not_drawn(server: MakeServer, draw: Draw) ->
 def test_any_json_holds_a_picture_or_none(answer: Any) -> None:
     with contextlib.suppress(NoPicture):
         found = find_picture(answer)
-        assert found is None or (found.base64 is None) != (found.url is None)
+        assert found is None or (found.data is None) != (found.url is None)
 
 
 @unhurried

@@ -1,6 +1,6 @@
 """Every outbound call: one deadline, a byte limit, checked addresses, our own errors.
 
-This folder is the only place that imports requests and urllib3. requests prepares a call,
+This folder is the only place that imports requests and urllib3. requests reads the URLs,
 urllib3's pools keep the connections. Cookies and `.netrc` are never consulted.
 """
 
@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urljoin, urlsplit
 
-import requests
 import urllib3
 
 from upstream.addresses import IpNetwork, Resolver, is_public
+from upstream.bodies import has_more_values, read_body, read_picture
 from upstream.deadline import Deadline
 from upstream.failure import UpstreamError, Why, translated
 from upstream.proxies import Proxies
 from upstream.routes import Dialer, Route
+from upstream.targets import Target, joined, origin
 
 __all__ = [
     "JSON_LIMIT",
@@ -39,8 +39,8 @@ __all__ = [
 
 MAX_REDIRECTS = 3
 JSON_LIMIT = 2**20
-# An error is read for its reason, and no reason is longer.
-ERROR_LIMIT = 2**16
+# No picture's answer, and no LLM's, has so many values. Megabytes of brackets would take gigabytes.
+MAX_VALUES = 250_000
 # Servers to which connections are kept; the one that was asked least recently is forgotten.
 SERVERS = 64
 USER_AGENT = "prompt-image-proxy"
@@ -52,55 +52,23 @@ Files = Mapping[str, tuple[str, bytes, str]]
 class Reply:
     """A whole answer, of any status; of an error the first 64 KB.
 
-    Header names are case-insensitive.
+    Header names are case-insensitive. `picture` was in the body as base64 if the request had it cut
+    out (upstream/bodies.py).
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    picture: bytes | None = None
 
     def json(self) -> Any:
         """Return the body as JSON. Raises UpstreamError, for bottomless nesting too."""
+        if has_more_values(self.body, MAX_VALUES):
+            raise UpstreamError("its answer has too many values", Why.UNREADABLE)
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError) as error:
             raise UpstreamError("its answer is not JSON", Why.UNREADABLE) from error
-
-
-def origin(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port of a URL. Raises UpstreamError unless it is http(s)."""
-    return _origin(_split(url))
-
-
-def _origin(parts: SplitResult) -> tuple[str, str, int]:
-    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    return parts.scheme, parts.hostname or "", port
-
-
-def _split(url: str) -> SplitResult:
-    """Split a URL as requests reads it. Raises UpstreamError unless it is http(s).
-
-    urlsplit alone takes `http://a\\@b/` for a URL of b, and the request would go to a.
-    """
-    try:
-        return _parts(requests.Request("GET", url).prepare())
-    except ValueError as error:
-        raise UpstreamError("it named something that is not a URL", Why.FORBIDDEN) from error
-
-
-def _parts(prepared: requests.PreparedRequest) -> SplitResult:
-    parts = urlsplit(prepared.url or "")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UpstreamError("it named a URL that is not http or https", Why.FORBIDDEN)
-    return parts
-
-
-def joined(base: str, url: str) -> str:
-    """Return `url` made absolute by `base`. Raises UpstreamError if that makes no URL."""
-    try:
-        return urljoin(base, url)
-    except ValueError as error:
-        raise UpstreamError("it named something that is not a URL", Why.FORBIDDEN) from error
 
 
 class Upstream:
@@ -121,6 +89,8 @@ class Upstream:
     ) -> None:
         dialer = Dialer(resolve, ca_bundle, tuple(picture_networks))
         self.pool = functools.lru_cache(SERVERS)(dialer.pool)
+        # The settings' own URLs: to read one takes 0.15 ms.
+        self.target = functools.lru_cache(SERVERS)(Target.of)
         self.proxies = proxies or Proxies()
 
     def close(self) -> None:
@@ -137,17 +107,19 @@ class Upstream:
         headers: Mapping[str, str] | None = None,
         json: Any = None,
         files: Files | None = None,
+        cut_picture: bool = False,
     ) -> Reply:
         """Send one request and read its whole answer, of at most `limit` bytes.
 
-        `files` maps a form field to (file name, bytes, media type). Redirects are answers like
-        any other. Raises UpstreamError, and never outlives `deadline`.
+        `files` maps a form field to (file name, bytes, media type). `cut_picture` is for an answer
+        whose JSON may hold a picture. Redirects are answers like any other. Raises UpstreamError,
+        and never outlives `deadline`.
         """
         with translated():
-            prepared = _prepared(method, url, headers or {}, json, files)
-            place = _origin(_parts(prepared))
-            route = Route(*place, proxy=self.proxies.to(place))
-            return self._exchange(route, prepared, deadline, limit)
+            target = self.target(url)
+            route = Route(*target.origin, proxy=self.proxies.to(target.origin))
+            call = _Call(method, target, headers or {}, *_content(json, files))
+            return self._exchange(route, call, deadline, limit, cut_picture=cut_picture)
 
     def download(
         self,
@@ -165,84 +137,80 @@ class Upstream:
         """
         for _ in range(MAX_REDIRECTS + 1):
             with translated():
-                route = self._route_to_picture(url, home)
+                target = Target.of(url)
+                route = self._route_to_picture(target, self.target(home))
                 sent = headers if headers and not route.public_only else {}
-                reply = self._exchange(route, _prepared("GET", url, sent), deadline, limit)
+                reply = self._exchange(route, _Call("GET", target, sent), deadline, limit)
             if reply.status not in (301, 302, 303, 307, 308) or "Location" not in reply.headers:
                 return reply
             url = joined(url, reply.headers["Location"])
         raise UpstreamError(f"it redirected more than {MAX_REDIRECTS} times", Why.FORBIDDEN)
 
-    def _route_to_picture(self, url: str, home: str) -> Route:
-        place, named_by = origin(url), origin(home)
-        if place != named_by and "@" in _split(url).netloc:
+    def _route_to_picture(self, target: Target, home: Target) -> Route:
+        is_foreign = target.origin != home.origin
+        if is_foreign and target.has_credentials:
             raise UpstreamError("it named a URL with credentials", Why.FORBIDDEN)
-        proxy = self.proxies.to(place, named_by=named_by)
-        return Route(*place, public_only=place != named_by, proxy=proxy)
+        proxy = self.proxies.to(target.origin, named_by=home.origin)
+        return Route(*target.origin, public_only=is_foreign, proxy=proxy)
 
     def _exchange(
-        self, route: Route, prepared: requests.PreparedRequest, deadline: Deadline, limit: int
+        self,
+        route: Route,
+        call: _Call,
+        deadline: Deadline,
+        limit: int,
+        *,
+        cut_picture: bool = False,
     ) -> Reply:
         if deadline.is_over:
             raise TimeoutError
-        target = prepared.path_url
+        path, headers = call.target.path, call.all_headers()
         if route.proxy and route.is_forwarded:
-            target = f"{route.base}{target}"
-            prepared.headers.update(route.proxy.headers)
+            path = f"{route.base}{path}"
+            headers |= route.proxy.headers
         response = self.pool(route).urlopen(
-            str(prepared.method),
-            target,
-            prepared.body,
-            prepared.headers,
+            call.method,
+            path,
+            call.body,
+            headers,
             retries=False,
             redirect=False,
             timeout=urllib3.Timeout(total=max(0.001, deadline.remaining())),
             preload_content=False,
         )
         try:
-            return Reply(response.status, response.headers, _body(response, limit))
+            if cut_picture:
+                return Reply(response.status, response.headers, *read_picture(response, limit))
+            return Reply(response.status, response.headers, read_body(response, limit))
         finally:
             # A connection whose answer was not read to its end is closed, not kept.
             response.close()
 
 
-def _prepared(
-    method: str,
-    url: str,
-    headers: Mapping[str, str],
-    json: Any = None,
-    files: Files | None = None,
-) -> requests.PreparedRequest:
-    sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
-    prepared = requests.Request(method, url, headers=sent, json=json, files=files).prepare()
-    if "Authorization" in headers:
-        # requests lets a user and password in the URL replace the header.
-        prepared.headers["Authorization"] = headers["Authorization"]
-    return prepared
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One request as it is sent."""
+
+    method: str
+    target: Target
+    headers: Mapping[str, str]
+    body: bytes | None = None
+    media_type: str | None = None
+
+    def all_headers(self) -> dict[str, str]:
+        """Return the headers to send; those of the call replace the others."""
+        found = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+        if self.media_type:
+            found["Content-Type"] = self.media_type
+        if self.target.authorization:
+            found["Authorization"] = self.target.authorization
+        return found | dict(self.headers)
 
 
-def _body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
-    if response.status >= 400:
-        return _beginning(response, ERROR_LIMIT)
-    announced = response.length_remaining or 0
-    if announced <= limit:
-        if announced and "Content-Encoding" not in response.headers:
-            # All at once, into a buffer of the announced length.
-            return response.read(announced)
-        body = _beginning(response, limit + 1)
-        if len(body) <= limit:
-            return body
-    raise UpstreamError(f"its answer is larger than {limit} bytes", Why.TOO_LARGE)
-
-
-def _beginning(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
-    """Return the first `size` bytes of an answer, or all if it has no more.
-
-    Decoded although identity was asked for, since some servers compress all the same.
-    """
-    body = bytearray()
-    while len(body) < size and (
-        piece := response.read1(min(2**16, size - len(body)), decode_content=True)
-    ):
-        body += piece
-    return bytes(body)
+def _content(value: Any, files: Files | None) -> tuple[bytes | None, str | None]:
+    """Return a body and its media type: JSON, a form with files, or none."""
+    if files:
+        return urllib3.encode_multipart_formdata(files)
+    if value is None:
+        return None, None
+    return json.dumps(value, allow_nan=False).encode(), "application/json"

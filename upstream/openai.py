@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import hashlib
 import re
@@ -12,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from storage.memory import Memory
+from upstream.bodies import is_json
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
 from upstream.errortext import ErrorText
 from upstream.judging import Fault, Outcome, judge
@@ -66,8 +66,7 @@ class Answer:
 
 
 def _json_of(reply: Reply) -> Any:
-    beginning = reply.body[:64].removeprefix(codecs.BOM_UTF8).lstrip()
-    if beginning[:1] not in (b"{", b"["):
+    if not is_json(reply.body):
         return None
     with contextlib.suppress(UpstreamError):
         return reply.json()
@@ -97,6 +96,7 @@ class Endpoint:
     def __init__(self, upstream: Upstream, base: str, operation: str, token: str | None) -> None:
         self.upstream = upstream
         self.url = operation_url(base, operation)
+        self.draws = operation == "images/generations"
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def note_key(self, *model: str | None) -> str:
@@ -140,7 +140,13 @@ class Endpoint:
 
     def _post(self, sent: Mapping[str, Any], deadline: Deadline, limit: int) -> Answer:
         reply = self.upstream.request(
-            "POST", self.url, deadline=deadline, limit=limit, headers=self.headers, json=sent
+            "POST",
+            self.url,
+            deadline=deadline,
+            limit=limit,
+            headers=self.headers,
+            json=sent,
+            cut_picture=self.draws,
         )
         return Answer.of(reply, str(sent.get("prompt", "")))
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from upstream.bodies import STAND_IN
 from upstream.openai import clean_text
 
 _FROM_URL_SAFE = str.maketrans("-_", "+/")
@@ -19,18 +20,18 @@ class NoPicture(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A picture as an answer names it: exactly one of base64 and URL, and the revised prompt."""
+    """A picture as an answer has it: exactly one of bytes and URL, and the revised prompt."""
 
-    base64: str | None = None
+    data: bytes | None = None
     url: str | None = None
     revised_prompt: str | None = None
 
 
-def find_picture(answer: Any) -> Found | None:
+def find_picture(answer: Any, cut: bytes | None = None) -> Found | None:
     """Return the first picture of a JSON answer, or None where it holds none.
 
-    Vendors put it under `data` or `images`, as an object or a bare string. Raises NoPicture for
-    a value that is neither base64 nor an http(s) URL.
+    Vendors put it under `data` or `images`, as an object or a bare string. `cut` has been cut out
+    of the JSON. Raises NoPicture for a value that is neither base64 nor an http(s) URL.
     """
     for name in ("data", "images"):
         items = answer.get(name) if isinstance(answer, dict) else None
@@ -39,7 +40,10 @@ def find_picture(answer: Any) -> Found | None:
         item = items[0] if isinstance(items[0], dict) else {"url": items[0]}
         value = item.get("b64_json") or item.get("url")
         if value:
-            return _classified(value, clean_text(item.get("revised_prompt")))
+            revised = clean_text(item.get("revised_prompt"))
+            if cut is not None and value == STAND_IN:
+                return Found(data=cut, revised_prompt=revised)
+            return _classified(value, revised)
     return None
 
 
@@ -50,7 +54,7 @@ def _classified(value: Any, revised: str | None) -> Found:
         return Found(url=value, revised_prompt=revised)
     if re.match(r"(?i)(?!data:)[a-z][a-z0-9+.-]*:", value):
         raise NoPicture("its picture has a URL that is not http or https")
-    return Found(base64=value, revised_prompt=revised)
+    return Found(data=decode_base64(value), revised_prompt=revised)
 
 
 def decode_base64(text: str) -> bytes:
