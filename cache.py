@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from io import FileIO
 from typing import NamedTuple
 
 from formats import EXTENSIONS
-from picture import BadRequest, ImageRequest
-from storage import Note, Notes, Row, State, Store, Totals, Unavailable
+from picture import ImageRequest
+from storage import Note, Row, State, Store, Totals, Unavailable
 from storage.unsaved import Backlog
 from storage.upkeep import Task, adopt, discard, evict, learn, repeat, sweep
 from storage.verify import Lost, open_verified
@@ -25,6 +24,9 @@ log = logging.getLogger("prompt_image_proxy.cache")
 
 STALE_SECONDS = 600.0
 DAY = 86400.0
+
+# When a row was created, and its key: where a page of rows ends.
+Cursor = tuple[float, str]
 
 
 class NotKept(Exception):
@@ -140,18 +142,15 @@ class Cache:
         return self.state.remove([row]) > 0
 
     def newest(
-        self, search: str = "", limit: int = 50, before: str | None = None
-    ) -> tuple[list[Row], str | None]:
+        self, search: str = "", limit: int = 50, before: Cursor | None = None
+    ) -> tuple[list[Row], Cursor | None]:
         """Return the newest rows whose prompt contains `search`, and `before` of the next page.
 
-        Raises BadRequest for a `before` that no earlier call returned, and Unavailable.
+        Raises Unavailable.
         """
-        cursor = _read_cursor(before) if before else None
-        rows = self.state.newest(search, limit + 1, cursor)
-        if len(rows) <= limit:
-            return rows, None
-        last = rows[limit - 1]
-        return rows[:limit], f"{last.created!r}-{last.key}"
+        rows = self.state.newest(search, limit + 1, before)
+        last = rows[limit - 1] if len(rows) > limit else None
+        return rows[:limit], (last.created, last.key) if last else None
 
     def totals(self) -> Totals | None:
         with suppress(Unavailable):
@@ -162,19 +161,6 @@ class Cache:
     def is_degraded(self) -> bool:
         """Whether pictures are in memory only, because the store cannot be written."""
         return self._backlog.has_pictures
-
-    # --- notes
-
-    def recall(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
-        """Return what is remembered; nothing while the state is unavailable."""
-        with suppress(Unavailable):
-            return self.state.recall(wanted)
-        return Notes()
-
-    def remember(self, note: Note, key: str, ttl: float) -> None:
-        """Remember a note for `ttl` seconds, if the state can be written."""
-        with suppress(Unavailable):
-            self.state.remember(note, key, ttl)
 
     def forget(self, kind: type[Note], key: str) -> bool:
         """Forget a note, if the state can be written; return whether there was one."""
@@ -312,10 +298,3 @@ def _store_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise Unavailable(f"the pictures cannot be reached: {error.strerror}") from error
-
-
-def _read_cursor(text: str) -> tuple[float, str]:
-    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)-([0-9a-f]{64})", text)
-    if not match:
-        raise BadRequest("The parameter before must be what an earlier answer called next.")
-    return float(match[1]), match[2]

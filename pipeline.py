@@ -240,7 +240,7 @@ class Pipeline:
             memory.remember(note, request.key, note.ttl)
             gave_up = note.again(0.0, is_first=True) or gave_up
         prompt = " ".join(request.prompt.split())[:40]
-        log.warning("Gave up on %.12s (%s): %s", request.key, prompt, gave_up.summary)
+        log.info("Gave up on %.12s (%s): %s", request.key, prompt, gave_up.summary)
         return gave_up
 
     # --- keeping the picture

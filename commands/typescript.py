@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -59,7 +60,8 @@ def _import_one(meta: Path, settings: Settings, cache: Cache) -> str:
         left = created + settings.blocked_ttl - time.time()
         note = Blocked(prompts["optimized"], prompts["rewritten"], settings.fingerprint)
         if left > 0:
-            cache.remember(note, key, left)
+            with contextlib.suppress(Unavailable):
+                cache.state.remember(note, key, left)
     for field, outcome in _WITHOUT_PICTURE.items():
         if about.get(field):
             return outcome

@@ -19,7 +19,7 @@ from typing import ClassVar
 import pytest
 
 from cache import STALE_SECONDS, Cache, NotKept, Picture
-from picture import BadRequest, ImageRequest
+from picture import ImageRequest
 from storage import Note, Row, Totals, Unavailable
 from storage.folder import Folder
 from storage.sqlite import SqliteState
@@ -197,23 +197,14 @@ def test_gallery_is_paged_by_what_the_page_before_said(cache: Cache, clock: Cloc
     assert before is None
 
 
-@pytest.mark.parametrize("before", ["x", "1-2", "1e5-" + "a" * 64, "nan-" + "a" * 64])
-def test_foreign_cursor_is_a_bad_request(cache: Cache, before: str) -> None:
-    with pytest.raises(BadRequest, match="before"):
-        cache.newest(before=before)
-
-
-def test_notes_are_none_while_the_state_is_unavailable(folder: Path, cache: Cache) -> None:
-    cache.remember(Word("x"), "k", 100)
-    assert cache.recall([(Word, "k")]).get(Word, "k")
+def test_unavailable_state_forgets_nothing_and_hides_nothing(folder: Path, cache: Cache) -> None:
+    cache.state.remember(Word("x"), "k", 100)
     assert cache.forget(Word, "k") is True
     cache.close()
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
     folder.write_text("")
-    cache.remember(Word("x"), "k", 100)
-    assert cache.recall([(Word, "k")]).get(Word, "k") is None
     assert cache.forget(Word, "k") is False
     assert cache.totals() is None
     with pytest.raises(NotKept):

@@ -413,7 +413,9 @@ def test_listing_searches_prompts(serve: Serve, backend: ScriptedServer) -> None
     assert found[0]["final_prompt"] == "a revised cat"
 
 
-@pytest.mark.parametrize("query", ["?limit=0", "?limit=201", "?limit=x", "?before=x"])
+@pytest.mark.parametrize(
+    "query", ["?limit=0", "?limit=201", "?limit=x", "?before=x", "?before=1e5-" + "a" * 64]
+)
 def test_bad_parameter_of_the_listing_is_a_400(
     serve: Serve, backend: ScriptedServer, query: str
 ) -> None:

@@ -11,7 +11,7 @@ from flask import Response, request, send_from_directory
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from access import MAX_EXPIRES_IN, Access
-from cache import Cache
+from cache import Cache, Cursor
 from config import Settings
 from journey import Blocked, Failure
 from picture import PARAMETERS, BadRequest, ImageRequest, Link
@@ -60,8 +60,11 @@ class Api:
         if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= 200:
             raise BadRequest("The parameter limit must be an integer from 1 to 200.")
         search, before = request.args.get("q", "").strip(), request.args.get("before")
-        rows, following = self.cache.newest(search, int(limit), before)
-        return as_json({"entries": [self._describe(row) for row in rows], "next": following})
+        rows, following = self.cache.newest(
+            search, int(limit), _read_cursor(before) if before else None
+        )
+        cursor = following and f"{following[0]!r}-{following[1]}"
+        return as_json({"entries": [self._describe(row) for row in rows], "next": cursor})
 
     def show_picture(self, key: str) -> Response:
         """GET /cache/{key}: one picture, even if its prompt is unknown."""
@@ -116,6 +119,13 @@ class Api:
             "url": link.url if link else None,
             "markdown": link.markdown if link else None,
         }
+
+
+def _read_cursor(text: str) -> Cursor:
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)-([0-9a-f]{64})", text)
+    if not match:
+        raise BadRequest("The parameter before must be the next of an earlier answer.")
+    return float(match[1]), match[2]
 
 
 def _is_key(value: Any) -> TypeGuard[str]:
