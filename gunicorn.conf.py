@@ -15,6 +15,7 @@ import contextlib
 import gc
 import importlib
 import logging
+import resource
 import sys
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,13 @@ import gunicorn.http.message
 _app: Any = None
 _config: Any = None
 _settings: Any = None
+
+# What a worker has open before the first request, and connections kept to backends.
+_RESERVED_DESCRIPTORS = 128
+# Its connection, a picture's file and two files of the index; four more for its drawing.
+_DESCRIPTORS_PER_REQUEST = 8
+# Idle ones cost memory, some 5 KB each.
+_MAX_CONNECTIONS = 10_000
 
 _log = logging.getLogger("prompt_image_proxy")
 # gunicorn executes this file as a new module each time: the last one that loaded the program
@@ -90,7 +98,7 @@ def on_starting(server: Any) -> None:
     _log.handlers = list(log.error_log.handlers)
     _log.setLevel(_settings.log_level)
     _log.propagate = False
-    for warning in _settings.warnings:
+    for warning in (*_settings.warnings, *_descriptor_warnings()):
         _log.warning("%s", warning)
 
 
@@ -118,6 +126,42 @@ def _check_cache(app: Any, settings: Any) -> None:
         cache.state.close()
 
 
+def _descriptor_limit() -> int:
+    """Raise the limit of open files as far as it goes, up to 65536, and return it."""
+    kind, endless = resource.RLIMIT_NOFILE, resource.RLIM_INFINITY
+    for wanted in (65536, 10240):  # macOS refuses more than it really allows a process
+        soft, hard = resource.getrlimit(kind)
+        limit = wanted if hard == endless else min(wanted, hard)
+        if soft == endless or soft >= limit:
+            return limit
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(kind, (limit, hard))
+            return limit
+    return soft
+
+
+def _connections(threads: int, limit: int) -> int:
+    """Return how many connections a worker may accept so that it never runs out of descriptors.
+
+    accept() would raise EMFILE then, which ends the worker. Beyond THREADS they only wait.
+    """
+    spare = max(0, limit - _RESERVED_DESCRIPTORS)
+    per_request = _DESCRIPTORS_PER_REQUEST
+    most = max(spare // per_request, spare - (per_request - 1) * threads)
+    return max(1, min(most, _MAX_CONNECTIONS))
+
+
+def _descriptor_warnings() -> Iterator[str]:
+    limit, threads = _descriptor_limit(), _settings.threads
+    if _connections(threads, limit) < threads:
+        needed = _RESERVED_DESCRIPTORS + _DESCRIPTORS_PER_REQUEST * threads
+        yield (
+            f"THREADS: {threads} may need {needed} open files, and the limit is {limit}; raise it"
+            f" with LimitNOFILE={needed} in the systemd unit or `ulimit -Hn {needed}`, or write"
+            " fewer"
+        )
+
+
 def _load() -> dict[str, Any]:
     """Import the program, read its settings, and return the names in this file that follow."""
     app, config = importlib.import_module("app"), importlib.import_module("config")
@@ -134,6 +178,7 @@ def _load() -> dict[str, Any]:
         "bind": f"{host}:{settings.port}",
         "workers": settings.workers,
         "threads": settings.threads,
+        "worker_connections": _connections(settings.threads, _descriptor_limit()),
         # A stop or a reload lets drawings finish, so that what was paid for is stored.
         "graceful_timeout": int(settings.generation_deadline) + 15,
         "loglevel": settings.log_level.lower(),
