@@ -5,9 +5,8 @@ FROM python:3.13-slim
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1
 WORKDIR /app
 COPY requirements.txt .
-RUN pip install -r requirements.txt \
-    && useradd --system --uid 10001 --no-create-home proxy \
-    && mkdir /cache && chown proxy /cache
+# A number needs no account; Debian has a user `proxy` of its own.
+RUN pip install -r requirements.txt && install -d -m 700 -o 10001 -g 10001 /cache
 COPY *.py ./
 COPY commands commands
 COPY prompts prompts
@@ -15,7 +14,7 @@ COPY storage storage
 COPY upstream upstream
 COPY web web
 
-USER proxy
+USER 10001:10001
 ENV HOST=0.0.0.0 PORT=8080 CACHE_DIR=/cache
 VOLUME /cache
 EXPOSE 8080
