@@ -12,6 +12,7 @@ gunicorn takes every name here that it knows as a setting: hence the underscores
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import logging
@@ -40,6 +41,7 @@ _MAX_CONNECTIONS = 10_000
 _log = logging.getLogger("prompt_image_proxy")
 # gunicorn executes this file as a new module each time: the last one that loaded the program
 # successfully is kept in sys.modules under this name.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _LAST_GOOD = "prompt_image_proxy_last_good"
 
 wsgi_app = f"{__name__}:_create_app()"
@@ -68,8 +70,22 @@ def _create_app() -> Any:
 _at_exit = contextlib.ExitStack()
 
 
+def _return_large_blocks() -> None:
+    """Have glibc return the memory of a large picture to the system as soon as it is freed.
+
+    Otherwise it keeps blocks of up to 32 MB for each thread (mallopt(3)): 450 MB after thirty
+    pictures of 30 MB, where 60 are needed. Other C libraries have no such function.
+    """
+    with contextlib.suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
+        # Without this, setting the one would lower the other, to 128 KB.
+        mallopt(_M_TRIM_THRESHOLD, 8 * 2**20)
+
+
 def post_worker_init(worker: Any) -> None:
     """Start the cache's upkeep, which needs a process that will not fork."""
+    _return_large_blocks()
     services = worker.wsgi.extensions.get("prompt_image_proxy")
     if services is None:  # another application, as benchmarks/hello.py
         return
