@@ -9,6 +9,7 @@ COPY requirements.txt .
 RUN pip install -r requirements.txt && install -d -m 700 -o 10001 -g 10001 /cache
 COPY *.py ./
 COPY commands commands
+COPY environment environment
 COPY prompts prompts
 COPY storage storage
 COPY upstream upstream

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
-from servers import HostingSettings
+from environment.servers import HostingSettings
 from upstream.client import Deadline, Upstream, UpstreamError
 from upstream.openai import clean_text
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cooldowns import Cooldown, Cooldowns
-from servers import PLACEHOLDER, LlmSettings
+from environment.servers import PLACEHOLDER, LlmSettings
 from storage import Note
 from storage.memory import Memory
 from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why

@@ -16,11 +16,11 @@ from typing import Any
 
 import urllib3
 
+from environment.proxies import Proxies
 from upstream.addresses import IpNetwork, Resolver, is_public
 from upstream.bodies import has_more_values, read_body, read_picture
 from upstream.deadline import Deadline
 from upstream.failure import UpstreamError, Why, translated
-from upstream.proxies import Proxies
 from upstream.routes import Dialer, Route
 from upstream.targets import Target, joined, origin
 

@@ -7,8 +7,8 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
+from environment.proxies import Origin
 from upstream.failure import UpstreamError, Why
-from upstream.proxies import Origin
 
 _PORTS = {"http": 80, "https": 443}
 
