@@ -399,7 +399,7 @@ def test_reload_after_an_upgrade_runs_the_new_version(upgradable: Upgradable) ->
     [
         ("web/errors.py", "def broken(:", "SyntaxError"),
         ("backends.py", "import missing_requirement", "ModuleNotFoundError"),
-        ("config.py", "SECRETS + 0", "TypeError"),
+        ("config.py", "SECRETS / 0", "TypeError"),
     ],
 )
 def test_reload_after_a_broken_upgrade_keeps_the_old_version(
