@@ -79,7 +79,7 @@ def _return_large_blocks() -> None:
     with contextlib.suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
-        # Freed memory up to this is kept: mapping it anew is a fifth of a cold request of 1 MiB.
+        # Freed memory up to this is kept: mapping it anew costs a cold request of 1 MiB a sixth.
         mallopt(_M_TRIM_THRESHOLD, 8 * 2**20)
 
 

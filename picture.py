@@ -5,7 +5,6 @@ Plain values that every other module may use; it imports none of them.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import html
 import re
@@ -93,7 +92,6 @@ class ImageRequest:
         return f"/prompt/{quote(self.prompt, safe='')}" + (f"?{encoded}" if encoded else "")
 
     @property
-    @functools.lru_cache(256)  # noqa: B019  # a value, and few of them: a drawing reads it nine times
     def key(self) -> str:
         """The cache key, 64 hex digits.
 
