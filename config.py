@@ -190,7 +190,7 @@ def parse(values: Mapping[str, str], dotenv: Dotenv | None = None) -> Settings:
 
 
 def load(*, is_flask_command: bool = False) -> Settings:
-    """Parse the environment and, for what it does not set, `.env` in the current folder.
+    """Parse the environment, and `.env` in the current folder for variables it does not set.
 
     Raises SettingsError with every fault.
     """

@@ -113,7 +113,7 @@ def _post(
 
 
 def _at(answer: Any, *path: str | int) -> Any:
-    """Return the value at `path` in a JSON value, or None if there is none."""
+    """Return the value at `path` in a JSON value, or None if the path does not exist."""
     for step in path:
         try:
             answer = answer[step]

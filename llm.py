@@ -44,7 +44,7 @@ class _Unanswered(RewriteFailed):
 
 @dataclass(frozen=True, slots=True)
 class Rewritten(Note):
-    """What the LLM made of a prompt, so that one prompt in three sizes costs one call."""
+    """A rewritten prompt: the same prompt in three sizes costs one call."""
 
     kind: ClassVar[str] = "answer"
 
