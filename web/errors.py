@@ -157,7 +157,7 @@ def card(title: str, sentence: str) -> str:
     lines = textwrap.wrap(sentence, 46)[:5]
     attributes = 'font-family="system-ui, sans-serif" x="96"'
     texts = "".join(
-        f'<text {attributes} y="{98 + 22 * number}" font-size="16" fill="#d7dde8">'
+        f'<text {attributes} y="{98 + 22 * number}" font-size="15" fill="#d7dde8">'
         f"{html.escape(line)}</text>"
         for number, line in enumerate(lines)
     )
