@@ -130,6 +130,7 @@ CREDIT = (Outcome.FAILED, "out of credit", "account")
 MODEL = (Outcome.FAILED, "unknown model", "model")
 RATE = (Outcome.FAILED, "rate limited", "")
 DOWN = (Outcome.FAILED, "down", "")
+UNREACHABLE = (Outcome.FAILED, "unreachable", "")
 LATE = (Outcome.FAILED, "timed out", "")
 GONE = (Outcome.FAILED, "not found", "account")
 LOCKED_OUT = "Your resource has been temporarily blocked since it may violate our content policy."
@@ -237,6 +238,7 @@ OTHERS: dict[str, tuple[int, Any, tuple[Outcome, str, str]]] = {
     "409": (409, b"", DOWN),
     "302": (302, b"", DOWN),
     "530": (530, b"", DOWN),
+    "407 of a proxy": (407, b"<html>ERR_CACHE_ACCESS_DENIED</html>", UNREACHABLE),
     "408": (408, b"", LATE),
     "504": (504, b"", LATE),
 }  # fmt: skip

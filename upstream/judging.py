@@ -171,6 +171,7 @@ _STATUS_WORDS = {
     402: "out of credit",
     403: "unauthorised",
     404: "not found",
+    407: "unreachable",  # a proxy's, for an http:// URL
     408: "timed out",
     429: "rate limited",
     504: "timed out",
