@@ -15,6 +15,7 @@ import contextlib
 import gc
 import importlib
 import logging
+import resource
 import sys
 import threading
 from collections.abc import Iterator
@@ -30,12 +31,14 @@ _config: Any = None
 _settings: Any = None
 
 _log = logging.getLogger("prompt_image_proxy")
+_MAX_CONNECTIONS = 1000
 # gunicorn executes this file as a new module each time: the last one that loaded the program
 # successfully is kept in sys.modules under this name.
 _LAST_GOOD = "prompt_image_proxy_last_good"
 
 wsgi_app = f"{__name__}:_create_app()"
 worker_class = "gthread"
+worker_connections = _MAX_CONNECTIONS  # lowered in _load where a worker may open few files
 backlog = 2048
 keepalive = 75
 # Under gthread it bounds no request; drawings have a deadline of their own.
@@ -92,6 +95,13 @@ def on_starting(server: Any) -> None:
     _log.propagate = False
     for warning in _settings.warnings:
         _log.warning("%s", warning)
+    if worker_connections < _MAX_CONNECTIONS:
+        _log.warning(
+            "A worker may open too few files for more than %d connections: set LimitNOFILE "
+            "(systemd), --ulimit nofile (Docker) or ulimit -n to %d",
+            worker_connections,
+            _files_for(_MAX_CONNECTIONS, _settings),
+        )
 
 
 # gunicorn sets up its log anew at each reload, without the formatter.
@@ -118,6 +128,29 @@ def _check_cache(app: Any, settings: Any) -> None:
         cache.state.close()
 
 
+def _files_for(connections: int, settings: Any) -> int:
+    """Return how many files a worker may have open with so many connections.
+
+    Each has a socket and the picture that is sent; a drawing has a connection and its file, and
+    both read the index.
+    """
+    return 64 + 3 * settings.drawings + 2 * connections
+
+
+def _connections(settings: Any) -> int:
+    """Return how many connections a worker may have, having raised the soft limit of open files.
+
+    Where `accept` finds no descriptor it raises, and gunicorn ends the worker.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MAX_CONNECTIONS
+    wanted = _files_for(_MAX_CONNECTIONS, settings)
+    limit = max(soft, wanted if hard == resource.RLIM_INFINITY else min(hard, wanted))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return min(_MAX_CONNECTIONS, max(16, (limit - _files_for(0, settings)) // 2))
+
+
 def _load() -> dict[str, Any]:
     """Import the program, read its settings, and return the names in this file that follow."""
     app, config = importlib.import_module("app"), importlib.import_module("config")
@@ -134,6 +167,7 @@ def _load() -> dict[str, Any]:
         "bind": f"{host}:{settings.port}",
         "workers": settings.workers,
         "threads": settings.threads,
+        "worker_connections": _connections(settings),
         # A stop or a reload lets drawings finish, so that what was paid for is stored.
         "graceful_timeout": int(settings.generation_deadline) + 15,
         "loglevel": settings.log_level.lower(),

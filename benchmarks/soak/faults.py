@@ -29,7 +29,7 @@ from picture import ImageRequest
 LOCK_SECONDS = 7.0
 FULL_SECONDS = 3.0
 CROWD_SECONDS = 3.0
-CROWD = 400
+CROWD = 800
 # Less than a picture, and than a page of the index.
 LARGEST_FILE = 2000
 REPETITIONS = 200
