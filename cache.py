@@ -130,16 +130,22 @@ class Cache:
         return row
 
     def delete(self, key: str) -> bool:
-        """Delete a picture; return whether there was one. Raises Unavailable."""
+        """Delete a picture; return whether there was one. Raises Unavailable.
+
+        While pictures cannot be saved, another process may have this one in memory: delete it
+        again.
+        """
+        is_certain = not self.is_degraded
         was_unsaved = self._backlog.remove(key)
         row = self.state.find(key)
-        if row is None:
-            return was_unsaved
-        if row.file:
+        if row and row.file:
             with _store_errors():
                 self.store.delete(row.file)
         # The row last: after a crash in between, it leads to nothing and is a miss.
-        return self.state.remove([row]) > 0
+        was_there = self.state.remove([row]) > 0 if row else was_unsaved
+        if not is_certain:
+            raise Unavailable("pictures cannot be saved, and other workers may hold this one")
+        return was_there
 
     def newest(
         self, search: str = "", limit: int = 50, before: Cursor | None = None

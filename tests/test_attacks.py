@@ -7,14 +7,23 @@ import signal
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from .conftest import Gunicorn, InProcess
-from .servers import ScriptedServer, wait_until
+from .conftest import (
+    BROKEN,
+    REFUSAL,
+    Gunicorn,
+    InProcess,
+    drawing,
+    hosting_settings,
+    pollinations_settings,
+)
+from .servers import Gate, Say, ScriptedServer, wait_until
 
 Start = Callable[..., Gunicorn]
 Serve = Callable[..., InProcess]
@@ -72,3 +81,89 @@ def test_crowd_beyond_the_descriptors_ends_no_worker(
 
 def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_strangers_url_leaves_room_for_honest_drawings(
+    gunicorn: Start, backend: ScriptedServer
+) -> None:
+    gate = Gate(drawing())
+    backend.say(lambda seen: gate(seen) if seen.json["prompt"] == "stranger" else drawing())
+    service = gunicorn(backend, THREADS="48", DRAWINGS="8")
+    with ThreadPoolExecutor(230) as pool:
+        strangers = [pool.submit(service.picture, "stranger") for _ in range(230)]
+        wait_until(lambda: sum(stranger.done() for stranger in strangers) >= 230 - 32)
+        honest = [service.picture(f"honest{n}").status for n in range(10)]
+        gate.opened.set()
+        answers = {stranger.result().status for stranger in strangers}
+    assert honest == [200] * 10
+    assert answers == {200, 503}
+    assert len(backend.seen) == 11
+
+
+def test_hundreds_of_misses_are_all_drawn_in_turn(gunicorn: Start, backend: ScriptedServer) -> None:
+    service = gunicorn(backend, DRAWINGS="4")
+    with ThreadPoolExecutor(300) as pool:
+        got = list(pool.map(lambda n: service.picture(f"x{n}").status, range(300)))
+    assert set(got) == {200}
+    assert len(backend.seen) == 300
+
+
+# --- money
+
+
+def test_locked_index_costs_neither_a_drawing_nor_an_upload(
+    gunicorn: Start, backend: ScriptedServer, server: MakeServer, folder: Path
+) -> None:
+    host = server()
+    host.say(Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}}))
+    service = gunicorn(backend, **hosting_settings(host))
+    assert service.picture("first").status == 302
+    prompts = [f"x{n}" for n in range(5)]
+    with ThreadPoolExecutor(5) as pool:
+        with write_lock(folder):
+            statuses = list(pool.map(lambda prompt: service.picture(prompt).status, prompts))
+        assert statuses == [302] * 5
+        wait_until(lambda: service.get("/status").json["cache"]["entries"] == 6, 2.5)
+        again = list(pool.map(lambda prompt: service.picture(prompt).status, prompts))
+    assert again == [302] * 5
+    assert (len(backend.seen), len(host.seen)) == (6, 6)
+    wait_until(lambda: not list(folder.glob("*.png")))  # what they lay in meanwhile
+
+
+def test_failure_is_remembered_although_it_cannot_be_written(
+    serve: Serve, backend: ScriptedServer, folder: Path
+) -> None:
+    backend.say(Say({"data": []}))
+    service = serve(backend)
+    service.picture("first")
+    calls = len(backend.seen)
+    with make_unwritable(folder):
+        for _ in range(50):
+            assert service.picture("x").status == 502
+    assert len(backend.seen) == calls + 1
+
+
+@contextmanager
+def make_unwritable(folder: Path) -> Iterator[None]:
+    """Make every write to the index fail at once, for root as well."""
+    index = folder / "index.sqlite3"
+    with closing(sqlite3.connect(index)) as connection:
+        connection.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON notes BEGIN SELECT RAISE(ABORT, 'full'); END"
+        )
+    yield
+    with closing(sqlite3.connect(index)) as connection:
+        connection.execute("DROP TRIGGER full")
+
+
+def test_blocked_picture_whose_fallback_fails_is_one_call_for_many_views(
+    serve: Serve, backend: ScriptedServer, server: MakeServer
+) -> None:
+    backend.say(REFUSAL)
+    fallback = server()
+    fallback.say(BROKEN)
+    service = serve(backend, **pollinations_settings(fallback))
+    with ThreadPoolExecutor(10) as pool:
+        statuses = set(pool.map(lambda _: service.picture("x").status, range(50)))
+    assert statuses == {502}
+    assert (len(backend.seen), len(fallback.seen)) == (1, 1)
