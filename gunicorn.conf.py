@@ -134,7 +134,8 @@ def _files_for(connections: int, settings: Any) -> int:
     Each has a socket and the picture that is sent; a drawing has a connection and its file, and
     both read the index.
     """
-    return 64 + 3 * settings.drawings + 2 * connections
+    files: int = 64 + 3 * settings.drawings + 2 * connections
+    return files
 
 
 def _connections(settings: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import signal
 import socket
@@ -14,6 +15,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cache import Cache, NotKept
+from storage import Row, Unavailable
+from storage.folder import Folder
+from storage.sqlite import SqliteState
+
 from .conftest import (
     BROKEN,
     REFUSAL,
@@ -23,7 +29,7 @@ from .conftest import (
     hosting_settings,
     pollinations_settings,
 )
-from .servers import Gate, Say, ScriptedServer, wait_until
+from .servers import Gate, Say, ScriptedServer, png, wait_until
 
 Start = Callable[..., Gunicorn]
 Serve = Callable[..., InProcess]
@@ -167,3 +173,70 @@ def test_blocked_picture_whose_fallback_fails_is_one_call_for_many_views(
         statuses = set(pool.map(lambda _: service.picture("x").status, range(50)))
     assert statuses == {502}
     assert (len(backend.seen), len(fallback.seen)) == (1, 1)
+
+
+def test_older_index_put_back_under_the_workers_costs_no_drawing(
+    gunicorn: Start, backend: ScriptedServer, folder: Path
+) -> None:
+    service = gunicorn(backend)
+    service.picture("old")
+    index, backup = folder / "index.sqlite3", folder.parent / "backup"
+    with closing(sqlite3.connect(index)) as live, closing(sqlite3.connect(backup)) as copy:
+        live.backup(copy)
+    for n in range(5):
+        service.picture(f"new{n}")
+    for suffix in ("-wal", "-shm"):
+        index.with_name(f"{index.name}{suffix}").unlink()
+    backup.replace(index)
+    wait_until(lambda: service.get("/status").json["cache"]["entries"] == 6)
+    for n in range(5):
+        assert service.picture(f"new{n}").headers["Cache-Status"] == HIT
+    assert service.picture("old").headers["Cache-Status"] == HIT
+    assert len(backend.seen) == 6
+
+
+# --- what was deleted
+
+
+@pytest.fixture
+def cache(folder: Path) -> Iterator[Cache]:
+    made = Cache(SqliteState(folder), Folder(folder))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("url", [None, "https://img.example/a.png"])
+def test_picture_deleted_while_its_row_is_being_written_is_gone(
+    cache: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch, url: str | None
+) -> None:
+    key, store = "a" * 64, cache.state.store
+
+    def refuse(row: Row) -> None:
+        raise Unavailable("database is locked")
+
+    def delete_and_store(row: Row) -> str | None:
+        assert cache.delete(key)
+        return store(row)
+
+    monkeypatch.setattr(cache.state, "store", refuse)
+    cache.put(key, png(), "image/png", url=url)
+    monkeypatch.setattr(cache.state, "store", delete_and_store)
+    cache.close()
+    assert cache.get(key) is None
+    assert not list(folder.glob("*.png"))
+
+
+def test_deletion_is_not_promised_while_other_workers_may_hold_the_picture(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, data: bytes, created: float) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.store, "write", refuse)
+        with pytest.raises(NotKept):
+            cache.put("a" * 64, png(), "image/png")
+        with pytest.raises(Unavailable):
+            cache.delete("a" * 64)
+    assert cache.get("a" * 64) is None
+    assert cache.delete("a" * 64) is False
