@@ -18,14 +18,14 @@ from backends import Backends
 from cache import Cache
 from config import Settings
 from drawing import Backend, Pollinations
+from environment.network import NetworkSettings
+from environment.proxies import Proxies
 from hosting import image_host
 from llm import Llm
-from network import NetworkSettings
 from pipeline import Pipeline
 from storage.folder import Folder
 from storage.sqlite import SqliteState
 from upstream.client import Upstream, origin
-from upstream.proxies import Proxies
 from web.api import Api
 from web.errors import problem
 from web.pictures import Pictures, preflight

@@ -35,10 +35,9 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What came of asking backends for one prompt: the picture, or why there is none.
+    """The result of asking backends for one prompt: a picture, or the failed attempts.
 
-    `is_cut`: it ended before all were asked that should have been, for want of time or because
-    none was ready.
+    `is_cut`: it ended early, because time ran out or no backend was ready.
     """
 
     image: Image | None

@@ -1,4 +1,4 @@
-"""What is cached: the order of writes, eviction, adoption. Policy over one State and one Store."""
+"""The cache: order of writes, eviction, adoption. Policy over one State and one Store."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-import servers
 import values as v
-from environment import Dotenv, process_environment
-from network import NetworkSettings, read_network
-from reader import Reader
-from servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
+from environment import servers
+from environment.dotenv import Dotenv, process_environment
+from environment.network import NetworkSettings, read_network
+from environment.reader import Reader
+from environment.servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
 
 T = TypeVar("T")
 
@@ -190,7 +190,7 @@ def parse(values: Mapping[str, str], dotenv: Dotenv | None = None) -> Settings:
 
 
 def load(*, is_flask_command: bool = False) -> Settings:
-    """Parse the environment and, for what it does not set, `.env` in the current folder.
+    """Parse the environment, and `.env` in the current folder for variables it does not set.
 
     Raises SettingsError with every fault.
     """

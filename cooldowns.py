@@ -1,4 +1,4 @@
-"""How long a failing backend is avoided, and what it takes to trust it again.
+"""How long a failing backend is avoided.
 
 One note per backend and one per model of it, so that all workers know the same. What counts
 is what a drawing knew when it began: twenty drawings that fail together are one failure.
@@ -87,7 +87,7 @@ class Cooldown(Note):
         return replace(self.failed(fault, picture, now), rejecting=())
 
     def later(self, now: float) -> Cooldown:
-        """Return the same cooldown as it is to be written at the time `now`."""
+        """Return the same cooldown, counted from the time `now`."""
         return replace(self, seconds=max(0.0, self.seconds - (now - self.at)), at=now)
 
     def ended(self, now: float) -> Cooldown:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from environment.servers import BackendSettings, PollinationsSettings
 from formats import media_type_of
 from picture import ImageRequest
-from servers import BackendSettings, PollinationsSettings
 from storage.memory import Memory
 from upstream.client import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError, Why, joined
 from upstream.judging import Fault, Outcome, judge_without_picture

@@ -1,4 +1,4 @@
-"""One piece of work for many who want it, in this process and in all others."""
+"""Work that many callers want and that runs once, in this process and in all others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SingleFlight(Generic[T]):
         self._mutex = threading.Lock()
 
     def run(self, key: str, deadline: Deadline, work: Callable[[], T]) -> T:
-        """Return what `work` returns, here or in the thread that came first; raise what it raises.
+        """Return the result of `work`, run here or in the thread that came first; raise its error.
 
         Another process waits until this one is done and then works itself, so `work` has to
         look first whether it is still needed. Raises TimeoutError or LockTimeout.
@@ -74,11 +74,11 @@ class Pool(Generic[T]):
         self._mutex = threading.Lock()
 
     def run(self, key: str, deadline: Deadline, work: Callable[[bool], T]) -> T:
-        """Return what `work` returns for `key`, once for all who want it meanwhile.
+        """Return the result of `work` for `key`, run once for all concurrent callers.
 
         `work` is told whether another process was waited for, and has to look first whether
         there is still something to do. A caller that waits for another process takes no thread
-        of the pool. Raises Busy, TimeoutError or LockTimeout, and what `work` raises.
+        of the pool. Raises Busy, TimeoutError or LockTimeout, and any error of `work`.
         """
         flight, is_first = self._join(key)
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
-from servers import HostingSettings
+from environment.servers import HostingSettings
 from upstream.client import Deadline, Upstream, UpstreamError
 from upstream.openai import clean_text
 
@@ -113,7 +113,7 @@ def _post(
 
 
 def _at(answer: Any, *path: str | int) -> Any:
-    """Return the value at `path` in a JSON value, or None if there is none."""
+    """Return the value at `path` in a JSON value, or None if the path does not exist."""
     for step in path:
         try:
             answer = answer[step]

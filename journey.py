@@ -94,7 +94,7 @@ class GaveUp(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Blocked(Note):
-    """A prompt that moderation refused in every round, with what it had become."""
+    """A prompt that moderation refused in every round, with its rewritten forms."""
 
     kind: ClassVar[str] = "blocked"
 

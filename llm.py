@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cooldowns import Cooldown, Cooldowns
-from servers import PLACEHOLDER, LlmSettings
+from environment.servers import PLACEHOLDER, LlmSettings
 from storage import Note
 from storage.memory import Memory
 from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
@@ -44,7 +44,7 @@ class _Unanswered(RewriteFailed):
 
 @dataclass(frozen=True, slots=True)
 class Rewritten(Note):
-    """What the LLM made of a prompt, so that one prompt in three sizes costs one call."""
+    """A rewritten prompt: the same prompt in three sizes costs one call."""
 
     kind: ClassVar[str] = "answer"
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from backends import Backends
 from cache import Cache, NotKept
+from cooldowns import Cooldown, Cooldowns
 from drawing import Image, NotDrawn, Pollinations
 from flights import Pool, SingleFlight
 from formats import EXTENSIONS
@@ -23,9 +24,12 @@ from picture import ImageRequest
 from storage import LockTimeout, Note, Row
 from storage.memory import Memory
 from upstream.client import Deadline
+from upstream.judging import Fault, Outcome
 
 log = logging.getLogger("prompt_image_proxy.pipeline")
 
+# The key of what is noted about the image host, of which there is one.
+HOST_KEY = "image host"
 # A drawing that was queued for longer reads its notes again: backends may have failed since.
 MAX_MEMORY_AGE = 1.0
 
@@ -73,6 +77,7 @@ class Pipeline:
         self.blocked_ttl = blocked_ttl
         self.fingerprint = fingerprint
         self._drawings: Pool[Drawn] = Pool(cache.state, drawings, places)
+        self._host_failures = Cooldowns("The image host", is_avoided=False)
         self._saving_money = threading.Lock()
         self._answers: SingleFlight[str] = SingleFlight(cache.state)
 
@@ -127,11 +132,12 @@ class Pipeline:
         prompt = " ".join(request.prompt.split())[:40]
         drawn_by = journey.image.drawn_by
         log.info("Drew %.12s (%s): %s, by %s", request.key, prompt, journey.source, drawn_by)
-        return self._keep(journey, journey.image)
+        return self._keep(journey, journey.image, memory)
 
     def _wanted(self, request: ImageRequest) -> list[tuple[type[Note], str]]:
         wanted: list[tuple[type[Note], str]] = [(Blocked, request.key), (Failure, request.key)]
         wanted += self.backends.wanted(request)
+        wanted += [(Cooldown, HOST_KEY)] if self.host else []
         return wanted + (self.llm.wanted(request.prompt) if self.llm else [])
 
     def _recent_failure(self, request: ImageRequest, memory: Memory) -> GaveUp | None:
@@ -245,8 +251,8 @@ class Pipeline:
 
     # --- keeping the picture
 
-    def _keep(self, journey: Journey, image: Image) -> Drawn:
-        journey, hosted_url = self._upload(journey, image)
+    def _keep(self, journey: Journey, image: Image, memory: Memory) -> Drawn:
+        journey, hosted_url = self._upload(journey, image, memory)
         row = None
         with suppress(NotKept):
             row = self.cache.put(
@@ -262,15 +268,19 @@ class Pipeline:
             )
         return Drawn(journey.source, journey.stages, row, image, hosted_url)
 
-    def _upload(self, journey: Journey, image: Image) -> tuple[Journey, str | None]:
+    def _upload(self, journey: Journey, image: Image, memory: Memory) -> tuple[Journey, str | None]:
         """Return the picture's URL at the image host, or None to store it as a file."""
         if not self.host:
             return journey, None
-        name = f"{journey.request.key[:32]}.{EXTENSIONS[image.media_type]}"
-        deadline, began = journey.deadline.within(self.upload_timeout), time.monotonic()
+        key, began = journey.request.key, time.monotonic()
+        name = f"{key[:32]}.{EXTENSIONS[image.media_type]}"
+        deadline = journey.deadline.within(self.upload_timeout)
         try:
             url = self.host.upload(image.data, name, image.media_type, deadline)
         except UploadFailed as error:
-            log.warning("The image host failed; the picture is stored as a file: %s", error)
+            fault = Fault(Outcome.FAILED, "upload failed")
+            detail = f"{error}; pictures are stored as files"
+            self._host_failures.count(memory, HOST_KEY, fault, detail, key)
             return journey.after(Stage.since(began, "upload", "failed")), None
+        self._host_failures.answered(memory, HOST_KEY)
         return journey.after(Stage.since(began, "upload", "ok")), url

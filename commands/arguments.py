@@ -1,4 +1,4 @@
-"""What several commands take as arguments, and what they say first."""
+"""Arguments shared by several commands, and the line that names their cache."""
 
 from __future__ import annotations
 

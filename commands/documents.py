@@ -15,7 +15,7 @@ from picture import BadRequest, ImageRequest
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 # The characters that cannot be part of a URL in Markdown or in an attribute, and parentheses.
 _BOUNDARY = re.compile(r"[\s<>\"'`\\()]")
-# A key that stands further behind a URL is none of its parameters.
+# A key further along the line is not a parameter of the URL.
 _MAX_REST = 4000
 _KEY = re.compile(r"(?:\bkey=|\bBearer[ +]+|\bBearer%20)([^\s<>\"'`\\&#]+)")
 

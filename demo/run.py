@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn"]
 DEMO_KEY = "demo"
 START_SECONDS = 20.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def is_configured() -> bool:
@@ -40,6 +41,7 @@ def demo_environment(backend_url: str) -> dict[str, str]:
         "CACHE_DIR": str(ROOT / ".demo" / "cache"),
     }
     upstreams = {"BACKEND_API_URLS": backend_url, "LLM_OPTIMIZATION_API_URL": backend_url}
+    upstreams["no_proxy"] = "*"  # a company's proxy does not reach this machine
     return {"PYTHONDONTWRITEBYTECODE": "1"} | defaults | os.environ | upstreams
 
 
@@ -63,7 +65,7 @@ To use your own backends: cp .env.example .env, fill it in, and run this again. 
 def answers(url: str) -> bool:
     """Return whether an HTTP server answers at `url`."""
     try:
-        with urllib.request.urlopen(url, timeout=1):
+        with _DIRECT.open(url, timeout=1):
             return True
     except (urllib.error.URLError, OSError):
         return False

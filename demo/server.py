@@ -48,7 +48,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What a client asks to have drawn."""
+    """A request for a picture, as parsed from its JSON."""
 
     prompt: str
     width: int
@@ -58,7 +58,7 @@ class ImageRequest:
 
 
 def invalid(param: str, wanted: str) -> ApiError:
-    """Return the error for a field that is not what it has to be."""
+    """Return the error for an invalid field."""
     return ApiError(f"Invalid '{param}': expected {wanted}.", param=param, code="invalid_value")
 
 
@@ -118,7 +118,7 @@ def rewrite_prompt(text: str) -> str:
 
 
 class DemoServer(ThreadingHTTPServer):
-    """The server with all that its requests share."""
+    """The server and the state its requests share."""
 
     daemon_threads = True
     request_queue_size = 512

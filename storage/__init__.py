@@ -120,7 +120,7 @@ class Recalled(Generic[N]):
 
 
 class Notes:
-    """What one call of `State.recall` found."""
+    """The notes that one call of `State.recall` found."""
 
     def __init__(self, found: Mapping[tuple[str, str], Recalled[Any]] | None = None) -> None:
         self._found = found or {}
@@ -233,7 +233,7 @@ class State(Protocol):
         ...
 
     def close(self) -> None:
-        """Close every connection and file; the next call opens what it needs anew."""
+        """Close every connection and file; the next call opens them again."""
         ...
 
 
@@ -260,7 +260,7 @@ class Store(Protocol):
         """Open for reading: a regular local file, so that the kernel can send it.
 
         Its modification time is `created` in whole seconds as long as it is as it was written.
-        Raises FileNotFoundError where there is none.
+        Raises FileNotFoundError if it does not exist.
         """
         ...
 

@@ -142,7 +142,7 @@ class Database:
         """Whether opening failed for want of a WAL that has nothing in it.
 
         It does on a full disk and in a read-only folder after every process had closed the
-        database. SQLite opens it only if told that nobody writes (`immutable`), and would then
+        database. SQLite opens it only if told that no process writes (`immutable`), and would then
         ignore a WAL: so there must be none, or an empty one.
         """
         code = error.sqlite_errorcode

@@ -1,4 +1,4 @@
-"""What one drawing knows: its notes, read in one call when it starts and written through."""
+"""The notes of one drawing: read in one call when it starts, and written through."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def _put_aside(path: Path) -> str | None:
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     aside = path.with_name(f"{path.name}.damaged-{stamp}-{secrets.token_hex(2)}")
     is_kept = False
-    # The database first: while it is gone nobody opens it, and its WAL cannot meet the new one.
+    # The database first: once it is moved, no process can pair its WAL with the new one.
     for suffix in ("", "-wal"):
         old = path.with_name(path.name + suffix)
         if _has_content(old):
@@ -96,7 +96,7 @@ def _open_damaged(path: Path) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
         connection.row_factory = sqlite3.Row
         connection.text_factory = decode_text
-        # Nobody shall write what would not be copied any more.
+        # No process may write rows that would no longer be copied.
         with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
             connection.execute("BEGIN IMMEDIATE")
         yield connection

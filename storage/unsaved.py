@@ -35,7 +35,7 @@ class Unsaved:
 
 
 class Backlog:
-    """What one process could not save yet. Thread-safe."""
+    """Pictures and rows that one process could not save yet. Thread-safe."""
 
     def __init__(self, state: State, store: Store, max_bytes: int = MAX_BYTES) -> None:
         self.state = state

@@ -162,7 +162,7 @@ def _key_of(stored: Stored) -> str:
 
 
 def _row_of(stored: Stored) -> Row:
-    """Return the row of a file of which no more is known: its first hit reads it."""
+    """Return the row of a file without any record; its first hit reads the file."""
     return Row(
         key=_key_of(stored),
         file=stored.name,

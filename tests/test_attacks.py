@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import errno
-import resource
-import signal
-import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -51,42 +47,7 @@ def write_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def reload(service: Gunicorn) -> None:
-    before = set(service.workers())
-    service.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: len(service.workers()) == 2 and not before & set(service.workers()))
-
-
-# --- places and descriptors
-
-
-def test_crowd_beyond_the_descriptors_ends_no_worker(
-    gunicorn: Start, backend: ScriptedServer
-) -> None:
-    service = gunicorn(backend, DRAWINGS="8")
-    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (128, 128))
-    reload(service)
-    workers, address = service.workers(), urlsplit(service.url)
-    at_rest = max(map(open_files, workers))
-    with ExitStack() as stack:
-        for _ in range(400):
-            client = stack.enter_context(closing(socket.socket()))
-            client.setblocking(False)
-            client.connect_ex((str(address.hostname), address.port))
-        counts = [at_rest]
-
-        def all_are_accepted() -> bool:
-            counts.append(max(map(open_files, workers)))
-            return counts[-1] >= at_rest + 16 and len(set(counts[-5:])) == 1
-
-        wait_until(all_are_accepted)
-    assert service.picture("x").status == 200
-    assert service.workers() == workers
-    assert "LimitNOFILE" in service.said()
-
-
-def open_files(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+# --- places
 
 
 def test_strangers_url_leaves_room_for_honest_drawings(

@@ -16,8 +16,8 @@ import pytest
 
 from backends import Backends, Round
 from drawing import Backend
+from environment.servers import BackendSettings
 from picture import ImageRequest
-from servers import BackendSettings
 from storage import State
 from storage.memory import Memory
 from storage.sqlite import SqliteState

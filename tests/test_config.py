@@ -18,15 +18,15 @@ import pytest
 from dotenv import dotenv_values
 
 import config
-import reader
 import values as parsers
 from access import Access
 from config import Settings, SettingsError
-from environment import Dotenv
-from network import NetworkSettings
+from environment import reader
+from environment.dotenv import Dotenv
+from environment.network import NetworkSettings
+from environment.proxies import Proxy
+from environment.servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
 from picture import ImageRequest
-from servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
-from upstream.proxies import Proxy
 
 from .conftest import ROOT
 from .wire import make_authority

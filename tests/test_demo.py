@@ -126,7 +126,8 @@ def start(checkout: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_make_run_serves_a_picture_and_stops_both_processes(checkout: Path, ending: int) -> None:
     before = {path.name for path in checkout.iterdir()}
-    with start(checkout, PORT=str(free_port())) as process:
+    proxy = f"http://127.0.0.1:{free_port()}"  # a company's, which leads nowhere
+    with start(checkout, PORT=str(free_port()), http_proxy=proxy, ALL_PROXY=proxy) as process:
         assert process.stdout
         said = ""
         while "Ctrl-C stops it." not in said:

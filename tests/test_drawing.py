@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drawing import Backend, Image, NotDrawn, Pollinations
+from environment.servers import BackendSettings, PollinationsSettings
 from picture import ImageRequest
-from servers import BackendSettings, PollinationsSettings
 from storage import State
 from storage.memory import Memory
 from storage.sqlite import SqliteState

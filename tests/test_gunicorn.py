@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
+import select
 import signal
 import socket
 import subprocess
@@ -275,6 +277,36 @@ def respawn_all_workers(service: Gunicorn) -> None:
     wait_until(lambda: len(service.workers()) == 2 and not old & set(service.workers()))
 
 
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_flood_of_connections_never_exhausts_the_descriptors(
+    gunicorn: Start, backend: ScriptedServer, opened: list[Any]
+) -> None:
+    service = gunicorn(backend, THREADS="64")
+    service.picture("cached")
+    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (100, 256))
+    reload(service)
+    workers = service.workers()
+    assert {resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] for pid in workers} == {256}
+    assert "LimitNOFILE=640" in service.said()
+    address = ("127.0.0.1", urlsplit(service.url).port)
+    clients = [socket.create_connection(address) for _ in range(600)]
+    answers = select.poll()
+    for client in clients:
+        answers.register(client, select.POLLIN)
+        client.sendall(f"GET /prompt/cached?key={KEY} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    # (256 - 128) / 8 in each worker; the others wait to be accepted.
+    wait_until(lambda: len(answers.poll(0)) == 32)
+    assert max(map(open_files, workers)) < 128
+    for client in clients:
+        client.close()
+    wait_until(lambda: service.picture("cached").status == 200)
+    assert service.workers() == workers
+    assert "Too many open files" not in service.said()
+
+
 def test_three_reloads_under_load_lose_no_request(gunicorn: Start, backend: ScriptedServer) -> None:
     service = gunicorn(backend)
     service.picture("cached")
@@ -367,7 +399,7 @@ def test_reload_after_an_upgrade_runs_the_new_version(upgradable: Upgradable) ->
     [
         ("web/errors.py", "def broken(:", "SyntaxError"),
         ("backends.py", "import missing_requirement", "ModuleNotFoundError"),
-        ("config.py", "ROOT / 0", "TypeError"),
+        ("config.py", "SECRETS / 0", "TypeError"),
     ],
 )
 def test_reload_after_a_broken_upgrade_keeps_the_old_version(

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from environment.servers import HOSTING_PROVIDERS, HostingSettings
 from hosting import ImageHost, UploadFailed, image_host
-from servers import HOSTING_PROVIDERS, HostingSettings
 from upstream.client import Deadline, Upstream
 
 from .conftest import KEY

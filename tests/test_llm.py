@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from environment.servers import LlmSettings
 from llm import Llm, RewriteFailed, message_in, read_prompt
-from servers import LlmSettings
 from storage import State
 from storage.memory import Memory
 from storage.sqlite import SqliteState

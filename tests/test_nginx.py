@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
@@ -24,8 +25,9 @@ import pytest
 
 import config
 from picture import ImageRequest
+from web.errors import card
 
-from .conftest import ADMIN, KEY, REFUSAL, ROOT, Gunicorn, _Client, drawing
+from .conftest import ADMIN, KEY, REFUSAL, ROOT, Gunicorn, InProcess, _Client, drawing
 from .servers import Got, Say, ScriptedServer, Seen, closing_all, free_port, png, wait_until
 
 SHIPPED = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
@@ -48,6 +50,7 @@ http {{
     gzip_types *;
     gzip_min_length 1;
     default_type application/octet-stream;
+    types {{ image/png png; }}
     access_log {prefix}/main-access.log;
     client_body_temp_path {prefix}/body;
     proxy_temp_path {prefix}/proxy;
@@ -131,6 +134,13 @@ def nginx(gunicorn: StartApp, opened: list[Any], tmp_path: Path) -> Start:
         return made
 
     return start
+
+
+@pytest.fixture
+def down(opened: list[Any], tmp_path: Path) -> Nginx:
+    """nginx in front of an app that does not run."""
+    opened.append(made := Nginx(tmp_path / "nginx", f"http://127.0.0.1:{free_port()}"))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -324,18 +334,26 @@ def test_cached_picture_is_served_while_the_app_is_down(
     assert (got.status, got.body) == (200, png())
 
 
-def test_stale_picture_hides_a_5xx_of_the_app_but_not_a_401(
-    opened: list[Any], backend: ScriptedServer, tmp_path: Path
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 401])
+def test_error_of_the_app_is_never_hidden_by_a_stale_picture(
+    opened: list[Any], backend: ScriptedServer, tmp_path: Path, status: int
 ) -> None:
     backend.say(Say("cached", headers={"X-Accel-Expires": "1"}))
     opened.append(service := Nginx(tmp_path / "nginx", backend.url))
     hit(service.get, "/x")
-    backend.say(*(Say("fault", status) for status in (500, 502, 503, 504)), Say("", 401))
-    wait_until(lambda: is_stale(service.get("/x")))
-    for _ in range(3):
-        assert is_stale(got := service.get("/x"))
-        assert (got.status, got.body) == (200, b"cached")
-    assert {service.get("/x").status for _ in range(3)} == {401}
+    backend.say(Say("", status))
+    wait_until(lambda: service.get("/x").status == status)
+    assert [service.get("/x").status for _ in range(3)] == [status] * 3
+
+
+def test_deleted_picture_is_gone_while_backends_fail(nginx: Start, backend: ScriptedServer) -> None:
+    service = nginx(backend, NGINX_CACHE_SECONDS="1")
+    hit(lambda: service.picture("x"))
+    backend.say(Say("", 500))
+    assert service.delete(b'{"description": "x"}').status == 200
+    wait_until(lambda: service.picture("x").status != 200)
+    # The first answer says that the backend fails, the next ones that it is cooling down.
+    assert {service.picture("x").status for _ in range(5)} <= {502, 503}
 
 
 def test_uncached_picture_is_a_502_without_internals_while_the_app_is_down(
@@ -344,7 +362,7 @@ def test_uncached_picture_is_a_502_without_internals_while_the_app_is_down(
     app = gunicorn(backend)
     service = nginx(app=app)
     app.close()
-    got = service.picture("x")
+    got = service.picture("x.png")
     assert (got.status, got.json["status"]) == (502, 502)
     assert got.headers["Content-Type"] == "application/problem+json"
     assert (got.headers["Cache-Control"], got.headers["Retry-After"]) == ("no-store", "5")
@@ -352,6 +370,36 @@ def test_uncached_picture_is_a_502_without_internals_while_the_app_is_down(
     assert not re.search(r"nginx/|Debian|127\.0\.0\.1", shown)
     assert KEY not in shown
     assert app.url.rpartition(":")[2] not in shown
+
+
+@pytest.mark.parametrize(
+    ("headers", "has_card"),
+    [
+        ({"Accept": "image/avif,image/webp,image/*,*/*;q=0.8"}, True),
+        ({"Accept": "image/png"}, True),
+        ({"Sec-Fetch-Dest": "image", "Accept": "*/*"}, True),
+        ({"Sec-Fetch-Dest": "document", "Accept": "image/*"}, False),
+        ({"Accept": "text/html,application/xhtml+xml,image/webp,image/png,*/*;q=0.8"}, False),
+        ({"Accept": "*/*"}, False),
+        ({}, False),
+    ],
+)
+def test_nginx_itself_answers_with_a_card_where_the_app_does(
+    down: Nginx,
+    serve: Callable[..., InProcess],
+    backend: ScriptedServer,
+    headers: dict[str, str],
+    has_card: bool,
+) -> None:
+    target = "/prompt/x.png?key=wrong"
+    got, from_app = down.get(target, headers=headers), serve(backend).get(target, headers=headers)
+    names = ["Content-Type", "Vary", "Cache-Control", "Cross-Origin-Resource-Policy"]
+    for name in [*names, "Content-Security-Policy"] if has_card else names:
+        assert got.headers.get_all(name) == from_app.headers.get_all(name)
+    assert (got.status, got.headers["Retry-After"]) == (502, "5")
+    if has_card:
+        sentence = "The service is not available at the moment."
+        assert got.body.decode().replace(">\n<", "><") == card("Bad Gateway", sentence)
 
 
 # --- load
@@ -400,8 +448,19 @@ def test_page_of_40_pictures_passes_and_a_flood_is_a_429(
     assert statuses.keys() == {200, 429}
     assert statuses[200] > 250
     limited = next(got for got in flood if got.status == 429)
+    assert limited.json["status"] == 429
     assert limited.headers["Content-Type"] == "application/problem+json"
     assert (limited.headers["Cache-Control"], limited.headers["Retry-After"]) == ("no-store", "5")
+
+
+def test_flood_of_pictures_is_a_card(down: Nginx) -> None:
+    ask = partial(down.get, "/prompt/x.png", headers={"Accept": "image/*"})
+    with ThreadPoolExecutor(16) as pool:
+        flood = list(pool.map(lambda _: ask(), range(600)))
+    limited = next(got for got in flood if got.status == 429)
+    sentence = "Too many requests came from this address."
+    assert limited.body.decode().replace(">\n<", "><") == card("Too many requests", sentence)
+    assert limited.headers["Content-Type"] == "image/svg+xml"
 
 
 # --- what passes unchanged

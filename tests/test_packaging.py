@@ -81,11 +81,16 @@ def service(image: Path, backend: ScriptedServer, tmp_path: Path) -> Iterator[st
         other_user = AS_OTHER_USER
         os.chown(cache, OTHER_USER, OTHER_USER)
     url = f"http://127.0.0.1:{(port := free_port())}"
+    image.chmod(0o755)
+    # As it is mounted; Docker's own reading would keep the quotes, or expand the dollar sign.
+    (image / ".env").write_text(
+        f"BACKEND_API_URLS='{backend.url}'\nPROXY_ACCESS_KEY='{KEY}'\nADMIN_TOKEN=a$b\n"
+        "POLLINATIONS_ENABLED=false\nHOST=192.0.2.1\n"
+    )
+    image.chmod(0o555)
     environment = {
         "PATH": "/usr/bin:/bin",
-        "BACKEND_API_URLS": backend.url,
-        "PROXY_ACCESS_KEY": KEY,
-        "POLLINATIONS_ENABLED": "false",
+        "HOST": "127.0.0.1",
         "WORKERS": "1",
         "PORT": str(port),
         "CACHE_DIR": str(cache),
@@ -124,6 +129,22 @@ def test_image_serves_as_another_user_on_a_read_only_tree(
     for path in ("/", "/page.js", "/page.css", "/robots.txt"):
         assert fetch(service + path).status == 200
     assert set(image.rglob("*")) == before
+
+
+def test_administrator_is_known_by_the_token_in_the_mounted_dotenv(service: str) -> None:
+    assert fetch(f"{service}/cache", headers={"X-Admin-Token": "a$b"}).status == 200
+
+
+def test_unit_and_compose_leave_the_settings_to_dotenv() -> None:
+    unit = (ROOT / "deploy" / "prompt-image-proxy.service").read_text("utf-8")
+    set_by_unit = " ".join(re.findall(r"(?m)^Environment\w*=(.*)", unit))
+    assert set(re.findall(r"(\w+)=", set_by_unit)) == {
+        "PYTHONUNBUFFERED",
+        "PYTHONDONTWRITEBYTECODE",
+    }
+    compose = (ROOT / "deploy" / "compose.yaml").read_text("utf-8")
+    assert not re.search(r"(?m)^ *env_file:", compose)
+    assert re.search(r"source: \.\./\.env\n +target: /app/\.env\n +read_only: true", compose)
 
 
 def test_image_contains_every_module_that_it_imports(image: Path) -> None:

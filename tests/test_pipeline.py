@@ -434,6 +434,20 @@ def test_picture_is_kept_as_a_file_if_its_upload_fails(
     assert (len(host.seen), len(backend.seen)) == (1, 1)
 
 
+def test_image_host_that_fails_is_one_warning_and_stands_in_status(
+    serve: Serve, backend: ScriptedServer, server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = server()
+    host.say(BROKEN)
+    service = serve(backend, **hosting_settings(host))
+    for prompt in "abc":
+        assert service.picture(prompt).status == 200
+    said = [record for record in caplog.records if "The image host" in record.getMessage()]
+    assert [record.levelname for record in said].count("WARNING") == 1
+    hosting = service.get("/status").json["image_hosting"]
+    assert (hosting["why"], bool(hosting["last_failed"])) == ("upload failed", True)
+
+
 # --- calls of the state -------------------------------------------------------------------------
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from environment.proxies import Proxies, Proxy
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
-from upstream.proxies import Proxies, Proxy
 
 from .proxy import HttpProxy, SocksProxy
 from .servers import RawServer, Say, free_port, png

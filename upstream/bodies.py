@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import codecs
 import re
+import threading
 from collections.abc import Iterator
 from io import BytesIO
 from itertools import chain
@@ -20,6 +21,8 @@ PIECE = 2**18
 # This takes the place of a picture that was cut out of the JSON.
 STAND_IN = "(picture)"
 _SHORTEST = 4096
+# Decoding holds the interpreter. One thread at a time, or a hit waits for a piece of each.
+_DECODING = threading.Lock()
 # A URL has a colon and a prompt has spaces. PHP escapes the slashes of base64.
 _PICTURE = re.compile(rb'"(?:data:[^",]{0,100},)?(?=[A-Za-z0-9+/\\]{%d})' % _SHORTEST)
 
@@ -113,7 +116,8 @@ class _Decoder:
         text = text.replace(rb"\/", b"/")
         # Only the last four characters may be padded, and an escape may be cut in two.
         end = len(text) if quote else max(0, len(text) // 4 - 1) * 4
-        self.picture.write(binascii.a2b_base64(text[:end], strict_mode=True))
+        with _DECODING:
+            self.picture.write(binascii.a2b_base64(text[:end], strict_mode=True))
         self.undecoded = after if quote else text[end:]
         return bool(quote)
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import urllib3
 
+from environment.proxies import Proxies
 from upstream.addresses import IpNetwork, Resolver, is_public
 from upstream.bodies import has_more_values, read_body, read_picture
 from upstream.deadline import Deadline
 from upstream.failure import UpstreamError, Why, translated
-from upstream.proxies import Proxies
 from upstream.routes import Dialer, Route
 from upstream.targets import Target, joined, origin
 
@@ -89,7 +89,7 @@ class Upstream:
     ) -> None:
         dialer = Dialer(resolve, ca_bundle, tuple(picture_networks))
         self.pool = functools.lru_cache(SERVERS)(dialer.pool)
-        # The settings' own URLs: to read one takes 0.15 ms.
+        # The settings' own URLs, each read once.
         self.target = functools.lru_cache(SERVERS)(Target.of)
         self.proxies = proxies or Proxies()
 

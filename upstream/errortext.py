@@ -1,4 +1,4 @@
-"""What an error answer says, however its vendor names, nests, quotes and escapes it."""
+"""The text of an error answer, however the vendor names, nests, quotes and escapes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-# An error says what it has to say early; whatever follows is not worth the time.
+# Errors state their reason early; reading further is not worth the time.
 _MAX_FACTS = 400
 _MAX_TEXT = 2**16
 _MAX_NESTED = 8
@@ -30,7 +30,7 @@ _ECHOES = frozenset(("input", "prompt", "revised_prompt", "b64_json"))
 
 @dataclass(frozen=True, slots=True)
 class ErrorText:
-    """What an error answer says, for matching only: it is never shown or logged.
+    """The text of an error answer, for matching only: it is never shown or logged.
 
     `status` is the HTTP status, or the one that an error inside a 200 gives itself (else 400).
     `codes` are the values of fields such as `code` and `type`, `params` those that name a
@@ -44,7 +44,7 @@ class ErrorText:
 
     @classmethod
     def read(cls, status: int, answer: Any, prompt: str = "") -> ErrorText:
-        """Read any vendor's error; `prompt` is what it may repeat of ours. Raises nothing."""
+        """Read any vendor's error; `prompt` is ours, which it may repeat. Raises nothing."""
         facts = list(islice(_facts(answer), _MAX_FACTS))
         params = {
             part

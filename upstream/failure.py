@@ -1,4 +1,4 @@
-"""What a call that failed says: a sentence of ours, and a fixed word for the reason."""
+"""Errors of outbound calls: a sentence of our own, and a fixed word for the reason."""
 
 from __future__ import annotations
 

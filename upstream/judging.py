@@ -1,4 +1,4 @@
-"""What an error answer means: refused, rejected or failed, decided here and nowhere else.
+"""The meaning of an error answer: refused, rejected or failed. Decided here and nowhere else.
 
 The signs are those that vendors really send; tests/test_judging.py holds one row for each.
 A refusal needs positive evidence of moderation: a fault of the backend that was taken for a
@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What an error means. `why` is a word for /status, error stages and the log.
+    """The meaning of an error. `why` is a word for /status, error stages and the log.
 
     `is_of_model`: the model alone is at fault, and others may work. `is_of_account`: someone
     has to act, and asking again soon is useless. `wait`: seconds that the server asked for.

@@ -1,4 +1,4 @@
-"""What a server's rejections teach about one model: parameters to drop, values, names, sizes.
+"""Lessons from a server's rejections, per model: parameters to drop, values, names, sizes.
 
 Most 400s of image backends are about a parameter and not about the prompt. The next request is
 then sent as the server wants it.
@@ -55,7 +55,7 @@ _ADVICE = re.compile(r"instead|\buse\b|required|missing|provide|specify|请使�
 
 @dataclass(frozen=True, slots=True)
 class Learned(Note):
-    """What one model of one server takes.
+    """The parameters and sizes that one model of one server accepts.
 
     `dropped`: parameters it does not know; `wrong`: values that it rejected, as `name=value`;
     `renamed`: pairs of our name and the server's; `size_field`: how it wants the size (`size`,

@@ -67,7 +67,7 @@ _TOO_LARGE = re.compile(
 
 @dataclass(slots=True)
 class Limits:
-    """What a message names; 0 for what it does not."""
+    """The limits that a message names; 0 for those it does not."""
 
     multiple: int = 0
     least_side: int = 0
@@ -137,7 +137,7 @@ def _ranges(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _amount(digits: str, unit: str) -> int:
-    """Return a number as a whole one, 0 for what is none."""
+    """Return a number as an integer, 0 if it is not a number."""
     if digits.startswith("2^"):
         return min(_MAX_PIXELS + 1, int(2 ** int(digits[2:])))
     if unit:

@@ -37,7 +37,7 @@ def operation_url(base: str, operation: str) -> str:
 
 
 def clean_text(value: Any) -> str | None:
-    """Return a text from the other side as valid Unicode without NUL, or None if it is none."""
+    """Return a server's text as valid Unicode without NUL, or None for any other value."""
     if not isinstance(value, str):
         return None
     return value.encode("utf-8", "replace").decode().replace("\0", "").strip() or None
@@ -91,7 +91,7 @@ def _inner_status(error: Any) -> int:
 
 
 class Endpoint:
-    """One operation of one server, which is sent what it has been learned to take."""
+    """One operation of one server; requests are adapted to what it is known to accept."""
 
     def __init__(self, upstream: Upstream, base: str, operation: str, token: str | None) -> None:
         self.upstream = upstream

@@ -11,11 +11,11 @@ from pathlib import Path
 import urllib3
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
+from environment.proxies import Proxy
 from upstream import connections
 from upstream.addresses import Address, IpNetwork, Resolver, is_in, is_public, resolved
 from upstream.deadline import Deadline
 from upstream.failure import UpstreamError, Why
-from upstream.proxies import Proxy
 from upstream.sockets import Opener, TimedSocket, TimedTLSSocket, first_open, opener_to
 from upstream.tunnels import reach, tunnel
 

@@ -21,7 +21,7 @@ MAX_GUESSES = 2
 
 @dataclass(frozen=True, slots=True)
 class SizeRule:
-    """What a vendor allows. Sides and pixels in pixels; 0 means no limit is known.
+    """The sizes a vendor allows. Sides and pixels in pixels; 0 means no limit is known.
 
     `guesses`: how often a limit of the pixels was guessed because no message named it.
     """

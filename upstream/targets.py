@@ -1,4 +1,4 @@
-"""URLs as values: which server one leads to, and what it asks for there."""
+"""URLs as values: the server and the request target."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
+from environment.proxies import Origin
 from upstream.failure import UpstreamError, Why
-from upstream.proxies import Origin
 
 _PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a URL leads to. `authorization` is the header that its user and password make."""
+    """The server and target of a URL. `authorization` is the header made of its credentials."""
 
     origin: Origin
     path: str

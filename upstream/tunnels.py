@@ -9,10 +9,10 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from environment.proxies import Proxy
 from upstream.addresses import Address, Resolver, resolved
 from upstream.deadline import Deadline
 from upstream.failure import ProxyFailure
-from upstream.proxies import Proxy
 from upstream.sockets import TimedSocket, first_open, opener_to
 
 

@@ -132,7 +132,7 @@ def _describe_failure(error: GaveUp) -> tuple[int, str, dict[str, str], dict[str
 
 
 def _remedy(error: GaveUp) -> str | None:
-    """Return what will help, None if nobody can say: waiting only where it does."""
+    """Return the remedy, None if it is unknown; `wait` only where waiting helps."""
     reasons = {why for stage in error.stages for why in (stage.why or "").split(", ")}
     if error.status == 422:
         return "reword"

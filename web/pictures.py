@@ -110,7 +110,7 @@ class Pictures:
             return Visit(error=error)
 
     def view(self, description: str) -> Response:
-        """GET|HEAD /prompt/{description}: all that is not a plain hit."""
+        """GET|HEAD /prompt/{description}: every answer except a plain hit."""
         visit: Visit | None = request.environ.get(VISIT)
         if visit is None:  # Werkzeug routes //prompt/x here too, which names no picture.
             raise NotFound

@@ -12,6 +12,7 @@ from config import Settings
 from cooldowns import Cooldown, Cooldowns
 from drawing import Backend
 from llm import Llm
+from pipeline import HOST_KEY
 from storage import Note, Unavailable
 from storage.memory import Memory
 from upstream.learning import Learned
@@ -58,6 +59,7 @@ class Status:
             "image_hosting": {
                 "enabled": hosting is not None,
                 "provider": hosting.provider if hosting else None,
+                **self._series(HOST_KEY, memory),
             },
             "llm_optimization": {
                 "enabled": bool(llm and llm.optimize_template),
@@ -82,6 +84,7 @@ class Status:
             for model in _models(backend):
                 key = backend.endpoint.note_key(model)
                 wanted += [(Cooldown, key), (Learned, key)]
+        wanted.append((Cooldown, HOST_KEY))
         return wanted + (self.llm.wanted("") if self.llm else [])
 
     def _last_drawn(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from benchmarks.figures import cold, cost, hits, index, processes
+from benchmarks.figures import cold, cost, hits, index, large, processes
 from benchmarks.figures.plan import Figure, Plan
 
 ALL: dict[str, Callable[[Plan], Iterator[Figure]]] = {
@@ -16,6 +16,7 @@ ALL: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "tls": partial(cost.of_cold_requests, scheme="https"),
     "identical": cold.identical_requests,
     "busy": hits.beside_misses,
+    "large": large.beside_large_answers,
     "index": index.look_up,
     "start": processes.start,
     "memory": processes.memory,

@@ -19,13 +19,14 @@ class Plan:
     cold_requests: int = 80
     cost_rounds: int = 10
     loaded_rounds: int = 5
+    large_seconds: int = 6
     entries: int = 1_000_000
     starts: int = 7
     pictures: int = 200
 
 
 def quick_plan(folder: Path) -> Plan:
-    return Plan(folder, 2, 10, 2, 1, 50_000, 2, 32)
+    return Plan(folder, 2, 10, 2, 1, 3, 50_000, 2, 32)
 
 
 @dataclass(frozen=True, slots=True)

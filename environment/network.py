@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import values as v
-from reader import Reader
-from upstream.proxies import Proxy
+from environment.proxies import Proxy
+from environment.reader import Reader
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Where settings are written: in the environment, and in `.env` in the current folder."""
+"""The two sources of settings: the environment, and `.env` in the current folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FLASK_STARTS = "FLASK_RUN_FROM_CLI"
 
 
 class Dotenv:
-    """What `.env` says. Nothing in it is expanded: a key may contain a dollar sign."""
+    """The variables in `.env`. Nothing is expanded: a key may contain a dollar sign."""
 
     def __init__(self, text: str = "") -> None:
         self.text = text

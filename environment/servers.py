@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import values as v
-from reader import Reader
+from environment.reader import Reader
 
-PROMPTS = Path(__file__).resolve().parent / "prompts"
+PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 PLACEHOLDER = "{ORIGINAL_PROMPT}"
 _TEMPLATES = {"LLM_OPTIMIZATION_TEMPLATE": "optimize.txt", "DE_NSFW_TEMPLATE": "safety.txt"}
 
