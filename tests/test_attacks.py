@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from cache import Cache, NotKept
+from llm import Rewritten
 from storage import Row, Unavailable
 from storage.folder import Folder
 from storage.sqlite import SqliteState
+from storage.unwritten import MAX_NOTES, Unwritten
 
 from .conftest import (
     BROKEN,
@@ -26,6 +28,7 @@ from .conftest import (
     pollinations_settings,
 )
 from .servers import Gate, Say, ScriptedServer, png, wait_until
+from .states import Clock
 
 Start = Callable[..., Gunicorn]
 Serve = Callable[..., InProcess]
@@ -112,15 +115,47 @@ def test_failure_is_remembered_although_it_cannot_be_written(
 
 @contextmanager
 def make_unwritable(folder: Path) -> Iterator[None]:
-    """Make every write to the index fail at once, for root as well."""
+    """Make every writing of a note fail at once."""
     index = folder / "index.sqlite3"
     with closing(sqlite3.connect(index)) as connection:
         connection.execute(
             "CREATE TRIGGER full BEFORE INSERT ON notes BEGIN SELECT RAISE(ABORT, 'full'); END"
         )
-    yield
-    with closing(sqlite3.connect(index)) as connection:
+        yield
         connection.execute("DROP TRIGGER full")
+
+
+def test_newer_note_of_another_process_counts_before_an_unwritten_one(folder: Path) -> None:
+    seconds = Clock()
+    with (
+        closing(SqliteState(folder, seconds)) as mine,
+        closing(SqliteState(folder, seconds)) as other,
+    ):
+        mine.check()
+        with make_unwritable(folder), pytest.raises(Unavailable):
+            mine.remember(Rewritten("unwritten"), "a", 60)
+        assert recalled(mine) == "unwritten"
+        assert recalled(other) is None
+        seconds.now += 1
+        other.remember(Rewritten("newer"), "a", 60)
+        assert recalled(mine) == "newer"
+        assert mine.forget(Rewritten, "a")
+        assert recalled(mine) is None
+
+
+def recalled(state: SqliteState) -> str | None:
+    found = state.recall([(Rewritten, "a")]).get(Rewritten, "a")
+    return found.note.prompt if found else None
+
+
+def test_unwritten_notes_are_bounded_and_expire() -> None:
+    notes = Unwritten(seconds := Clock())
+    names = [(Rewritten.kind, str(n)) for n in range(MAX_NOTES + 1)]
+    for _, key in names:
+        notes.keep(Rewritten("x"), key, 60)
+    assert set(notes.recall(names)) == set(names[1:])
+    seconds.now += 60
+    assert not notes.recall(names)
 
 
 def test_blocked_picture_whose_fallback_fails_is_one_call_for_many_views(
