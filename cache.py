@@ -7,8 +7,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from io import FileIO
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from formats import EXTENSIONS
 from picture import ImageRequest
 from storage import Note, Row, State, Store, Totals, Unavailable
 from storage.unsaved import Backlog
-from storage.upkeep import Task, adopt, discard, evict, learn, repeat, sweep
+from storage.upkeep import Task, adopt, discard, evict, learn, repeat, store_errors, sweep
 from storage.verify import Lost, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
@@ -130,16 +130,21 @@ class Cache:
         return row
 
     def delete(self, key: str) -> bool:
-        """Delete a picture; return whether there was one. Raises Unavailable."""
+        """Delete a picture; return whether there was one.
+
+        Raises Unavailable, also while another process may have a copy that it cannot save yet.
+        """
+        is_certain = not self.is_degraded
         was_unsaved = self._backlog.remove(key)
         row = self.state.find(key)
-        if row is None:
-            return was_unsaved
-        if row.file:
-            with _store_errors():
+        if row and row.file:
+            with store_errors():
                 self.store.delete(row.file)
         # The row last: after a crash in between, it leads to nothing and is a miss.
-        return self.state.remove([row]) > 0
+        was_there = self.state.remove([row]) > 0 if row else was_unsaved
+        if not is_certain:
+            raise Unavailable("pictures cannot be saved, and other workers may hold this one")
+        return was_there
 
     def newest(
         self, search: str = "", limit: int = 50, before: Cursor | None = None
@@ -226,7 +231,7 @@ class Cache:
 
     def adopt(self) -> int:
         """Give each picture in the store that has no row one; return how many got one."""
-        with _store_errors():
+        with store_errors():
             return adopt(self.state, self.store)
 
     # --- upkeep
@@ -277,12 +282,12 @@ class Cache:
         can only be read may be out of date.
         """
         self.state.expire()
-        with _store_errors():
+        with store_errors():
             self.store.sweep()
             sweep(self.state, self.store, self.clock() - STALE_SECONDS)
 
     def _save(self) -> None:
-        with _store_errors():
+        with store_errors():
             self._backlog.save()
 
     def _keep_up(self) -> None:
@@ -290,11 +295,3 @@ class Cache:
         self.evict()
         if self.max_bytes and self._room < self.max_bytes / 4:
             self.flush()
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(f"the pictures cannot be reached: {error.strerror}") from error

@@ -81,7 +81,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(Reply(json.dumps(counts).encode()))
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        length = int(self.headers["Content-Length"])
+        sent = self.rfile.read(length)
+        if len(sent) < length:  # the client was killed
+            raise ConnectionAbortedError
+        body = json.loads(sent)
         self.server.count(is_first=not self.has_called)
         self.has_called = True
         self._send(self.server.answer(body))

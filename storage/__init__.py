@@ -204,7 +204,10 @@ class State(Protocol):
         ...
 
     def remember(self, note: Note, key: str, ttl: float) -> None:
-        """Keep a note for `ttl` seconds, in place of one of the same kind and key."""
+        """Keep a note for `ttl` seconds, in place of one of the same kind and key.
+
+        If it raises, this process alone still recalls the note.
+        """
         ...
 
     def forget(self, kind: type[Note], key: str) -> bool:

@@ -12,7 +12,7 @@ from storage import N, Note, Notes, Recalled, State, Unavailable
 class Memory:
     """Notes of one drawing, or of one answer to /status.
 
-    A state that cannot be used recalls nothing and remembers nothing: drawing goes on.
+    A state that cannot be used recalls at most what this process noted: drawing goes on.
     """
 
     def __init__(

@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from storage import Note, Notes, Recalled, Row, Totals, sql
+from storage import Note, Notes, Recalled, Row, Totals, Unavailable, sql
 from storage.database import Database, transaction
 from storage.locks import Locks
 from storage.rows import from_columns, to_columns
+from storage.unwritten import Unwritten
 
 
 class SqliteState:
@@ -30,6 +31,7 @@ class SqliteState:
         self._database = Database(directory / "index.sqlite3", monotonic)
         self._locks = Locks(directory / "locks")
         self._clock = clock
+        self._unwritten = Unwritten(clock)
 
     @property
     def epoch(self) -> int:
@@ -108,6 +110,18 @@ class SqliteState:
         kinds = {(kind.kind, key): kind for kind, key in wanted}
         if not kinds:
             return Notes()
+        found = self._unwritten.recall(kinds)
+        try:
+            for name, recalled in self._recall(kinds).items():
+                # The newer one: another process may have written since.
+                if name not in found or recalled.age < found[name].age:
+                    found[name] = recalled
+        except Unavailable:
+            if not found:
+                raise
+        return Notes(found)
+
+    def _recall(self, kinds: Mapping[tuple[str, str], type[Note]]) -> dict[Any, Recalled[Any]]:
         values: dict[str, Any] = {"now": self._clock()}
         for number, (kind, key) in enumerate(kinds):
             values |= {f"kind{number}": kind, f"key{number}": key}
@@ -116,15 +130,21 @@ class SqliteState:
             name = row["kind"], row["key"]
             if name in kinds and (note := _read_note(kinds[name], row["value"])):
                 found[name] = Recalled(note, max(0.0, row["age"]), row["remaining"])
-        return Notes(found)
+        return found
 
     def remember(self, note: Note, key: str, ttl: float) -> None:
         value = json.dumps(note.to_json())
         values = {"kind": note.kind, "key": key, "value": value, "now": self._clock(), "ttl": ttl}
-        self._write(sql.REMEMBER, [values])
+        try:
+            self._write(sql.REMEMBER, [values])
+        except Unavailable:
+            self._unwritten.keep(note, key, ttl)
+            raise
+        self._unwritten.drop((note.kind, key))
 
     def forget(self, kind: type[Note], key: str) -> bool:
-        return self._write(sql.FORGET, [{"kind": kind.kind, "key": key}]) > 0
+        was_unwritten = self._unwritten.drop((kind.kind, key))
+        return self._write(sql.FORGET, [{"kind": kind.kind, "key": key}]) > 0 or was_unwritten
 
     def expire(self) -> None:
         now = self._clock()

@@ -86,29 +86,46 @@ class Backlog:
             return False
         entry.lock.close()
         for name in (entry.row.file if entry.data is None else None, entry.spare):
-            if name:
-                with suppress(OSError):
-                    self.store.delete(name)
+            self._discard(name)
         return True
 
     def save(self) -> None:
         """Save what can be saved. Raises OSError or Unavailable at the first that cannot be."""
         for key, entry in list(self._entries.items()):
-            row = entry.row
+            row, written = entry.row, entry
             if entry.data is not None and row.file:
                 self.store.write(row.file, entry.data, row.created)
-                entry = replace(entry, data=None)
-                with self._mutex:
-                    self._entries[key] = entry
+                written = replace(entry, data=None)
+            if not self._swap(key, entry, written):
+                self._discard(row.file)
+                continue
             replaced = self.state.store(row)
-            with self._mutex:
-                self._entries.pop(key, None)
+            if not self._swap(key, written, None):
+                # Deleted while its row was being written, which can take as long as a backup.
+                self.state.remove([row])
+                self._discard(row.file)
+                continue
             entry.lock.close()
-            for name in {replaced, entry.spare} - {row.file, None}:
-                with suppress(OSError):
-                    self.store.delete(str(name))
+            for name in {replaced, entry.spare} - {row.file}:
+                self._discard(name)
             if not self._entries:
                 log.warning("Pictures can be saved again")
+
+    def _swap(self, key: str, before: Unsaved, after: Unsaved | None) -> bool:
+        """Put `after` in place of `before`; return False if that is no longer there."""
+        with self._mutex:
+            if self._entries.get(key) is not before:
+                return False
+            if after:
+                self._entries[key] = after
+            else:
+                del self._entries[key]
+            return True
+
+    def _discard(self, name: str | None) -> None:
+        if name:
+            with suppress(OSError):
+                self.store.delete(name)
 
     def _store_spare(self, row: Row, data: bytes) -> str | None:
         name = f"{row.key}-{str(row.digest)[:16]}.{EXTENSIONS[row.media_type]}"

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import NamedTuple
@@ -47,6 +47,15 @@ def repeat(tasks: Sequence[Task], stop: threading.Event) -> None:
                     task.work()
         if stop.wait(1.0):
             return
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn an OSError of the store into Unavailable."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"the pictures cannot be reached: {error.strerror}") from error
 
 
 def adopt(state: State, store: Store) -> int:

@@ -79,7 +79,9 @@ def test_note_that_was_not_expected_is_one_more_call(state: State, clock: Clock)
     assert memory.recall(Rewritten, "never") is None
 
 
-def test_state_that_cannot_be_used_recalls_nothing(tmp_path: Path, clock: Clock) -> None:
+def test_state_that_cannot_be_used_recalls_only_what_this_process_noted(
+    tmp_path: Path, clock: Clock
+) -> None:
     (tmp_path / "index.sqlite3").mkdir()
     with closing(SqliteState(tmp_path, clock)) as state:
         memory = Memory(state, WANTED, clock)
@@ -87,4 +89,5 @@ def test_state_that_cannot_be_used_recalls_nothing(tmp_path: Path, clock: Clock)
         memory.remember(Rewritten("mine"), "a", 60)
         memory.refresh()
         assert prompts(memory) == ["mine", None]
-        assert memory.recall(Rewritten, "a") is None
+        assert memory.recall(Rewritten, "a") == Rewritten("mine")
+        assert memory.recall(Rewritten, "b") is None

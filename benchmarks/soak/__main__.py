@@ -1,115 +1,162 @@
 """A soak: `python -m benchmarks.soak [--seconds 120]`, against a real gunicorn.
 
-Two workers, three backends of which two fail in every way and one cannot be reached, and clients
-that mix hits, misses, deletions and bad requests. In the first part, the faults of faults.py are
-committed one after the other. Every prompt has one known picture. Exits with 1 if a picture was
-lost or wrong, if a request got no answer or an unexpected one, or if memory or open files grew
-beyond the margins below.
+Two workers that may open few files, eight backends that fail in every way and one that cannot be
+reached, and clients that mix hits, misses, deletions and bad requests. In the first part, the
+faults of faults.py are committed one after the other. Every prompt has one known picture. Exits
+with 1 if a picture that was paid for is lost, wrong or was paid twice, if a request got no answer
+or an unexpected one, or if anything grew beyond the margins below.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import resource
 import signal
 import sys
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.soak.backends import FailingBackend
 from benchmarks.soak.clients import ADMIN, Tally, load, verify
-from benchmarks.soak.faults import Saboteur, is_ready
-from benchmarks.stack import App, Unmeasurable, free_port, gunicorn, wait_until
+from benchmarks.soak.faults import BACKENDS, Saboteur, Scene, is_ready, reload
+from benchmarks.soak.ledger import Ledger
+from benchmarks.stack import Unmeasurable, free_port, gunicorn, wait_until
 
-SECONDS_BETWEEN_FAULTS = 8.0
-# From the moment when caches, pools and arenas have filled to the end.
-MEMORY_MARGIN = 16 * 2**20
-DESCRIPTOR_MARGIN = 16
+SECONDS_BETWEEN_FAULTS = 2.0
+# Per process: fewer than the crowd of faults.py would take.
+MAX_FILES = 256
 
 SETTINGS = {
     "ADMIN_TOKEN": ADMIN,
     "WORKERS": "2",
     "THREADS": "32",
-    "BACKEND_TIMEOUT": "0.5",
-    "GENERATION_DEADLINE": "5",
+    "DRAWINGS": "16",
+    "BACKEND_TIMEOUT": "2",
+    "GENERATION_DEADLINE": "10",
 }
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What all processes of the service hold: bytes of memory and open files."""
+    """What the service holds: MiB of memory, open files, threads, and litter on the disk.
 
-    memory: int
-    descriptors: int
+    Litter is every file in CACHE_DIR and TMPDIR that is neither a picture in the index nor the
+    index itself.
+    """
+
+    memory: float
+    files: int
+    threads: int
+    litter: int
 
     @classmethod
-    def of(cls, app: App) -> Usage:
+    def of(cls, scene: Scene) -> Usage:
         """Measure at rest: when nothing has been opened or closed for a quarter of a second."""
-        counts = [-1]
+        app, counts = scene.app, [-1]
 
         def is_at_rest() -> bool:
             counts.append(app.descriptors())
             return counts[-1] == counts[-2]
 
         wait_until(is_at_rest, "the service to come to rest", pause=0.25)
-        return cls(app.memory(), counts[-1])
+        threads = sum(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in app.pids())
+        return cls(app.memory() / 2**20, counts[-1], threads, litter(scene))
 
 
-def soak(seconds: float, seed: int, folder: Path) -> tuple[list[str], list[str]]:
-    """Run; return the lines to print, and the faults that were found."""
-    rng, tally = random.Random(seed), Tally()
+# From the moment when caches, pools and arenas have filled to the end. A worker that is killed
+# while it writes a picture leaves a file behind, for ten minutes.
+MARGINS = Usage(memory=16.0, files=16, threads=16, litter=0)
+
+
+def litter(scene: Scene) -> int:
+    known = {scene.index.name + suffix for suffix in ("", "-wal", "-shm", ".lock")} | {"locks"}
+    found = {path.name for path in scene.folder.iterdir()} - known
+    return len(scene.unindexed(found)) + len(list(temporary(scene.folder).iterdir()))
+
+
+def temporary(folder: Path) -> Path:
+    """Return the TMPDIR of the service."""
+    return folder.with_name("temporary")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a soak came to."""
+
+    tally: Tally
+    ledger: Ledger
+    committed: Counter[str]
+    upstream: Counter[str]
+    usages: dict[str, Usage]
+    kept: int
+
+
+def soak(seconds: float, seed: int, folder: Path) -> tuple[Outcome, list[str]]:
+    """Run; return what happened, and the faults that were found."""
+    rng, tally, ledger = random.Random(seed), Tally(), Ledger()
     with ExitStack() as stack:
         backends = [
-            stack.enter_context(FailingBackend(random.Random(rng.random()))) for _ in range(2)
+            stack.enter_context(FailingBackend(random.Random(rng.random()), ledger))
+            for _ in range(BACKENDS)
         ]
-        urls = [backend.url for backend in backends] + [f"http://127.0.0.1:{free_port()}"]
-        app = stack.enter_context(gunicorn(folder, ",".join(urls), **SETTINGS))
-        wait_until(lambda: is_ready(app), "both workers")
-        saboteur = Saboteur(app, min(SECONDS_BETWEEN_FAULTS, seconds / 10))
-        usages = [Usage.of(app)]
+        scene = start(stack, folder, [backend.url for backend in backends], ledger)
+        saboteur = Saboteur(scene, min(SECONDS_BETWEEN_FAULTS, seconds / 10))
+        usages = {"start": Usage.of(scene)}
         with saboteur.at_work():
-            load(app, tally, seconds * 0.4, rng, "early")
+            load(scene.app, tally, ledger, seconds * 0.6, rng, "early")
         # Growth is measured over workers that live from here to the end.
-        load(app, tally, seconds * 0.1, rng, "settling")
-        usages.append(Usage.of(app))
-        load(app, tally, seconds * 0.5, rng, "late")
-        verify(app, tally)
-        usages.append(Usage.of(app))
+        load(scene.app, tally, ledger, seconds * 0.1, rng, "settling")
+        usages["settled"] = Usage.of(scene)
+        load(scene.app, tally, ledger, seconds * 0.3, rng, "late")
+        kept = verify(scene.app, tally, ledger)
+        usages["end"] = Usage.of(scene)
     failures = sum((backend.failures for backend in backends), Counter[str]())
-    faults = [*tally.faults, *([saboteur.failure] if saboteur.failure else []), *growth(usages)]
-    return report(tally, failures, saboteur.committed, usages), faults
+    outcome = Outcome(tally, ledger, saboteur.committed, failures, usages, kept)
+    return outcome, [*tally.faults, *saboteur.failures, *growth(usages)]
 
 
-def growth(usages: list[Usage]) -> list[str]:
+def start(stack: ExitStack, folder: Path, urls: list[str], ledger: Ledger) -> Scene:
+    """Start the service, with few descriptors."""
+    cache = folder / "pictures"
+    temporary(cache).mkdir()
+    unreachable = f"http://127.0.0.1:{free_port()}"
+    settings = SETTINGS | {"TMPDIR": str(temporary(cache))}
+    app = stack.enter_context(gunicorn(folder, ",".join([*urls, unreachable]), **settings))
+    scene = Scene(app, cache, ledger)
+    wait_until(lambda: is_ready(app), "both workers")
+    resource.prlimit(app.process.pid, resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
+    reload(scene)
+    return scene
+
+
+def growth(usages: dict[str, Usage]) -> list[str]:
     """Return what has grown beyond its margin."""
-    _, settled, end = usages
-    found = []
-    if end.memory > settled.memory + MEMORY_MARGIN:
-        found.append("memory grew beyond its margin")
-    if end.descriptors > settled.descriptors + DESCRIPTOR_MARGIN:
-        found.append("open files grew beyond their margin")
-    return found
+    settled, end, margins = asdict(usages["settled"]), asdict(usages["end"]), asdict(MARGINS)
+    return [
+        f"{name} grew beyond its margin"
+        for name in margins
+        if end[name] > settled[name] + margins[name]
+    ]
 
 
-def report(
-    tally: Tally, failures: Counter[str], committed: Counter[str], usages: list[Usage]
-) -> list[str]:
-    memory = [f"{usage.memory / 2**20:.1f}" for usage in usages]
-    files = [str(usage.descriptors) for usage in usages]
+def report(outcome: Outcome) -> list[str]:
+    """Return the lines to print."""
+    tally, ledger = outcome.tally, outcome.ledger
     lines = {
         "requests": f"{tally.outcomes.total()} ({listed(tally.outcomes)})",
         "failed": listed(tally.failures),
-        "upstream": listed(failures),
-        "faults": listed(committed),
-        "pictures": f"{len(tally.stored)} stored, all requested again at the end",
-        "memory": "start {}, settled {}, end {} MiB".format(*memory)
-        + f" (may grow by {MEMORY_MARGIN // 2**20} once settled)",
-        "open files": "start {}, settled {}, end {}".format(*files)
-        + f" (may grow by {DESCRIPTOR_MARGIN} once settled)",
+        "upstream": f"{ledger.calls.total()} calls ({listed(outcome.upstream)})",
+        "faults": listed(outcome.committed),
+        "pictures": f"{outcome.kept} paid for and not deleted, all requested again at the end",
     }
+    for name, margin in asdict(MARGINS).items():
+        found = [f"{at} {asdict(usage)[name]:.0f}" for at, usage in outcome.usages.items()]
+        lines[name] = f"{', '.join(found)} (may grow by {margin:.0f} once settled)"
     return [f"{name:12} {text}" for name, text in lines.items()]
 
 
@@ -121,14 +168,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.soak", description="Soak the service and report what happened."
     )
-    parser.add_argument("--seconds", type=float, default=120.0, help="of load; 120 by default")
+    seconds = float(os.environ.get("SOAK_SECONDS", "120"))
+    parser.add_argument(
+        "--seconds", type=float, default=seconds, help="of load; SOAK_SECONDS or 120 by default"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of everything that is random")
     arguments = parser.parse_args()
     # Terminated, it ends the processes it has started, as it does at Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
         try:
-            lines, faults = soak(arguments.seconds, arguments.seed, Path(folder))
+            outcome, faults = soak(arguments.seconds, arguments.seed, Path(folder))
+            lines = report(outcome)
         except Unmeasurable as reason:
             lines, faults = [], [str(reason)]
     print("\n".join(lines))

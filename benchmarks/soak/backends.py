@@ -11,10 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.backend import Backend, Reply, drawing
+from benchmarks.soak.ledger import Ledger
 from demo.canvas import IEND, Canvas, chunk
 
-FAULT_RATE = 0.2
-SLOW_SECONDS = 1.0  # longer than BACKEND_TIMEOUT
+# A failure cools its backend down for at least 5 s: more of them would leave nothing to soak.
+FAULT_RATE = 0.03
+SLOW_SECONDS = 3.0  # longer than BACKEND_TIMEOUT
+# Prompts that begin so are never drawn: each call for one is money for nothing.
+UNUSABLE = "unusable"
 
 
 def picture_of(prompt: str) -> bytes:
@@ -50,22 +54,29 @@ FAULTS: dict[str, Callable[[Reply], Reply]] = {
     "private URL": lambda _: Reply(as_json({"data": [{"url": "http://127.0.0.1:9/x.png"}]})),
     "cut short": cut_short,
     "slow": slow,
+    "42 MB": lambda _: Reply(b"[" + b"[]," * 14_000_000, 500),
 }
 
 
 class FailingBackend(Backend):
-    """Draws `picture_of` the prompt, except for one request in five; counts its failures."""
+    """Draws `picture_of` the prompt, except for a few requests; counts its failures."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, ledger: Ledger) -> None:
         super().__init__(self._answer)
         self.rng = rng
+        self.ledger = ledger
         self.failures: Counter[str] = Counter()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
     def _answer(self, body: Any) -> Reply:
-        picture = drawing(picture_of(body["prompt"]))
+        prompt = body["prompt"]
+        self.ledger.call(prompt)
+        if prompt.startswith(UNUSABLE):
+            return Reply(as_json({"data": []}))
+        picture = drawing(picture_of(prompt))
         if self.rng.random() > FAULT_RATE:
+            self.ledger.pay(prompt)
             return picture
         name = self.rng.choice(list(FAULTS))
         self.failures[name] += 1
