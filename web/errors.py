@@ -59,7 +59,7 @@ _OPERATOR_REASONS = frozenset(
 # `remedy` in problem+json, and the sentence for people. The page has its own, in two languages.
 _ADVICE = {
     "reword": "Change the description.",
-    "operator": "The operator has to fix it: /status says why.",
+    "operator": "The operator has to fix it: /status or the log says why.",
     "wait": "Try again in {seconds} s.",
 }
 _CLEARING = " An administrator can clear it: POST /cache/delete or flask cache delete."
