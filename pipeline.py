@@ -30,8 +30,9 @@ log = logging.getLogger("prompt_image_proxy.pipeline")
 
 # The key of what is noted about the image host, of which there is one.
 HOST_KEY = "image host"
-# A drawing that was queued for longer reads its notes again: backends may have failed since.
-MAX_MEMORY_AGE = 1.0
+# A drawing that starts later than this reads its notes again: the same picture, or a backend, may
+# have failed since.
+MAX_MEMORY_AGE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
