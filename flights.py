@@ -71,6 +71,8 @@ class Pool(Generic[T]):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="drawing")
         self._flights: dict[str, _Flight[T]] = {}
         self._waiting = 0
+        # How many pieces of work have ended: a caller can see whether any did since it looked.
+        self.landings = 0
         self._mutex = threading.Lock()
 
     def run(self, key: str, deadline: Deadline, work: Callable[[bool], T]) -> T:
@@ -142,4 +144,5 @@ class Pool(Generic[T]):
 
     def _land(self, key: str) -> None:
         with self._mutex:
+            self.landings += 1
             del self._flights[key]

@@ -30,9 +30,8 @@ log = logging.getLogger("prompt_image_proxy.pipeline")
 
 # The key of what is noted about the image host, of which there is one.
 HOST_KEY = "image host"
-# A drawing that starts later than this reads its notes again: the same picture, or a backend, may
-# have failed since.
-MAX_MEMORY_AGE = 0.05
+# A drawing that was queued for longer reads its notes again: backends may have failed since.
+MAX_MEMORY_AGE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +86,15 @@ class Pipeline:
 
         Raises GaveUp, Unavailable, and Busy at once if no place is free.
         """
-        deadline = Deadline.after(self.generation_deadline)
+        deadline, landings = Deadline.after(self.generation_deadline), self._drawings.landings
         memory = Memory(self.cache.state, self._wanted(request))
         if failure := self._recent_failure(request, memory):
             raise failure
 
         def work(has_waited: bool) -> Drawn:
-            return self._draw(request, deadline, memory, has_waited)
+            # The same picture, or a backend, may have failed since the notes were read.
+            has_news = has_waited or self._drawings.landings != landings
+            return self._draw(request, deadline, memory, has_news)
 
         try:
             return self._drawings.run(request.key, deadline, work)
@@ -114,14 +115,14 @@ class Pipeline:
         return verdict(journey, 0.0, has_fallback=False) if is_final else None
 
     def _draw(
-        self, request: ImageRequest, deadline: Deadline, memory: Memory, has_waited: bool
+        self, request: ImageRequest, deadline: Deadline, memory: Memory, has_news: bool
     ) -> Drawn:
         """Draw, unless another process drew or failed while this one waited for it."""
         self.cache.settle()
         if picture := self.cache.get(request.key):
             picture.close()
             return Drawn("cache", (), picture.row)
-        if has_waited or memory.age > MAX_MEMORY_AGE:
+        if has_news or memory.age > MAX_MEMORY_AGE:
             memory.refresh()
             if failure := self._recent_failure(request, memory):
                 raise failure
