@@ -52,6 +52,7 @@ def banner(base: str, key: str) -> str:
     return f"""
 Prompt Image Proxy is running with a demo backend, which needs no account.
 
+  Page      {base}/     (key: {key})
   Open      {apple}
   Paste     ![a red apple]({apple})
   Refused   {refused}

@@ -42,6 +42,9 @@ def inside(body: Any, message: str = "upstream error: ") -> dict[str, Any]:
 
 OPENAI = "Your request was rejected as a result of our safety system."
 ZHIPU = "系统检测到输入或生成内容可能包含不安全或敏感内容，请您避免输入易产生敏感内容的提示语。"
+# LiteLLM ends every error of a model with this.
+LITELLM = ("\n\nLiteLLM: model group 'gpt-image-1' failed with the error above."
+           " No fallback was attempted.")  # fmt: skip
 AZURE = error(code="x", inner_error={"code": "ResponsibleAIPolicyViolation"})
 REFUSALS: dict[str, tuple[int, Any]] = {
     "dall-e": (400, error(code="content_policy_violation", type="invalid_request_error")),
@@ -58,6 +61,10 @@ REFUSALS: dict[str, tuple[int, Any]] = {
     "Ark, inside a 200": (200, error(code="OutputImageSensitiveContentDetected.Policy")),
     "Ark, of one picture": (200, {"data": [{"error": {"code": "SensitiveContentDetected"}}]}),
     "LiteLLM": (400, error("litellm.ContentPolicyViolationError: AzureException", code="400")),
+    # It keeps the type of a GPT-image refusal, which a bill has too, and loses the code.
+    "LiteLLM, GPT-image": (400, error("litellm.BadRequestError: OpenAIException - Your request was"
+                                      " rejected by the safety system." + LITELLM,
+                                      type="image_generation_user_error", code="400")),
     "xAI": (200, {"data": [{"url": "", "respect_moderation": False}]}),
     "xAI, a sentence": (400, {"code": "400", "error": "Generated image rejected by content"
                               " moderation."}),
@@ -123,6 +130,7 @@ CREDIT = (Outcome.FAILED, "out of credit", "account")
 MODEL = (Outcome.FAILED, "unknown model", "model")
 RATE = (Outcome.FAILED, "rate limited", "")
 DOWN = (Outcome.FAILED, "down", "")
+UNREACHABLE = (Outcome.FAILED, "unreachable", "")
 LATE = (Outcome.FAILED, "timed out", "")
 GONE = (Outcome.FAILED, "not found", "account")
 LOCKED_OUT = "Your resource has been temporarily blocked since it may violate our content policy."
@@ -135,6 +143,27 @@ OTHERS: dict[str, tuple[int, Any, tuple[Outcome, str, str]]] = {
     "LiteLLM, model": (400, error("Invalid model name passed in model=x.", code="400"), MODEL),
     "LiteLLM, key": (400, error("Authentication Error, Invalid proxy server token"), KEY),
     "LiteLLM, budget": (400, error("Budget has been exceeded! Current cost: 1"), CREDIT),
+    "LiteLLM, key, without a database": (400, error("No connected db.", type="no_db_connection"),
+                                         KEY),
+    "LiteLLM, billing": (400, error("Billing hard limit has been reached" + LITELLM, code="400",
+                                    type="image_generation_user_error"), CREDIT),
+    # Gemini says the same when it limits the rate.
+    "LiteLLM, quota": (429, error("OpenAIException - You exceeded your current quota, please check"
+                                  " your plan and billing details." + LITELLM,
+                                  type="throttling_error", code="429"), RATE),
+    "LiteLLM, cooldown": (429, error("No deployments available for selected model, Try again in 17"
+                                     " seconds.", type="all_deployments_in_cooldown"), RATE),
+    "LiteLLM, no model": (400, error("400: {'error': '/image/generations: Invalid model name passed"
+                                     " in model=None. Call `/v1/models` to view available models"
+                                     " for your key.'}"), MODEL),
+    "LiteLLM, vendor's model": (404, error("litellm.NotFoundError: OpenAIException - The model `x`"
+                                           " does not exist or you do not have access to it."
+                                           + LITELLM, code="404"), MODEL),
+    "LiteLLM, parameter": (400, error("litellm.UnsupportedParamsError: Setting `style` is not"
+                                      " supported by openai, gpt-image-1." + LITELLM), REJECTED),
+    "LiteLLM, size": (400, error("litellm.BadRequestError: OpenAIException - Invalid value:"
+                                 " '1024x768'. Supported values are: '1024x1024' and 'auto'."
+                                 + LITELLM, param="size", code="400"), REJECTED),
     "verification": (400, error(VERIFY), KEY),
     "verification, 403": (403, error(VERIFY), KEY),
     "billing": (400, error("Billing hard limit has been reached"), CREDIT),
@@ -209,6 +238,7 @@ OTHERS: dict[str, tuple[int, Any, tuple[Outcome, str, str]]] = {
     "409": (409, b"", DOWN),
     "302": (302, b"", DOWN),
     "530": (530, b"", DOWN),
+    "407 of a proxy": (407, b"<html>ERR_CACHE_ACCESS_DENIED</html>", UNREACHABLE),
     "408": (408, b"", LATE),
     "504": (504, b"", LATE),
 }  # fmt: skip

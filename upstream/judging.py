@@ -126,10 +126,11 @@ def _items(value: Any) -> list[Any]:
 
 # --- everything else ----------------------------------------------------------------------------
 
+# LiteLLM without a database answers any key but its own with "No connected db."
 _KEY_WORDS = re.compile(
     r"api.?key|authenticat|unauthori[sz]ed|invalid.{0,12}\btoken|\btoken.{0,20}(?:invalid|expired)"
     r"|must be verified|verif(?:y|ied|ication).{0,30}organi[sz]ation|access denied"
-    r"|permission.denied|invalid credentials"
+    r"|permission.denied|invalid credentials|no_db_connection"
     r"|(?:account|organi[sz]ation|resource)\b.{0,40}(?:suspended|disabled|deactivated|banned|blocked)"
     r"|令牌(?!.{0,6}额度)|token.{0,6}过期|未授权|密钥|账[户号].{0,10}(?:封禁|冻结|禁用)|实名|鉴权",
     re.IGNORECASE,
@@ -170,6 +171,7 @@ _STATUS_WORDS = {
     402: "out of credit",
     403: "unauthorised",
     404: "not found",
+    407: "unreachable",  # a proxy's, for an http:// URL
     408: "timed out",
     429: "rate limited",
     504: "timed out",

@@ -59,7 +59,7 @@ _OPERATOR_REASONS = frozenset(
 # `remedy` in problem+json, and the sentence for people. The page has its own, in two languages.
 _ADVICE = {
     "reword": "Change the description.",
-    "operator": "The operator has to fix it: /status says why.",
+    "operator": "The operator has to fix it: /status or the log says why.",
     "wait": "Try again in {seconds} s.",
 }
 _CLEARING = " An administrator can clear it: POST /cache/delete or flask cache delete."
@@ -157,7 +157,7 @@ def card(title: str, sentence: str) -> str:
     lines = textwrap.wrap(sentence, 46)[:5]
     attributes = 'font-family="system-ui, sans-serif" x="96"'
     texts = "".join(
-        f'<text {attributes} y="{98 + 22 * number}" font-size="16" fill="#d7dde8">'
+        f'<text {attributes} y="{98 + 22 * number}" font-size="15" fill="#d7dde8">'
         f"{html.escape(line)}</text>"
         for number, line in enumerate(lines)
     )

@@ -42,13 +42,13 @@ const TEXTS = {
   'another.hint': ['Another: the same prompt with a new seed.', '换一张：提示词不变，换一个新种子。'],
   picture: ['Picture', '图片'],
   key: ['Access key', '访问密钥'],
-  'key.title': ['First, the access key', '请先输入访问密钥'],
+  'key.title': ['Enter the access key', '请先输入访问密钥'],
   'key.note': [
-    'You are asked once. It stays in this browser, and never goes into an address.',
+    'Asked once. It stays in this browser and never appears in a URL.',
     '只需输入一次。密钥保存在此浏览器中，绝不写进网址。',
   ],
   'key.wrong': ['This key was not accepted. Please check it.', '密钥不正确，请检查后重新输入。'],
-  'key.keep': ['Keep it', '保存'],
+  'key.keep': ['Save', '保存'],
   empty: ['Your picture will appear here.', '图片会显示在这里。'],
   waiting: ['Being drawn', '正在绘制'],
   'waiting.still': ['Still being drawn: {time}', '仍在绘制：{time}'],
@@ -86,7 +86,7 @@ const TEXTS = {
   'error.wait': ['You can try again in {time}', '{time} 后可以重试'],
   'error.ready': ['You can try again now.', '现在可以重试了。'],
   'error.operator': [
-    'Waiting does not help: whoever runs the service has to fix it. /status says why.',
+    'Waiting does not help: whoever runs the service has to fix it. /status or the log says why.',
     '等待没有用，需要服务的管理者来解决。原因见 /status。',
   ],
   'error.until': [
