@@ -1,7 +1,8 @@
 # make run    starts the proxy (with the demo backend if nothing is configured)
 # make test   runs the tests
 # make check  runs what CI runs: tests, linter, formatter, types
-# make bench  runs the benchmarks (needs Debian's nginx and wrk); make soak tests under load and faults
+# make bench  runs the benchmarks (needs Debian's nginx and wrk); make soak tests under load and faults,
+#             for SOAK_SECONDS or two minutes
 #
 # PYTHON=/path/to/python3.13 uses another interpreter, in a virtual environment of its own.
 

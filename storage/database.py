@@ -28,6 +28,11 @@ T = TypeVar("T")
 
 Identity = tuple[int, int]
 
+# How long a statement waits for a lock; much shorter for a while after one has waited in vain: a
+# backup that holds the write lock must not delay one drawing after the other.
+BUSY_SECONDS = 5.0
+_IMPATIENT_SECONDS = 0.1
+
 _CODE_SHORT_READ = 522  # SQLITE_IOERR_SHORT_READ
 # The errors of opening a database whose -wal and -shm can be neither created nor written.
 _UNWRITABLE = (
@@ -50,6 +55,7 @@ class _Connection(sqlite3.Connection):
     generation = -1  # of no pool: closed after use
     identity: Identity | None = None
     is_snapshot = False
+    patience = BUSY_SECONDS
 
 
 class Database:
@@ -65,6 +71,7 @@ class Database:
         self._identity: Identity | None = None
         self._mutex = threading.Lock()
         self._checked = 0.0
+        self._impatient_until = 0.0
         self._complained: dict[str, float] = {}
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -80,6 +87,8 @@ class Database:
             except _ERRORS as error:
                 if connection:
                     connection.close()
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                    self._impatient_until = self._monotonic() + BUSY_SECONDS
                 if not (may_recover and self._recover(error, connection)):
                     raise self._unavailable(error) from error
             except BaseException:
@@ -103,9 +112,15 @@ class Database:
         if self._monotonic() - self._checked > 1.0:
             self.notice_replacement()
         try:
-            return self._idle.pop()
+            connection = self._idle.pop()
         except IndexError:
-            return self._open()
+            connection = self._open()
+        is_impatient = self._monotonic() < self._impatient_until
+        patience = _IMPATIENT_SECONDS if is_impatient else BUSY_SECONDS
+        if connection.patience != patience:
+            connection.execute(f"PRAGMA busy_timeout = {patience * 1000:.0f}")
+            connection.patience = patience
+        return connection
 
     def _give_back(self, connection: _Connection) -> None:
         if connection.generation != self._generation:
@@ -156,7 +171,7 @@ class Database:
         connection = sqlite3.connect(
             f"file:{quote(str(self.path))}?{mode}",
             uri=True,
-            timeout=5.0,
+            timeout=BUSY_SECONDS,
             isolation_level=None,
             check_same_thread=False,
             factory=_Connection,

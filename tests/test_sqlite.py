@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, ClassVar
 import pytest
 
 from storage import IncompatibleSchema, Note, Row, Totals, Unavailable, schema
+from storage.database import BUSY_SECONDS
 from storage.rows import to_columns
 from storage.sql import MAX_NOTES, SCHEMA_VERSION
 from storage.sqlite import SqliteState
@@ -622,6 +624,10 @@ def test_held_write_lock_is_unavailable_and_harms_nothing(
         backup.execute("BEGIN IMMEDIATE")
         with pytest.raises(Unavailable, match="locked"):
             state.store(hosted(2))
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="locked"):  # on a new connection, yet soon
+            state.store(hosted(2))
+        assert time.monotonic() - began < BUSY_SECONDS / 2
         assert state.find(hosted(1).key) == hosted(1)
         backup.execute("ROLLBACK")
     state.store(hosted(2))

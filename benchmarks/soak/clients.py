@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from urllib.parse import quote
 
 from benchmarks.soak.backends import picture_of
@@ -65,7 +66,7 @@ class Client:
             [action] = self.rng.choices(actions, [60, 20, 8, 12])
             try:
                 action()
-            except OSError as error:
+            except (OSError, HTTPException) as error:
                 # A worker that was killed takes its connections with it.
                 self.tally.outcomes["cut off"] += 1
                 if not self.ledger.is_in_danger:

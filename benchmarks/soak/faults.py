@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from itertools import cycle
 from math import log2
 from pathlib import Path
@@ -33,7 +34,8 @@ CROWD = 800
 # Less than a picture, and than a page of the index.
 LARGEST_FILE = 2000
 REPETITIONS = 200
-# A connection with a picture in it, half-way to the index, is lost within this time.
+BACKENDS = 8
+# From when a backend answers to when the picture is in the index; a kill in between loses it.
 IN_FLIGHT_SECONDS = 0.5
 
 
@@ -149,7 +151,8 @@ def fill_disk(scene: Scene) -> None:
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, (LARGEST_FILE, before[1]))
                 stack.callback(resource.prlimit, pid, resource.RLIMIT_FSIZE, before)
             pause(FULL_SECONDS)
-            paid = {ImageRequest(p, 64, 64).key for p in scene.ledger.kept() if "delete" not in p}
+            kept = [prompt for prompt in scene.ledger.kept() if "deleted" not in prompt]
+            paid = {ImageRequest(prompt, 64, 64).key for prompt in kept}
         wait_until(lambda: paid <= keys_of(scene.pictures()), "pictures kept in memory", 15)
 
 
@@ -194,7 +197,6 @@ def pause(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-BACKENDS = 8
 # To add a fault: a function that does it, and returns when the service should be well again.
 FAULTS: list[Callable[[Scene], None]] = [
     reload,
@@ -234,6 +236,6 @@ class Saboteur:
             fault = next(faults)
             try:
                 fault(self.scene)
-            except (Unmeasurable, OSError, sqlite3.Error) as reason:
+            except (Unmeasurable, OSError, HTTPException, sqlite3.Error) as reason:
                 self.failures.append(f"not recovered from {fault.__name__}: {reason}")
             self.committed[fault.__name__.replace("_", " ")] += 1
