@@ -448,7 +448,6 @@ def test_image_host_that_fails_is_one_warning_and_stands_in_status(
     assert (hosting["why"], bool(hosting["last_failed"])) == ("upload failed", True)
 
 
-
 # --- calls of the state -------------------------------------------------------------------------
 
 

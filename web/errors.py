@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException
 from access import Forbidden, Unauthorised
 from flights import Busy
 from journey import GaveUp
+from limits import OverLimit
 from picture import BadRequest
 from storage import Unavailable
 from web.pictures import CROSS_ORIGIN, NOSNIFF, SANDBOX, VISIT, Visit
@@ -40,6 +41,7 @@ _TITLES = {
     403: "Forbidden",
     404: "Not found",
     422: "Refused by moderation",
+    429: "Daily limit reached",
     500: "Internal error",
     502: "Drawing failed",
     503: "Try again later",
@@ -61,6 +63,7 @@ _ADVICE = {
     "reword": "Change the description.",
     "operator": "The operator has to fix it: /status says why.",
     "wait": "Try again in {seconds} s.",
+    "tomorrow": "The next day begins at midnight UTC. Pictures drawn before are still served.",
 }
 _CLEARING = " An administrator can clear it: POST /cache/delete or flask cache delete."
 
@@ -98,6 +101,9 @@ def _describe(error: Exception) -> tuple[int, str, dict[str, str], dict[str, Any
     """Return an error's status, sentence, headers and further fields."""
     if isinstance(error, GaveUp):
         return _describe_failure(error)
+    if isinstance(error, OverLimit):
+        more = {"remedy": "tomorrow", "advice": _ADVICE["tomorrow"]}
+        return 429, str(error), {"Retry-After": str(error.retry_after)}, more
     if isinstance(error, Busy):
         return _busy("Too many pictures are being drawn at the moment.")
     if isinstance(error, Unavailable):
