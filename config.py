@@ -102,6 +102,7 @@ class Settings:
     backend_timeout: float = _setting(v.seconds(0.1), 120.0)
     llm_timeout: float = _setting(v.seconds(0.1), 30.0)
     upload_timeout: float = _setting(v.seconds(0.1), 30.0)
+    answer_within: float | None = _setting(v.seconds(0.1), None)
     generation_deadline: float = _setting(v.seconds(0.1), 180.0)
     max_image_bytes: int = _setting(v.integer(1, 2**31), 32 * 2**20)
     max_prompt_length: int = _setting(v.integer(1, 1_000_000), 4000)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from backends import Backends
 from cache import Cache
 from drawing import NotDrawn, Pollinations
-from flights import Pool, SingleFlight
+from flights import Pool, SingleFlight, StillRunning
 from hosting import ImageHost
 from journey import Blocked, Failure, GaveUp, Journey, Stage, is_blocked, verdict
 from keeping import Drawn, Keeper
@@ -69,14 +69,17 @@ class Pipeline:
         caller: Caller | None = None,
         *,
         reserved: Reservation | None = None,
+        answer_within: float | None = None,
     ) -> Drawn:
         """Draw a picture that is not in the cache, or wait while another thread draws it.
 
         The drawing counts for `caller`, or takes a place of those `reserved`. Raises GaveUp,
-        OverLimit, Unavailable, and Busy at once if no place is free.
+        OverLimit, Unavailable, Busy at once if no place is free, and StillRunning after
+        `answer_within` seconds: the drawing then goes on, and the picture is kept.
         """
         reservation = reserved or self.limits.reserve(caller)
         deadline = Deadline.after(self.generation_deadline)
+        until = deadline if answer_within is None else deadline.within(answer_within)
         memory = Memory(self.cache.state, self._wanted(request))
         if failure := self._recent_failure(request, memory):
             raise failure
@@ -86,13 +89,16 @@ class Pipeline:
 
         while True:
             try:
-                return self._drawings.run(request.key, deadline, work)
+                return self._drawings.run(request.key, until, work)
             except OverLimit as error:
                 # The drawing that was waited for may have been another caller's.
                 if error.caller == reservation.caller:
                     raise
-            except (TimeoutError, LockTimeout) as error:
-                raise GaveUp(504, "The picture was not drawn in time.") from error
+            except StillRunning:
+                if deadline.is_over:
+                    raise GaveUp(504, "The picture was not drawn in time.") from None
+                if until.is_over:
+                    raise
 
     def reserve(self, caller: Caller, drawings: int) -> Reservation:
         """Reserve places for several drawings at once, or for none. Raises OverLimit, Unavailable.

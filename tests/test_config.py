@@ -90,6 +90,7 @@ RANGES = {
     "MAX_PROMPT_LENGTH": ("1", "1000000"),
     "BLOCKED_TTL": ("0", "315360000"),
     "BACKEND_TIMEOUT": ("0.1", "86400"),
+    "ANSWER_WITHIN": ("0.1", "86400"),
     "LLM_TIMEOUT": ("0.1", "86400"),
     "UPLOAD_TIMEOUT": ("0.1", "86400"),
     "GENERATION_DEADLINE": ("0.1", "86400"),

@@ -50,6 +50,7 @@ FLAGS = (
 )
 STATE = "return document.querySelector('#stage').dataset.state"
 REQUESTED = "return performance.getEntries().map((one) => one.name).filter((n) => n.includes(':'))"
+ANSWERS = "return performance.getEntries().filter((one) => one.name.includes('/prompt/')).length"
 COPIED = (
     "window.copied = [];"
     "navigator.clipboard.writeText = async (text) => { window.copied.push(text); };"
@@ -264,6 +265,19 @@ def test_seconds_are_counted_until_the_picture_appears(page: Page, studio: Studi
     assert (page.source(), page.picture_width()) == ("cache", 64)
     assert "From the cache" in page.text("#how")
     assert len(studio.backend.seen) == 1
+
+
+def test_picture_that_takes_long_is_picked_up_when_it_is_drawn(
+    page: Page, gunicorn: Start, backend: ScriptedServer
+) -> None:
+    backend.say(gate := Gate(drawing(png(64, 48))))
+    page.open(gunicorn(backend, ANSWER_WITHIN="0.1"))
+    page.draw("a red apple", until="waiting")
+    page.wait(lambda: page.run(ANSWERS) >= 2, "a second request")
+    assert page.run(STATE) == "waiting"
+    gate.opened.set()
+    page.wait_for_state("done")
+    assert (page.picture_width(), page.source(), len(backend.seen)) == (64, "other", 1)
 
 
 def test_size_model_and_seed_are_sent_and_stored(page: Page, studio: Studio) -> None:

@@ -13,7 +13,7 @@ from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
 from access import Forbidden, Unauthorised
-from flights import Busy
+from flights import Busy, StillRunning
 from journey import GaveUp
 from limits import OverLimit
 from picture import BadRequest
@@ -23,6 +23,8 @@ from web.pictures import CROSS_ORIGIN, NOSNIFF, SANDBOX, VISIT, Visit
 log = logging.getLogger("prompt_image_proxy.web")
 
 MAX_BODY = 16 * 1024
+# Asking again costs little: the request joins the drawing under way.
+RELOAD_SECONDS = 2
 
 
 class NotFound(Exception):
@@ -63,6 +65,7 @@ _ADVICE = {
     "reword": "Change the description.",
     "operator": "The operator has to fix it: /status says why.",
     "wait": "Try again in {seconds} s.",
+    "reload": "It will be here soon: load it again in {seconds} s.",
     "tomorrow": "The next day begins at midnight UTC. Pictures drawn before are still served.",
 }
 _CLEARING = " An administrator can clear it: POST /cache/delete or flask cache delete."
@@ -80,7 +83,7 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
     A client that shows pictures gets a card instead, since a broken icon hides the reason.
     """
     status, detail, headers, more = _describe(error)
-    title = _TITLES.get(status, "Request failed")
+    title = more.pop("title", None) or _TITLES.get(status, "Request failed")
     visit: Visit | None = request.environ.get(VISIT)
     if visit and visit.request:
         more = {"key": visit.request.key} | more
@@ -101,6 +104,11 @@ def _describe(error: Exception) -> tuple[int, str, dict[str, str], dict[str, Any
     """Return an error's status, sentence, headers and further fields."""
     if isinstance(error, GaveUp):
         return _describe_failure(error)
+    if isinstance(error, StillRunning):
+        advice = _ADVICE["reload"].format(seconds=RELOAD_SECONDS)
+        more = {"title": "Being drawn", "remedy": "reload", "advice": advice}
+        headers = {"Retry-After": str(RELOAD_SECONDS)}
+        return 503, "The picture is still being drawn.", headers, more
     if isinstance(error, OverLimit):
         more = {"remedy": "tomorrow", "advice": _ADVICE["tomorrow"]}
         return 429, str(error), {"Retry-After": str(error.retry_after)}, more

@@ -79,6 +79,7 @@ class Pictures:
     ) -> None:
         self.app = app
         self.max_prompt_length = settings.max_prompt_length
+        self.answer_within = settings.answer_within
         self.access = access
         self.cache = cache
         self.pipeline = pipeline
@@ -126,7 +127,8 @@ class Pictures:
             if failure := self.pipeline.remembered(visit.request):
                 raise failure
             return not_drawn()
-        return self._drawn(visit.request, self.pipeline.draw(visit.request, visit.caller))
+        drawn = self.pipeline.draw(visit.request, visit.caller, answer_within=self.answer_within)
+        return self._drawn(visit.request, drawn)
 
     def found(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
         """Answer with a cached picture, a range of it, or 304 Not Modified."""

@@ -360,17 +360,31 @@ async function draw(wanted, isHit = false) {
   show({ state: 'waiting', wanted, began, sayAt: 15 });
   say(t('waiting'), true);
   try {
-    const response = await ask(addressOf(wanted), { headers: withKey(), signal: run.signal });
+    const { response, isLate } = await askUntilDrawn(wanted, run.signal);
     const signed = sign(wanted);
     await hang(response.type === 'opaqueredirect' ? (await signed).url : await blobOf(response), run);
     if (running !== run) return;
     const seconds = (performance.now() - began) / 1000;
-    show({ state: 'done', wanted, signed, seconds, ...howItCame(response, isHit) });
+    const how = howItCame(response, isHit);
+    if (isLate && how.source === 'cache') how.source = 'other'; // drawn for this view all the same
+    show({ state: 'done', wanted, signed, seconds, ...how });
     say($('how').textContent, true);
   } catch (error) {
     if (running === run) fail(error, wanted);
   } finally {
     if (running === run) running = null;
+  }
+}
+
+/** Ask again as long as the service says that the drawing goes on (ANSWER_WITHIN). */
+async function askUntilDrawn(wanted, signal) {
+  for (let isLate = false; ; isLate = true) {
+    try {
+      return { response: await ask(addressOf(wanted), { headers: withKey(), signal }), isLate };
+    } catch (error) {
+      if (error.remedy !== 'reload') throw error;
+      await new Promise((resolve) => { setTimeout(resolve, error.retryAfter * 1000); });
+    }
   }
 }
 
