@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
 import logging
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +16,7 @@ from journey import GaveUp
 from limits import OverLimit
 from picture import BadRequest
 from storage import Unavailable
+from web.cards import VARY, card, in_chinese, wants_chinese, wants_picture
 from web.pictures import CROSS_ORIGIN, NOSNIFF, SANDBOX, VISIT, Visit
 
 log = logging.getLogger("prompt_image_proxy.web")
@@ -89,14 +88,16 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
         more = {"key": visit.request.key} | more
     if has_cards and wants_picture():
         advice = more.get("advice") or ""
-        body, content_type = card(title, f"{detail} {advice}".strip()), "image/svg+xml"
+        shown = title, f"{detail} {advice}".strip()
+        body = card(*map(in_chinese, shown) if wants_chinese() else shown)
+        content_type = "image/svg+xml"
         headers |= dict([SANDBOX])
     else:
         fields = {"type": "about:blank", "title": title, "status": status, "detail": detail}
         body, content_type = json.dumps(fields | more) + "\n", "application/problem+json"
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="Prompt Image Proxy"'
-    always = {**dict(CROSS_ORIGIN), "Cache-Control": "no-store", "Vary": "Accept, Sec-Fetch-Dest"}
+    always = {**dict(CROSS_ORIGIN), "Cache-Control": "no-store", "Vary": VARY}
     return Response(body, status, always | headers, content_type=content_type)
 
 
@@ -153,35 +154,3 @@ def _remedy(error: GaveUp) -> str | None:
     if reasons & _OPERATOR_REASONS:
         return "operator"
     return "wait" if error.retry_after else None
-
-
-def wants_picture() -> bool:
-    """Return whether the client shows pictures, as an <img> and GitHub's camo do."""
-    destination = request.headers.get("Sec-Fetch-Dest")
-    if destination is not None:
-        return destination == "image"
-    accepted = request.accept_mimetypes
-    readable = ("text/html", "text/plain", "application/json", "application/problem+json")
-    pictures = ("image/svg+xml", "image/png")
-    return max(map(accepted.quality, pictures)) > max(map(accepted.quality, readable))
-
-
-def card(title: str, sentence: str) -> str:
-    """Return an SVG of 480×200 pixels that shows a short text, legible on light and dark."""
-    lines = textwrap.wrap(sentence, 46)[:5]
-    attributes = 'font-family="system-ui, sans-serif" x="96"'
-    texts = "".join(
-        f'<text {attributes} y="{98 + 22 * number}" font-size="16" fill="#d7dde8">'
-        f"{html.escape(line)}</text>"
-        for number, line in enumerate(lines)
-    )
-    label = html.escape(f"{title}: {' '.join(lines)}")
-    # Attributes only: the Content-Security-Policy of a card forbids a <style>.
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" width="480" height="200" viewBox="0 0 480 200"'
-        f' role="img" aria-label="{label}"><rect width="480" height="200" rx="14" fill="#273043"/>'
-        '<circle cx="54" cy="64" r="20" fill="none" stroke="#f2b872" stroke-width="4"/>'
-        '<path d="M54 53v13m0 7v2" stroke="#f2b872" stroke-width="4" stroke-linecap="round"/>'
-        f'<text {attributes} y="70" font-size="21" font-weight="600" fill="#fff">'
-        f"{html.escape(title)}</text>{texts}</svg>\n"
-    )
