@@ -74,6 +74,7 @@ class Settings:
     """Everything that can be configured. Times are seconds, sizes bytes."""
 
     backends: tuple[BackendSettings, ...]
+    models: tuple[str, ...]  # those that clients are offered; others are drawn too
     blocked_retry_attempts: int = _setting(v.integer(0, 100), 2)
 
     access_key: str = field(repr=False)  # PROXY_ACCESS_KEY
@@ -171,6 +172,7 @@ def parse(values: Mapping[str, str], dotenv: Dotenv | None = None) -> Settings:
     backends = servers.read_backends(reader)
     settings = Settings(
         backends=backends,
+        models=servers.read_models(reader, backends),
         access_key=reader.get("PROXY_ACCESS_KEY", str, ""),
         signing_keys=reader.get("SIGNING_KEY", v.keys, ()),
         cache_dir=reader.get("CACHE_DIR", v.writable_folder, Path()),
