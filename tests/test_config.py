@@ -344,6 +344,7 @@ def test_cache_folder_need_not_exist(tmp_path: Path) -> None:
 def test_two_variables_are_enough() -> None:
     assert read() == Settings(
         backends=(BackendSettings(URL, 1.0, None, {}),),
+        models=(),
         access_key=KEY,
         signing_keys=(),
         cache_dir=Path.cwd() / "image_file_cache",

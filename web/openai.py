@@ -24,7 +24,7 @@ from flights import Busy
 from journey import GaveUp
 from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, Link
 from pipeline import Drawn, Pipeline
-from storage import Row, Unavailable
+from storage import Unavailable
 from web.api import read_body
 from web.errors import NotFound, as_json
 from web.openai_errors import MAX_BODY, may_retry
@@ -114,10 +114,11 @@ def _read_seeds(body: Mapping[str, Any]) -> range:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A picture from the cache or just drawn; without `data` it is to be had at a URL only."""
+    """A picture from the cache or just drawn; `data` is None where only its image host has it."""
 
-    row: Row | None
     data: bytes | None
+    hosted_url: str | None
+    is_stored: bool
     revised_prompt: str | None
 
 
@@ -204,7 +205,7 @@ class OpenAi:
     def _found(self, wanted: ImageRequest, drawn: Drawn) -> _Found:
         if drawn.image:
             revised = drawn.row.final_prompt if drawn.row else drawn.image.revised_prompt
-            return _Found(drawn.row, drawn.image.data, revised)
+            return _Found(drawn.image.data, drawn.hosted_url, drawn.row is not None, revised)
         if picture := self.cache.get(wanted.key, wanted):
             return _from_cache(picture)
         raise Unavailable("the picture was drawn by another process and is gone")
@@ -215,15 +216,15 @@ def _from_cache(picture: Picture) -> _Found:
     if picture.file:
         with picture.file as file:
             data = file.read()
-    return _Found(picture.row, data, picture.row.final_prompt)
+    return _Found(data, picture.row.url, True, picture.row.final_prompt)
 
 
 def _describe_picture(wanted: ImageRequest, found: _Found, signed: str | None) -> dict[str, Any]:
     more = {"revised_prompt": found.revised_prompt, "seed": wanted.seed}
-    # A URL would have a picture that could not be stored drawn and paid for again.
-    if found.data is None or (signed and found.row):
-        return {"url": signed or (found.row and found.row.url), **more}
-    return {"b64_json": base64.b64encode(found.data).decode(), **more}
+    # At its URL, a picture that could not be stored would be drawn and paid for again.
+    if found.data is not None and not (signed and found.is_stored):
+        return {"b64_json": base64.b64encode(found.data).decode(), **more}
+    return {"url": signed or found.hosted_url, **more}
 
 
 def _describe_model(model: str) -> dict[str, Any]:
