@@ -126,6 +126,7 @@ def test_sdk_raises_its_own_exception_for_a_wrong_key(
         with pytest.raises(openai.AuthenticationError) as caught:
             call()
         assert caught.value.code == "invalid_api_key"
+        assert "Incorrect API key provided" in caught.value.message, "LiteLLM looks for these words"
     assert not backend.seen
 
 

@@ -6,10 +6,10 @@ Statuses and codes are those of https://platform.openai.com/docs/guides/error-co
 from __future__ import annotations
 
 from flask import Response
-from werkzeug.exceptions import HTTPException
 
 from flights import Busy
 from journey import GaveUp
+from picture import BadRequest
 from storage import Unavailable
 from web.errors import NotFound, as_json, describe
 
@@ -23,7 +23,9 @@ _CODES = {
     422: "content_policy_violation",
     429: "rate_limit_exceeded",
 }
-_HTTP_MESSAGES = {
+_MESSAGES = {
+    # LiteLLM recognises a wrong key by the first four words alone.
+    401: "Incorrect API key provided: send the access key as a Bearer token.",
     404: "There is no such route. Pictures are drawn by POST /v1/images/generations.",
     413: f"The body is larger than {MAX_BODY} bytes.",
 }
@@ -31,18 +33,14 @@ _HTTP_MESSAGES = {
 
 def openai_error(error: Exception) -> Response:
     """Answer any error with its status, but a refusal with 400, as OpenAI does."""
-    status, message, headers, more = describe(error)
-    if isinstance(error, HTTPException):
-        message = _HTTP_MESSAGES.get(status, message)
-    parameter = getattr(error, "parameter", None)
-    code = _CODES.get(status)
-    if isinstance(error, NotFound):
-        parameter, code = "model", "model_not_found"
+    status, detail, headers, more = describe(error)
+    is_of_model = isinstance(error, NotFound)
+    message = detail if is_of_model else _MESSAGES.get(status, detail)
     about = {
         "message": f"{message} {more.get('advice') or ''}".strip(),
         "type": _type(status),
-        "param": "prompt" if parameter == "description" else parameter,
-        "code": code,
+        "param": "model" if is_of_model else _parameter(error),
+        "code": "model_not_found" if is_of_model else _CODES.get(status),
     }
     response = as_json({"error": about})
     response.status_code = 400 if status == 422 else status
@@ -50,9 +48,14 @@ def openai_error(error: Exception) -> Response:
     if status == 401:
         response.headers["WWW-Authenticate"] = 'Bearer realm="Prompt Image Proxy"'
     if status >= 429 and not may_retry(error):
-        # The SDKs would send it up to twice more, each time for a new picture.
+        # The SDKs would send the request twice more, each time for a new picture.
         response.headers["x-should-retry"] = "false"
     return response
+
+
+def _parameter(error: Exception) -> str | None:
+    name = error.parameter if isinstance(error, BadRequest) else None
+    return "prompt" if name == "description" else name
 
 
 def _type(status: int) -> str:
