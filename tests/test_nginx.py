@@ -448,7 +448,7 @@ def test_page_of_40_pictures_passes_and_a_flood_is_a_429(
     assert statuses.keys() == {200, 429}
     assert statuses[200] > 250
     limited = next(got for got in flood if got.status == 429)
-    assert limited.json["status"] == 429
+    assert (limited.json["status"], limited.json["error"]["code"]) == (429, "rate_limit_exceeded")
     assert limited.headers["Content-Type"] == "application/problem+json"
     assert (limited.headers["Cache-Control"], limited.headers["Retry-After"]) == ("no-store", "5")
 
