@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import click
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, Response, request
 from werkzeug.routing import BaseConverter
 
 import commands
@@ -30,6 +30,8 @@ from storage.upkeep import Task
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.errors import problem
+from web.openai import OpenAi
+from web.openai_errors import PREFIX, openai_error
 from web.pictures import Pictures, preflight
 from web.status import Status
 
@@ -93,10 +95,9 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     app.wsgi_app = pictures  # type: ignore[method-assign]
     status = Status(__version__, settings, cache, backends, llm)
     api = Api(settings, access, cache, status, pictures, pipeline.limits)
-    app.register_blueprint(_routes(pictures, api))
-    app.register_error_handler(
-        Exception, lambda error: problem(error, has_cards=settings.error_images)
-    )
+    openai = OpenAi(settings, access, cache, pipeline, api.link)
+    app.register_blueprint(_routes(pictures, api, openai))
+    app.register_error_handler(Exception, _error_handler(has_cards=settings.error_images))
     services = app.extensions["prompt_image_proxy"] = Services(cache, upstream, pipeline)
     if command:
         for warning in settings.warnings:
@@ -121,12 +122,25 @@ def _make_upstream(network: NetworkSettings) -> Upstream:
     )
 
 
-def _routes(pictures: Pictures, api: Api) -> Blueprint:
+def _error_handler(*, has_cards: bool) -> Callable[[Exception], Response]:
+    def answer(error: Exception) -> Response:
+        if request.path.startswith(PREFIX):
+            return openai_error(error)
+        return problem(error, has_cards=has_cards)
+
+    return answer
+
+
+def _routes(pictures: Pictures, api: Api, openai: OpenAi) -> Blueprint:
     routes = Blueprint("proxy", __name__)
     # Every path under /prompt/ is a description, and an empty one is a 400, not a 404.
     path = "/prompt/<whole_path:description>"
     routes.add_url_rule(path, view_func=pictures.view, provide_automatic_options=False)
     routes.add_url_rule(path, view_func=preflight, methods=["OPTIONS"])
+    routes.add_url_rule("/v1/images/generations", view_func=openai.generate, methods=["POST"])
+    routes.add_url_rule("/v1/models", view_func=openai.list_models)
+    # The names of models may contain slashes.
+    routes.add_url_rule("/v1/models/<whole_path:id>", view_func=openai.show_model)
     routes.add_url_rule("/sign", view_func=api.sign, methods=["POST"])
     routes.add_url_rule("/cache", view_func=api.list_pictures)
     routes.add_url_rule("/cache/<string(length=64):key>", view_func=api.show_picture)

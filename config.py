@@ -76,6 +76,7 @@ class Settings:
     """Everything that can be configured. Times are seconds, sizes bytes."""
 
     backends: tuple[BackendSettings, ...]
+    models: tuple[str, ...]  # those that clients are offered; others are drawn too
     blocked_retry_attempts: int = _setting(v.integer(0, 100), 2)
 
     access_key: str | None = field(repr=False)  # PROXY_ACCESS_KEY
@@ -183,6 +184,7 @@ def parse(values: Mapping[str, str], dotenv: Dotenv | None = None) -> Settings:
     backends = servers.read_backends(reader)
     settings = Settings(
         backends=backends,
+        models=servers.read_models(reader, backends),
         access_key=access_key,
         access_keys=read_access_keys(reader, access_key),
         signing_keys=reader.get("SIGNING_KEY", v.keys, ()),

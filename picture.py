@@ -1,6 +1,6 @@
 """The request for a picture: its URL, its value and its cache key.
 
-Plain values that every other module may use; it imports none of them.
+Plain values that every other module may use; of them it imports only `values`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import html
 import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlencode
+
+from values import MODEL
 
 DEFAULT_SEED = 42
 MAX_SIDE = 4096
@@ -21,6 +23,10 @@ CREDENTIALS = ("key", "sig", "exp")
 
 class BadRequest(Exception):
     """An invalid request. The text is one sentence that names the parameter."""
+
+    def __init__(self, sentence: str, parameter: str | None = None) -> None:
+        super().__init__(sentence)
+        self.parameter = parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +148,15 @@ def _parse_query(query: str) -> dict[str, str]:
 def _prompt(description: str, max_length: int) -> str:
     prompt = description.strip()
     if not prompt:
-        raise BadRequest("The description is empty.")
+        raise BadRequest("The description is empty.", "description")
     if len(prompt) > max_length:
-        raise BadRequest(f"The description is longer than {max_length} characters.")
+        sentence = f"The description is longer than {max_length} characters."
+        raise BadRequest(sentence, "description")
     if "\0" in prompt:
-        raise BadRequest("The description contains a NUL character.")
+        raise BadRequest("The description contains a NUL character.", "description")
     # JSON can carry half of a surrogate pair.
     if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise BadRequest("The description is not valid Unicode.")
+        raise BadRequest("The description is not valid Unicode.", "description")
     return prompt
 
 
@@ -158,13 +165,15 @@ def _side(name: str, text: str | None) -> int | None:
         return None
     # [0-9] first: int() alone would take '٣', '1_000' and ' 5 '.
     if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_SIDE:
-        raise BadRequest(f"The parameter {name} must be an integer from 1 to {MAX_SIDE}.")
+        sentence = f"The parameter {name} must be an integer from 1 to {MAX_SIDE}."
+        raise BadRequest(sentence, name)
     return int(text)
 
 
 def _model(text: str | None) -> str | None:
-    if text is not None and not re.fullmatch(r"[A-Za-z0-9._:/@+-]{1,100}", text):
-        raise BadRequest("The parameter model must be 1 to 100 of A-Z a-z 0-9 . _ : / @ + -")
+    if text is not None and not re.fullmatch(MODEL, text):
+        sentence = "The parameter model must be 1 to 100 of A-Z a-z 0-9 . _ : / @ + -"
+        raise BadRequest(sentence, "model")
     return text
 
 
@@ -172,13 +181,13 @@ def _seed(text: str | None) -> int:
     if text is None:
         return DEFAULT_SEED
     if not re.fullmatch(r"-?[0-9]{1,18}", text):
-        raise BadRequest("The parameter seed must be an integer of at most 18 digits.")
+        raise BadRequest("The parameter seed must be an integer of at most 18 digits.", "seed")
     return int(text)
 
 
 def _option(name: str, text: str | None) -> str | None:
     if text is not None and not (1 <= len(text) <= 200 and text.isprintable()):
-        raise BadRequest(f"The parameter {name} must be 1 to 200 printable characters.")
+        raise BadRequest(f"The parameter {name} must be 1 to 200 printable characters.", name)
     return text
 
 

@@ -17,6 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 MAX_WEIGHT = 1_000_000
+# A model's name, as requests write it.
+MODEL = r"[A-Za-z0-9._:/@+-]{1,100}"
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -208,6 +210,16 @@ def parameters(value: Any) -> Mapping[str, Mapping[str, Any]]:
     except (ValueError, RecursionError):
         raise ValueError(f"has a value that JSON cannot hold; {advice}") from None
     return value
+
+
+def models(text: str) -> tuple[str, ...]:
+    """Return comma-separated names of models, each once."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if not re.fullmatch(MODEL, name):
+            advice = "write names such as gpt-image-1, separated by commas"
+            raise ValueError(f"{name!r} is not a model that a URL can name; {advice}")
+    return names
 
 
 def model_names(value: Any) -> Mapping[str, str]:

@@ -97,6 +97,12 @@ def read_backends(reader: Reader) -> tuple[BackendSettings, ...]:
     return backends
 
 
+def read_models(reader: Reader, backends: tuple[BackendSettings, ...]) -> tuple[str, ...]:
+    """Return the models that clients are offered."""
+    mapped = tuple(dict.fromkeys(name for backend in backends for name in backend.models))
+    return reader.get("MODELS", v.models, mapped)
+
+
 def read_llm(reader: Reader) -> LlmSettings | None:
     optimizes = reader.get("LLM_OPTIMIZATION_ENABLED", v.boolean, False)
     makes_safe = reader.get("DE_NSFW_ENABLED", v.boolean, False)

@@ -158,6 +158,7 @@ REJECTED = {
     "HOST": ("http://0.0.0.0", "[::1]", "a b"),
     "IMAGE_HOSTING_PROVIDER": ("imgur",),
     "SIGNING_KEY": ("new, ,old",),
+    "MODELS": ("a,,b", "a b", "a" * 101, "модель"),
     "CACHE_DIR": (__file__,),
     "PUBLIC_URL": ("pics.example.org", "ftp://a", "https://a/?b=1"),
     "PICTURE_NETWORKS": ("10.0.0.0/8,", "10.0.0.1/8", "lan", "10.0.0.0/33"),
@@ -348,6 +349,7 @@ def test_cache_folder_need_not_exist(tmp_path: Path) -> None:
 def test_two_variables_are_enough() -> None:
     assert read() == Settings(
         backends=(BackendSettings(URL, 1.0, None, {}),),
+        models=(),
         access_key=KEY,
         signing_keys=(),
         cache_dir=Path.cwd() / "image_file_cache",
@@ -403,6 +405,13 @@ def test_signing_keys_are_read_in_order() -> None:
 def test_backend_listed_twice_is_one_backend() -> None:
     found = read(BACKEND_API_URLS="https://b/v1, https://a/v1/ ,,https://b/v1/,https://a/v1")
     assert [backend.url for backend in found.backends] == ["https://b/v1", "https://a/v1"]
+
+
+def test_models_are_listed_once_or_those_of_every_model_map() -> None:
+    maps = '{"https://a": {"x": "1", "y": "2"}, "https://b": {"z": "3", "x": "4"}}'
+    values = {"BACKEND_API_URLS": "https://a,https://b", "MODEL_MAP": maps}
+    assert read(**values).models == ("x", "y", "z")
+    assert read(**values, MODELS="vendor/flux:1, x,vendor/flux:1").models == ("vendor/flux:1", "x")
 
 
 def test_maps_find_their_backends_with_or_without_a_trailing_slash() -> None:

@@ -54,7 +54,7 @@ class Api:
         self.access.authorise(request.args.to_dict(), request.headers.get("Authorization", ""))
         body = read_body()
         wanted = read_image_request(body, self.settings.max_prompt_length)
-        return as_json(self._link(wanted, _expires_in(body.get("expires_in"))).to_json())
+        return as_json(self.link(wanted, _expires_in(body.get("expires_in"))).to_json())
 
     def list_pictures(self) -> Response:
         """GET /cache?q&limit&before: the cached pictures, newest first."""
@@ -116,12 +116,16 @@ class Api:
     def _authorise_admin(self) -> None:
         self.access.authorise_admin(request.headers.get("X-Admin-Token", ""))
 
-    def _link(self, wanted: ImageRequest, expires_in: int | None = None) -> Link:
+    def link(self, wanted: ImageRequest, expires_in: int | None = None) -> Link:
+        """Return the signed URL of a picture, as this request's client reaches us.
+
+        Raises BadRequest.
+        """
         base = self.settings.public_url or _forwarded_base()
         return Link(wanted, base + wanted.to_url(**self.access.sign(wanted, expires_in)))
 
     def _describe(self, row: Row) -> dict[str, Any]:
-        link = self._link(row.request) if row.request and self.access.can_sign else None
+        link = self.link(row.request) if row.request and self.access.can_sign else None
         return row.to_json() | {
             "url": link.url if link else None,
             "markdown": link.markdown if link else None,
@@ -148,11 +152,11 @@ def _forwarded_base() -> str:
     return f"{scheme}://{host}"
 
 
-def read_body() -> dict[str, Any]:
-    """Return the request's body, a JSON object. Raises BadRequest; over 16 KB it is a 413."""
+def read_body(limit: int = MAX_BODY) -> dict[str, Any]:
+    """Return the request's body, a JSON object. Raises BadRequest; a longer one is a 413."""
     # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
-    data = request.stream.read(MAX_BODY + 1)
-    if len(data) > MAX_BODY:
+    data = request.stream.read(limit + 1)
+    if len(data) > limit:
         raise RequestEntityTooLarge
     try:
         body = json.loads(data)

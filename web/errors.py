@@ -81,7 +81,7 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
 
     A client that shows pictures gets a card instead, since a broken icon hides the reason.
     """
-    status, detail, headers, more = _describe(error)
+    status, detail, headers, more = describe(error)
     title = more.pop("title", None) or _TITLES.get(status, "Request failed")
     visit: Visit | None = request.environ.get(VISIT)
     if visit and visit.request:
@@ -101,7 +101,7 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
     return Response(body, status, always | headers, content_type=content_type)
 
 
-def _describe(error: Exception) -> tuple[int, str, dict[str, str], dict[str, Any]]:
+def describe(error: Exception) -> tuple[int, str, dict[str, str], dict[str, Any]]:
     """Return an error's status, sentence, headers and further fields."""
     if isinstance(error, GaveUp):
         return _describe_failure(error)

@@ -1,0 +1,439 @@
+"""The OpenAI-compatible API, as OpenAI's own clients for Python and JavaScript see it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from access import Access, Forbidden
+from picture import ImageRequest
+from storage.folder import Folder
+
+from .conftest import BROKEN, KEY, REFUSAL, InProcess, drawing, hosting_settings
+from .servers import Gate, Got, Say, ScriptedServer, Seen, fetch, png, wait_until
+
+Serve = Callable[..., InProcess]
+Connect = Callable[..., openai.OpenAI]
+
+HIT = "PromptImageProxy; hit"
+
+
+@pytest.fixture
+def connect(opened: list[Any]) -> Connect:
+    """Make clients of OpenAI's SDK as it is by default: it repeats what fails twice."""
+
+    def make(service: InProcess, key: str = KEY) -> openai.OpenAI:
+        # Without a proxy that this shell may have.
+        http = openai.DefaultHttpxClient(trust_env=False)
+        client = openai.OpenAI(api_key=key, base_url=f"{service.url}/v1", http_client=http)
+        opened.append(client)
+        return client
+
+    return make
+
+
+def post(service: InProcess, body: Any, key: str = KEY) -> Got:
+    """Send a body, JSON unless it is bytes, past any SDK."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    return service.get("/v1/images/generations", method="POST", headers=headers, body=data)
+
+
+def seed_of(seen: Seen) -> int:
+    return int(seen.json["seed"])
+
+
+def seeds(answer: Got) -> list[int]:
+    return [picture["seed"] for picture in answer.json["data"]]
+
+
+# --- the Python SDK
+
+
+def test_sdk_gets_a_new_picture(serve: Serve, backend: ScriptedServer, connect: Connect) -> None:
+    backend.say(drawing(revised_prompt="a shiny red apple"))
+    answer = connect(serve(backend)).images.generate(
+        prompt="a red apple",
+        model="gpt-image-1",
+        size="1536x1024",
+        quality="high",
+        background="opaque",
+        output_format="webp",
+        moderation="low",
+        user="someone",
+    )
+    assert answer.created > 1_700_000_000
+    assert answer.data
+    [picture] = answer.data
+    assert base64.b64decode(picture.b64_json or "") == png()
+    assert (picture.url, picture.revised_prompt) == (None, "a shiny red apple")
+    [seen] = backend.seen
+    assert seen.json == {
+        "prompt": "a red apple",
+        "n": 1,
+        "model": "gpt-image-1",
+        "size": "1536x1024",
+        "seed": (picture.model_extra or {})["seed"],
+        "quality": "high",
+        "background": "opaque",
+    }
+
+
+def test_sdk_gets_three_pictures_drawn_at_once(
+    serve: Serve, backend: ScriptedServer, connect: Connect
+) -> None:
+    together = threading.Barrier(3, timeout=10)
+
+    def draw(seen: Seen) -> Say:
+        together.wait()
+        return drawing(png(shade=seed_of(seen) % 256))
+
+    backend.say(draw)
+    answer = connect(serve(backend)).images.generate(prompt="a cat", n=3)
+    assert len({picture.b64_json for picture in answer.data or []}) == 3
+
+
+def test_sdk_gets_a_url_that_shows_the_picture_without_a_key(
+    serve: Serve, backend: ScriptedServer, connect: Connect
+) -> None:
+    service = serve(backend)
+    answer = connect(service).images.generate(prompt="a cat", response_format="url", n=2)
+    assert answer.data
+    urls = [picture.url or "" for picture in answer.data]
+    assert not any(KEY in url for url in urls)
+    got = [fetch(url) for url in urls]
+    assert [(one.body, one.headers["Cache-Status"]) for one in got] == [(png(), HIT)] * 2
+    # Open WebUI sends its key to any URL of ours.
+    assert fetch(urls[0], headers={"Authorization": f"Bearer {KEY}"}).status == 200
+
+
+def test_sdk_raises_its_own_exception_for_a_wrong_key(
+    serve: Serve, backend: ScriptedServer, connect: Connect
+) -> None:
+    client = connect(serve(backend), "wrong")
+    for call in (lambda: client.images.generate(prompt="a cat"), client.models.list):
+        with pytest.raises(openai.AuthenticationError) as caught:
+            call()
+        assert caught.value.code == "invalid_api_key"
+        assert "Incorrect API key provided" in caught.value.message, "LiteLLM looks for these words"
+    assert not backend.seen
+
+
+def test_sdk_raises_its_own_exception_for_a_refusal(
+    serve: Serve, backend: ScriptedServer, connect: Connect
+) -> None:
+    backend.say(REFUSAL)
+    with pytest.raises(openai.BadRequestError, match="Change the description") as caught:
+        connect(serve(backend)).images.generate(prompt="a rude cat")
+    assert (caught.value.code, len(backend.seen)) == ("content_policy_violation", 1)
+
+
+def test_sdk_does_not_repeat_a_failure_that_was_paid_for(
+    serve: Serve, backend: ScriptedServer, connect: Connect
+) -> None:
+    backend.say(BROKEN)
+    with pytest.raises(openai.InternalServerError, match="No backend could draw"):
+        connect(serve(backend)).images.generate(prompt="a cat")
+    assert len(backend.seen) == 1
+
+
+def test_sdk_lists_models(serve: Serve, backend: ScriptedServer, connect: Connect) -> None:
+    client = connect(serve(backend, MODELS="gpt-image-1, vendor/flux:free"))
+    names = [model.id for model in client.models.list()]
+    assert names == ["gpt-image-1", "vendor/flux:free"]
+    assert client.models.retrieve("vendor/flux:free").object == "model"
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("dall-e-2")
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+# --- the npm SDK
+
+NPM_PACKAGE = "openai@6.30.1"
+NPM_PROGRAM = """
+import OpenAI from "openai";
+const [baseURL, apiKey] = process.argv.slice(1);
+const client = new OpenAI({ baseURL, apiKey });
+const ask = (more, by = client) => by.images.generate({ prompt: "a cat", ...more }).then(
+  (answer) => answer.data,
+  (error) => ({ name: error.constructor.name, status: error.status, code: error.code }),
+);
+const models = [];
+for await (const model of client.models.list()) models.push(model.id);
+console.log(JSON.stringify({
+  models,
+  bytes: await ask({ n: 3 }),
+  urls: await ask({ response_format: "url" }),
+  stranger: await ask({}, new OpenAI({ baseURL, apiKey: "wrong" })),
+  refused: await ask({ prompt: "a rude cat" }),
+  broken: await ask({ prompt: "a broken cat" }),
+}));
+"""
+
+
+@pytest.fixture
+def npm_folder(request: pytest.FixtureRequest) -> Path:
+    """A folder with the npm package, fetched once and cached with pytest's own files."""
+    npm = shutil.which("npm")
+    if npm is None and os.environ.get("CI") != "true":
+        pytest.skip("npm is not installed")
+    assert npm, "install npm for this test"
+    folder = request.config.cache.mkdir(NPM_PACKAGE.replace("@", "-"))
+    if not (folder / "node_modules" / "openai").exists():
+        where = ["--prefix", str(folder), "--cache", str(folder / "npm")]
+        quietly = ["--no-save", "--no-audit", "--no-fund", "--ignore-scripts"]
+        command = [npm, "install", *where, *quietly, NPM_PACKAGE]
+        fetched = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        if fetched.returncode and os.environ.get("CI") != "true":
+            pytest.skip("npm does not reach its registry")
+        assert not fetched.returncode, fetched.stderr
+    return Path(folder)
+
+
+def test_npm_sdk_draws_lists_and_raises_its_own_errors(
+    serve: Serve, backend: ScriptedServer, npm_folder: Path
+) -> None:
+    answers = {"a cat": drawing(), "a rude cat": REFUSAL, "a broken cat": BROKEN}
+    backend.say(lambda seen: answers[seen.json["prompt"]])
+    service = serve(backend, MODELS="gpt-image-1")
+    ran = subprocess.run(
+        ["node", "--input-type=module", "-e", NPM_PROGRAM, f"{service.url}/v1", KEY],
+        cwd=npm_folder,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert not ran.returncode, ran.stderr
+    got = json.loads(ran.stdout)
+    assert got["models"] == ["gpt-image-1"]
+    assert [base64.b64decode(picture["b64_json"]) for picture in got["bytes"]] == [png()] * 3
+    assert fetch(got["urls"][0]["url"]).headers["Cache-Status"] == HIT
+    assert [got[name] for name in ("stranger", "refused", "broken")] == [
+        {"name": "AuthenticationError", "status": 401, "code": "invalid_api_key"},
+        {"name": "BadRequestError", "status": 400, "code": "content_policy_violation"},
+        {"name": "InternalServerError", "status": 502, "code": None},
+    ]
+    asked = [seen.json["prompt"] for seen in backend.seen]
+    assert asked == ["a cat"] * 4 + ["a rude cat", "a broken cat"], "nothing is paid for twice"
+
+
+# --- seeds and the cache
+
+
+def test_each_request_without_a_seed_is_a_new_picture(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    service = serve(backend)
+    drawn = [seed for _ in range(2) for seed in seeds(post(service, {"prompt": "a cat", "n": 2}))]
+    assert sorted(drawn) == sorted({seed_of(seen) for seen in backend.seen})
+    assert len(drawn) == 4
+    assert all(0 <= seed < 10**9 for seed in drawn)
+
+
+def test_pictures_of_a_seed_are_those_of_the_url(serve: Serve, backend: ScriptedServer) -> None:
+    service = serve(backend)
+    body = {"prompt": " a cat", "size": "64x32", "style": "vivid", "negative_prompt": "dog"}
+    first = post(service, {**body, "seed": -1, "n": 3})
+    assert seeds(first) == [-1, 0, 1]
+    found = service.picture(
+        "a%20cat", seed=0, width=64, height=32, style="vivid", negative_prompt="dog"
+    )
+    assert found.headers["Cache-Status"] == HIT
+    again = post(service, {**body, "seed": 0, "n": 3})
+    assert (seeds(again), len(backend.seen)) == ([0, 1, 2], 4)
+    assert again.json["data"][0] == first.json["data"][1]
+
+
+@pytest.mark.parametrize("size", [{}, {"size": "auto"}, {"size": None}])
+def test_without_a_size_the_backend_chooses(
+    serve: Serve, backend: ScriptedServer, size: dict[str, Any]
+) -> None:
+    assert post(serve(backend), {"prompt": "a cat", **size}).status == 200
+    assert "size" not in backend.seen[0].json
+
+
+def test_hosted_picture_is_bytes_when_drawn_and_a_url_from_the_cache(
+    serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
+) -> None:
+    host = server()
+    host.say(Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}}))
+    service = serve(backend, **hosting_settings(host))
+    body = {"prompt": "a cat", "seed": 1}
+    [drawn], [cached] = (post(service, body).json["data"] for _ in range(2))
+    assert base64.b64decode(drawn["b64_json"]) == png()
+    assert (cached["url"], "b64_json" in cached) == ("https://img.example/a.png", False)
+    [signed] = post(service, {**body, "response_format": "url"}).json["data"]
+    assert signed["url"].startswith(f"{service.url}/prompt/")
+
+
+def test_picture_that_could_not_be_stored_is_bytes_where_a_url_is_wanted(
+    serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Folder, *args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    service = serve(backend)
+    monkeypatch.setattr(Folder, "write", fail)
+    [picture] = post(service, {"prompt": "a cat", "response_format": "url"}).json["data"]
+    assert base64.b64decode(picture["b64_json"]) == png()
+
+
+# --- some of several
+
+
+def test_pictures_that_were_drawn_are_returned_without_the_others(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    backend.say(lambda seen: REFUSAL if seed_of(seen) == 8 else drawing())
+    got = post(serve(backend), {"prompt": "a cat", "seed": 7, "n": 3})
+    assert (got.status, seeds(got)) == (200, [7, 9])
+
+
+def test_pictures_share_the_places_of_the_pipeline(serve: Serve, backend: ScriptedServer) -> None:
+    gate = Gate(drawing())
+    backend.say(gate)
+    service = serve(backend, THREADS="18")  # 16 are kept free
+    with ThreadPoolExecutor(1) as pool:
+        several = pool.submit(post, service, {"prompt": "a cat", "n": 10})
+        wait_until(lambda: len(backend.seen) == 2)
+        busy = post(service, {"prompt": "a dog"})
+        gate.opened.set()
+        assert len(seeds(several.result())) == 2
+    assert (busy.status, busy.headers["Retry-After"]) == (503, "5")
+    assert busy.headers["x-should-retry"] is None, "nothing was paid for: SDKs may repeat it"
+    assert busy.json["error"]["type"] == "server_error"
+
+
+def test_failure_that_was_paid_for_is_the_answer_when_others_were_not(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    backend.say(BROKEN)
+    got = post(serve(backend, THREADS="17"), {"prompt": "a cat", "n": 5})
+    assert (got.status, got.headers["x-should-retry"]) == (502, "false")
+    assert len(backend.seen) == 1
+
+
+def test_remembered_failure_is_not_repeated_by_sdks(serve: Serve, backend: ScriptedServer) -> None:
+    backend.say(BROKEN)
+    service = serve(backend)
+    got = [post(service, {"prompt": "a cat", "seed": 1}) for _ in range(2)]
+    assert [(one.status, one.headers["x-should-retry"]) for one in got] == [(502, "false")] * 2
+    assert len(backend.seen) == 1
+
+
+def test_sdks_may_repeat_a_request_while_all_backends_are_avoided(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    backend.say(Say("", 401))
+    service = serve(backend)
+    post(service, {"prompt": "a cat"})
+    cooling = post(service, {"prompt": "a dog"})
+    assert (cooling.status, cooling.headers["x-should-retry"]) == (503, None)
+    assert int(cooling.headers["Retry-After"]) > 50
+
+
+# --- errors
+
+DEEP = b'{"prompt": ' + b"[" * 60_000
+
+
+TEXTS = ("quality", "style", "background", "negative_prompt")
+BAD_BODIES: list[Any] = [b"", b"{", b"\xff{}", b"[]", b'"x"', b'{"prompt": "caf\xe9"}', DEEP]
+BAD_VALUES: dict[str, list[Any]] = {
+    "prompt": ["", " ", None, 1, ["x"], "\0", "\ud800", "x" * 4001],
+    "n": [0, 11, -1, 1.0, "1", True, [1]],
+    "seed": [10**18, -(10**18), 1.5, "7", True, {}],
+    "size": ["", "512", "0x512", "4097x1", "-1x1", "1024X1024", "٣x٣", "1x1 ", 512],
+    "model": ["", "a b", "x" * 101, 1],
+    **{name: ["", "x" * 201, "a\nb", 1, ["high"]] for name in TEXTS},
+    "response_format": ["png", "", 1],
+    "user": [1],
+    "stream": [True, "true", "false", []],
+    "partial_images": [1, "1"],
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "parameter"),
+    [
+        *((body, None) for body in BAD_BODIES),
+        ({}, "prompt"),
+        *(
+            ({"prompt": "a cat", name: value}, name)
+            for name, values in BAD_VALUES.items()
+            for value in values
+        ),
+        ({"prompt": "a cat", "seed": 10**18 - 1, "n": 2}, "seed"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_input_is_a_400_that_names_the_parameter(
+    serve: Serve, backend: ScriptedServer, body: Any, parameter: str | None
+) -> None:
+    got = post(serve(backend), body)
+    assert (got.status, got.headers["Cache-Control"]) == (400, "no-store")
+    message = got.json["error"].pop("message")
+    assert message
+    about = {"type": "invalid_request_error", "param": parameter, "code": None}
+    assert got.json == {"error": {"message": message, **about}}
+    assert not backend.seen
+
+
+def test_null_and_unknown_fields_are_as_good_as_absent(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    names = ("model", "n", "seed", "quality", "response_format", "user", "stream", "partial_images")
+    body = dict.fromkeys(names) | {"prompt": "a cat", "moderation": "auto", "extra": [{}]}
+    assert post(serve(backend), body).status == 200
+    assert backend.seen[0].json.keys() == {"prompt", "n", "seed"}
+
+
+def test_url_is_a_400_before_anything_is_spent_where_signing_is_off(
+    serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(access: Access, wanted: ImageRequest, expires_in: int | None = None) -> None:
+        raise Forbidden("Signing is off.")
+
+    monkeypatch.setattr(Access, "sign", refuse)
+    got = post(serve(backend), {"prompt": "a cat", "response_format": "url"})
+    assert (got.status, got.json["error"]["param"]) == (400, "response_format")
+    assert not backend.seen
+
+
+def test_body_may_have_64_kib(serve: Serve, backend: ScriptedServer) -> None:
+    service = serve(backend)
+    body = json.dumps({"prompt": "a cat"}).encode()
+    assert [post(service, body.ljust(size)).status for size in (65_536, 65_537)] == [200, 413]
+
+
+def test_wrong_key_is_a_401_before_the_body_is_read(serve: Serve, backend: ScriptedServer) -> None:
+    service = serve(backend)
+    got = post(service, b"{", "wrong")
+    assert (got.status, got.headers["WWW-Authenticate"]) == (
+        401,
+        'Bearer realm="Prompt Image Proxy"',
+    )
+    # Keys in URLs end up in logs; no OpenAI client puts them there.
+    assert service.get(f"/v1/models?key={KEY}").status == 401
+
+
+def test_other_routes_and_methods_fail_in_the_same_form(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    service = serve(backend)
+    missing, wrong = service.get("/v1/chat/completions"), service.get("/v1/images/generations")
+    assert (missing.status, missing.json["error"]["code"]) == (404, "unknown_url")
+    assert (wrong.status, wrong.json["error"]["code"]) == (405, "method_not_supported")
+    assert set(wrong.headers["Allow"].split(", ")) == {"POST", "OPTIONS"}

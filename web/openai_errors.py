@@ -1,0 +1,73 @@
+"""Errors under /v1/, in OpenAI's form, so that its SDKs raise their own exceptions.
+
+Statuses and codes are those of https://platform.openai.com/docs/guides/error-codes.
+"""
+
+from __future__ import annotations
+
+from flask import Response
+
+from flights import Busy
+from journey import GaveUp
+from picture import BadRequest
+from storage import Unavailable
+from web.errors import NotFound, as_json, describe
+
+PREFIX = "/v1/"
+MAX_BODY = 64 * 1024
+
+_CODES = {
+    401: "invalid_api_key",
+    404: "unknown_url",
+    405: "method_not_supported",
+    422: "content_policy_violation",
+    429: "rate_limit_exceeded",
+}
+_MESSAGES = {
+    # LiteLLM recognises a wrong key by the first four words alone.
+    401: "Incorrect API key provided: send the access key as a Bearer token.",
+    404: "There is no such route. Pictures are drawn by POST /v1/images/generations.",
+    413: f"The body is larger than {MAX_BODY} bytes.",
+}
+
+
+def openai_error(error: Exception) -> Response:
+    """Answer any error with its status, but a refusal with 400, as OpenAI does."""
+    status, detail, headers, more = describe(error)
+    is_of_model = isinstance(error, NotFound)
+    message = detail if is_of_model else _MESSAGES.get(status, detail)
+    about = {
+        "message": f"{message} {more.get('advice') or ''}".strip(),
+        "type": _type(status),
+        "param": "model" if is_of_model else _parameter(error),
+        "code": "model_not_found" if is_of_model else _CODES.get(status),
+    }
+    response = as_json({"error": about})
+    response.status_code = 400 if status == 422 else status
+    response.headers.update(headers)
+    if status == 401:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="Prompt Image Proxy"'
+    if status >= 429 and not may_retry(error):
+        # The SDKs would send the request twice more, each time for a new picture.
+        response.headers["x-should-retry"] = "false"
+    return response
+
+
+def _parameter(error: Exception) -> str | None:
+    name = error.parameter if isinstance(error, BadRequest) else None
+    return "prompt" if name == "description" else name
+
+
+def _type(status: int) -> str:
+    if status >= 500:
+        return "server_error"
+    return "rate_limit_error" if status == 429 else "invalid_request_error"
+
+
+def may_retry(error: Exception) -> bool:
+    """Return whether a client may repeat the request by itself: no call has been paid for."""
+    if isinstance(error, GaveUp):
+        has_fallen_back = any(stage.stage == "fallback" for stage in error.stages)
+        # A 503 says that every backend was avoided.
+        return error.status == 503 and not has_fallen_back
+    return isinstance(error, Busy | Unavailable)
