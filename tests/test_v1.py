@@ -148,6 +148,20 @@ def test_sdk_does_not_repeat_a_failure_that_was_paid_for(
     assert len(backend.seen) == 1
 
 
+def test_sdk_raises_its_own_exception_at_the_daily_limit_and_does_not_repeat(
+    serve: Serve, backend: ScriptedServer, connect: Connect
+) -> None:
+    client = connect(serve(backend, DRAWINGS_PER_DAY="2"))
+    with pytest.raises(openai.RateLimitError) as three:  # all of them, or none
+        client.images.generate(prompt="a red apple", n=3)
+    assert three.value.code == "rate_limit_exceeded"
+    assert backend.seen == []
+    assert len(client.images.generate(prompt="a red apple", n=2).data or []) == 2
+    with pytest.raises(openai.RateLimitError):
+        client.images.generate(prompt="a red apple")
+    assert len(backend.seen) == 2
+
+
 def test_sdk_lists_models(serve: Serve, backend: ScriptedServer, connect: Connect) -> None:
     client = connect(serve(backend, MODELS="gpt-image-1, vendor/flux:free"))
     names = [model.id for model in client.models.list()]
