@@ -1,4 +1,4 @@
-"""Who may do what: the access key, the admin token, and signatures that open one picture each.
+"""Who may do what: access keys, the admin token, and signatures that open one picture each.
 
 `sig` is the first 32 hex digits of HMAC-SHA256 over `{cache key in hex}|{exp}`. `exp` is the
 Unix time in seconds after which the signature is void, or empty if it never expires.
@@ -11,7 +11,12 @@ import hmac
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
 
+from environment.access import SHARED_NAME, KeySettings
+from limits import Caller, Limits
 from picture import BadRequest, ImageRequest
 
 SIGNATURE_LENGTH = 32
@@ -27,26 +32,42 @@ class Forbidden(Exception):
     """Nobody may do this, whatever the credentials. The text is a sentence for the client."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Key:
+    key: bytes
+    caller: Caller
+    expires: date | None = None  # the last day on which it is accepted
+
+
 class Access:
     """Decides access for the views, the page's API and the command line.
 
     Everything is compared as bytes and in constant time: compare_digest raises on text that is
     not ASCII. The first signing key signs and all of them are accepted, so that keys can be
-    rotated; without any, one is derived from the access key.
+    rotated; without any, one is derived from `access_key`, and without that signing is off.
     """
 
     def __init__(
         self,
-        access_key: str,
+        access_key: str | None,
         *,
+        named_keys: Sequence[KeySettings] = (),
+        drawings_per_day: int | None = None,
         admin_token: str | None = None,
         signing_keys: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._access_key = access_key.encode()
+        """`drawings_per_day` is the limit of `access_key` and of signed URLs together."""
+        self._shared = Caller(SHARED_NAME, drawings_per_day)
+        self._keys = [_Key(access_key.encode(), self._shared)] if access_key else []
+        self._keys += [
+            _Key(own.key.encode(), Caller(own.name, own.per_day), own.expires) for own in named_keys
+        ]
         self._admin_token = admin_token.encode() if admin_token else None
-        derived = hmac.digest(self._access_key, _DERIVATION_LABEL, hashlib.sha256)
-        self._signing_keys = [key.encode() for key in signing_keys] or [derived]
+        self._signing_keys = [key.encode() for key in signing_keys]
+        if access_key and not signing_keys:
+            derived = hmac.digest(access_key.encode(), _DERIVATION_LABEL, hashlib.sha256)
+            self._signing_keys.append(derived)
         self.clock = clock
 
     def authorise(
@@ -54,21 +75,28 @@ class Access:
         credentials: Mapping[str, str],
         authorization: str = "",
         request: ImageRequest | None = None,
-    ) -> None:
-        """Accept the access key or, for a picture, a valid signature. Raises Unauthorised.
+    ) -> Caller:
+        """Accept an access key or, for a picture, a valid signature; return whose it is.
 
         `credentials` are `key`, `sig` and `exp` of a URL; `authorization` is the header, one
-        character a byte as WSGI has it.
+        character a byte as WSGI has it. Raises Unauthorised.
         """
         offered = [credentials["key"].encode()] if "key" in credentials else []
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() == "bearer":
             offered.append(token.strip().encode("latin-1"))
-        if any([hmac.compare_digest(key, self._access_key) for key in offered]):
-            return
+        # Every key is compared, whichever matches: time says nothing about the others.
+        matches = [
+            own for own in self._keys for key in offered if hmac.compare_digest(key, own.key)
+        ]
+        for own in matches:
+            if own.expires is None or self._today() <= own.expires:
+                return own.caller
         if request is not None and "sig" in credentials:
             self.verify(request, credentials["sig"], credentials.get("exp"))
-            return
+            return self._shared
+        if matches:
+            raise Unauthorised(f"This access key was valid until {matches[0].expires}.")
         raise Unauthorised("The access key is wrong." if offered else "An access key is required.")
 
     def authorise_admin(self, token: str) -> None:
@@ -86,11 +114,17 @@ class Access:
             return False
         return True
 
+    @property
+    def can_sign(self) -> bool:
+        return bool(self._signing_keys)
+
     def sign(self, request: ImageRequest, expires_in: int | None = None) -> dict[str, str | int]:
         """Return the credentials for a picture's URL: `sig`, and `exp` if it is to expire.
 
-        `expires_in` is in seconds.
+        `expires_in` is in seconds. Raises Forbidden where signing is off.
         """
+        if not self._signing_keys:
+            raise Forbidden("Signing is off: neither SIGNING_KEY nor PROXY_ACCESS_KEY is set.")
         if expires_in is None:
             return {"sig": _signature(self._signing_keys[0], request.key, "")}
         exp = int(self.clock()) + expires_in
@@ -111,6 +145,24 @@ class Access:
             raise Unauthorised("The signature is wrong: it belongs to another picture or key.")
         if exp is not None and int(exp) <= self.clock():
             raise Unauthorised("The signature has expired.")
+
+    def usage(self, limits: Limits) -> list[dict[str, Any]]:
+        """Return for each key its name, its drawings today and its limits. Raises Unavailable."""
+        expires = {own.caller: own.expires for own in self._keys}
+        callers = list(dict.fromkeys([*([self._shared] if self.can_sign else []), *expires]))
+        drawings = limits.drawings([caller.name for caller in callers])
+        return [
+            {
+                "name": caller.name,
+                "drawings": drawings[caller.name],
+                "per_day": caller.per_day,
+                "expires": day.isoformat() if (day := expires.get(caller)) else None,
+            }
+            for caller in callers
+        ]
+
+    def _today(self) -> date:
+        return datetime.fromtimestamp(self.clock(), UTC).date()
 
 
 def _signature(key: bytes, cache_key: str, exp: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from llm import Llm
 from pipeline import Pipeline
 from storage.folder import Folder
 from storage.sqlite import SqliteState
+from storage.upkeep import Task
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.errors import problem
@@ -48,6 +50,10 @@ class Services:
     cache: Cache
     upstream: Upstream
     pipeline: Pipeline
+
+    def maintain(self, stop: threading.Event) -> None:
+        """Keep the cache in order and write down counts until `stop` is set."""
+        self.cache.maintain(stop, Task(self.pipeline.limits.flush, first=5, period=5))
 
     def close(self) -> None:
         """Finish the drawings under way, and close every connection and file."""
@@ -74,6 +80,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     pipeline = _make_pipeline(settings, upstream, cache, backends, llm)
     access = Access(
         settings.access_key,
+        named_keys=settings.access_keys,
+        drawings_per_day=settings.drawings_per_day,
         admin_token=settings.admin_token,
         signing_keys=settings.signing_keys,
         clock=clock,
@@ -84,7 +92,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline)
     app.wsgi_app = pictures  # type: ignore[method-assign]
     status = Status(__version__, settings, cache, backends, llm)
-    api = Api(settings, access, cache, status, pictures)
+    api = Api(settings, access, cache, status, pictures, pipeline.limits)
     app.register_blueprint(_routes(pictures, api))
     app.register_error_handler(
         Exception, lambda error: problem(error, has_cards=settings.error_images)

@@ -93,9 +93,12 @@ class Backends:
             if wait > min(MAX_WAIT, deadline.remaining()):
                 return Round(None, (), is_cut=True)
             self.sleep(wait)
-            with self._probe(deadline, memory):
-                if not self._has_drawn_again(request, memory):
-                    return self._ask(prompt, request, deadline, memory)
+            try:
+                with self._probe(deadline, memory):
+                    if not self._has_drawn_again(request, memory):
+                        return self._ask(prompt, request, deadline, memory)
+            except LockTimeout:
+                return Round(None, (), is_cut=True)
         return self._ask(prompt, request, deadline, memory)
 
     @contextmanager

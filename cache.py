@@ -236,8 +236,8 @@ class Cache:
 
     # --- upkeep
 
-    def maintain(self, stop: threading.Event) -> None:
-        """Keep the cache in order until `stop` is set: the work of a thread of its own."""
+    def maintain(self, stop: threading.Event, *more: Task) -> None:
+        """Keep the cache in order until `stop` is set, and do `more`: the work of a thread."""
         tasks = [
             Task(self.settle, first=0, period=1),
             Task(self._keep_up, first=0, period=1),
@@ -248,7 +248,7 @@ class Cache:
             # What a crash just before the start left behind is too young for the first sweep.
             Task(self.sweep, first=STALE_SECONDS + 60, period=DAY),
         ]
-        repeat(tasks, stop)
+        repeat([*tasks, *more], stop)
         with suppress(Unavailable):
             self.flush()
 

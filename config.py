@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import values as v
 from environment import servers
+from environment.access import MAX_PER_DAY, KeySettings, read_access_keys
 from environment.dotenv import Dotenv, process_environment
 from environment.network import NetworkSettings, read_network
 from environment.reader import Reader
@@ -34,6 +35,7 @@ TEN_YEARS = 315_360_000
 # Each can also be read from a file: NAME_FILE.
 SECRETS = (
     "PROXY_ACCESS_KEY",
+    "ACCESS_KEYS",
     "ADMIN_TOKEN",
     "AUTH_TOKEN",
     "TOKEN_MAP",
@@ -76,7 +78,9 @@ class Settings:
     backends: tuple[BackendSettings, ...]
     blocked_retry_attempts: int = _setting(v.integer(0, 100), 2)
 
-    access_key: str = field(repr=False)  # PROXY_ACCESS_KEY
+    access_key: str | None = field(repr=False)  # PROXY_ACCESS_KEY
+    access_keys: tuple[KeySettings, ...] = ()
+    drawings_per_day: int | None = _setting(v.integer(0, MAX_PER_DAY), None)
     admin_token: str | None = _setting(str, None, is_secret=True)
     signing_keys: tuple[str, ...] = field(repr=False)  # SIGNING_KEY
     public_url: str | None = _setting(v.url_without_query, None)
@@ -98,6 +102,7 @@ class Settings:
     backend_timeout: float = _setting(v.seconds(0.1), 120.0)
     llm_timeout: float = _setting(v.seconds(0.1), 30.0)
     upload_timeout: float = _setting(v.seconds(0.1), 30.0)
+    answer_within: float | None = _setting(v.seconds(0.1), None)
     generation_deadline: float = _setting(v.seconds(0.1), 180.0)
     max_image_bytes: int = _setting(v.integer(1, 2**31), 32 * 2**20)
     max_prompt_length: int = _setting(v.integer(1, 1_000_000), 4000)
@@ -126,19 +131,26 @@ class Settings:
         """A sentence for each probable mistake, variable first."""
         # Vendors' tokens are not among them: some are placeholders.
         own = [("PROXY_ACCESS_KEY", self.access_key), ("ADMIN_TOKEN", self.admin_token)]
+        own += [("ACCESS_KEYS", named.key) for named in self.access_keys]
         own += [("SIGNING_KEY", key) for key in self.signing_keys]
         weak = dict.fromkeys(name for name, key in own if key and len(key) < MIN_SECRET_LENGTH)
         found = []
         if weak:
             advice = "make a longer one with `openssl rand -hex 24`"
             found.append(f"{', '.join(weak)}: under {MIN_SECRET_LENGTH} characters; {advice}")
-        if not self.signing_keys:
+        if self.access_key and not self.signing_keys:
             found.append("SIGNING_KEY: is not set; signed links end when PROXY_ACCESS_KEY changes")
         return (*found, *self.dotenv_warnings)
 
+    @property
+    def all_access_keys(self) -> tuple[str, ...]:
+        shared = (self.access_key,) if self.access_key else ()
+        return (*shared, *(named.key for named in self.access_keys))
+
     def secrets(self) -> tuple[str, ...]:
         """Return every secret in the settings, longest first, for redaction."""
-        held = {self.access_key, self.admin_token, *self.signing_keys, *self.network.secrets()}
+        held = {*self.all_access_keys, self.admin_token, *self.signing_keys}
+        held |= set(self.network.secrets())
         if self.hosting:
             held |= {self.hosting.key, self.hosting.auth_code}
         for api in (*self.backends, self.llm, self.pollinations):
@@ -167,11 +179,12 @@ def parse(values: Mapping[str, str], dotenv: Dotenv | None = None) -> Settings:
         for setting in fields(Settings)
         if "parse" in setting.metadata
     }
-    reader.require("PROXY_ACCESS_KEY", "write a long random string, which clients send as ?key=")
+    access_key = reader.get("PROXY_ACCESS_KEY", str, None)
     backends = servers.read_backends(reader)
     settings = Settings(
         backends=backends,
-        access_key=reader.get("PROXY_ACCESS_KEY", str, ""),
+        access_key=access_key,
+        access_keys=read_access_keys(reader, access_key),
         signing_keys=reader.get("SIGNING_KEY", v.keys, ()),
         cache_dir=reader.get("CACHE_DIR", v.writable_folder, Path()),
         llm=servers.read_llm(reader),

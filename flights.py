@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from storage import State
+from storage import LockTimeout, State
 from upstream.deadline import Deadline
 
 T = TypeVar("T")
@@ -17,6 +17,10 @@ T = TypeVar("T")
 
 class Busy(Exception):
     """Too much is queued, under way or waited for."""
+
+
+class StillRunning(Exception):
+    """The work was not done when its caller had to stop waiting. It goes on."""
 
 
 class SingleFlight(Generic[T]):
@@ -71,20 +75,27 @@ class Pool(Generic[T]):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="drawing")
         self._flights: dict[str, _Flight[T]] = {}
         self._waiting = 0
+        # How many pieces of work have ended: a caller can see whether any did since it looked.
+        self.landings = 0
         self._mutex = threading.Lock()
 
-    def run(self, key: str, deadline: Deadline, work: Callable[[bool], T]) -> T:
+    def run(self, key: str, until: Deadline, work: Callable[[bool], T]) -> T:
         """Return the result of `work` for `key`, run once for all concurrent callers.
 
         `work` is told whether another process was waited for, and has to look first whether
         there is still something to do. A caller that waits for another process takes no thread
-        of the pool. Raises Busy, TimeoutError or LockTimeout, and any error of `work`.
+        of the pool. Raises Busy, any error of `work`, and StillRunning at the moment `until`, or
+        earlier if another process was waited for by a caller who had less time.
         """
         flight, is_first = self._join(key)
         try:
             if is_first:
-                self._start(key, flight, deadline, work)
-            return flight.future.result(deadline.remaining())
+                self._start(key, flight, until, work)
+            return flight.future.result(until.remaining())
+        except TimeoutError:
+            if not flight.future.done():
+                raise StillRunning from None
+            return flight.future.result()  # done just now, or the work's own TimeoutError
         finally:
             with self._mutex:
                 flight.waiting -= 1
@@ -110,11 +121,11 @@ class Pool(Generic[T]):
             return flight, is_first
 
     def _start(
-        self, key: str, flight: _Flight[T], deadline: Deadline, work: Callable[[bool], T]
+        self, key: str, flight: _Flight[T], until: Deadline, work: Callable[[bool], T]
     ) -> None:
         lock = ExitStack()
         try:
-            has_waited = lock.enter_context(self.state.hold(key, deadline.remaining()))
+            has_waited = self._hold(lock, key, until)
             queued = self._pool.submit(self._fly, key, flight, lock, lambda: work(has_waited))
         except BaseException as error:
             lock.close()
@@ -122,6 +133,12 @@ class Pool(Generic[T]):
             flight.future.set_exception(error)
             raise
         queued.add_done_callback(lambda done: self._drop(key, flight, lock, done))
+
+    def _hold(self, lock: ExitStack, key: str, until: Deadline) -> bool:
+        try:
+            return lock.enter_context(self.state.hold(key, until.remaining()))
+        except LockTimeout:
+            raise StillRunning from None
 
     def _fly(self, key: str, flight: _Flight[T], lock: ExitStack, work: Callable[[], T]) -> None:
         try:
@@ -142,4 +159,5 @@ class Pool(Generic[T]):
 
     def _land(self, key: str) -> None:
         with self._mutex:
+            self.landings += 1
             del self._flights[key]

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 from backends import Round
 from drawing import Image
+from limits import Caller
 from picture import ImageRequest
 from storage import Note
 from upstream.client import Deadline
@@ -149,6 +150,7 @@ class Journey:
 
     request: ImageRequest
     deadline: Deadline
+    caller: Caller | None = None
     optimized: str | None = None
     rewritten: str | None = None
     stages: tuple[Stage, ...] = ()
@@ -167,6 +169,17 @@ class Journey:
         if self.stages and any(s.stage == "fallback" and s.outcome == "ok" for s in self.stages):
             return "fallback"
         return "rewritten" if self.rewritten else "backend"
+
+    @property
+    def made_a_call(self) -> bool:
+        """Whether a backend or the fallback was asked."""
+        asked = any(found.attempts or found.image for found in self.rounds)
+        return asked or any(stage.stage == "fallback" for stage in self.stages)
+
+    @property
+    def label(self) -> str:
+        """The picture's key and prompt, shortened, for the log."""
+        return f"{self.request.key[:12]} ({' '.join(self.request.prompt.split())[:40]})"
 
     @property
     def may_rewriting_help(self) -> bool:
@@ -225,9 +238,7 @@ def verdict(journey: Journey, ready_in: float, *, has_fallback: bool) -> GaveUp:
     """Return the final failure of a drawing; `ready_in` is when the first backend is ready."""
     stages = journey.stages
     refused = [s for s in stages if s.stage == "fallback" and s.outcome == Outcome.REFUSED]
-    made_a_call = any(r.attempts for r in journey.rounds) or any(
-        s.stage == "fallback" for s in stages
-    )
+    made_a_call = journey.made_a_call
     if is_refused(journey) and (refused or not has_fallback):
         detail = "Moderation refused the prompt everywhere."
         is_free = journey.blocked_for > 0 and not has_fallback

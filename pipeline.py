@@ -9,44 +9,26 @@ import logging
 import threading
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from backends import Backends
-from cache import Cache, NotKept
-from cooldowns import Cooldown, Cooldowns
-from drawing import Image, NotDrawn, Pollinations
-from flights import Pool, SingleFlight
-from formats import EXTENSIONS
-from hosting import ImageHost, UploadFailed
+from cache import Cache
+from drawing import NotDrawn, Pollinations
+from flights import Pool, SingleFlight, StillRunning
+from hosting import ImageHost
 from journey import Blocked, Failure, GaveUp, Journey, Stage, is_blocked, verdict
+from keeping import Drawn, Keeper
+from limits import Caller, Limits, OverLimit, Reservation
 from llm import ANSWER_TTL, Llm, RewriteFailed, Rewritten
 from picture import ImageRequest
-from storage import LockTimeout, Note, Row
+from storage import LockTimeout, Note, Unavailable
 from storage.memory import Memory
 from upstream.client import Deadline
-from upstream.judging import Fault, Outcome
 
 log = logging.getLogger("prompt_image_proxy.pipeline")
 
-# The key of what is noted about the image host, of which there is one.
-HOST_KEY = "image host"
-# A drawing that starts later than this reads its notes again: the same picture, or a backend, may
-# have failed since.
-MAX_MEMORY_AGE = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A picture just drawn; `row` is None if it could not be cached.
-
-    `source` is backend, rewritten or fallback, or cache if another process drew it meanwhile.
-    """
-
-    source: str
-    stages: tuple[Stage, ...]
-    row: Row | None
-    image: Image | None = None
-    hosted_url: str | None = None
+# A drawing that was queued for longer reads its notes again: backends may have failed since.
+MAX_MEMORY_AGE = 1.0
 
 
 class Pipeline:
@@ -72,37 +54,66 @@ class Pipeline:
         self.backends = backends
         self.llm = llm
         self.fallback = fallback
-        self.host = host
+        self.keeper = Keeper(cache, host, upload_timeout)
         self.generation_deadline = generation_deadline
-        self.upload_timeout = upload_timeout
         self.blocked_ttl = blocked_ttl
         self.fingerprint = fingerprint
+        self.limits = Limits(cache.state, cache.clock)
         self._drawings: Pool[Drawn] = Pool(cache.state, drawings, places)
-        self._host_failures = Cooldowns("The image host", is_avoided=False)
         self._saving_money = threading.Lock()
         self._answers: SingleFlight[str] = SingleFlight(cache.state)
 
-    def draw(self, request: ImageRequest) -> Drawn:
+    def draw(
+        self,
+        request: ImageRequest,
+        caller: Caller | None = None,
+        *,
+        reserved: Reservation | None = None,
+        answer_within: float | None = None,
+    ) -> Drawn:
         """Draw a picture that is not in the cache, or wait while another thread draws it.
 
-        Raises GaveUp, Unavailable, and Busy at once if no place is free.
+        The drawing counts for `caller`, or takes a place of those `reserved`. Raises GaveUp,
+        OverLimit, Unavailable, Busy at once if no place is free, and StillRunning after
+        `answer_within` seconds: the drawing then goes on, and the picture is kept.
         """
-        deadline = Deadline.after(self.generation_deadline)
+        reservation = reserved or self.limits.reserve(caller)
+        deadline, landings = Deadline.after(self.generation_deadline), self._drawings.landings
+        until = deadline if answer_within is None else deadline.within(answer_within)
         memory = Memory(self.cache.state, self._wanted(request))
         if failure := self._recent_failure(request, memory):
             raise failure
 
         def work(has_waited: bool) -> Drawn:
-            return self._draw(request, deadline, memory, has_waited)
+            # The same picture, or a backend, may have failed since the notes were read.
+            has_news = has_waited or self._drawings.landings != landings
+            return self._draw(request, deadline, memory, has_news, reservation)
 
-        try:
-            return self._drawings.run(request.key, deadline, work)
-        except (TimeoutError, LockTimeout) as error:
-            raise GaveUp(504, "The picture was not drawn in time.") from error
+        while True:
+            try:
+                return self._drawings.run(request.key, until, work)
+            except OverLimit as error:
+                # The drawing that was waited for may have been another caller's.
+                if error.caller == reservation.caller:
+                    raise
+            except StillRunning:
+                if deadline.is_over:
+                    raise GaveUp(504, "The picture was not drawn in time.") from None
+                if until.is_over:
+                    raise
+
+    def reserve(self, caller: Caller, drawings: int) -> Reservation:
+        """Reserve places for several drawings at once, or for none. Raises OverLimit, Unavailable.
+
+        Closing the reservation gives back those that no drawing needed.
+        """
+        return self.limits.reserve(caller, drawings)
 
     def close(self) -> None:
         """Finish the drawings under way, which have been paid for, and drop those in the queue."""
         self._drawings.close()
+        with suppress(Unavailable):
+            self.limits.flush()
 
     def remembered(self, request: ImageRequest) -> GaveUp | None:
         """Return the failure or refusal that `draw` would answer with, without drawing."""
@@ -114,31 +125,42 @@ class Pipeline:
         return verdict(journey, 0.0, has_fallback=False) if is_final else None
 
     def _draw(
-        self, request: ImageRequest, deadline: Deadline, memory: Memory, has_waited: bool
+        self,
+        request: ImageRequest,
+        deadline: Deadline,
+        memory: Memory,
+        has_news: bool,
+        reservation: Reservation,
     ) -> Drawn:
         """Draw, unless another process drew or failed while this one waited for it."""
         self.cache.settle()
         if picture := self.cache.get(request.key):
             picture.close()
             return Drawn("cache", (), picture.row)
-        if has_waited or memory.age > MAX_MEMORY_AGE:
+        if has_news or memory.age > MAX_MEMORY_AGE:
             memory.refresh()
             if failure := self._recent_failure(request, memory):
                 raise failure
+        reservation.take()
+        journey = Journey(request, deadline, reservation.caller)
         # While pictures cannot be saved, one after the other is drawn: each costs money again.
         with self._saving_money if self.cache.is_degraded else nullcontext():
-            journey = self._find_image(Journey(request, deadline), memory)
+            journey = self._find_image(journey, memory)
+        if not journey.made_a_call:
+            reservation.give_back()
+        whom = f", for {journey.caller.name}" if journey.caller else ""
         if journey.image is None:
-            raise self._give_up(journey, memory)
-        prompt = " ".join(request.prompt.split())[:40]
+            gave_up = self._give_up(journey, memory)
+            log.info("Gave up on %s%s: %s", journey.label, whom, gave_up.summary)
+            raise gave_up
         drawn_by = journey.image.drawn_by
-        log.info("Drew %.12s (%s): %s, by %s", request.key, prompt, journey.source, drawn_by)
-        return self._keep(journey, journey.image, memory)
+        log.info("Drew %s%s: %s, by %s", journey.label, whom, journey.source, drawn_by)
+        return self.keeper.keep(journey, journey.image, memory)
 
     def _wanted(self, request: ImageRequest) -> list[tuple[type[Note], str]]:
         wanted: list[tuple[type[Note], str]] = [(Blocked, request.key), (Failure, request.key)]
         wanted += self.backends.wanted(request)
-        wanted += [(Cooldown, HOST_KEY)] if self.host else []
+        wanted += self.keeper.wanted()
         return wanted + (self.llm.wanted(request.prompt) if self.llm else [])
 
     def _recent_failure(self, request: ImageRequest, memory: Memory) -> GaveUp | None:
@@ -246,42 +268,4 @@ class Pipeline:
             note = Failure.after(before.note if before else None, gave_up, self.fingerprint)
             memory.remember(note, request.key, note.ttl)
             gave_up = note.again(0.0, is_first=True) or gave_up
-        prompt = " ".join(request.prompt.split())[:40]
-        log.info("Gave up on %.12s (%s): %s", request.key, prompt, gave_up.summary)
         return gave_up
-
-    # --- keeping the picture
-
-    def _keep(self, journey: Journey, image: Image, memory: Memory) -> Drawn:
-        journey, hosted_url = self._upload(journey, image, memory)
-        row = None
-        with suppress(NotKept):
-            row = self.cache.put(
-                journey.request.key,
-                image.data,
-                image.media_type,
-                url=hosted_url,
-                request=journey.request,
-                optimized=journey.optimized,
-                rewritten=journey.rewritten,
-                revised=image.revised_prompt,
-                drawn_by=image.drawn_by,
-            )
-        return Drawn(journey.source, journey.stages, row, image, hosted_url)
-
-    def _upload(self, journey: Journey, image: Image, memory: Memory) -> tuple[Journey, str | None]:
-        """Return the picture's URL at the image host, or None to store it as a file."""
-        if not self.host:
-            return journey, None
-        key, began = journey.request.key, time.monotonic()
-        name = f"{key[:32]}.{EXTENSIONS[image.media_type]}"
-        deadline = journey.deadline.within(self.upload_timeout)
-        try:
-            url = self.host.upload(image.data, name, image.media_type, deadline)
-        except UploadFailed as error:
-            fault = Fault(Outcome.FAILED, "upload failed")
-            detail = f"{error}; pictures are stored as files"
-            self._host_failures.count(memory, HOST_KEY, fault, detail, key)
-            return journey.after(Stage.since(began, "upload", "failed")), None
-        self._host_failures.answered(memory, HOST_KEY)
-        return journey.after(Stage.since(began, "upload", "ok")), url

@@ -167,15 +167,15 @@ def writable_folder(text: str) -> Path:
     return path
 
 
-def json_object(text: str) -> dict[str, Any]:
+def json_object(text: str, example: str = '{"https://backend/v1": …}') -> dict[str, Any]:
     # The text may hold tokens: the sentence says where it is wrong, and quotes nothing.
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         where = f" at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f'is not JSON{where}; write {{"https://backend/v1": …}}') from None
+        raise ValueError(f"is not JSON{where}; write {example}") from None
     if not isinstance(value, dict):
-        raise ValueError('is JSON but not an object; write {"https://backend/v1": …}')
+        raise ValueError(f"is JSON but not an object; write {example}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The command line, through Flask's own: `flask --app app sign|warm|cache …`."""
+"""The command line, through Flask's own: `flask --app app sign|warm|cache|keys …`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import click
 from access import Access
 from cache import Cache
 from commands.cache import cache_group
+from commands.keys import keys_command
 from commands.sign import sign_command
 from commands.warm import warm_command
 from config import Settings
@@ -20,3 +21,4 @@ def register(
     cli.add_command(sign_command(settings, access))
     cli.add_command(warm_command(settings, access, cache, pipeline))
     cli.add_command(cache_group(settings, cache))
+    cli.add_command(keys_command(settings, access, cache, pipeline))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -77,14 +77,14 @@ def replace_urls(
 
 
 def find_keys(
-    text: str, key: str, public_url: str | None = None, max_prompt_length: int = 4000
+    text: str, keys: Sequence[str], public_url: str | None = None, max_prompt_length: int = 4000
 ) -> Iterator[Left]:
-    """Yield each place of a document that has the access key, in a URL or as a Bearer token."""
+    """Yield each place of a document that has an access key, in a URL or as a Bearer token."""
     urls = list(_urls(text))
     starts = [start for start, _ in urls]
     line, counted = 1, 0
     for match in _KEY.finditer(text):
-        if not _begins_with(match[1], key):
+        if not any(_begins_with(match[1], key) for key in keys):
             continue
         line, counted = line + text.count("\n", counted, match.start()), match.start()
         place = bisect_right(starts, counted)

@@ -42,6 +42,8 @@ def sign_command(settings: Settings, access: Access) -> click.Command:
         and HTML files, and change nothing else. Exits 1 if a file still contains the key, and
         names the lines.
         """
+        if not access.can_sign:
+            raise click.ClickException("Signing is off: set SIGNING_KEY.")
         if in_place:
             _sign_files([Path(name) for name in arguments], settings, access, expires_in, as_json)
             return
@@ -72,7 +74,7 @@ def _sign_files(
         if signed != text:
             # Bytes that are not UTF-8 are written back as they were.
             file.write_bytes(signed.encode("utf-8", "surrogateescape"))
-        left = list(find_keys(signed, settings.access_key, *limits))
+        left = list(find_keys(signed, settings.all_access_keys, *limits))
         is_clean = is_clean and not left
         _report(file, counts[str(file)], left, is_quiet=as_json)
     if as_json:

@@ -26,6 +26,10 @@ class Reader:
     def fault(self, name: str, sentence: str | Exception) -> None:
         self.faults.append(f"{name}: {sentence}")
 
+    def has_fault(self, name: str) -> bool:
+        """Return whether a variable, or the file that it is read from, is faulty."""
+        return any(fault.startswith((f"{name}:", f"{name}_FILE:")) for fault in self.faults)
+
     def is_set(self, name: str) -> bool:
         self.names.add(name)
         return bool(self.values.get(name, "").strip())

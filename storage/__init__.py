@@ -214,8 +214,21 @@ class State(Protocol):
         """Drop a note; return whether there was one."""
         ...
 
+    def count(self, key: str, amount: int, ttl: float, limit: int | None = None) -> bool:
+        """Add `amount` to a count, unless it would exceed `limit`; return whether it was added.
+
+        A negative amount takes back what was added, which no limit prevents; a count never
+        falls below 0. It ends `ttl` seconds after the last addition. However many processes add
+        to it at once, it never exceeds `limit`.
+        """
+        ...
+
+    def counts(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the counts of those keys that have one."""
+        ...
+
     def expire(self) -> None:
-        """Drop the notes that have expired, and the oldest where there are too many."""
+        """Drop notes and counts that have expired, and the oldest where there are too many."""
         ...
 
     def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:

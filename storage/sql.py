@@ -78,6 +78,20 @@ ON CONFLICT (kind, key) DO UPDATE SET
     value = excluded.value, created = excluded.created, expires = excluded.expires
 """
 FORGET = "DELETE FROM notes WHERE kind = :kind AND key = :key"
+# A count is a note whose value is a number: it expires, is trimmed and is salvaged like one.
+_COUNT = "CASE WHEN notes.expires > :now THEN CAST(notes.value AS BIGINT) ELSE 0 END"
+COUNT = f"""
+INSERT INTO notes (kind, key, value, created, expires)
+SELECT 'count', :key, CAST(:amount AS TEXT), :now, :now + :ttl WHERE :amount <= :limit
+ON CONFLICT (kind, key) DO UPDATE SET
+    value = CAST({_COUNT} + :amount AS TEXT),
+    created = excluded.created, expires = excluded.expires
+WHERE {_COUNT} + :amount <= :limit
+"""
+TAKE_BACK = f"""
+UPDATE notes SET value = CAST({_COUNT} - :amount AS TEXT)
+WHERE kind = 'count' AND key = :key AND {_COUNT} >= :amount
+"""
 EXPIRE = "DELETE FROM notes WHERE expires <= :now"
 TRIM = f"""
 DELETE FROM notes WHERE created <=
@@ -112,6 +126,15 @@ def recall(count: int) -> str:
     return (
         "SELECT kind, key, value, :now - created AS age, expires - :now AS remaining"
         f" FROM notes WHERE created <= :now + 60 AND expires > :now AND ({wanted})"
+    )
+
+
+@cache
+def counts(count: int) -> str:
+    """Parameters: `now`, `key0`, `key1` …"""
+    return (
+        "SELECT key, CAST(value AS BIGINT) AS count FROM notes WHERE kind = 'count'"
+        f" AND expires > :now AND key IN ({_numbered(':key{0}', ', ', count)})"
     )
 
 

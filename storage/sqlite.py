@@ -18,6 +18,8 @@ from storage.locks import Locks
 from storage.rows import from_columns, to_columns
 from storage.unwritten import Unwritten
 
+_NO_LIMIT = 2**53
+
 
 class SqliteState:
     """The state in a folder: `index.sqlite3` and `locks`."""
@@ -145,6 +147,18 @@ class SqliteState:
     def forget(self, kind: type[Note], key: str) -> bool:
         was_unwritten = self._unwritten.drop((kind.kind, key))
         return self._write(sql.FORGET, [{"kind": kind.kind, "key": key}]) > 0 or was_unwritten
+
+    def count(self, key: str, amount: int, ttl: float, limit: int | None = None) -> bool:
+        values = {"key": key, "amount": abs(amount), "now": self._clock(), "ttl": ttl}
+        values["limit"] = _NO_LIMIT if limit is None else limit
+        return self._write(sql.COUNT if amount >= 0 else sql.TAKE_BACK, [values]) > 0
+
+    def counts(self, keys: Sequence[str]) -> dict[str, int]:
+        if not keys:
+            return {}
+        wanted = {f"key{number}": key for number, key in enumerate(keys)}
+        found = self._all(sql.counts(len(keys)), wanted | {"now": self._clock()})
+        return {row["key"]: row["count"] for row in found}
 
     def expire(self) -> None:
         now = self._clock()

@@ -8,15 +8,18 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, date, datetime
 from urllib.parse import urlsplit
 
 import pytest
 from markdown_it import MarkdownIt
 
 from access import MAX_EXPIRES_IN, Access, Unauthorised
+from environment.access import KeySettings
+from limits import Caller
 from picture import BadRequest, ImageRequest
 
-from .conftest import KEY, InProcess
+from .conftest import ADMIN, KEY, InProcess
 from .servers import Got, ScriptedServer, png
 
 Serve = Callable[..., InProcess]
@@ -95,6 +98,65 @@ def test_signing_keys_can_be_rotated() -> None:
     # Without a signing key, changing the access key ends its signatures.
     assert access(key=KEY).opens(CAT, {"sig": derived})
     assert not access(key="another").opens(CAT, {"sig": derived})
+
+
+# --- access keys --------------------------------------------------------------------------------
+
+BLOG = KeySettings("blog", "blog-key", 5, date(2026, 12, 31))
+LAST_SECOND = datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+
+
+def test_key_is_known_by_its_name_and_limit() -> None:
+    keys = Access("k", named_keys=[BLOG, KeySettings("手机", "钥匙")], drawings_per_day=3)
+    shared = Caller("PROXY_ACCESS_KEY", 3)
+    assert keys.authorise({"key": "k"}) == shared
+    assert keys.authorise({"key": "钥匙"}) == Caller("手机")
+    assert keys.authorise({"key": "wrong"}, "Bearer blog-key") == Caller("blog", 5)
+    signature = {"sig": str(keys.sign(CAT)["sig"]), "key": "wrong"}
+    assert keys.authorise(signature, request=CAT) == shared
+    for wrong in ("", "blog", "blog-key2", "手机"):
+        with pytest.raises(Unauthorised, match="wrong"):
+            keys.authorise({"key": wrong})
+
+
+def test_key_is_accepted_until_the_end_of_its_last_day() -> None:
+    def at(now: float) -> Access:
+        return Access("k", named_keys=[BLOG], clock=lambda: now)
+
+    assert at(LAST_SECOND).authorise({"key": "blog-key"}).name == "blog"
+    with pytest.raises(Unauthorised, match="valid until 2026-12-31"):
+        at(LAST_SECOND + 1).authorise({"key": "blog-key"})
+    assert at(LAST_SECOND + 1).authorise({"key": "blog-key"}, "Bearer k")
+
+
+def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+    compare = hmac.compare_digest
+
+    def recorded(offered: bytes, own: bytes) -> bool:
+        compared.append(own)
+        return compare(offered, own)
+
+    monkeypatch.setattr(hmac, "compare_digest", recorded)
+    keys = Access("k", named_keys=[BLOG])
+    for key in ("k", "blog-key"):
+        keys.authorise({"key": key})
+    assert compared == [b"k", b"blog-key"] * 2
+
+
+def test_signing_is_off_without_a_key_to_sign_with(serve: Serve, backend: ScriptedServer) -> None:
+    named = json.dumps({"blog": {"key": "blog-key"}})
+    service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=named)
+    bearer = {"Authorization": "Bearer blog-key"}
+    assert service.get("/prompt/x", headers=bearer).status == 200
+    got = sign(service, {"description": "x"}, **bearer)
+    assert (got.status, "SIGNING_KEY" in got.detail) == (403, True)
+    assert service.get(f"/prompt/x?sig={'0' * 32}").status == 401
+    entries = service.get("/cache", headers={"X-Admin-Token": ADMIN}).json["entries"]
+    assert [entry["url"] for entry in entries] == [None]
+    service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=named, SIGNING_KEY="k")
+    url = sign(service, {"description": "x"}, **bearer).json["url"]
+    assert service.get(target(url)).status == 200
 
 
 # --- signing over HTTP --------------------------------------------------------------------------

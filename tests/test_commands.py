@@ -62,6 +62,30 @@ def put(cache: Cache, prompt: str, created: float | None = None) -> str:
     return request.key
 
 
+# --- keys ---------------------------------------------------------------------------------------
+
+
+def test_keys_are_listed_with_their_drawings(
+    run: Run, serve: Callable[..., InProcess], backend: ScriptedServer
+) -> None:
+    blog = {"key": "blog-key", "per_day": 2, "expires": "2999-12-31"}
+    keys = json.dumps({"blog": blog, "手机": {"key": "phone-key"}})
+    service = serve(backend, ACCESS_KEYS=keys)
+    assert service.picture("x", key="blog-key").status == 200
+    lines = run("keys", ACCESS_KEYS=keys).stdout.splitlines()
+    assert lines[1] == "blog              1 drawn today of 2, valid until 2999-12-31"
+    assert lines[2].endswith("  0 drawn today, no limit")
+    found = json.loads(run("keys", "--json", ACCESS_KEYS=keys).stdout)
+    assert [(key["name"], key["drawings"]) for key in found[1:]] == [("blog", 1), ("手机", 0)]
+    assert "blog-key" not in str(found)
+
+
+def test_signing_without_a_key_is_a_sentence(run: Run) -> None:
+    keys = '{"blog": {"key": "blog-key"}}'
+    result = run("sign", "x", PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
+    assert (result.exit_code, "Signing is off" in result.output) == (1, True)
+
+
 # --- sign ---------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ import values as parsers
 from access import Access
 from config import Settings, SettingsError
 from environment import reader
+from environment.access import KeySettings
 from environment.dotenv import Dotenv
 from environment.network import NetworkSettings
 from environment.proxies import Proxy
@@ -81,12 +83,14 @@ RANGES = {
     "WORKERS": ("1", "256"),
     "THREADS": ("17", "4096"),
     "DRAWINGS": ("1", "1024"),
+    "DRAWINGS_PER_DAY": ("0", "1000000000"),
     "CACHE_MAX_BYTES": ("0", str(10**18 - 1)),
     "NGINX_CACHE_SECONDS": ("0", "31536000"),
     "MAX_IMAGE_BYTES": ("1", str(2**31)),
     "MAX_PROMPT_LENGTH": ("1", "1000000"),
     "BLOCKED_TTL": ("0", "315360000"),
     "BACKEND_TIMEOUT": ("0.1", "86400"),
+    "ANSWER_WITHIN": ("0.1", "86400"),
     "LLM_TIMEOUT": ("0.1", "86400"),
     "UPLOAD_TIMEOUT": ("0.1", "86400"),
     "GENERATION_DEADLINE": ("0.1", "86400"),
@@ -680,6 +684,56 @@ def test_command_reads_no_dotenv_of_another_folder(dotenv: Path) -> None:
     assert signature(below, **LEAST) == signature_by(KEY)
 
 
+# --- access keys
+
+
+def test_named_keys_have_limits_of_their_own() -> None:
+    text = '{"blog": {"key": " k1 ", "per_day": 0, "expires": "2027-01-31"}, "手机": {"key": "k2"}}'
+    found = read(ACCESS_KEYS=text, DRAWINGS_PER_DAY="5")
+    blog = KeySettings("blog", "k1", 0, datetime.date(2027, 1, 31))
+    assert found.access_keys == (blog, KeySettings("手机", "k2"))
+    assert (found.all_access_keys, found.drawings_per_day) == ((KEY, "k1", "k2"), 5)
+
+
+def test_named_keys_may_replace_the_shared_one() -> None:
+    text = '{"blog": {"key": "0123456789abcdef"}}'
+    found = config.parse({"BACKEND_API_URLS": URL, "ACCESS_KEYS": text})
+    assert (found.access_key, found.warnings) == (None, ())
+    (fault,) = faults({"BACKEND_API_URLS": URL, "ACCESS_KEYS": "{}"})
+    assert fault.startswith("PROXY_ACCESS_KEY: is not set")
+    (fault,) = faults({"BACKEND_API_URLS": URL, "ACCESS_KEYS": "nonsense"})
+    assert fault.startswith("ACCESS_KEYS: is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        ("[]", ["not an object", "per_day"]),
+        ('{"blog": "k"}', ["not an object", "per_day"]),
+        ('{"blog": {"key": "k", "perday": 5}}', ["besides key, per_day and expires"]),
+        ('{"blog": {"per_day": 5}}', ["'blog'", "has no key"]),
+        ('{"blog": {"key": " "}}', ["'blog'", "has no key"]),
+        ('{"blog": {"key": 5}}', ["'blog'", "has no key"]),
+        *(
+            (f'{{"blog": {{"key": "k", "per_day": {wrong}}}}}', ["'blog'", "per_day"])
+            for wrong in ("-1", "1.5", '"5"', "true", "1000000001")
+        ),
+        *(
+            (f'{{"blog": {{"key": "k", "expires": {wrong}}}}}', ["'blog'", "expires"])
+            for wrong in ('"2027-02-30"', '"20270131"', '"2027-W04-7"', "2027", '"soon"')
+        ),
+        ('{"a": {"key": "k"}, "b": {"key": "k"}}', ["'b'", "'a'", "same key"]),
+        (f'{{"a": {{"key": "{KEY}"}}}}', ["'a'", "'PROXY_ACCESS_KEY'", "same key"]),
+        *(
+            (f'{{"{name}": {{"key": "k"}}}}', ["unusable name"])
+            for name in ("", " a", "a:b", "x" * 41, "PROXY_ACCESS_KEY", r"a\nb")
+        ),
+    ],
+)
+def test_faulty_access_key_is_named_with_the_reason(text: str, reasons: list[str]) -> None:
+    assert_fault({"ACCESS_KEYS": text}, "ACCESS_KEYS", *reasons)
+
+
 # --- warnings
 
 STRONG = {"PROXY_ACCESS_KEY": "0123456789abcdef", "SIGNING_KEY": "0123456789abcdef"}
@@ -696,9 +750,10 @@ def test_long_keys_cause_no_warning() -> None:
 
 
 def test_short_secrets_cause_one_warning() -> None:
+    named = '{"blog": {"key": "short"}}'
     short = {"PROXY_ACCESS_KEY": "demo", "SIGNING_KEY": "0123456789abcdef,old"}
-    (warning,) = warnings_of(short)
-    assert warning.startswith("PROXY_ACCESS_KEY, SIGNING_KEY: under 16 characters")
+    (warning,) = warnings_of({**short, "ACCESS_KEYS": named})
+    assert warning.startswith("PROXY_ACCESS_KEY, ACCESS_KEYS, SIGNING_KEY: under 16 characters")
 
 
 def test_missing_signing_key_causes_a_warning() -> None:
@@ -734,6 +789,7 @@ def test_secret_that_is_cut_by_a_comment_causes_a_warning(line: str) -> None:
 # Every secret, each with a text of its own.
 SECRET_VALUES = {
     "PROXY_ACCESS_KEY": "secret-of-proxy",
+    "ACCESS_KEYS": '{"blog": {"key": "secret-of-blog"}, "phone": {"key": "secret-of-phone"}}',
     "ADMIN_TOKEN": "secret-of-admin",
     "SIGNING_KEY": "secret-of-signing, secret-of-old-signing",
     "AUTH_TOKEN": "secret-of-auth",
@@ -794,6 +850,11 @@ def test_no_secret_is_in_a_repr() -> None:
         {"TOKEN_MAP": '{"https://a/v1": ["secret"]}'},
         {"TOKEN_MAP": '{"https://user:secret@a/v1?key=secret": "secret"}'},
         {"TOKEN_MAP": '"secret"'},
+        {"ACCESS_KEYS": '{"blog": "secret"}'},
+        {"ACCESS_KEYS": '{"secret": "blog"}'},
+        {"ACCESS_KEYS": '{"blog": {"secret": 50}}'},
+        {"ACCESS_KEYS": '{"blog": {"key": "secret", "per_day": "secret", "expires": 1}}'},
+        {"ACCESS_KEYS": '{"a": {"key": "secret"}, "b": {"key": "secret"}}'},
         *(
             {name: url}
             for name in PROXIES

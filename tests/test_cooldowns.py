@@ -161,11 +161,13 @@ def test_workers_share_one_truth(site: Site, state: State, clock: Clock) -> None
     assert other.fail("c") == 5
 
 
-def test_state_that_cannot_be_used_cools_nothing(site: Site, state: State, tmp_path: Path) -> None:
+def test_unusable_state_leaves_each_process_its_own_cooldowns(
+    site: Site, state: State, tmp_path: Path
+) -> None:
     state.close()
     (tmp_path / "index.sqlite3").unlink(missing_ok=True)
     (tmp_path / "index.sqlite3").mkdir()
-    assert site.fail("a") == 0
+    assert site.fail("a") == 5.0
 
 
 # --- rejections ---------------------------------------------------------------------------------

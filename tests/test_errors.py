@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -11,7 +13,8 @@ import pytest
 
 from cache import Cache
 from picture import ImageRequest
-from web.errors import card
+from web import errors
+from web.cards import VARY, card, in_chinese, wrap
 
 from .conftest import (
     BROKEN,
@@ -45,6 +48,9 @@ CHROME_PAGE = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,
         ({"Sec-Fetch-Dest": "document", "Accept": CHROME_PAGE}, False),
         ({"Accept": CHROME_PAGE}, False),
         ({"Accept": "*/*"}, False),
+        ({"Accept": "*/*", "User-Agent": "github-camo (0123abcd)"}, True),
+        ({"Accept": "*/*", "Via": "1.1 Camo Asset Proxy 2.3.0"}, True),
+        ({"User-Agent": "go-camo"}, True),
         ({"Accept": "application/json"}, False),
         ({}, False),
     ],
@@ -54,7 +60,7 @@ def test_client_that_shows_pictures_gets_a_card(
 ) -> None:
     got = serve(backend).get("/prompt/x?key=wrong", headers=headers)
     assert (got.status, got.headers["Cache-Control"]) == (401, "no-store")
-    assert got.headers["Vary"] == "Accept, Sec-Fetch-Dest"
+    assert got.headers["Vary"] == VARY
     if is_card:
         assert got.headers["Content-Type"] == "image/svg+xml"
         assert got.headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
@@ -129,10 +135,74 @@ def test_cards_can_be_turned_off(serve: Serve, backend: ScriptedServer) -> None:
     assert got.headers["Content-Type"] == "application/problem+json"
 
 
-def test_long_sentence_is_wrapped_into_the_card() -> None:
-    lines = texts(card("Title", "word " * 40))
-    assert len(lines) == 6
-    assert max(map(len, lines)) <= 46
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("short", ["short"]),
+        ("word " * 9, ["word word word word word word word", "word word"]),
+        ("W" * 50, ["W" * 22, "W" * 22, "W" * 6]),
+        ("画" * 21 + "完，" + "画" * 3, ["画" * 21, "完，画画画"]),
+        ("参数 width 须为整数。" * 3, ["参数 width 须为整数。" * 2, "参数 width 须为整数。"]),
+    ],
+)
+def test_sentence_is_wrapped_where_a_line_may_end(text: str, lines: list[str]) -> None:
+    assert list(wrap(text)) == lines
+
+
+def test_card_is_as_high_as_its_text() -> None:
+    for sentence, height in (("short", "200"), ("word " * 60, "300")):
+        root = ElementTree.fromstring(card("Title", sentence))
+        assert (root.get("width"), root.get("height")) == ("480", height)
+        assert root.get("viewBox") == f"0 0 480 {height}"
+
+
+@pytest.mark.parametrize(
+    ("languages", "is_chinese"),
+    [
+        ("zh-CN,zh;q=0.9,en;q=0.8", True),
+        ("zh", True),
+        ("en-US,en;q=0.9,zh;q=0.8", False),
+        ("fr", False),
+        ("*", False),
+        ("", False),
+    ],
+)
+def test_card_speaks_the_language_of_its_reader(
+    serve: Serve, backend: ScriptedServer, languages: str, is_chinese: bool
+) -> None:
+    headers = {"Accept": CHROME_IMG, "Accept-Language": languages}
+    title, *lines = texts(serve(backend).get("/prompt/x?key=wrong", headers=headers).body)
+    chinese = ("未授权", "访问密钥不正确。")
+    assert (title, "".join(lines)) == (
+        chinese if is_chinese else ("Unauthorised", "The access key is wrong.")
+    )
+
+
+def test_every_error_of_a_drawing_is_there_in_chinese(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    headers = {"Accept": CHROME_IMG, "Accept-Language": "zh"}
+    keys = json.dumps({"blog": {"key": "blog-key", "per_day": 0}})
+    service = serve(backend, ACCESS_KEYS=keys, ANSWER_WITHIN="5")
+    for say, target in [
+        (REFUSAL, f"/prompt/a?key={KEY}"),
+        (REFUSAL, f"/prompt/a?key={KEY}"),
+        (Say("", 401), f"/prompt/b?key={KEY}"),
+        (Say("", 401), f"/prompt/b?key={KEY}"),
+        (BROKEN, f"/prompt/c?key={KEY}"),
+        (BROKEN, "/prompt/d?key=blog-key"),
+        (BROKEN, f"/prompt/?key={KEY}"),
+        (BROKEN, f"/prompt/e?key={KEY}&width=0"),
+    ]:
+        backend.say(say)
+        shown = " ".join(texts(service.get(target, headers=headers).body))
+        left = re.sub(r"POST /cache/delete|flask cache delete|/status|UTC|width", "", shown)
+        assert not re.search("[A-Za-z]", left), shown
+
+
+def test_titles_are_there_in_chinese() -> None:
+    for title in ("Being drawn", *errors._TITLES.values()):
+        assert in_chinese(title).isascii() is False, title
 
 
 def test_problem_names_the_stages_and_why_they_failed(

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flights import Busy, Pool, SingleFlight
+from flights import Busy, Pool, SingleFlight, StillRunning
 from storage.sqlite import SqliteState
 from upstream.deadline import Deadline
 
 from .servers import wait_until
+from .states import Clock, SqlitePlace, held_elsewhere
 
 KEYS = [f"{number:064x}" for number in range(1, 50)]
 
@@ -102,13 +103,24 @@ def test_one_picture_takes_at_most_half_of_the_waiting_places(callers: Make) -> 
 
 def test_work_goes_on_when_its_caller_has_given_up(callers: Make) -> None:
     some = callers(1, 4)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(StillRunning):
         some.call(KEYS[0], seconds=0.2).result(20)
     later = some.call(KEYS[0])
     wait_until(lambda: some.pool._waiting == 1)
     some.gate.set()
     assert later.result(20) == f"drawn {KEYS[0]}"
     assert some.begun == [KEYS[0]]
+
+
+def test_caller_stops_waiting_for_another_process_in_time(tmp_path: Path, callers: Make) -> None:
+    waiting = callers(1, 4)
+    with (
+        held_elsewhere(SqlitePlace(tmp_path, Clock()), KEYS[0]),
+        pytest.raises(StillRunning),
+    ):
+        waiting.call(KEYS[0], 0.1).result(5)
+    waiting.gate.set()
+    assert waiting.call(KEYS[0]).result(5) == f"drawn {KEYS[0]}"
 
 
 def test_error_reaches_every_caller_and_the_next_one_tries_again(callers: Make) -> None:

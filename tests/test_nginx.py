@@ -25,7 +25,7 @@ import pytest
 
 import config
 from picture import ImageRequest
-from web.errors import card
+from web.cards import card
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, Gunicorn, InProcess, _Client, drawing
 from .servers import Got, Say, ScriptedServer, Seen, closing_all, free_port, png, wait_until
@@ -381,6 +381,8 @@ def test_uncached_picture_is_a_502_without_internals_while_the_app_is_down(
         ({"Sec-Fetch-Dest": "document", "Accept": "image/*"}, False),
         ({"Accept": "text/html,application/xhtml+xml,image/webp,image/png,*/*;q=0.8"}, False),
         ({"Accept": "*/*"}, False),
+        ({"Accept": "*/*", "User-Agent": "github-camo (0123abcd)"}, True),
+        ({"Via": "1.1 Camo Asset Proxy 2.3.0"}, True),
         ({}, False),
     ],
 )

@@ -21,6 +21,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from web.cards import card, in_chinese
+
 from .conftest import (
     ADMIN,
     KEY,
@@ -50,6 +52,7 @@ FLAGS = (
 )
 STATE = "return document.querySelector('#stage').dataset.state"
 REQUESTED = "return performance.getEntries().map((one) => one.name).filter((n) => n.includes(':'))"
+ANSWERS = "return performance.getEntries().filter((one) => one.name.includes('/prompt/')).length"
 COPIED = (
     "window.copied = [];"
     "navigator.clipboard.writeText = async (text) => { window.copied.push(text); };"
@@ -264,6 +267,19 @@ def test_seconds_are_counted_until_the_picture_appears(page: Page, studio: Studi
     assert (page.source(), page.picture_width()) == ("cache", 64)
     assert "From the cache" in page.text("#how")
     assert len(studio.backend.seen) == 1
+
+
+def test_picture_that_takes_long_is_picked_up_when_it_is_drawn(
+    page: Page, gunicorn: Start, backend: ScriptedServer
+) -> None:
+    backend.say(gate := Gate(drawing(png(64, 48))))
+    page.open(gunicorn(backend, ANSWER_WITHIN="0.1"))
+    page.draw("a red apple", until="waiting")
+    page.wait(lambda: page.run(ANSWERS) >= 2, "a second request")
+    assert page.run(STATE) == "waiting"
+    gate.opened.set()
+    page.wait_for_state("done")
+    assert (page.picture_width(), page.source(), len(backend.seen)) == (64, "other", 1)
 
 
 def test_size_model_and_seed_are_sent_and_stored(page: Page, studio: Studio) -> None:
@@ -713,6 +729,27 @@ def test_markdown_document_shows_twenty_signed_pictures_cold_and_warm(
         page.driver.get(elsewhere.url)
         page.wait(lambda: page.run(SHOWN) == 20, "twenty pictures")
     assert sorted(seen.json["prompt"] for seen in studio.backend.seen) == sorted(prompts)
+
+
+WIDEST = (
+    "return Math.max(...[...document.querySelectorAll('text')].map((one) => {"
+    " const box = one.getBBox(); return box.x + box.width; }))"
+)
+
+
+def test_text_of_a_card_stays_inside_it(page: Page, server: MakeServer) -> None:
+    elsewhere = server()
+    sentences = (
+        "No backend could draw the picture. The operator has to fix it: /status says why."
+        " This is remembered until 2026-11-25 10:00:00 UTC. An administrator can clear it:"
+        " POST /cache/delete or flask cache delete."
+    )
+    # As long as a line gets: each letter that a text may be full of, and what reads most often.
+    for text in (sentences, in_chinese(sentences), *(f"{letter}" * 200 for letter in "aeimsMWQ1")):
+        svg = card("Refused by moderation", text)
+        elsewhere.say(Say(svg, 200, {"Content-Type": "image/svg+xml"}))
+        page.driver.get(elsewhere.url)
+        assert page.run(WIDEST) <= 470, text[:20]
 
 
 def test_broken_picture_in_a_document_says_why(

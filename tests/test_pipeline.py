@@ -13,6 +13,8 @@ import pytest
 import app
 from cache import Cache
 from config import Settings
+from flights import StillRunning
+from picture import ImageRequest
 from storage.sqlite import SqliteState
 
 from .conftest import (
@@ -27,7 +29,7 @@ from .conftest import (
     saying,
 )
 from .servers import Gate, Say, ScriptedServer, Seen, png, send_and_leave, wait_until
-from .states import CountingState
+from .states import Clock, CountingState, SqlitePlace, held_elsewhere
 
 Serve = Callable[..., InProcess]
 MakeServer = Callable[[], ScriptedServer]
@@ -400,6 +402,50 @@ def test_drawing_goes_on_when_its_client_is_gone(serve: Serve, backend: Scripted
     gate.opened.set()
     wait_until(lambda: service.picture("x", method="HEAD").headers["Cache-Status"] == HIT)
     assert len(backend.seen) == 1
+
+
+def test_answer_comes_before_a_long_drawing_which_goes_on(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    backend.say(gate := Gate(drawing()))
+    service = serve(backend, ANSWER_WITHIN="0.1")
+    first = service.picture("x")
+    assert (first.status, first.headers["Retry-After"]) == (503, "2")
+    assert (first.json["title"], first.json["remedy"]) == ("Being drawn", "reload")
+    card = service.get(f"/prompt/x?key={KEY}", headers={"Accept": "image/*"})
+    assert (card.status, b"still being drawn" in card.body) == (503, True)
+    gate.opened.set()
+    wait_until(lambda: service.picture("x").headers.get("Cache-Status") == HIT)
+    assert len(backend.seen) == 1
+
+
+def test_long_drawing_that_fails_is_remembered_for_the_next_view(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    backend.say(gate := Gate(BROKEN))
+    service = serve(backend, ANSWER_WITHIN="0.1")
+    assert service.picture("x").status == 503
+    gate.opened.set()
+    wait_until(lambda: service.picture("x").status == 502)
+    assert len(backend.seen) == 1
+
+
+def test_patient_caller_outlasts_one_that_has_to_be_answered(
+    serve: Serve, backend: ScriptedServer, environment: dict[str, str]
+) -> None:
+    """While another process draws, both wait for its lock, the impatient one first."""
+    wanted = ImageRequest("x")
+    service = serve(backend)
+    pipeline = service._services.pipeline
+    place = SqlitePlace(Path(environment["CACHE_DIR"]), Clock())
+    with held_elsewhere(place, wanted.key) as process, ThreadPoolExecutor(2) as pool:
+        hasty = pool.submit(pipeline.draw, wanted, answer_within=1.0)
+        wait_until(lambda: pipeline._drawings._waiting == 1)
+        patient = pool.submit(pipeline.draw, wanted)
+        with pytest.raises(StillRunning):
+            hasty.result(10)
+        process.kill()
+        assert patient.result(10).source == "backend"
 
 
 # --- image hosting ------------------------------------------------------------------------------

@@ -283,6 +283,47 @@ def test_note_of_another_version_is_none(state: State) -> None:
     assert state.recall([(NewColour, "k")]).get(NewColour, "k") is None
 
 
+# --- counts
+
+
+def test_count_stops_at_its_limit_and_can_be_taken_back(state: State) -> None:
+    assert not state.count("k", 4, 100, limit=3)
+    assert [state.count("k", 1, 100, limit=3) for _ in range(4)] == [True, True, True, False]
+    assert not state.count("k", 2, 100, limit=4), "all or none"
+    assert state.count("k", -2, 100, limit=3)
+    assert state.count("k", 2, 100, limit=3)
+    assert state.count("k", 10, 100), "without a limit"
+    assert state.counts(["k", "other"]) == {"k": 13}
+    assert state.counts([]) == {}
+
+
+def test_count_never_falls_below_zero(state: State) -> None:
+    assert not state.count("k", -1, 100)
+    state.count("k", 1, 100)
+    assert not state.count("k", -2, 100)
+    assert state.counts(["k"]) == {"k": 1}
+
+
+def test_count_begins_anew_when_its_time_is_over(state: State, clock: Clock) -> None:
+    state.count("k", 3, 100, limit=3)
+    clock.now += 100
+    assert state.counts(["k"]) == {}
+    assert not state.count("k", -1, 100)
+    assert state.count("k", 2, 100, limit=3)
+    assert state.counts(["k"]) == {"k": 2}
+    clock.now += 100
+    state.expire()
+    clock.now -= 50
+    assert state.counts(["k"]) == {}, "it was dropped"
+
+
+def test_processes_never_count_beyond_the_limit_together(state: State, place: SqlitePlace) -> None:
+    states = [state, place.open()]
+    with ThreadPoolExecutor(8) as pool:
+        counted = list(pool.map(lambda n: states[n % 2].count("k", 1, 100, 10), range(40)))
+    assert (sum(counted), state.counts(["k"])) == (10, {"k": 10})
+
+
 # --- locks
 
 

@@ -14,6 +14,7 @@ from access import MAX_EXPIRES_IN, Access
 from cache import Cache, Cursor
 from config import Settings
 from journey import Blocked, Failure
+from limits import Limits
 from picture import PARAMETERS, BadRequest, ImageRequest, Link
 from storage import Row
 from web.errors import MAX_BODY, NotFound, as_json
@@ -39,12 +40,14 @@ class Api:
         cache: Cache,
         status: Status,
         pictures: Pictures,
+        limits: Limits,
     ) -> None:
         self.settings = settings
         self.access = access
         self.cache = cache
         self.status = status
         self.pictures = pictures
+        self.limits = limits
 
     def sign(self) -> Response:
         """POST /sign: a URL that shows one picture without the access key."""
@@ -91,8 +94,12 @@ class Api:
         return as_json({"deleted": True, "key": key})
 
     def show_status(self) -> Response:
-        """GET /status: health and configuration, without any secret."""
-        return as_json(self.status.describe())
+        """GET /status: health and configuration, without any secret; keys for the administrator."""
+        found = self.status.describe()
+        if "X-Admin-Token" in request.headers:
+            self._authorise_admin()
+            found["keys"] = self.access.usage(self.limits)
+        return as_json(found)
 
     def robots(self) -> Response:
         """GET /robots.txt: keep crawlers from spending money."""
@@ -114,7 +121,7 @@ class Api:
         return Link(wanted, base + wanted.to_url(**self.access.sign(wanted, expires_in)))
 
     def _describe(self, row: Row) -> dict[str, Any]:
-        link = self._link(row.request) if row.request else None
+        link = self._link(row.request) if row.request and self.access.can_sign else None
         return row.to_json() | {
             "url": link.url if link else None,
             "markdown": link.markdown if link else None,

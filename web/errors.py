@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
 import logging
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,15 +11,19 @@ from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
 from access import Forbidden, Unauthorised
-from flights import Busy
+from flights import Busy, StillRunning
 from journey import GaveUp
+from limits import OverLimit
 from picture import BadRequest
 from storage import Unavailable
+from web.cards import VARY, card, in_chinese, wants_chinese, wants_picture
 from web.pictures import CROSS_ORIGIN, NOSNIFF, SANDBOX, VISIT, Visit
 
 log = logging.getLogger("prompt_image_proxy.web")
 
 MAX_BODY = 16 * 1024
+# Asking again costs little: the request joins the drawing under way.
+RELOAD_SECONDS = 2
 
 
 class NotFound(Exception):
@@ -40,6 +42,7 @@ _TITLES = {
     403: "Forbidden",
     404: "Not found",
     422: "Refused by moderation",
+    429: "Daily limit reached",
     500: "Internal error",
     502: "Drawing failed",
     503: "Try again later",
@@ -61,6 +64,8 @@ _ADVICE = {
     "reword": "Change the description.",
     "operator": "The operator has to fix it: /status or the log says why.",
     "wait": "Try again in {seconds} s.",
+    "reload": "It will be here soon: load it again in {seconds} s.",
+    "tomorrow": "The next day begins at midnight UTC. Pictures drawn before are still served.",
 }
 _CLEARING = " An administrator can clear it: POST /cache/delete or flask cache delete."
 
@@ -77,20 +82,22 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
     A client that shows pictures gets a card instead, since a broken icon hides the reason.
     """
     status, detail, headers, more = _describe(error)
-    title = _TITLES.get(status, "Request failed")
+    title = more.pop("title", None) or _TITLES.get(status, "Request failed")
     visit: Visit | None = request.environ.get(VISIT)
     if visit and visit.request:
         more = {"key": visit.request.key} | more
     if has_cards and wants_picture():
         advice = more.get("advice") or ""
-        body, content_type = card(title, f"{detail} {advice}".strip()), "image/svg+xml"
+        shown = title, f"{detail} {advice}".strip()
+        body = card(*map(in_chinese, shown) if wants_chinese() else shown)
+        content_type = "image/svg+xml"
         headers |= dict([SANDBOX])
     else:
         fields = {"type": "about:blank", "title": title, "status": status, "detail": detail}
         body, content_type = json.dumps(fields | more) + "\n", "application/problem+json"
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="Prompt Image Proxy"'
-    always = {**dict(CROSS_ORIGIN), "Cache-Control": "no-store", "Vary": "Accept, Sec-Fetch-Dest"}
+    always = {**dict(CROSS_ORIGIN), "Cache-Control": "no-store", "Vary": VARY}
     return Response(body, status, always | headers, content_type=content_type)
 
 
@@ -98,6 +105,14 @@ def _describe(error: Exception) -> tuple[int, str, dict[str, str], dict[str, Any
     """Return an error's status, sentence, headers and further fields."""
     if isinstance(error, GaveUp):
         return _describe_failure(error)
+    if isinstance(error, StillRunning):
+        advice = _ADVICE["reload"].format(seconds=RELOAD_SECONDS)
+        more = {"title": "Being drawn", "remedy": "reload", "advice": advice}
+        headers = {"Retry-After": str(RELOAD_SECONDS)}
+        return 503, "The picture is still being drawn.", headers, more
+    if isinstance(error, OverLimit):
+        more = {"remedy": "tomorrow", "advice": _ADVICE["tomorrow"]}
+        return 429, str(error), {"Retry-After": str(error.retry_after)}, more
     if isinstance(error, Busy):
         return _busy("Too many pictures are being drawn at the moment.")
     if isinstance(error, Unavailable):
@@ -139,35 +154,3 @@ def _remedy(error: GaveUp) -> str | None:
     if reasons & _OPERATOR_REASONS:
         return "operator"
     return "wait" if error.retry_after else None
-
-
-def wants_picture() -> bool:
-    """Return whether the client shows pictures, as an <img> and GitHub's camo do."""
-    destination = request.headers.get("Sec-Fetch-Dest")
-    if destination is not None:
-        return destination == "image"
-    accepted = request.accept_mimetypes
-    readable = ("text/html", "text/plain", "application/json", "application/problem+json")
-    pictures = ("image/svg+xml", "image/png")
-    return max(map(accepted.quality, pictures)) > max(map(accepted.quality, readable))
-
-
-def card(title: str, sentence: str) -> str:
-    """Return an SVG of 480×200 pixels that shows a short text, legible on light and dark."""
-    lines = textwrap.wrap(sentence, 46)[:5]
-    attributes = 'font-family="system-ui, sans-serif" x="96"'
-    texts = "".join(
-        f'<text {attributes} y="{98 + 22 * number}" font-size="15" fill="#d7dde8">'
-        f"{html.escape(line)}</text>"
-        for number, line in enumerate(lines)
-    )
-    label = html.escape(f"{title}: {' '.join(lines)}")
-    # Attributes only: the Content-Security-Policy of a card forbids a <style>.
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" width="480" height="200" viewBox="0 0 480 200"'
-        f' role="img" aria-label="{label}"><rect width="480" height="200" rx="14" fill="#273043"/>'
-        '<circle cx="54" cy="64" r="20" fill="none" stroke="#f2b872" stroke-width="4"/>'
-        '<path d="M54 53v13m0 7v2" stroke="#f2b872" stroke-width="4" stroke-linecap="round"/>'
-        f'<text {attributes} y="70" font-size="21" font-weight="600" fill="#fff">'
-        f"{html.escape(title)}</text>{texts}</svg>\n"
-    )

@@ -25,8 +25,10 @@ from config import Settings
 from drawing import Image
 from formats import EXTENSIONS
 from journey import Stage
+from keeping import Drawn
+from limits import Caller
 from picture import BadRequest, ImageRequest
-from pipeline import Drawn, Pipeline
+from pipeline import Pipeline
 from storage import Row, Unavailable
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class Visit(NamedTuple):
     request: ImageRequest | None = None
     picture: Picture | None = None
     error: Exception | None = None
+    caller: Caller | None = None
 
 
 class Pictures:
@@ -76,6 +79,7 @@ class Pictures:
     ) -> None:
         self.app = app
         self.max_prompt_length = settings.max_prompt_length
+        self.answer_within = settings.answer_within
         self.access = access
         self.cache = cache
         self.pipeline = pipeline
@@ -104,8 +108,8 @@ class Pictures:
                 environ["PATH_INFO"], environ["QUERY_STRING"], self.max_prompt_length
             )
             authorization = environ.get("HTTP_AUTHORIZATION", "")
-            self.access.authorise(credentials, authorization, wanted)
-            return Visit(wanted, self.cache.get(key, wanted))
+            caller = self.access.authorise(credentials, authorization, wanted)
+            return Visit(wanted, self.cache.get(key, wanted), caller=caller)
         except (BadRequest, Unauthorised, Unavailable) as error:
             return Visit(error=error)
 
@@ -123,7 +127,8 @@ class Pictures:
             if failure := self.pipeline.remembered(visit.request):
                 raise failure
             return not_drawn()
-        return self._drawn(visit.request, self.pipeline.draw(visit.request))
+        drawn = self.pipeline.draw(visit.request, visit.caller, answer_within=self.answer_within)
+        return self._drawn(visit.request, drawn)
 
     def found(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
         """Answer with a cached picture, a range of it, or 304 Not Modified."""

@@ -11,8 +11,8 @@ from cache import Cache
 from config import Settings
 from cooldowns import Cooldown, Cooldowns
 from drawing import Backend
+from keeping import HOST_KEY
 from llm import Llm
-from pipeline import HOST_KEY
 from storage import Note, Unavailable
 from storage.memory import Memory
 from upstream.learning import Learned

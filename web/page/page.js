@@ -97,6 +97,10 @@ const TEXTS = {
   'error.400': ['Something in the prompt or the settings is not right.', '提示词或设置有误。'],
   'error.414': ['The prompt is too long. Shorten it, and draw again.', '提示词太长，请缩短后再绘图。'],
   'error.422': ['Moderation refused this prompt. Say it in other words.', '提示词未通过审核，请换一种说法。'],
+  'error.limit': [
+    'Today’s limit of this key is reached. Pictures drawn before are still served.',
+    '此密钥今天的绘图次数已用完。已画好的图片仍可查看。',
+  ],
   'error.429': ['You have asked very often. Wait a moment.', '请求过于频繁，请稍等片刻。'],
   'error.502': ['No backend could draw it.', '没有后端能完成绘制。'],
   'error.503': ['Not just now: the service needs a moment.', '服务暂时无法绘制，请稍候。'],
@@ -356,17 +360,31 @@ async function draw(wanted, isHit = false) {
   show({ state: 'waiting', wanted, began, sayAt: 15 });
   say(t('waiting'), true);
   try {
-    const response = await ask(addressOf(wanted), { headers: withKey(), signal: run.signal });
+    const { response, isLate } = await askUntilDrawn(wanted, run.signal);
     const signed = sign(wanted);
     await hang(response.type === 'opaqueredirect' ? (await signed).url : await blobOf(response), run);
     if (running !== run) return;
     const seconds = (performance.now() - began) / 1000;
-    show({ state: 'done', wanted, signed, seconds, ...howItCame(response, isHit) });
+    const how = howItCame(response, isHit);
+    if (isLate && how.source === 'cache') how.source = 'other'; // drawn for this view all the same
+    show({ state: 'done', wanted, signed, seconds, ...how });
     say($('how').textContent, true);
   } catch (error) {
     if (running === run) fail(error, wanted);
   } finally {
     if (running === run) running = null;
+  }
+}
+
+/** Ask again as long as the service says that the drawing goes on (ANSWER_WITHIN). */
+async function askUntilDrawn(wanted, signal) {
+  for (let isLate = false; ; isLate = true) {
+    try {
+      return { response: await ask(addressOf(wanted), { headers: withKey(), signal }), isLate };
+    } catch (error) {
+      if (error.remedy !== 'reload') throw error;
+      await new Promise((resolve) => { setTimeout(resolve, error.retryAfter * 1000); });
+    }
   }
 }
 
@@ -435,7 +453,8 @@ function fail(error, wanted) {
   else show({ state: 'failed', error, wanted, retryAt });
 }
 
-function errorText({ status = 0 }) {
+function errorText({ status = 0, remedy }) {
+  if (remedy === 'tomorrow') return t('error.limit');
   const name = `error.${{ 413: 414, 431: 414 }[status] ?? status}`;
   return t(name in TEXTS ? name : 'error.other');
 }

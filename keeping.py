@@ -1,0 +1,83 @@
+"""The end of a drawing: the picture is uploaded to the image host or stored as a file."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from cache import Cache, NotKept
+from cooldowns import Cooldown, Cooldowns
+from drawing import Image
+from formats import EXTENSIONS
+from hosting import ImageHost, UploadFailed
+from journey import Journey, Stage
+from storage import Note, Row
+from storage.memory import Memory
+from upstream.judging import Fault, Outcome
+
+# The key of what is noted about the image host, of which there is one.
+HOST_KEY = "image host"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A picture just drawn; `row` is None if it could not be cached.
+
+    `source` is backend, rewritten or fallback, or cache if another process drew it meanwhile.
+    """
+
+    source: str
+    stages: tuple[Stage, ...]
+    row: Row | None
+    image: Image | None = None
+    hosted_url: str | None = None
+
+
+class Keeper:
+    """Keeps pictures: at the image host, if there is one that takes them, or in the cache."""
+
+    def __init__(self, cache: Cache, host: ImageHost | None, upload_timeout: float) -> None:
+        self.cache = cache
+        self.host = host
+        self.upload_timeout = upload_timeout
+        self._host_failures = Cooldowns("The image host", is_avoided=False)
+
+    def wanted(self) -> list[tuple[type[Note], str]]:
+        """Return the notes that keeping a picture reads."""
+        return [(Cooldown, HOST_KEY)] if self.host else []
+
+    def keep(self, journey: Journey, image: Image, memory: Memory) -> Drawn:
+        """Keep the picture of a journey. One that cannot be kept can still be delivered."""
+        journey, hosted_url = self._upload(journey, image, memory)
+        row = None
+        with suppress(NotKept):
+            row = self.cache.put(
+                journey.request.key,
+                image.data,
+                image.media_type,
+                url=hosted_url,
+                request=journey.request,
+                optimized=journey.optimized,
+                rewritten=journey.rewritten,
+                revised=image.revised_prompt,
+                drawn_by=image.drawn_by,
+            )
+        return Drawn(journey.source, journey.stages, row, image, hosted_url)
+
+    def _upload(self, journey: Journey, image: Image, memory: Memory) -> tuple[Journey, str | None]:
+        """Return the picture's URL at the image host, or None to store it as a file."""
+        if not self.host:
+            return journey, None
+        key, began = journey.request.key, time.monotonic()
+        name = f"{key[:32]}.{EXTENSIONS[image.media_type]}"
+        deadline = journey.deadline.within(self.upload_timeout)
+        try:
+            url = self.host.upload(image.data, name, image.media_type, deadline)
+        except UploadFailed as error:
+            fault = Fault(Outcome.FAILED, "upload failed")
+            detail = f"{error}; pictures are stored as files"
+            self._host_failures.count(memory, HOST_KEY, fault, detail, key)
+            return journey.after(Stage.since(began, "upload", "failed")), None
+        self._host_failures.answered(memory, HOST_KEY)
+        return journey.after(Stage.since(began, "upload", "ok")), url

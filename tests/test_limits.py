@@ -1,0 +1,232 @@
+"""Limits of access keys: what counts as a drawing, and what happens when a limit is reached."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from flights import Pool
+from keeping import Drawn
+from limits import Caller, Limits, OverLimit
+from storage import State, Unavailable
+from storage.sqlite import SqliteState
+
+from .conftest import ADMIN, BROKEN, KEY, REFUSAL, Gunicorn, InProcess, drawing
+from .servers import Gate, Got, Say, ScriptedServer, wait_until
+from .states import Clock
+
+Serve = Callable[..., InProcess]
+
+KEYS = json.dumps({"blog": {"key": "blog-key", "per_day": 2}, "phone": {"key": "phone-key"}})
+HIT = "PromptImageProxy; hit"
+# Noon, as the shipped clock counts it.
+NOON = 1_800_014_400.0
+BLOG = Caller("blog", 3)
+
+
+def keys_of(service: InProcess | Gunicorn) -> dict[str, int]:
+    """Return how many drawings /status counts for each key."""
+    found = service.get("/status", headers={"X-Admin-Token": ADMIN}).json["keys"]
+    return {key["name"]: key["drawings"] for key in found}
+
+
+# --- through HTTP -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def service(serve: Serve, backend: ScriptedServer) -> InProcess:
+    return serve(backend, ACCESS_KEYS=KEYS, DRAWINGS_PER_DAY="1")
+
+
+def blog(service: InProcess | Gunicorn, prompt: str) -> Got:
+    return service.picture(prompt, key="blog-key")
+
+
+def test_only_hits_are_served_beyond_the_limit(service: InProcess, backend: ScriptedServer) -> None:
+    assert [blog(service, prompt).status for prompt in "aabcd"] == [200, 200, 200, 429, 429]
+    assert blog(service, "a").headers["Cache-Status"] == HIT
+    assert len(backend.seen) == 2
+    assert service.picture("c", key="phone-key").status == 200
+    assert blog(service, "c").status == 200
+
+
+def test_limit_ends_at_midnight_utc(service: InProcess) -> None:
+    for prompt in "ab":
+        blog(service, prompt)
+    got = blog(service, "c")
+    assert got.status == 429
+    left = int(got.headers["Retry-After"])
+    assert abs(left - (86400 - time.time() % 86400)) < 30
+    assert (got.json["remedy"], got.json["title"]) == ("tomorrow", "Daily limit reached")
+    card = service.get("/prompt/c?key=blog-key", headers={"Accept": "image/*"})
+    assert (card.status, b"limit of 2 drawings" in card.body) == (429, True)
+    service.ahead = left + 1.0
+    assert blog(service, "c").status == 200
+
+
+def test_signed_urls_share_the_limit_of_the_access_key(service: InProcess) -> None:
+    body = json.dumps({"description": "signed"}).encode()
+    signed = service.get(f"/sign?key={KEY}", method="POST", body=body).json["url"]
+    assert service.get(signed.removeprefix(service.url)).status == 200
+    assert service.picture("x").status == 429
+    assert keys_of(service) == {"PROXY_ACCESS_KEY": 1, "blog": 0, "phone": 0}
+
+
+def test_failure_counts_once_however_often_it_is_requested(
+    service: InProcess, backend: ScriptedServer
+) -> None:
+    for say, status in ((REFUSAL, 422), (BROKEN, 502)):
+        backend.say(say)
+        assert [blog(service, str(status)).status for _ in range(3)] == [status] * 3
+    assert keys_of(service)["blog"] == 2
+
+
+def test_drawing_without_a_call_is_free(service: InProcess, backend: ScriptedServer) -> None:
+    backend.say(Say("", 401))  # the only backend is avoided for a minute
+    assert [blog(service, prompt).status for prompt in "abcd"] == [502, 503, 503, 503]
+    assert keys_of(service)["blog"] == 1
+
+
+def test_waiting_for_the_drawing_of_another_key_is_free(
+    service: InProcess, backend: ScriptedServer
+) -> None:
+    gate = Gate(drawing())
+    backend.say(gate)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(service.picture, "x", key="phone-key")
+        wait_until(lambda: backend.seen)
+        others = [pool.submit(blog, service, "x") for _ in range(2)]
+        wait_until(lambda: waiting(service) == 3)
+        gate.opened.set()
+        assert [one.result().status for one in (first, *others)] == [200] * 3
+    assert keys_of(service) == {"PROXY_ACCESS_KEY": 0, "blog": 0, "phone": 1}
+
+
+def waiting(service: InProcess) -> int:
+    pool: Pool[Drawn] = service._services.pipeline._drawings
+    return pool._waiting
+
+
+def test_exhausted_key_does_not_fail_another_that_waited_for_it(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    gate = Gate(drawing())
+    service = serve(backend, ACCESS_KEYS=KEYS, DRAWINGS="1")
+    for prompt in "ab":
+        blog(service, prompt)
+    backend.say(gate, drawing())
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(service.picture, "takes-the-only-thread")
+        wait_until(lambda: len(backend.seen) == 3)
+        exhausted = pool.submit(blog, service, "x")
+        wait_until(lambda: waiting(service) == 2)
+        other = pool.submit(service.picture, "x", key="phone-key")
+        wait_until(lambda: waiting(service) == 3)
+        gate.opened.set()
+        assert (exhausted.result().status, other.result().status) == (429, 200)
+
+
+def test_keys_are_shown_to_the_administrator_only(service: InProcess) -> None:
+    blog(service, "x")
+    service.picture("y", key="phone-key")
+    assert "keys" not in service.get("/status").json
+    assert service.get("/status", headers={"X-Admin-Token": "wrong"}).status == 401
+    assert service.get("/status", headers={"X-Admin-Token": ADMIN}).json["keys"] == [
+        {"name": "PROXY_ACCESS_KEY", "drawings": 0, "per_day": 1, "expires": None},
+        {"name": "blog", "drawings": 1, "per_day": 2, "expires": None},
+        {"name": "phone", "drawings": 1, "per_day": None, "expires": None},
+    ]
+
+
+def test_log_names_the_key(service: InProcess, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    blog(service, "x")
+    assert "(x), for blog: backend, by http" in caplog.text
+    assert "blog-key" not in caplog.text
+
+
+def test_two_workers_never_exceed_a_limit_together(
+    gunicorn: Callable[..., Gunicorn], backend: ScriptedServer
+) -> None:
+    keys = {"blog": {"key": "blog-key", "per_day": 7}, "phone": {"key": "phone-key"}}
+    service = gunicorn(backend, ACCESS_KEYS=json.dumps(keys))
+    with ThreadPoolExecutor(40) as pool:
+        limited = list(pool.map(lambda n: blog(service, f"a{n}").status, range(40)))
+        free = list(pool.map(lambda n: service.picture(f"b{n}", key="phone-key").status, range(20)))
+    assert (sorted(limited), free) == ([200] * 7 + [429] * 33, [200] * 20)
+    assert len(backend.seen) == 27
+    # Without a limit they are counted in memory at first.
+    wait_until(lambda: keys_of(service) == {"PROXY_ACCESS_KEY": 0, "blog": 7, "phone": 20})
+
+
+# --- reservations -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return SqliteState(tmp_path)
+
+
+@pytest.fixture
+def limits(state: State) -> Limits:
+    return Limits(state, Clock(NOON))
+
+
+def test_several_places_are_reserved_together_or_not_at_all(limits: Limits) -> None:
+    limits.reserve(BLOG, 1)
+    with pytest.raises(OverLimit) as caught:
+        limits.reserve(BLOG, 3)
+    assert (caught.value.caller, caught.value.retry_after) == (BLOG, 43200)
+    assert limits.drawings(["blog"]) == {"blog": 1}
+    limits.reserve(BLOG, 2)
+    assert limits.drawings(["blog"]) == {"blog": 3}
+
+
+def test_closing_gives_back_what_was_not_needed(limits: Limits) -> None:
+    for caller in (BLOG, Caller("phone")):
+        with limits.reserve(caller, 3) as reservation:
+            reservation.take()
+            reservation.take()
+            reservation.give_back()
+            assert limits.drawings([caller.name]) == {caller.name: 3}
+        assert limits.drawings([caller.name]) == {caller.name: 1}
+        # A drawing may end after the request that reserved its place.
+        reservation.give_back()
+        assert limits.drawings([caller.name]) == {caller.name: 0}
+
+
+def test_place_is_given_back_to_the_day_it_was_taken_from(state: State) -> None:
+    clock = Clock(NOON)
+    limits = Limits(state, clock)
+    reservation = limits.reserve(BLOG)
+    reservation.take()
+    clock.now += 86400
+    limits.reserve(BLOG, 1)
+    reservation.give_back()
+    assert limits.drawings(["blog"]) == {"blog": 1}
+
+
+def test_counts_in_memory_are_written_down_once_and_survive_an_outage(state: State) -> None:
+    class Failing(SqliteState):
+        is_down = True
+
+        def count(self, key: str, amount: int, ttl: float, limit: int | None = None) -> bool:
+            if self.is_down:
+                raise Unavailable
+            return state.count(key, amount, ttl, limit)
+
+    failing = Failing(Path())
+    limits, other = Limits(failing, Clock(NOON)), Limits(state, Clock(NOON))
+    limits.reserve(Caller("phone"), 4)
+    with pytest.raises(Unavailable):
+        limits.flush()
+    assert other.drawings(["phone"]) == {"phone": 0}
+    failing.is_down = False
+    limits.flush()
+    limits.flush()
+    assert other.drawings(["phone"]) == {"phone": 4}
