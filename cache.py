@@ -132,7 +132,7 @@ class Cache:
     def delete(self, key: str) -> bool:
         """Delete a picture; return whether there was one.
 
-        Raises Unavailable, also while another process may have a copy that it cannot save yet.
+        Raises Unavailable, also while another process may have a copy that is not saved yet.
         """
         is_certain = not self.is_degraded
         was_unsaved = self._backlog.remove(key)

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 from formats import EXTENSIONS
-from storage import LockTimeout, Row, State, Store
+from storage import LockTimeout, Row, State, Store, Unavailable
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
@@ -79,11 +79,18 @@ class Backlog:
             before.lock.close()
 
     def remove(self, key: str) -> bool:
-        """Drop an entry and its file; return whether there was one."""
+        """Drop an entry and its file; return whether there was one.
+
+        Raises Unavailable while another process draws the picture or has yet to write its row.
+        """
         with self._mutex:
             entry = self._entries.pop(key, None)
         if entry is None:
-            return False
+            try:
+                with self.state.hold(key, 0.0):
+                    return False
+            except LockTimeout as error:
+                raise Unavailable("another worker is drawing or saving the picture") from error
         entry.lock.close()
         for name in (entry.row.file if entry.data is None else None, entry.spare):
             self._discard(name)

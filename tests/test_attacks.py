@@ -28,7 +28,7 @@ from .conftest import (
     pollinations_settings,
 )
 from .servers import Gate, Say, ScriptedServer, png, wait_until
-from .states import Clock
+from .states import Clock, SqlitePlace, held_elsewhere
 
 Start = Callable[..., Gunicorn]
 Serve = Callable[..., InProcess]
@@ -236,3 +236,12 @@ def test_deletion_is_not_promised_while_other_workers_may_hold_the_picture(
             cache.delete("a" * 64)
     assert cache.get("a" * 64) is None
     assert cache.delete("a" * 64) is False
+
+
+def test_picture_that_another_process_has_yet_to_save_is_not_said_to_be_missing(
+    cache: Cache, folder: Path
+) -> None:
+    place = SqlitePlace(folder, Clock())
+    with held_elsewhere(place, key := "a" * 64), pytest.raises(Unavailable):
+        cache.delete(key)
+    assert cache.delete(key) is False

@@ -68,9 +68,9 @@ class Usage:
         return cls(app.memory() / 2**20, counts[-1], threads, litter(scene))
 
 
-# From when the workers have settled to the end. SQLite's caches still fill as the index grows: up
-# to 1 MiB for each of a worker's connections.
-MARGINS = Usage(memory=32.0, files=16, threads=16, litter=0)
+# From when the workers have settled to the end. Each of a worker's connections to the index has two
+# files and up to 1 MiB of cache, which fills as the index grows.
+MARGINS = Usage(memory=32.0, files=32, threads=16, litter=0)
 
 
 def litter(scene: Scene) -> int:

@@ -91,7 +91,7 @@ class Client:
         self.tally.outcomes["deleted"] += 1
         if deletion.status == 200:
             self.deleted.add(prompt)
-        elif answer.status == 200 and not self.ledger.is_in_danger:
+        elif deletion.status != 503 and answer.status == 200 and not self.ledger.is_in_danger:
             self.tally.fault(f"deletion answered {deletion.status}")
 
     def knock(self) -> None:
