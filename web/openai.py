@@ -233,5 +233,5 @@ def _describe_picture(wanted: ImageRequest, found: _Found, signed: str | None) -
 
 
 def _describe_model(model: str) -> dict[str, Any]:
-    # SDKs require the last two.
+    # OpenAI's form has `created` and `owned_by`, and its SDKs require them.
     return {"id": model, "object": "model", "created": 0, "owned_by": "prompt-image-proxy"}
