@@ -29,6 +29,7 @@ from web.cards import card
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, Gunicorn, InProcess, _Client, drawing
 from .servers import Got, Say, ScriptedServer, Seen, closing_all, free_port, png, wait_until
+from .wire import make_authority
 
 SHIPPED = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
 MISSING = "these tests need nginx: apt-get install nginx"
@@ -75,20 +76,42 @@ def replaced(text: str, *pairs: tuple[str, str]) -> str:
     return text
 
 
-class Nginx(_Client):
-    """nginx with the shipped file; only port and paths are replaced."""
+def tls_lines(port: int, certificate: Path) -> str:
+    """Return the lines of the file's TLS example in the form for the nginx at hand."""
+    example = re.search(r"replace `listen 80;` by\n#\n((?:#     .*\n)+)", SHIPPED)
+    assert example
+    listen, *rest = re.sub("(?m)^# +", "", example[1]).splitlines()
+    before, _, since = listen.partition("  # from nginx 1.25.1 on: ")
+    said = subprocess.run([str(NGINX), "-v"], capture_output=True, text=True, check=True).stderr
+    version = tuple(map(int, re.findall(r"\d+", said)[:3]))
+    text = "\n".join([before if version < (1, 25, 1) else since, *rest])
+    place = "/etc/letsencrypt/live/pics.example.org"
+    return replaced(
+        text,
+        ("listen 443 ", f"listen 127.0.0.1:{port} "),
+        (f"{place}/fullchain.pem", str(certificate)),
+        (f"{place}/privkey.pem", str(certificate)),
+    )
 
-    def __init__(self, prefix: Path, app_url: str) -> None:
+
+class Nginx(_Client):
+    """nginx with the shipped file; only port and paths are replaced.
+
+    With a certificate it listens as the file's example for TLS does.
+    """
+
+    def __init__(self, prefix: Path, app_url: str, certificate: Path | None = None) -> None:
         if NGINX is None:
             pytest.fail(MISSING)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
+        listen = tls_lines(port, certificate) if certificate else f"listen 127.0.0.1:{port};"
         self.prefix = prefix
         self.cache = prefix / "cache"
         (prefix / "conf.d").mkdir(parents=True)
         site = replaced(
             SHIPPED,
-            ("\n    listen 80;  # CHANGE\n", f"\n    listen 127.0.0.1:{port};\n"),
+            ("\n    listen 80;  # CHANGE\n", f"\n    {listen}\n"),
             ("server 127.0.0.1:8080;", f"server {urlsplit(app_url).netloc};"),
             ("proxy_cache_path /var/cache/prompt-image-proxy ", f"proxy_cache_path {self.cache} "),
             ("\n    access_log /var/log/nginx/", f"\n    access_log {prefix}/"),
@@ -96,7 +119,8 @@ class Nginx(_Client):
         )
         (prefix / "conf.d" / "prompt-image-proxy.conf").write_text(site, "utf-8")
         user = "user root;" if os.geteuid() == 0 else ""
-        around = user + AROUND.format(prefix=prefix, port=port)
+        # Debian's default page is on port 80 only.
+        around = user + AROUND.format(prefix=prefix, port=free_port() if certificate else port)
         (prefix / "nginx.conf").write_text(around, "utf-8")
         self.process = subprocess.Popen(
             [NGINX, "-p", str(prefix), "-c", str(prefix / "nginx.conf")],
@@ -402,6 +426,25 @@ def test_nginx_itself_answers_with_a_card_where_the_app_does(
     if has_card:
         sentence = "The service is not available at the moment."
         assert got.body.decode().replace(">\n<", "><") == card("Bad Gateway", sentence)
+
+
+# --- TLS
+
+
+def test_tls_example_speaks_http_2_and_takes_the_longest_prompt(
+    gunicorn: StartApp, backend: ScriptedServer, opened: list[Any], tmp_path: Path
+) -> None:
+    authority, certificate = make_authority(tmp_path)
+    app = gunicorn(backend, NGINX_CACHE_SECONDS="60")
+    opened.append(front := Nginx(tmp_path / "nginx", app.url, certificate))
+    url = f"{front.url.replace('http:', 'https:')}/prompt/{quote('🍎' * 4000)}?key={KEY}"
+    curl = ["curl", "--silent", "--http2", "--cacert", str(authority), "--output", "/dev/null"]
+    curl += ["--write-out", "%{http_version} %{http_code} %header{cache-status}", url]
+    got = [
+        subprocess.run(curl, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    ]
+    assert got[0].startswith("2 200 PromptImageProxy; fwd=miss; stored")
+    assert got[1] == "2 200 nginx; hit"
 
 
 # --- load
