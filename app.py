@@ -80,14 +80,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     llm = Llm(settings.llm, upstream, timeout=settings.llm_timeout) if settings.llm else None
     backends = _make_backends(settings, upstream)
     pipeline = _make_pipeline(settings, upstream, cache, backends, llm)
-    access = Access(
-        settings.access_key,
-        named_keys=settings.access_keys,
-        drawings_per_day=settings.drawings_per_day,
-        admin_token=settings.admin_token,
-        signing_keys=settings.signing_keys,
-        clock=clock,
-    )
+    access = _make_access(settings, clock)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["whole_path"] = WholePath
@@ -111,6 +104,17 @@ def make_cache(settings: Settings, clock: Callable[[], float] = time.time) -> Ca
     """Return the cache that the settings describe, not yet opened."""
     state, store = SqliteState(settings.cache_dir, clock), Folder(settings.cache_dir)
     return Cache(state, store, settings.cache_max_bytes, clock)
+
+
+def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
+    return Access(
+        settings.access_key,
+        named_keys=settings.access_keys,
+        drawings_per_day=settings.drawings_per_day,
+        admin_token=settings.admin_token,
+        signing_keys=settings.signing_keys,
+        clock=clock,
+    )
 
 
 def _make_upstream(network: NetworkSettings) -> Upstream:
