@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from upstream.client import Deadline, Upstream, UpstreamError, is_public, origin
@@ -25,12 +25,11 @@ from .wire import (
     guarded_net,
     hang,
     reason_of,
+    unhurried,
 )
 
 AnyServer = ScriptedServer | RawServer
 
-# A slow machine fails no test: an example may take as long as it likes.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 net = pytest.fixture(autouse=True)(guarded_net)
 
 
@@ -194,10 +193,7 @@ def test_home_may_be_private_however_it_is_spelled(server: MakeServer) -> None:
     home = server()
     home.say(Say(png()))
     for pattern in (
-        "http://{home}/",
-        "HTTP://{home}/",
-        "http://{home}\\@a{port}/",
-        " http://{home}",
+        *("http://{home}/", "HTTP://{home}/", "http://{home}\\@a{port}/", " http://{home}"),
     ):
         url = placed(pattern, home, home)
         assert download(url, home.url + "/v1", local_names).body == png()
@@ -215,26 +211,10 @@ def test_home_may_have_credentials_in_its_own_url(server: MakeServer) -> None:
 
 
 PRIVATE_ANSWERS = [
-    ["127.0.0.1"],
-    ["::1"],
-    ["169.254.169.254"],
-    ["10.0.0.1"],
-    ["172.16.0.1"],
-    ["192.168.0.1"],
-    ["100.64.0.1"],
-    ["0.0.0.0"],
-    ["224.0.0.1"],
-    ["255.255.255.255"],
-    ["::ffff:10.0.0.1"],
-    ["::ffff:169.254.169.254"],
-    ["64:ff9b::7f00:1"],
-    ["2002:7f00:1::"],
-    ["fec0::1"],
-    ["fe80::1%lo"],
-    ["fc00::1"],
-    ["ff02::1"],
-    [PUBLIC, "10.0.0.1"],
-    ["10.0.0.1", PUBLIC],
+    *(["127.0.0.1"], ["::1"], ["169.254.169.254"], ["10.0.0.1"], ["172.16.0.1"], ["192.168.0.1"]),
+    *(["100.64.0.1"], ["0.0.0.0"], ["224.0.0.1"], ["255.255.255.255"], ["::ffff:10.0.0.1"]),
+    *(["::ffff:169.254.169.254"], ["64:ff9b::7f00:1"], ["2002:7f00:1::"], ["fec0::1"]),
+    *(["fe80::1%lo"], ["fc00::1"], ["ff02::1"], [PUBLIC, "10.0.0.1"], ["10.0.0.1", PUBLIC]),
     [PUBLIC, "::ffff:127.0.0.1", PUBLIC],
 ]
 

@@ -7,13 +7,11 @@ import contextlib
 import json
 import socket
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawing import Backend, Image, NotDrawn, Pollinations
@@ -21,34 +19,23 @@ from environment.servers import BackendSettings, PollinationsSettings
 from picture import ImageRequest
 from storage import State
 from storage.memory import Memory
-from storage.sqlite import SqliteState
 from upstream.client import Deadline, Upstream
 from upstream.judging import Outcome
 from upstream.learning import Learned
 from upstream.pictures import NoPicture, decode_base64, find_picture
 
 from .conftest import REFUSAL, InProcess, drawing
-from .servers import GIF, JPEG, WEBP, RawServer, Say, ScriptedServer, Seen, png, read_request
-from .wire import Net, guarded_net, hang
-
-MakeServer = Callable[[], ScriptedServer]
-MakeRawServer = Callable[[Callable[[socket.socket], None]], RawServer]
+from .servers import GIF, JPEG, WEBP, Say, Seen, png, read_request
+from .wire import MakeRawServer, MakeServer, Net, guarded_net, hang, unhurried
 
 REQUEST = ImageRequest("a red apple", 640, 480, "any", 7)
 LIMIT = 2**20
 PNG = png()
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 net = pytest.fixture(guarded_net)
 
 
 def no_names(host: str, *_: Any) -> list[Any]:
     raise socket.gaierror(socket.EAI_NONAME, f"{host} is not known")
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[State]:
-    with closing(SqliteState(tmp_path)) as made:
-        yield made
 
 
 Draw = Callable[..., Image]

@@ -28,7 +28,6 @@ from .wire import (
     dripping,
     guarded_net,
     hang,
-    make_authority,
     over_tls,
     reason_of,
     saying,
@@ -54,11 +53,6 @@ def proxy(opened: list[Any]) -> HttpProxy:
 def socks(opened: list[Any]) -> SocksProxy:
     opened.append(made := SocksProxy())
     return made
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -337,11 +331,7 @@ def test_proxy_url_is_read(url: str, expected: Proxy) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "",
-        "http://",
-        "https://secret@proxy.example",
-        "ftp://a/",
-        "http://secret@a:99999",
+        *("", "http://", "https://secret@proxy.example", "ftp://a/", "http://secret@a:99999"),
         "http://[secret",
     ],
 )

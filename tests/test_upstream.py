@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
@@ -44,15 +44,13 @@ from .wire import (
     dripping,
     guarded_net,
     hang,
-    make_authority,
     over_tls,
     pouring,
     reason_of,
     saying,
+    unhurried,
 )
 
-# A slow machine fails no test: an example may take as long as it likes.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 net = pytest.fixture(autouse=True)(guarded_net)
 
 # --- the deadline -------------------------------------------------------------------------------
@@ -355,11 +353,6 @@ def test_json_of_any_bytes_is_a_value_or_an_upstream_error(body: bytes) -> None:
 
 
 # --- TLS ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
