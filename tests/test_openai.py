@@ -272,8 +272,7 @@ def test_lesson_is_of_one_model_of_one_server(server: MakeServer, state: State) 
     assert ask.learned("other") is None
 
 
-def test_lesson_holds_for_a_day(server: MakeServer, state: State, clock: Clock) -> None:
-    backend = server()
+def test_lesson_holds_for_a_day(backend: ScriptedServer, state: State, clock: Clock) -> None:
     backend.say(gpt_image)
     ask = Asking(backend, state)
     ask(BODY)
@@ -288,9 +287,8 @@ def test_lesson_holds_for_a_day(server: MakeServer, state: State, clock: Clock) 
     "then", [rejection("Invalid request."), Say("", 500), Say("", 429), Say("", 401), Say("", 302)]
 )
 def test_lesson_that_did_not_help_is_not_remembered(
-    server: MakeServer, state: State, then: Say
+    backend: ScriptedServer, state: State, then: Say
 ) -> None:
-    backend = server()
     backend.say(SEED_UNKNOWN, then)
     ask = Asking(backend, state)
     assert ask(BODY).reply.status == then.status
@@ -299,9 +297,8 @@ def test_lesson_that_did_not_help_is_not_remembered(
 
 
 def test_refusal_teaches_nothing_but_proves_that_a_lesson_helped(
-    server: MakeServer, state: State
+    backend: ScriptedServer, state: State
 ) -> None:
-    backend = server()
     backend.say(REFUSED)
     ask = Asking(backend, state)
     fault = ask(BODY).fault
@@ -321,17 +318,15 @@ def test_only_a_rejection_is_asked_again(server: MakeServer, state: State, statu
     assert len(backend.seen) == 1
 
 
-def test_error_inside_a_200_is_learned_from(server: MakeServer, state: State) -> None:
-    backend = server()
+def test_error_inside_a_200_is_learned_from(backend: ScriptedServer, state: State) -> None:
     backend.say(Say(SEED_UNKNOWN.body), Say({"message": "n is not supported", "data": None}), DRAWN)
     assert Asking(backend, state)({"prompt": "a", "seed": 1, "style": "x"}).fault is not None
     assert [sorted(seen.json) for seen in backend.seen][1] == ["prompt", "style"]
 
 
 def test_server_that_contradicts_itself_is_not_asked_for_ever(
-    server: MakeServer, state: State
+    backend: ScriptedServer, state: State
 ) -> None:
-    backend = server()
 
     def contradict(seen: Seen) -> Say:
         side = int(re.findall(r"\d+", seen.json.get("size", "5"))[0])
@@ -342,8 +337,7 @@ def test_server_that_contradicts_itself_is_not_asked_for_ever(
     assert len(backend.seen) <= MAX_REQUESTS
 
 
-def test_bytes_are_asked_for_and_that_is_remembered(server: MakeServer, state: State) -> None:
-    backend = server()
+def test_bytes_are_asked_for_and_that_is_remembered(backend: ScriptedServer, state: State) -> None:
     backend.say(DRAWN)
     ask = Asking(backend, state)
     ask(BODY, base64=True)
@@ -355,8 +349,7 @@ def test_bytes_are_asked_for_and_that_is_remembered(server: MakeServer, state: S
     assert "response_format" not in backend.seen[-1].json
 
 
-def test_token_goes_as_bearer(server: MakeServer, state: State) -> None:
-    backend = server()
+def test_token_goes_as_bearer(backend: ScriptedServer, state: State) -> None:
     backend.say(DRAWN)
     ask = Asking(backend, state)
     ask(BODY)
