@@ -74,8 +74,8 @@ def read(cache: Cache, request: ImageRequest = REQUEST) -> bytes | None:
         return file.readall()
 
 
-def row_of(cache: Cache) -> Row:
-    picture = cache.get(REQUEST.key)
+def row_of(cache: Cache, request: ImageRequest = REQUEST) -> Row:
+    picture = cache.get(request.key)
     assert picture
     picture.close()
     return picture.row
@@ -368,14 +368,11 @@ def test_pictures_without_a_row_are_adopted_and_learn_from_their_first_hit(
     cache.settle()
     assert cache.totals() == Totals(1100, 1099 * len(png()) + len(GIF))
     assert read(cache, requests[7]) == png(shade=7)
-    picture = cache.get(requests[0].key)
-    assert picture is not None
-    picture.close()
-    assert (picture.row.media_type, picture.row.bytes) == ("image/gif", len(GIF))
-    assert picture.row.digest is not None
-    assert picture.row == cache.state.find(requests[0].key)
-    assert picture.row.request is None
-    assert [row.key for row in cache.newest(limit=1)[0]] == [picture.row.key]
+    row = row_of(cache, requests[0])
+    assert (row.media_type, row.bytes, row.request) == ("image/gif", len(GIF), None)
+    assert row.digest is not None
+    assert row == cache.state.find(requests[0].key)
+    assert [newest.key for newest in cache.newest(limit=1)[0]] == [row.key]
 
 
 def test_restored_pictures_survive_the_start(make: Make, folder: Path, clock: Clock) -> None:
@@ -586,14 +583,9 @@ def test_picture_that_cannot_be_stored_is_served_from_memory_until_it_can(
 def test_memory_for_unsaved_pictures_is_bounded(cache: Cache) -> None:
     backlog = Backlog(cache.state, cache.store, max_bytes=2 * len(png()))
     for number in range(3):
-        row = Row(
-            key=f"{number:064x}",
-            file=f"{number:064x}-{number:016x}.png",
-            media_type="image/png",
-            bytes=len(png()),
-            digest=None,
-            created=1.0,
-        )
+        key = f"{number:064x}"
+        row = Row(key=key, file=f"{key}-{number:016x}.png", media_type="image/png",
+                  bytes=len(png()), digest=None, created=1.0)  # fmt: skip
         backlog.add(row, png(), is_stored=False)
     assert backlog.get(f"{0:064x}") is None
     assert backlog.get(f"{2:064x}")
