@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -19,6 +20,8 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
 from app import create_app
+from storage import State
+from storage.sqlite import SqliteState
 
 from .servers import (
     Got,
@@ -32,6 +35,8 @@ from .servers import (
     png,
     wait_until,
 )
+from .states import Clock
+from .wire import make_authority
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "access-key-of-the-tests"
@@ -251,6 +256,23 @@ def backend(server: Callable[[], ScriptedServer]) -> ScriptedServer:
     made = server()
     made.say(drawing())
     return made
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def state(tmp_path: Path, clock: Clock) -> Iterator[State]:
+    with closing(SqliteState(tmp_path, clock)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return what `make_authority` makes, once for all tests."""
+    return make_authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-from storage import State, Store
+from storage import Note, State, Store
 from storage.folder import Folder
 from storage.sqlite import SqliteState
 
@@ -25,6 +26,14 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@dataclass(frozen=True, slots=True)
+class Word(Note):
+    """The least that a note can be."""
+
+    kind: ClassVar[str] = "word"
+    text: str
 
 
 class CountingState:

@@ -11,31 +11,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from cache import STALE_SECONDS, Cache, NotKept, Picture
 from picture import ImageRequest
-from storage import Note, Row, Totals, Unavailable
+from storage import Row, Totals, Unavailable
 from storage.folder import Folder
 from storage.sqlite import SqliteState
 from storage.unsaved import Backlog
 
 from .servers import GIF, png, wait_until
-from .states import ROOT, Clock, CountingState
+from .states import ROOT, Clock, CountingState, Word
 
 Make = Callable[..., Cache]
 REQUEST = ImageRequest("a red apple")
-
-
-@dataclass(frozen=True, slots=True)
-class Word(Note):
-    kind: ClassVar[str] = "word"
-    text: str
 
 
 @pytest.fixture
@@ -82,6 +74,13 @@ def read(cache: Cache, request: ImageRequest = REQUEST) -> bytes | None:
         return file.readall()
 
 
+def row_of(cache: Cache, request: ImageRequest = REQUEST) -> Row:
+    picture = cache.get(request.key)
+    assert picture
+    picture.close()
+    return picture.row
+
+
 def read_settled(cache: Cache, request: ImageRequest = REQUEST) -> bytes | None:
     """Read as a drawing does: a miss counts only once everything is adopted."""
     data = read(cache, request)
@@ -117,11 +116,7 @@ def test_what_is_put_is_got(cache: Cache, make: Make) -> None:
     assert cache.get(REQUEST.key) is None
     row = put(cache)
     for one in (cache, make()):
-        picture = one.get(REQUEST.key)
-        assert picture is not None
-        picture.close()
-        assert picture.row == row
-        assert read(one) == png()
+        assert (row_of(one), read(one)) == (row, png())
     assert (row.media_type, row.bytes, row.request) == ("image/png", len(png()), REQUEST)
 
 
@@ -312,10 +307,7 @@ def test_hit_writes_nothing_until_it_is_flushed(cache: Cache, clock: Clock) -> N
     ids=["cut", "emptied", "garbage", "other-picture", "html", "gone", "folder"],
 )
 def test_damaged_file_is_a_miss_and_goes(
-    cache: Cache,
-    folder: Path,
-    damage: Callable[[Path], object],
-    caplog: pytest.LogCaptureFixture,
+    cache: Cache, folder: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     put(cache, data=png(size=500))
     [picture] = pictures(folder)
@@ -376,14 +368,11 @@ def test_pictures_without_a_row_are_adopted_and_learn_from_their_first_hit(
     cache.settle()
     assert cache.totals() == Totals(1100, 1099 * len(png()) + len(GIF))
     assert read(cache, requests[7]) == png(shade=7)
-    picture = cache.get(requests[0].key)
-    assert picture is not None
-    picture.close()
-    assert (picture.row.media_type, picture.row.bytes) == ("image/gif", len(GIF))
-    assert picture.row.digest is not None
-    assert picture.row == cache.state.find(requests[0].key)
-    assert picture.row.request is None
-    assert [row.key for row in cache.newest(limit=1)[0]] == [picture.row.key]
+    row = row_of(cache, requests[0])
+    assert (row.media_type, row.bytes, row.request) == ("image/gif", len(GIF), None)
+    assert row.digest is not None
+    assert row == cache.state.find(requests[0].key)
+    assert [newest.key for newest in cache.newest(limit=1)[0]] == [row.key]
 
 
 def test_restored_pictures_survive_the_start(make: Make, folder: Path, clock: Clock) -> None:
@@ -560,16 +549,10 @@ def test_row_that_cannot_be_written_is_written_later(
     with monkeypatch.context() as patch:
         patch.setattr(cache.state, "store", refuse)
         row = cache.put(REQUEST.key, png(), "image/png", url=url, request=REQUEST)
-        found = cache.get(REQUEST.key)
-        assert found
-        assert found.row == row
-        found.close()
+        assert row_of(cache) == row
         assert not cache.is_degraded
     cache.close()
-    again = make().get(REQUEST.key)
-    assert again
-    assert again.row == row
-    again.close()
+    assert row_of(make()) == row
 
 
 @pytest.mark.parametrize("url", [None, "https://img.example/a.png"])
@@ -600,14 +583,9 @@ def test_picture_that_cannot_be_stored_is_served_from_memory_until_it_can(
 def test_memory_for_unsaved_pictures_is_bounded(cache: Cache) -> None:
     backlog = Backlog(cache.state, cache.store, max_bytes=2 * len(png()))
     for number in range(3):
-        row = Row(
-            key=f"{number:064x}",
-            file=f"{number:064x}-{number:016x}.png",
-            media_type="image/png",
-            bytes=len(png()),
-            digest=None,
-            created=1.0,
-        )
+        key = f"{number:064x}"
+        row = Row(key=key, file=f"{key}-{number:016x}.png", media_type="image/png",
+                  bytes=len(png()), digest=None, created=1.0)  # fmt: skip
         backlog.add(row, png(), is_stored=False)
     assert backlog.get(f"{0:064x}") is None
     assert backlog.get(f"{2:064x}")

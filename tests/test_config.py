@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from environment.servers import BackendSettings, HostingSettings, LlmSettings, P
 from picture import ImageRequest
 
 from .conftest import ROOT
-from .wire import make_authority
 
 URL = "https://api.example.com/v1"
 KEY = "the-access-key"
@@ -54,10 +54,10 @@ def read_llm(**values: str) -> LlmSettings:
     return found
 
 
-def read_hosting(**values: str) -> HostingSettings:
-    found = read(**HOSTING | values).hosting
-    assert found
-    return found
+def hosted_by(provider: str, **more: str) -> dict[str, str]:
+    """Return HOSTING with a provider, and with settings without `IMAGE_HOSTING_` before them."""
+    more = {f"IMAGE_HOSTING_{name}": value for name, value in more.items()}
+    return {**HOSTING, "IMAGE_HOSTING_PROVIDER": provider, **more}
 
 
 def faults(values: Mapping[str, str]) -> list[str]:
@@ -89,10 +89,8 @@ RANGES = {
     "MAX_IMAGE_BYTES": ("1", str(2**31)),
     "MAX_PROMPT_LENGTH": ("1", "1000000"),
     "BLOCKED_TTL": ("0", "315360000"),
-    "BACKEND_TIMEOUT": ("0.1", "86400"),
+    **dict.fromkeys(("BACKEND_TIMEOUT", "LLM_TIMEOUT", "UPLOAD_TIMEOUT"), ("0.1", "86400")),
     "ANSWER_WITHIN": ("0.1", "86400"),
-    "LLM_TIMEOUT": ("0.1", "86400"),
-    "UPLOAD_TIMEOUT": ("0.1", "86400"),
     "GENERATION_DEADLINE": ("0.1", "86400"),
 }
 
@@ -116,36 +114,27 @@ def test_rounds_of_rewriting_are_bounded_too() -> None:
 NO_NUMBERS = ["abc", "1_000", "１２", "٣", "0x1", "+5", "1 0", "--1", "1e3", "nan", "9" * 400]
 
 
-@pytest.mark.parametrize("text", [*NO_NUMBERS, "1.5"])
-def test_integer_is_written_in_ascii_digits(text: str) -> None:
-    assert_fault({"PORT": text}, "PORT", repr(text), "write an integer")
-
-
-@pytest.mark.parametrize("text", [*NO_NUMBERS, ".5", "5.", "10s"])
-def test_seconds_are_written_in_ascii_digits(text: str) -> None:
-    assert_fault({"LLM_TIMEOUT": text}, "LLM_TIMEOUT", repr(text), "write seconds")
+@pytest.mark.parametrize(
+    ("name", "advice", "texts"),
+    [
+        ("PORT", "write an integer", [*NO_NUMBERS, "1.5"]),
+        ("LLM_TIMEOUT", "write seconds", [*NO_NUMBERS, ".5", "5.", "10s"]),
+    ],
+)
+def test_number_is_written_in_ascii_digits(name: str, advice: str, texts: list[str]) -> None:
+    for text in texts:
+        assert_fault({name: text}, name, repr(text), advice)
 
 
 SWITCHES = (
-    "LLM_OPTIMIZATION_ENABLED",
-    "DE_NSFW_ENABLED",
-    "IMAGE_HOSTING_ENABLED",
-    "POLLINATIONS_ENABLED",
-    "ERROR_IMAGES",
+    *("LLM_OPTIMIZATION_ENABLED", "DE_NSFW_ENABLED", "IMAGE_HOSTING_ENABLED"),
+    *("POLLINATIONS_ENABLED", "ERROR_IMAGES"),
 )
 HEADERS = (
-    "CACHE_CONTROL",
-    "AUTH_TOKEN",
-    "LLM_OPTIMIZATION_TOKEN",
-    "IMAGE_HOSTING_KEY",
+    *("CACHE_CONTROL", "AUTH_TOKEN", "LLM_OPTIMIZATION_TOKEN", "IMAGE_HOSTING_KEY"),
     "POLLINATIONS_TOKEN",
 )
-URLS = (
-    "BACKEND_API_URLS",
-    "LLM_OPTIMIZATION_API_URL",
-    "IMAGE_HOSTING_URL",
-    "POLLINATIONS_URL",
-)
+URLS = ("BACKEND_API_URLS", "LLM_OPTIMIZATION_API_URL", "IMAGE_HOSTING_URL", "POLLINATIONS_URL")
 MAPS = ("BACKEND_WEIGHTS", "TOKEN_MAP", "MODEL_MAP", "BACKEND_PARAMS", "BACKEND_PROXIES")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # For each variable, texts that it rejects.
@@ -208,31 +197,13 @@ def test_invalid_url_is_a_fault(text: str, start: str, reason: str) -> None:
         ({"LLM_OPTIMIZATION_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "LLM_OPTIMIZATION_ENABLED"),
         ({"DE_NSFW_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "DE_NSFW_ENABLED needs it"),
         (HOSTING, "IMAGE_HOSTING_PROVIDER", "smms, picgo, cloudflare_imgbed"),
-        (HOSTING | {"IMAGE_HOSTING_PROVIDER": "smms"}, "IMAGE_HOSTING_KEY", "smms needs it"),
-        (
-            HOSTING | {"IMAGE_HOSTING_PROVIDER": "picgo", "IMAGE_HOSTING_URL": "https://host"},
-            "IMAGE_HOSTING_KEY",
-            "picgo needs it",
-        ),
-        (
-            HOSTING | {"IMAGE_HOSTING_PROVIDER": "picgo", "IMAGE_HOSTING_KEY": "k"},
-            "IMAGE_HOSTING_URL",
-            "picgo needs it",
-        ),
-        (
-            HOSTING | {"IMAGE_HOSTING_PROVIDER": "cloudflare_imgbed"},
-            "IMAGE_HOSTING_URL",
-            "cloudflare_imgbed needs it",
-        ),
-        (
-            LLM | {"LLM_OPTIMIZATION_TEMPLATE": "Improve it."},
-            "LLM_OPTIMIZATION_TEMPLATE",
-            "does not contain {ORIGINAL_PROMPT}",
-        ),
-        (
-            LLM | {"DE_NSFW_TEMPLATE": "{PROMPT}"},
-            "DE_NSFW_TEMPLATE",
-            "does not contain {ORIGINAL_PROMPT}",
+        (hosted_by("smms"), "IMAGE_HOSTING_KEY", "smms needs it"),
+        (hosted_by("picgo", URL="https://host"), "IMAGE_HOSTING_KEY", "picgo needs it"),
+        (hosted_by("picgo", KEY="k"), "IMAGE_HOSTING_URL", "picgo needs it"),
+        (hosted_by("cloudflare_imgbed"), "IMAGE_HOSTING_URL", "cloudflare_imgbed needs it"),
+        *(
+            (LLM | {name: "Improve {PROMPT}."}, name, "does not contain {ORIGINAL_PROMPT}")
+            for name in ("LLM_OPTIMIZATION_TEMPLATE", "DE_NSFW_TEMPLATE")
         ),
     ],
 )
@@ -294,11 +265,8 @@ def test_cache_has_room_for_the_largest_picture() -> None:
 def test_every_invalid_entry_of_a_map_is_a_fault() -> None:
     weights = json.dumps({URL: -1, "https://b": "x", "https://c": 1})
     values = {"BACKEND_API_URLS": f"{URL},https://b", "BACKEND_WEIGHTS": weights}
-    assert [fault.split("'")[1] for fault in faults({**LEAST, **values})] == [
-        URL,
-        "https://b",
-        "https://c",
-    ]
+    urls = [fault.split("'")[1] for fault in faults({**LEAST, **values})]
+    assert urls == [URL, "https://b", "https://c"]
 
 
 # --- the cache folder
@@ -459,18 +427,14 @@ def test_pollinations_host_depends_on_the_token(values: dict[str, str], url: str
 
 
 def test_smms_has_a_default_url() -> None:
-    values = {"IMAGE_HOSTING_PROVIDER": "SMMS", "IMAGE_HOSTING_KEY": "k"}
     default = HostingSettings("smms", "https://s.ee/api/v1/file/upload", "k", None)
-    assert read_hosting(**values) == default
-    assert read_hosting(**values, IMAGE_HOSTING_URL="https://own/").url == "https://own"
+    assert read(**hosted_by("SMMS", KEY="k")).hosting == default
+    own = read(**hosted_by("SMMS", KEY="k", URL="https://own/")).hosting
+    assert own == replace(default, url="https://own")
 
 
 def test_imgbed_needs_only_its_url() -> None:
-    found = read_hosting(
-        IMAGE_HOSTING_PROVIDER="cloudflare_imgbed",
-        IMAGE_HOSTING_URL="https://bed",
-        IMAGE_HOSTING_AUTH_CODE="#1%",
-    )
+    found = read(**hosted_by("cloudflare_imgbed", URL="https://bed", AUTH_CODE="#1%")).hosting
     assert found == HostingSettings("cloudflare_imgbed", "https://bed", None, "#1%")
 
 
@@ -519,16 +483,16 @@ def test_invalid_proxy_is_a_fault(name: str) -> None:
 
 def test_socks_without_pysocks_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert_fault(
-        {"ALL_PROXY": "socks5://host"}, "ALL_PROXY", "pip install -r requirements-socks.txt"
-    )
+    reason = "pip install -r requirements-socks.txt"
+    assert_fault({"ALL_PROXY": "socks5://host"}, "ALL_PROXY", reason)
 
 
-def test_certificates_are_those_of_the_first_file_that_is_named(tmp_path: Path) -> None:
-    authority = str(make_authority(tmp_path)[0])
-    names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CA_BUNDLE")
+def test_certificates_are_those_of_the_first_file_that_is_named(
+    certificates: tuple[Path, Path],
+) -> None:
+    authority = str(certificates[0])
     values: dict[str, str] = {}
-    for name in names:
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CA_BUNDLE"):
         assert_fault({**values, name: "/no/such/file"}, name, "No such file or directory")
         values[name] = authority
         assert read(**values).network.ca_bundle == Path(authority)
@@ -548,10 +512,7 @@ def test_template_is_read_only_for_what_is_enabled() -> None:
     assert both.optimize_template == (ROOT / "prompts" / "optimize.txt").read_text("utf-8")
     assert both.safety_template == (ROOT / "prompts" / "safety.txt").read_text("utf-8")
     only_safety = read_llm(LLM_OPTIMIZATION_ENABLED="false", LLM_OPTIMIZATION_TEMPLATE="unused")
-    assert (only_safety.optimize_template, only_safety.safety_template) == (
-        None,
-        both.safety_template,
-    )
+    assert only_safety == replace(both, optimize_template=None)
     assert read_llm(DE_NSFW_ENABLED="false").safety_template is None
 
 
@@ -628,6 +589,10 @@ def test_unreadable_dotenv_is_a_fault(dotenv: Path) -> None:
     dotenv.write_bytes(b"PROXY_ACCESS_KEY=\xff\xfe")
     with pytest.raises(SettingsError, match=r"\.env: cannot be read \(not UTF-8\)"):
         config.load()
+    dotenv.unlink()
+    dotenv.mkdir()  # as Docker makes one to mount where there is no file
+    with pytest.raises(SettingsError, match=r"\.env: cannot be read \(Is a directory\)"):
+        config.load()
 
 
 def test_secret_in_the_environment_overrides_both_forms_in_dotenv(
@@ -640,13 +605,6 @@ def test_secret_in_the_environment_overrides_both_forms_in_dotenv(
     monkeypatch.setenv("ADMIN_TOKEN", "from-environment")
     found = config.load()
     assert (found.access_key, found.admin_token) == ("from-file", "from-environment")
-
-
-def test_unreadable_dotenv_folder_is_a_fault(dotenv: Path) -> None:
-    dotenv.unlink()
-    dotenv.mkdir()  # as Docker makes one to mount where there is no file
-    with pytest.raises(SettingsError, match=r"\.env: cannot be read \(Is a directory\)"):
-        config.load()
 
 
 # --- the flask command, which reads .env into its environment before our own code runs
@@ -873,19 +831,12 @@ def test_no_secret_is_in_a_repr() -> None:
         *(
             {"BACKEND_API_URLS": url}
             for url in (
-                "https://user:1secret@host:port",
-                "https://user:1sec/secret@host",
-                "https://user:1sec#secret@host",
-                "https://user:1sec?secret@host",
-                "https://user:1sec@secret@host:port",
-                "https://user:1 secret@host",
-                "https://user:secret,1@host",
-                "https://user:1,secret@host:port",
-                "user:secret@host/v1",
-                "ftp://user:secret@host/v1",
-                "https://host:port/v1?key=secret",
-                "host/v1?key=secret",
-                "https:// host/secret",
+                *("https://user:1secret@host:port", "https://user:1sec/secret@host"),
+                *("https://user:1sec#secret@host", "https://user:1sec?secret@host"),
+                *("https://user:1sec@secret@host:port", "https://user:1 secret@host"),
+                *("https://user:secret,1@host", "https://user:1,secret@host:port"),
+                *("user:secret@host/v1", "ftp://user:secret@host/v1"),
+                *("https://host:port/v1?key=secret", "host/v1?key=secret", "https:// host/secret"),
             )
         ),
     ],
@@ -984,7 +935,7 @@ def test_example_works_with_two_lines_filled_in() -> None:
 def test_example_shows_the_real_defaults() -> None:
     assert parsed(re.sub(r"(?m)^#([A-Z_]+=)", r"\1", FILLED)) == read()
     # Each alone too, with everything enabled.
-    on = {**LLM, **HOSTING, "IMAGE_HOSTING_PROVIDER": "smms", "IMAGE_HOSTING_KEY": "k"}
+    on = LLM | hosted_by("smms", KEY="k")
     for name, value in re.findall(r"(?m)^#([A-Z_]+)=(.+)$", EXAMPLE):
         if name not in on:
             assert read(**on, **{name: value}) == read(**on), name

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ import pytest
 from cooldowns import Cooldown, Cooldowns
 from storage import State
 from storage.memory import Memory
-from storage.sqlite import SqliteState
 from upstream.judging import Fault, Outcome
 
 from .states import Clock
@@ -48,17 +45,6 @@ class Site:
     @property
     def note(self) -> Cooldown:
         return Cooldowns.current(self.memory(), KEY)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def state(tmp_path: Path, clock: Clock) -> Iterator[State]:
-    with closing(SqliteState(tmp_path, clock)) as made:
-        yield made
 
 
 @pytest.fixture

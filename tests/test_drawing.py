@@ -7,13 +7,11 @@ import contextlib
 import json
 import socket
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drawing import Backend, Image, NotDrawn, Pollinations
@@ -21,34 +19,23 @@ from environment.servers import BackendSettings, PollinationsSettings
 from picture import ImageRequest
 from storage import State
 from storage.memory import Memory
-from storage.sqlite import SqliteState
 from upstream.client import Deadline, Upstream
 from upstream.judging import Outcome
 from upstream.learning import Learned
 from upstream.pictures import NoPicture, decode_base64, find_picture
 
 from .conftest import REFUSAL, InProcess, drawing
-from .servers import GIF, JPEG, WEBP, RawServer, Say, ScriptedServer, Seen, png, read_request
-from .wire import Net, guarded_net, hang
-
-MakeServer = Callable[[], ScriptedServer]
-MakeRawServer = Callable[[Callable[[socket.socket], None]], RawServer]
+from .servers import GIF, JPEG, WEBP, Say, ScriptedServer, Seen, png, read_request
+from .wire import MakeRawServer, MakeServer, Net, guarded_net, hang, unhurried
 
 REQUEST = ImageRequest("a red apple", 640, 480, "any", 7)
 LIMIT = 2**20
 PNG = png()
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 net = pytest.fixture(guarded_net)
 
 
 def no_names(host: str, *_: Any) -> list[Any]:
     raise socket.gaierror(socket.EAI_NONAME, f"{host} is not known")
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[State]:
-    with closing(SqliteState(tmp_path)) as made:
-        yield made
 
 
 Draw = Callable[..., Image]
@@ -134,8 +121,7 @@ def test_picture_is_found_in_every_dialect(server: MakeServer, draw: Draw, diale
     assert image.media_type.partition("/")[2].upper().encode() in (b"PNG", b"JPEG", b"WEBP")
 
 
-def test_vendor_s_own_prompt_is_returned(server: MakeServer, draw: Draw) -> None:
-    backend = server()
+def test_vendor_s_own_prompt_is_returned(backend: ScriptedServer, draw: Draw) -> None:
     backend.say(drawing(revised_prompt=" a ripe\0 apple\ud800 "), drawing(revised_prompt=5))
     assert [draw(backend.url).revised_prompt for _ in range(2)] == ["a ripe apple?", None]
 
@@ -192,8 +178,7 @@ def test_anything_but_a_picture_is_a_failure(server: MakeServer, draw: Draw, thi
         (Say("", 599), Outcome.FAILED),
     ],
 )
-def test_answer_is_judged(server: MakeServer, draw: Draw, say: Say, outcome: Outcome) -> None:
-    backend = server()
+def test_answer_is_judged(backend: ScriptedServer, draw: Draw, say: Say, outcome: Outcome) -> None:
     backend.say(say)
     assert not_drawn(lambda: draw(backend.url)).fault.outcome is outcome
 
@@ -246,10 +231,8 @@ def test_cut_answer_is_a_failure_whatever_its_status(raw_server: MakeRawServer, 
     ],
 )  # fmt: skip
 def test_request_body_is_this(
-    server: MakeServer, draw: Draw, request_: ImageRequest, body: dict[str, Any]
+    backend: ScriptedServer, draw: Draw, request_: ImageRequest, body: dict[str, Any]
 ) -> None:
-    backend = server()
-    backend.say(drawing())
     draw(backend.url + "/openai/v1?api-version=2", request_, models={"flux": "flux-1"})
     seen = backend.seen[0]
     assert seen.json == body
@@ -277,10 +260,8 @@ PARAMS: dict[str, Any] = {
     ],
 )
 def test_configured_parameters_replace_those_of_the_request(
-    server: MakeServer, draw: Draw, model: str | None, added: dict[str, Any]
+    backend: ScriptedServer, draw: Draw, model: str | None, added: dict[str, Any]
 ) -> None:
-    backend = server()
-    backend.say(drawing())
     request = ImageRequest("a", 640, 480, model, style="oil")
     draw(backend.url, request, models={"flux": "flux-1"}, params=PARAMS)
     assert backend.seen[0].json == {"prompt": "a", "n": 1, **added}
@@ -297,9 +278,9 @@ def test_parameters_are_configured_by_backend(
     assert (ours.seen[0].json["size"], theirs.seen[0].json["size"]) == ("auto", "64x64")
 
 
-def test_configured_model_is_sent_with_its_own_parameters(server: MakeServer, draw: Draw) -> None:
-    backend = server()
-    backend.say(drawing())
+def test_configured_model_is_sent_with_its_own_parameters(
+    backend: ScriptedServer, draw: Draw
+) -> None:
     params = {"*": {"model": "flux"}, "flux": {"steps": 4}}
     draw(backend.url, ImageRequest("a"), params=params)
     assert backend.seen[0].json == {"prompt": "a", "n": 1, "seed": 42, "model": "flux", "steps": 4}
@@ -307,25 +288,22 @@ def test_configured_model_is_sent_with_its_own_parameters(server: MakeServer, dr
 
 @pytest.mark.parametrize("name", ["steps", "size", "image_size"])
 def test_configured_parameter_that_is_rejected_is_dropped(
-    server: MakeServer, draw: Draw, name: str
+    backend: ScriptedServer, draw: Draw, name: str
 ) -> None:
-    backend = server()
     backend.say(Say({"error": {"message": f"Unknown parameter: '{name}'."}}, 400), drawing())
     for _ in range(2):
         draw(backend.url, params={"*": {name: "8x8"}})
     assert [name in seen.json for seen in backend.seen] == [True, False, False]
 
 
-def test_prompt_that_was_rewritten_is_the_one_that_is_drawn(server: MakeServer, draw: Draw) -> None:
-    backend = server()
-    backend.say(drawing())
+def test_prompt_that_was_rewritten_is_the_one_that_is_drawn(
+    backend: ScriptedServer, draw: Draw
+) -> None:
     draw(backend.url, prompt="a green apple")
     assert backend.seen[0].json["prompt"] == "a green apple"
 
 
-def test_name_of_a_backend_holds_no_secret(server: MakeServer, draw: Draw) -> None:
-    backend = server()
-    backend.say(drawing())
+def test_name_of_a_backend_holds_no_secret(backend: ScriptedServer, draw: Draw) -> None:
     url = backend.url.replace("//", "//user:password@") + "/v1?key=secret"
     assert draw(url).drawn_by == backend.url + "/v1"
 
@@ -334,9 +312,8 @@ def test_name_of_a_backend_holds_no_secret(server: MakeServer, draw: Draw) -> No
 
 
 def test_picture_of_the_same_origin_is_fetched_with_the_token(
-    server: MakeServer, draw: Draw
+    backend: ScriptedServer, draw: Draw
 ) -> None:
-    backend = server()
     backend.say(
         Say({"data": [{"url": backend.url + "/a/b.png?sig=c%2Fd"}]}),
         Say("", 302, {"Location": "/moved.png"}),
@@ -374,8 +351,7 @@ def test_private_picture_is_asked_for_as_bytes_from_then_on(
     assert other.seen == []
 
 
-def test_private_picture_without_bytes_is_a_failure(server: MakeServer, draw: Draw) -> None:
-    backend = server()
+def test_private_picture_without_bytes_is_a_failure(backend: ScriptedServer, draw: Draw) -> None:
     backend.say(Say({"data": [{"url": "http://192.168.1.9/a.png"}]}))
     assert not_drawn(lambda: draw(backend.url)).fault.why == "forbidden URL"
     assert len(backend.seen) == 2
@@ -383,9 +359,8 @@ def test_private_picture_without_bytes_is_a_failure(server: MakeServer, draw: Dr
 
 @pytest.mark.parametrize("status", [204, 404, 451, 500])
 def test_picture_that_cannot_be_fetched_is_a_failure(
-    server: MakeServer, draw: Draw, status: int
+    backend: ScriptedServer, draw: Draw, status: int
 ) -> None:
-    backend = server()
     backend.say(Say({"data": [{"url": "/a.png"}]}), Say("nsfw", status))
     error = not_drawn(lambda: draw(backend.url))
     assert (error.fault.outcome, error.fault.why) == (Outcome.FAILED, "not a picture")
@@ -407,36 +382,18 @@ def fall_back(
     return there.draw(prompt, request, Deadline.after(10))
 
 
-FIXED = "nofeed=true&private=true"
-
-
 @pytest.mark.parametrize(
     ("base", "prompt", "request_", "model", "target"),
     [
-        (
-            "/prompt",
-            "a red/green apple? #1 & 100%",
-            ImageRequest("x", 640, 480, "dall-e-3", 7),
-            None,
-            "/prompt/a%20red%2Fgreen%20apple%3F%20%231%20%26%20100%25?"
-            f"width=640&height=480&seed=7&{FIXED}",
-        ),
-        (
-            "/image",
-            "é\n☃+",
-            ImageRequest("x"),
-            "flux pro",
-            f"/image/%C3%A9%0A%E2%98%83%2B?model=flux+pro&seed=42&{FIXED}",
-        ),
-        (
-            "/p?referrer=me&x=%2F",
-            "a/../b",
-            ImageRequest("x", seed=-3),
-            None,
-            f"/p/a%2F..%2Fb?referrer=me&x=%2F&seed=-3&{FIXED}",
-        ),
+        ("/prompt", "a red/green apple? #1 & 100%", ImageRequest("x", 640, 480, "dall-e-3", 7),
+         None, "/prompt/a%20red%2Fgreen%20apple%3F%20%231%20%26%20100%25?width=640&height=480"
+         "&seed=7"),
+        ("/image", "é\n☃+", ImageRequest("x"), "flux pro",
+         "/image/%C3%A9%0A%E2%98%83%2B?model=flux+pro&seed=42"),
+        ("/p?referrer=me&x=%2F", "a/../b", ImageRequest("x", seed=-3), None,
+         "/p/a%2F..%2Fb?referrer=me&x=%2F&seed=-3"),
     ],
-)
+)  # fmt: skip
 def test_fallback_is_asked_for_just_this(
     server: MakeServer,
     base: str,
@@ -449,7 +406,8 @@ def test_fallback_is_asked_for_just_this(
     there.say(Say(JPEG, headers={"Content-Type": "text/plain"}))
     image = fall_back(there.url + base, prompt, request_, model=model)
     assert image == Image(JPEG, "image/jpeg", "pollinations", None)
-    assert (there.seen[0].method, there.seen[0].target) == ("GET", target)
+    assert there.seen[0].method == "GET"
+    assert there.seen[0].target == f"{target}&nofeed=true&private=true"
 
 
 @pytest.mark.parametrize("token", ["t", None])

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,26 +19,26 @@ from environment.servers import LlmSettings
 from llm import Llm, RewriteFailed, message_in, read_prompt
 from storage import State
 from storage.memory import Memory
-from storage.sqlite import SqliteState
 from upstream.client import Deadline, Upstream
 
 from .conftest import saying
-from .servers import RawServer, Say, ScriptedServer, Seen, free_port
-from .wire import hang
+from .servers import Say, ScriptedServer, Seen, free_port
+from .wire import MakeRawServer, hang
 
 BOUNDED = settings(max_examples=80, deadline=None)
 FOX = "A red fox in deep snow, soft morning light"
 
 
-def failure_of(call: Callable[[], Any]) -> str:
+def failure_of(call: Callable[[], Any]) -> RewriteFailed:
     with pytest.raises(RewriteFailed) as caught:
         call()
-    return str(caught.value)
+    return caught.value
 
 
 # --- reading the prompt -------------------------------------------------------------------------
 
 DRAFT = "Maybe <prompt>a cat indoors</prompt>?"
+THOUGHTS = [("<think>", ""), ("<think>", "</think>"), ("", "</think>")]
 
 
 @pytest.mark.parametrize(
@@ -137,25 +135,14 @@ def test_ordinary_prompt_passes_unchanged(prompt: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        " \n ",
-        "1234",
-        "<prompt></prompt>",
-        "<prompt>fox</prompt>",
-        '"fox"',
-        "```\n\n```",
-        "****",
-        "Enhanced prompt: fox",
-        "<think>Let me think for long",
-        "<think>Let me think for long</think>",
-        "Let me think for long</think>",
-        f"<think>{DRAFT}",
-        f"{DRAFT}</think>",
-        "<prompt>a red fox in snow</think>",
+        *("", " \n ", "1234", "<prompt></prompt>", "<prompt>fox</prompt>", '"fox"', "```\n\n```"),
+        *("****", "Enhanced prompt: fox", "<prompt>a red fox in snow</think>"),
+        *(f"{begin}Let me think for long{end}" for begin, end in THOUGHTS),
+        *(f"{begin}{DRAFT}{end}" for begin, end in THOUGHTS),
     ],
 )
 def test_prompt_under_5_characters_is_a_failure(text: str) -> None:
-    assert failure_of(lambda: read_prompt(text)) == "the prompt is too short"
+    assert str(failure_of(lambda: read_prompt(text))) == "the prompt is too short"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +163,7 @@ def test_prompt_under_5_characters_is_a_failure(text: str) -> None:
     ],
 )
 def test_apology_is_a_failure(text: str) -> None:
-    assert failure_of(lambda: read_prompt(text)) == "an apology instead of a prompt"
+    assert str(failure_of(lambda: read_prompt(text))) == "an apology instead of a prompt"
 
 
 @pytest.mark.parametrize(
@@ -223,26 +210,19 @@ def test_message_is_the_text_of_the_first_choice(content: Any, text: str) -> Non
 
 @pytest.mark.parametrize("content", [None, "", " \n", "\0", [], [{}], {}, 5, True])
 def test_message_without_text_is_a_failure(content: Any) -> None:
-    assert failure_of(lambda: message_in(with_content(content))) == "the message is empty"
+    assert str(failure_of(lambda: message_in(with_content(content)))) == "the message is empty"
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        None,
-        "text",
-        [{}],
-        {"choices": None},
-        {"choices": []},
-        {"choices": [None]},
-        {"choices": [{"message": "text"}]},
-        {"choices": [{"message": [FOX]}]},
-        {"choices": [{"message": {}}]},
-        {"error": "no"},
+        *(None, "text", [{}], {"choices": None}, {"choices": []}, {"choices": [None]}),
+        *({"choices": [{"message": "text"}]}, {"choices": [{"message": [FOX]}]}),
+        *({"choices": [{"message": {}}]}, {"error": "no"}),
     ],
 )
 def test_answer_without_message_is_a_failure(answer: Any) -> None:
-    assert failure_of(lambda: message_in(answer)) == "no message in the answer"
+    assert str(failure_of(lambda: message_in(answer))) == "no message in the answer"
 
 
 # --- any input ----------------------------------------------------------------------------------
@@ -302,12 +282,6 @@ def test_long_runs_take_linear_time(unit: str) -> None:
 # --- over HTTP ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[State]:
-    with closing(SqliteState(tmp_path)) as made:
-        yield made
-
-
 def make_llm(url: str, timeout: float = 10.0, **more: Any) -> Llm:
     values: dict[str, Any] = {
         "url": url,
@@ -331,12 +305,6 @@ def rewrite(state: State) -> Rewrite:
         return llm.rewrite(task, prompt, Deadline.after(seconds), Memory(state, llm.wanted(prompt)))
 
     return call
-
-
-def why_of(call: Callable[[], Any]) -> str:
-    with pytest.raises(RewriteFailed) as caught:
-        call()
-    return caught.value.why
 
 
 @pytest.fixture(scope="module")
@@ -442,25 +410,22 @@ def test_unusable_answer_is_a_failure(
     api: ScriptedServer, rewrite: Rewrite, say: Say, why: str
 ) -> None:
     api.say(say)
-    assert why_of(lambda: rewrite(make_llm(api.url))) == why
+    assert failure_of(lambda: rewrite(make_llm(api.url))).why == why
     assert len(api.seen) == 1
 
 
 def test_server_that_is_down_is_a_failure(rewrite: Rewrite) -> None:
     llm = make_llm(f"http://127.0.0.1:{free_port()}")
-    assert why_of(lambda: rewrite(llm)) == "unreachable"
+    assert failure_of(lambda: rewrite(llm)).why == "unreachable"
 
 
 @pytest.mark.parametrize(("timeout", "seconds"), [(0.2, 30.0), (30.0, 0.2)])
 def test_silent_server_is_a_failure_in_time(
-    raw_server: Callable[[Callable[[socket.socket], None]], RawServer],
-    rewrite: Rewrite,
-    timeout: float,
-    seconds: float,
+    raw_server: MakeRawServer, rewrite: Rewrite, timeout: float, seconds: float
 ) -> None:
     llm = make_llm(raw_server(hang).url, timeout=timeout)
     start = time.monotonic()
-    assert why_of(lambda: rewrite(llm, seconds=seconds)) == "timed out"
+    assert failure_of(lambda: rewrite(llm, seconds=seconds)).why == "timed out"
     assert time.monotonic() - start < 5
 
 
@@ -471,7 +436,7 @@ def test_fault_of_the_server_is_one_warning_and_stands_in_the_state(
     llm = make_llm(api.url)
     api.say(Say({"error": {"message": "The model `x` does not exist"}}, 404))
     for prompt in "abc":
-        why_of(partial(rewrite, llm, prompt=prompt))
+        failure_of(partial(rewrite, llm, prompt=prompt))
     memory = Memory(state, llm.wanted("d"))
     assert llm.cooldowns.current(memory, llm.endpoint.note_key()).why == "unknown model"
     api.say(saying(FOX))
@@ -489,8 +454,7 @@ def test_what_is_wrong_with_a_prompt_is_no_fault_of_the_server(
     caplog.set_level(logging.WARNING)
     api.say(say)
     for prompt in "abcd":
-        with pytest.raises(RewriteFailed):
-            rewrite(make_llm(api.url), prompt=prompt)
+        failure_of(partial(rewrite, make_llm(api.url), prompt=prompt))
     assert caplog.messages == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,17 +15,6 @@ from storage.sqlite import SqliteState
 from .states import Clock, CountingState
 
 WANTED = [(Rewritten, "a"), (Rewritten, "b")]
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def state(tmp_path: Path, clock: Clock) -> Iterator[State]:
-    with closing(SqliteState(tmp_path, clock)) as made:
-        yield made
 
 
 def prompts(memory: Memory) -> list[str | None]:

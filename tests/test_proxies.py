@@ -14,7 +14,7 @@ from environment.proxies import Proxies, Proxy
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from .proxy import HttpProxy, SocksProxy
-from .servers import RawServer, Say, free_port, png
+from .servers import RawServer, Say, ScriptedServer, free_port, png
 from .wire import (
     DRAWN,
     MIB,
@@ -28,7 +28,6 @@ from .wire import (
     dripping,
     guarded_net,
     hang,
-    make_authority,
     over_tls,
     reason_of,
     saying,
@@ -54,11 +53,6 @@ def proxy(opened: list[Any]) -> HttpProxy:
 def socks(opened: list[Any]) -> SocksProxy:
     opened.append(made := SocksProxy())
     return made
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_authority(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -106,8 +100,7 @@ def test_certificate_is_checked_through_a_tunnel(
     assert caught.value.why is Why.UNTRUSTED
 
 
-def test_http_request_is_handed_to_the_proxy(proxy: HttpProxy, server: MakeServer) -> None:
-    backend = server()
+def test_http_request_is_handed_to_the_proxy(proxy: HttpProxy, backend: ScriptedServer) -> None:
     backend.say(Say("drawn"))
     upstream = through(f"user:password@{proxy.address}")
     url = f"http://backend.example:{backend.port}/v1/images?a=b"
@@ -181,8 +174,7 @@ def test_socks5h_gets_the_name(
     assert socks.users == ["user:pa:ss"]
 
 
-def test_socks5_gets_the_address(socks: SocksProxy, server: MakeServer) -> None:
-    backend = server()
+def test_socks5_gets_the_address(socks: SocksProxy, backend: ScriptedServer) -> None:
     backend.say(Say("drawn"))
     upstream = through(f"socks5://{socks.address}", Names([PUBLIC]))
     assert ask(upstream, f"http://backend.example:{backend.port}/").body == b"drawn"
@@ -337,11 +329,7 @@ def test_proxy_url_is_read(url: str, expected: Proxy) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "",
-        "http://",
-        "https://secret@proxy.example",
-        "ftp://a/",
-        "http://secret@a:99999",
+        *("", "http://", "https://secret@proxy.example", "ftp://a/", "http://secret@a:99999"),
         "http://[secret",
     ],
 )

@@ -15,28 +15,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
-from storage import IncompatibleSchema, Note, Row, Totals, Unavailable, schema
+from storage import IncompatibleSchema, Row, Totals, Unavailable, schema
 from storage.database import BUSY_SECONDS
 from storage.rows import to_columns
 from storage.sql import MAX_NOTES, SCHEMA_VERSION
 from storage.sqlite import SqliteState
 
 from .disks import full, read_only, small_disk
-from .states import ROOT, Clock
+from .states import ROOT, Clock, Word
 
 Open = Callable[[], SqliteState]
-
-
-@dataclass(frozen=True, slots=True)
-class Word(Note):
-    kind: ClassVar[str] = "word"
-    text: str
+Fill = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -278,11 +273,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("is_open", [True, False], ids=["open", "closed"])
 def test_lost_database_is_replaced_under_every_process(
-    open_state: Open,
-    index: Path,
-    seconds: Clock,
-    damage: Callable[[Path], object],
-    is_open: bool,
+    open_state: Open, index: Path, seconds: Clock, damage: Callable[[Path], object], is_open: bool
 ) -> None:
     states = [open_state(), open_state()]
     for number in range(30):
@@ -523,7 +514,7 @@ def test_file_system_without_locks_is_worked_on_without(
 
 
 @pytest.fixture
-def full_disk(folder: Path) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+def full_disk(folder: Path) -> Iterator[Fill]:
     """Return a context in which nothing more can be written to the folder."""
     with small_disk(folder) as is_small:
         yield lambda: full(folder, is_small, [os.getpid()])
@@ -542,10 +533,7 @@ os.kill(os.getpid(), 9)
 
 @pytest.mark.parametrize("is_killed", [False, True], ids=["closed", "killed"])
 def test_rows_are_found_after_a_restart_on_a_full_disk(
-    open_state: Open,
-    folder: Path,
-    full_disk: Callable[[], contextlib.AbstractContextManager[None]],
-    is_killed: bool,
+    open_state: Open, folder: Path, full_disk: Fill, is_killed: bool
 ) -> None:
     if is_killed and not folder.is_mount():
         pytest.skip("needs the right to mount: a limit on file sizes keeps the WAL from being read")
@@ -565,10 +553,7 @@ def test_rows_are_found_after_a_restart_on_a_full_disk(
 
 
 def test_wal_that_cannot_be_read_is_not_ignored(
-    open_state: Open,
-    folder: Path,
-    index: Path,
-    full_disk: Callable[[], contextlib.AbstractContextManager[None]],
+    open_state: Open, folder: Path, index: Path, full_disk: Fill
 ) -> None:
     """Without it the row is missing, and its picture would be swept and paid for again."""
     open_state().check()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
@@ -31,6 +32,9 @@ OK = b"HTTP/1.1 200 OK\r\n"
 DRAWN = OK + b"Content-Length: 5\r\n\r\ndrawn"
 SIZED = OK + b"Content-Length: 100000\r\n\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+# A slow machine fails no test: an example may take as long as it likes.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Net:
