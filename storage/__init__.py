@@ -246,7 +246,7 @@ class State(Protocol):
         ...
 
     def close(self) -> None:
-        """Close every connection and file; the next call opens them again."""
+        """Close every connection and file; later calls open and close their own."""
         ...
 
 

@@ -68,6 +68,7 @@ class Database:
         # Last in, first out: few connections are ever open, however many threads there are.
         self._idle: deque[_Connection] = deque()
         self._generation = 0
+        self._is_closed = False
         self._identity: Identity | None = None
         self._mutex = threading.Lock()
         self._checked = 0.0
@@ -101,7 +102,12 @@ class Database:
         raise AssertionError("the second attempt returns or raises")
 
     def close(self) -> None:
-        """Close every connection; those in use are closed as soon as they are given back."""
+        """Close every connection; those in use, and later ones, are closed after use."""
+        self._is_closed = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Close the connections in the pool; those in use are closed when they are given back."""
         self._generation += 1
         while self._idle:
             self._idle.pop().close()
@@ -123,12 +129,12 @@ class Database:
         return connection
 
     def _give_back(self, connection: _Connection) -> None:
-        if connection.generation != self._generation:
+        if self._is_closed or connection.generation != self._generation:
             connection.close()
             return
         self._idle.append(connection)
-        if connection.generation != self._generation:  # closed meanwhile
-            self.close()
+        if self._is_closed or connection.generation != self._generation:  # closed meanwhile
+            self._close_idle()
 
     def _open(self) -> _Connection:
         if self._find() is None:
@@ -214,7 +220,7 @@ class Database:
             self._identity = identity
             self.epoch += is_new
         if is_new:
-            self.close()
+            self._close_idle()
         return is_new
 
     def _recover(self, error: Exception, connection: _Connection | None) -> bool:
@@ -223,7 +229,7 @@ class Database:
         # A connection to a file that was moved away, or opened while the folder was read-only,
         # can never write again; a new one may.
         if code & 0xFF == sqlite3.SQLITE_READONLY or isinstance(error, FileNotFoundError):
-            self.close()
+            self._close_idle()
             return True
         # While one process reads a snapshot, another may write: what it reads proves nothing.
         if not _is_damage(error) or (connection and connection.is_snapshot):
@@ -240,7 +246,7 @@ class Database:
         with self._exclusive():
             if self._find() in (None, lost):
                 replace(self.path)
-        self.close()
+        self._close_idle()
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
