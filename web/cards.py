@@ -149,7 +149,9 @@ _SENTENCES = {
     r"This is remembered until (\S+ \S+) UTC\.": r"此结果会记住到 \1 UTC。",
     # advice
     r"Change the description\.": "请修改描述。",
-    r"The operator has to fix it: /status or the log says why\.": "需要服务的管理者来解决，原因见 /status。",
+    r"The operator has to fix it: /status or the log says why\.": (
+        "需要服务的管理者来解决，原因见 /status 或日志。"
+    ),
     r"Try again in (\d+) s\.": r"请在 \1 秒后重试。",
     r"Try again later\.": "请稍后再试。",
     r"It will be here soon: load it again in (\d+) s\.": r"即将完成，请在 \1 秒后重新加载。",
