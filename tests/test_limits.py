@@ -168,11 +168,6 @@ def test_two_workers_never_exceed_a_limit_together(
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
-    return SqliteState(tmp_path)
-
-
-@pytest.fixture
 def limits(state: State) -> Limits:
     return Limits(state, Clock(NOON))
 
