@@ -1,4 +1,4 @@
-"""Cards: small SVG pictures that say in a picture's place why there is none.
+"""Cards: small SVG pictures that show the reason for an error in place of the picture.
 
 An SVG that is shown as a picture loads no font and runs no script, and SVG 1.1 wraps no text:
 lines are broken here, by widths that no usual font exceeds.

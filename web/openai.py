@@ -183,7 +183,7 @@ class OpenAi:
             raise BadRequest(str(error), "response_format") from error
 
     def _draw_all(self, order: Order, reserved: Reservation) -> dict[ImageRequest, _Found]:
-        """Return those pictures that could be drawn. Raises an error only if there is none."""
+        """Return the pictures that could be drawn. Raises an error only if all drawings failed."""
         first, *others = order.pictures
         # Each waits in a thread, and in a place of the pipeline's, for its own drawing.
         with ThreadPoolExecutor(MAX_PICTURES, thread_name_prefix="openai") as threads:
@@ -199,7 +199,7 @@ class OpenAi:
         }
 
     def _draw(self, wanted: ImageRequest, reserved: Reservation) -> _Found | Exception:
-        """Return a picture from the cache or draw it, or return why there is none."""
+        """Return a picture from the cache or draw it; return the error if that fails."""
         try:
             if picture := self.cache.get(wanted.key, wanted):
                 return _from_cache(picture)
