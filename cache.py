@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import FileIO
 from typing import NamedTuple
 
@@ -126,8 +126,7 @@ class Cache:
             revised=revised,
             drawn_by=drawn_by,
         )
-        self._keep(row, data)
-        return row
+        return self._keep(row, data)
 
     def delete(self, key: str) -> bool:
         """Delete a picture; return whether there was one.
@@ -188,12 +187,12 @@ class Cache:
                 self.state.amend(row, known)
         return Picture(known, file)
 
-    def _keep(self, row: Row, data: bytes) -> None:
+    def _keep(self, row: Row, data: bytes) -> Row:
         if row.file and 0 < self.max_bytes < row.bytes:
             raise NotKept("the picture is larger than CACHE_MAX_BYTES")
         try:
             if row.file:
-                self.store.write(row.file, data, row.created)
+                row = replace(row, machine=self.store.write(row.file, data, row.created))
         except OSError as error:
             log.debug("A picture could not be written: %s", error.strerror)
             self._backlog.add(row, data, is_stored=False)
@@ -202,7 +201,7 @@ class Cache:
             replaced = self.state.store(row)
         except Unavailable:
             self._backlog.add(row, data, is_stored=row.file is not None)
-            return
+            return row
         if replaced and replaced != row.file:
             with suppress(OSError):
                 self.store.delete(replaced)
@@ -210,6 +209,7 @@ class Cache:
         if self.max_bytes and self._room < 0:
             with suppress(Unavailable):
                 self.evict()
+        return row
 
     # --- adoption
 

@@ -32,8 +32,9 @@ class Row:
     """All that is known of one picture. Sizes are pixels and bytes, `created` a Unix time.
 
     A picture lies either in the store, as `file`, or at an image host, at `url`. `digest` is
-    the SHA-256 of its bytes in hex, None for an adopted file until its first hit. The fields
-    from `prompt` on are None where they are unknown.
+    the SHA-256 of its bytes in hex, None for an adopted file until its first hit. `machine` is
+    set while only the machine of that name can read the file. The fields from `prompt` on are
+    None where they are unknown.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Row:
     rewritten: str | None = None
     revised: str | None = None
     drawn_by: str | None = None
+    machine: str | None = None
 
     @property
     def request(self) -> ImageRequest | None:
@@ -133,7 +135,7 @@ class State(Protocol):
     """Rows, notes and locks, shared by all processes that use the same database.
 
     Every method is one call: one round trip where the database is another machine's. All but
-    `hold` and `close` raise Unavailable. Durations are seconds; moments are read off the
+    `close` raise Unavailable. Durations are seconds; moments are read off the
     state's own clock, so that a machine whose clock is wrong invalidates nothing. Thread-safe.
     """
 
@@ -179,6 +181,10 @@ class State(Protocol):
 
         `before` is the `(created, key)` of the last row of the page before.
         """
+        ...
+
+    def largest(self, search: str, limit: int, before: tuple[int, str] | None) -> list[Row]:
+        """Return rows like `newest`, the largest first; `before` is `(bytes, key)`."""
         ...
 
     def oldest(self, limit: int) -> list[Row]:
@@ -236,8 +242,9 @@ class State(Protocol):
 
         Yields whether another process was waited for. A process may hold a lock several times,
         and the lock ends with it, however that ends. Threads of one process must be kept apart
-        by the caller. Raises LockTimeout after `seconds`. Where locks cannot be had, each
-        process works alone.
+        by the caller. Raises LockTimeout after `seconds`. On a file system without locks, each
+        process works alone; without a connection to the server that keeps them, it raises
+        Unavailable.
         """
         ...
 
@@ -251,12 +258,16 @@ class State(Protocol):
 
 
 class Stored(NamedTuple):
-    """One object of a store: its name, its bytes, and Unix times of creation and last change."""
+    """One object of a store: its name, its bytes, and Unix times of creation and last change.
+
+    `machine` is as in its row.
+    """
 
     name: str
     bytes: int
     created: float
     changed: float
+    machine: str | None = None
 
 
 class Store(Protocol):
@@ -265,8 +276,11 @@ class Store(Protocol):
     A name never stands for half of its bytes. All methods raise OSError.
     """
 
-    def write(self, name: str, data: bytes, created: float) -> None:
-        """Store new bytes durably, as created at the Unix time `created` (whole seconds)."""
+    def write(self, name: str, data: bytes, created: float) -> str | None:
+        """Store new bytes durably, as created at the Unix time `created` (whole seconds).
+
+        Return the name of this machine if for now only it can read them.
+        """
         ...
 
     def open(self, name: str) -> FileIO:

@@ -22,11 +22,18 @@ _TEMPORARY = re.compile(_NAME + r"\.tmp")
 class Folder:
     """The store of a single machine."""
 
-    def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        clock: Callable[[], float] = time.time,
+        machine: str | None = None,
+    ) -> None:
+        """`machine` names this one where others share the state, and cannot read the folder."""
         self.directory = directory
+        self.machine = machine
         self._clock = clock
 
-    def write(self, name: str, data: bytes, created: float) -> None:
+    def write(self, name: str, data: bytes, created: float) -> str | None:
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = self.directory / f"{name}.tmp"
         try:
@@ -40,6 +47,7 @@ class Folder:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+        return self.machine
 
     def open(self, name: str) -> FileIO:
         return FileIO(f"{self.directory}/{name}")
@@ -49,7 +57,7 @@ class Folder:
 
     def names(self) -> Iterator[Stored]:
         for entry, found in self._scan(_PICTURE):
-            yield Stored(entry.name, found.st_size, found.st_mtime, found.st_ctime)
+            yield Stored(entry.name, found.st_size, found.st_mtime, found.st_ctime, self.machine)
 
     def sweep(self) -> None:
         cutoff = self._clock() - STALE_SECONDS

@@ -42,8 +42,9 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX entries_by_origin ON entries (drawn_by, created)",
         *(
             f"ALTER TABLE entries ADD COLUMN {name} TEXT"
-            for name in ("quality", "style", "background", "negative_prompt")
+            for name in ("quality", "style", "background", "negative_prompt", "machine")
         ),
+        "CREATE INDEX entries_by_size ON entries (bytes, key)",
     ),
 }
 

@@ -13,6 +13,7 @@ from storage.rows import COLUMNS
 
 SCHEMA_VERSION = 2
 MAX_NOTES = 100_000
+MAX_INTEGER = 2**63 - 1
 
 TABLES = (
     """
@@ -27,10 +28,12 @@ TABLES = (
         used DOUBLE PRECISION NOT NULL,
         prompt TEXT, width BIGINT, height BIGINT, model TEXT, seed BIGINT,
         quality TEXT, style TEXT, background TEXT, negative_prompt TEXT,
-        optimized TEXT, rewritten TEXT, revised TEXT, drawn_by TEXT
+        optimized TEXT, rewritten TEXT, revised TEXT, drawn_by TEXT,
+        machine TEXT                        -- that alone can read the file; NULL: all can
     )
     """,
     "CREATE INDEX entries_by_age ON entries (created, key)",
+    "CREATE INDEX entries_by_size ON entries (bytes, key)",
     "CREATE INDEX entries_by_use ON entries (used) WHERE file IS NOT NULL",
     "CREATE INDEX entries_by_origin ON entries (drawn_by, created)",
     """
@@ -63,11 +66,13 @@ AMEND = (
     f" WHERE {_IS_UNCHANGED}"
 )
 REMOVE = f"DELETE FROM entries WHERE {_IS_UNCHANGED}"
-NEWEST = (
-    f"SELECT {_COLUMNS} FROM entries WHERE (created, key) < (:created, :key)"
+_LISTED = (
+    f"SELECT {_COLUMNS} FROM entries WHERE ({{0}}, key) < (:before, :key)"
     " AND (:search = '' OR lower(prompt) LIKE lower(:pattern) ESCAPE '!')"
-    " ORDER BY created DESC, key DESC LIMIT :limit"
+    " ORDER BY {0} DESC, key DESC LIMIT :limit"
 )
+NEWEST = _LISTED.format("created")
+LARGEST = _LISTED.format("bytes")
 OLDEST = f"SELECT {_COLUMNS} FROM entries WHERE file IS NOT NULL ORDER BY used LIMIT :limit"
 TOUCH = "UPDATE entries SET used = :now - :age WHERE key = :key"
 

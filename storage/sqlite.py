@@ -71,10 +71,10 @@ class SqliteState:
         return self._write(sql.REMOVE, [to_columns(row) for row in rows])
 
     def newest(self, search: str, limit: int, before: tuple[float, str] | None) -> list[Row]:
-        created, key = before or (float("inf"), "")
-        pattern = "%" + re.sub(r"([!%_])", r"!\1", search) + "%"
-        values = {"created": created, "key": key, "search": search, "pattern": pattern}
-        return self._rows(sql.NEWEST, values | {"limit": limit})
+        return self._listed(sql.NEWEST, search, limit, before or (float("inf"), ""))
+
+    def largest(self, search: str, limit: int, before: tuple[int, str] | None) -> list[Row]:
+        return self._listed(sql.LARGEST, search, limit, before or (sql.MAX_INTEGER, ""))
 
     def oldest(self, limit: int) -> list[Row]:
         return self._rows(sql.OLDEST, {"limit": limit})
@@ -186,6 +186,13 @@ class SqliteState:
 
     def _all(self, statement: str, values: Mapping[str, Any]) -> list[sqlite3.Row]:
         return self._database.run(lambda c: c.execute(statement, values).fetchall())
+
+    def _listed(
+        self, statement: str, search: str, limit: int, before: tuple[float, str]
+    ) -> list[Row]:
+        pattern = "%" + re.sub(r"([!%_])", r"!\1", search) + "%"
+        values = {"search": search, "pattern": pattern, "limit": limit}
+        return self._rows(statement, values | {"before": before[0], "key": before[1]})
 
     def _rows(self, statement: str, values: Mapping[str, Any]) -> list[Row]:
         return [row for found in self._all(statement, values) if (row := from_columns(found))]

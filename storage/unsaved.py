@@ -101,8 +101,8 @@ class Backlog:
         for key, entry in list(self._entries.items()):
             row, written = entry.row, entry
             if entry.data is not None and row.file:
-                self.store.write(row.file, entry.data, row.created)
-                written = replace(entry, data=None)
+                row = replace(row, machine=self.store.write(row.file, entry.data, row.created))
+                written = replace(entry, row=row, data=None)
             if not self._swap(key, entry, written):
                 self._discard(row.file)
                 continue

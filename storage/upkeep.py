@@ -170,4 +170,5 @@ def _row_of(stored: Stored) -> Row:
         bytes=stored.bytes,
         digest=None,
         created=stored.created,
+        machine=stored.machine,
     )

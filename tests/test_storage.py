@@ -193,6 +193,16 @@ def test_newest_rows_come_first_page_by_page(state: State) -> None:
     assert found == expected
 
 
+def test_largest_rows_come_first_page_by_page(state: State) -> None:
+    rows = [row_of(str(n), bytes=100 + n // 4) for n in range(10)]
+    state.add(rows)
+    expected = sorted(rows, key=lambda row: (row.bytes, row.key), reverse=True)
+    found: list[Row] = []
+    while page := state.largest("", 3, (found[-1].bytes, found[-1].key) if found else None):
+        found += page
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ("search", "expected"),
     [
