@@ -81,10 +81,12 @@ class Client:
 
     def delete(self) -> None:
         prompt = f"{self.name} deleted {self.rng.randrange(5)}"
-        answer = self.ask(prompt)
-        if prompt in self.deleted and is_hit(answer):
-            self.tally.fault(f"deleted picture lives on: {prompt}")
+        was_deleted = prompt in self.deleted
+        # First: a request that is cut off may still have the picture drawn.
         self.deleted.discard(prompt)
+        answer = self.ask(prompt)
+        if was_deleted and is_hit(answer):
+            self.tally.fault(f"deleted picture lives on: {prompt}")
         body = {"description": prompt, "width": 64, "height": 64}
         deletion = ask(f"{self.app.url}/cache/delete", body, headers={"X-Admin-Token": ADMIN})
         self.ledger.forget(prompt)
