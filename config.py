@@ -232,12 +232,24 @@ def parse(values: Mapping[str, str], dotenv: Dotenv | None = None) -> Settings:
     if 0 < settings.cache_max_bytes < settings.max_image_bytes:
         sentence = f"is below MAX_IMAGE_BYTES ({settings.max_image_bytes}); write more, or 0"
         reader.fault("CACHE_MAX_BYTES", f"{settings.cache_max_bytes} {sentence}")
-    if settings.database_url and not settings.hosting:
-        advice = "DATABASE_URL needs it, so that every machine finds every picture"
-        reader.require("STORAGE_URL", f"{advice}: write s3://bucket/prefix")
+    _check_machines(reader, settings)
     if reader.faults:
         raise SettingsError(reader.faults)
     return settings
+
+
+def _check_machines(reader: Reader, settings: Settings) -> None:
+    """Report settings under which a machine would miss what another has."""
+    if settings.storage:
+        advice = "STORAGE_URL needs it, so that every machine finds every picture"
+        reader.require("DATABASE_URL", f"{advice}: write postgresql://user:password@host/database")
+    if settings.database_url and not settings.hosting:
+        advice = "DATABASE_URL needs it, so that every machine can read every picture"
+        reader.require("STORAGE_URL", f"{advice}: write s3://bucket/prefix")
+    if settings.database_url and (settings.cache_dir / "index.sqlite3").exists():
+        # Its files would be taken for copies of what is in the bucket, and deleted one day.
+        sentence = "holds a cache that DATABASE_URL does not use; write another folder, and then"
+        reader.fault("CACHE_DIR", f"{sentence} import this one: flask --app app cache import …")
 
 
 def load(*, is_flask_command: bool = False) -> Settings:

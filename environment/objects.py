@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import values as v
-from environment.extras import check_extra
 from environment.reader import Reader
 
 
@@ -37,7 +36,7 @@ def object_url(text: str) -> str:
 
 def read_storage(reader: Reader) -> ObjectSettings | None:
     """Read STORAGE_URL with the S3 settings."""
-    url = reader.get("STORAGE_URL", _storage_url, None)
+    url = reader.get("STORAGE_URL", object_url, None)
     endpoint = reader.get("S3_ENDPOINT_URL", v.url_without_query, None)
     region = reader.get("S3_REGION", v.header_value, None)
     key_id = reader.get("S3_ACCESS_KEY_ID", v.header_value, None)
@@ -47,9 +46,3 @@ def read_storage(reader: Reader) -> ObjectSettings | None:
     if secret:
         reader.require("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY needs it: write both, or neither")
     return ObjectSettings(url, endpoint, region, key_id, secret) if url else None
-
-
-def _storage_url(text: str) -> str:
-    url = object_url(text)
-    check_extra("cluster")
-    return url

@@ -211,6 +211,7 @@ def test_invalid_url_is_a_fault(text: str, start: str, reason: str) -> None:
         (hosted_by("picgo", KEY="k"), "IMAGE_HOSTING_URL", "picgo needs it"),
         (hosted_by("cloudflare_imgbed"), "IMAGE_HOSTING_URL", "cloudflare_imgbed needs it"),
         ({"DATABASE_URL": "postgresql://host"}, "STORAGE_URL", "DATABASE_URL needs it"),
+        ({"STORAGE_URL": "s3://bucket"}, "DATABASE_URL", "STORAGE_URL needs it"),
         ({"S3_ACCESS_KEY_ID": "id"}, "S3_SECRET_ACCESS_KEY", "S3_ACCESS_KEY_ID needs it"),
         ({"S3_SECRET_ACCESS_KEY": "k"}, "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY needs it"),
         *(
@@ -499,7 +500,6 @@ def test_invalid_proxy_is_a_fault(name: str) -> None:
     [
         ("ALL_PROXY", "socks5://host", "socks"),
         ("DATABASE_URL", "postgresql://host/db", "cluster"),
-        ("STORAGE_URL", "s3://bucket", "cluster"),
         ("METRICS", "true", "metrics"),
         ("PICTURE_FORMAT", "webp", "formats"),
         ("PICTURE_MAX_BYTES", "5000000", "formats"),
@@ -552,6 +552,13 @@ def test_machines_share_a_database_and_a_bucket() -> None:
 def test_hosted_pictures_need_no_bucket() -> None:
     database = {"DATABASE_URL": "postgresql://host/pictures"}
     assert read(**database, **hosted_by("smms", KEY="k")).storage is None
+
+
+def test_cache_of_a_single_machine_is_no_folder_for_copies(tmp_path: Path) -> None:
+    values = {"DATABASE_URL": "postgresql://host/pictures", "STORAGE_URL": "s3://bucket"}
+    assert read(**values, CACHE_DIR=str(tmp_path)).storage
+    (tmp_path / "index.sqlite3").touch()
+    assert_fault({**values, "CACHE_DIR": str(tmp_path)}, "CACHE_DIR", "cache import")
 
 
 # --- templates
