@@ -4,9 +4,12 @@ FROM python:3.13-slim
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1
 WORKDIR /app
-COPY requirements.txt .
+# Optional packages: docker build --build-arg EXTRAS="cluster metrics"
+ARG EXTRAS=""
+COPY requirements*.txt ./
 # A number needs no account; Debian has a user `proxy` of its own.
-RUN pip install -r requirements.txt && install -d -m 700 -o 10001 -g 10001 /cache
+RUN for extra in "" $EXTRAS; do pip install -r "requirements${extra:+-$extra}.txt" || exit; done \
+    && install -d -m 700 -o 10001 -g 10001 /cache
 COPY *.py ./
 COPY commands commands
 COPY environment environment

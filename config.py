@@ -21,7 +21,9 @@ import values as v
 from environment import servers
 from environment.access import MAX_PER_DAY, KeySettings, read_access_keys
 from environment.dotenv import Dotenv, process_environment
+from environment.extras import check_extra
 from environment.network import NetworkSettings, read_network
+from environment.objects import ObjectSettings, read_storage
 from environment.reader import Reader
 from environment.servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
 
@@ -31,6 +33,7 @@ T = TypeVar("T")
 # hit never waits for a drawing.
 THREADS_KEPT_FREE = 16
 TEN_YEARS = 315_360_000
+PICTURE_FORMATS = ("original", "webp", "jpeg", "png")
 
 # Each can also be read from a file: NAME_FILE.
 SECRETS = (
@@ -45,8 +48,10 @@ SECRETS = (
     "POLLINATIONS_TOKEN",
     "SIGNING_KEY",
     "BACKEND_PROXIES",
+    "DATABASE_URL",
+    "S3_ACCESS_KEY_ID",
+    "S3_SECRET_ACCESS_KEY",
 )
-
 
 MIN_SECRET_LENGTH = 16
 
@@ -65,9 +70,21 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _setting(parse: Callable[[str], T], default: T, *, is_secret: bool = False) -> T:
-    """Declare a field of Settings whose variable is its name in capitals."""
-    declared: Any = field(default=default, repr=not is_secret, metadata={"parse": parse})
+def _setting(
+    parse: Callable[[str], T], default: T, *, is_secret: bool = False, extra: str | None = None
+) -> T:
+    """Declare a field of Settings whose variable is its name in capitals.
+
+    `extra` is what has to be installed where the value is not the default.
+    """
+
+    def checked(text: str) -> T:
+        value = parse(text)
+        if extra and value != default:
+            check_extra(extra)
+        return value
+
+    declared: Any = field(default=default, repr=not is_secret, metadata={"parse": checked})
     return declared  # type: ignore[no-any-return] # a Field, as dataclasses want it
 
 
@@ -99,6 +116,13 @@ class Settings:
     cache_control: str = _setting(v.header_value, "public, max-age=31536000, immutable")
     blocked_ttl: float = _setting(v.seconds(0, TEN_YEARS), 86400.0)
     nginx_cache_seconds: int = _setting(v.integer(0, 31536000), 10)
+    database_url: str | None = _setting(v.database_url, None, is_secret=True, extra="cluster")
+    storage: ObjectSettings | None  # STORAGE_URL, S3_…
+
+    picture_format: str = _setting(v.one_of(*PICTURE_FORMATS), "original", extra="formats")
+    picture_quality: int = _setting(v.integer(1, 100), 90)
+    picture_max_bytes: int | None = _setting(v.integer(1000, 2**31), None, extra="formats")
+    metrics: bool = _setting(v.boolean, False, extra="metrics")
 
     backend_timeout: float = _setting(v.seconds(0.1), 120.0)
     llm_timeout: float = _setting(v.seconds(0.1), 30.0)
@@ -151,13 +175,14 @@ class Settings:
     def secrets(self) -> tuple[str, ...]:
         """Return every secret in the settings, longest first, for redaction."""
         held = {*self.all_access_keys, self.admin_token, *self.signing_keys}
-        held |= set(self.network.secrets())
+        held |= {*self.network.secrets(), *(self.storage.secrets() if self.storage else ())}
         if self.hosting:
             held |= {self.hosting.key, self.hosting.auth_code}
         for api in (*self.backends, self.llm, self.pollinations):
             held.add(api.token if api else None)
         for server in (*self.backends, self.llm, self.hosting, self.pollinations):
             held |= _url_secrets(server.url) if server else set()
+        held |= _database_secrets(self.database_url) if self.database_url else set()
         return tuple(sorted((secret for secret in held if secret), key=len, reverse=True))
 
 
@@ -165,6 +190,13 @@ def _url_secrets(url: str) -> set[str | None]:
     """Return a URL's password, or a user without one, as written and decoded."""
     user, _, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
     return {password or user, unquote(password or user)}
+
+
+def _database_secrets(url: str) -> set[str | None]:
+    """Return the password in a database's URL, as written and decoded. No user is a secret."""
+    written = {urlsplit(url).netloc.rpartition("@")[0].partition(":")[2]}
+    written |= set(re.findall(r"[?&](?:ssl)?password=([^&]*)", url))
+    return {form for password in written for form in (password, unquote(password))}
 
 
 def parse(values: Mapping[str, str], dotenv: Dotenv | None = None) -> Settings:
@@ -189,6 +221,7 @@ def parse(values: Mapping[str, str], dotenv: Dotenv | None = None) -> Settings:
         access_keys=read_access_keys(reader, access_key),
         signing_keys=reader.get("SIGNING_KEY", v.keys, ()),
         cache_dir=reader.get("CACHE_DIR", v.writable_folder, Path()),
+        storage=read_storage(reader),
         llm=servers.read_llm(reader),
         hosting=servers.read_hosting(reader),
         pollinations=servers.read_pollinations(reader),
@@ -199,9 +232,24 @@ def parse(values: Mapping[str, str], dotenv: Dotenv | None = None) -> Settings:
     if 0 < settings.cache_max_bytes < settings.max_image_bytes:
         sentence = f"is below MAX_IMAGE_BYTES ({settings.max_image_bytes}); write more, or 0"
         reader.fault("CACHE_MAX_BYTES", f"{settings.cache_max_bytes} {sentence}")
+    _check_machines(reader, settings)
     if reader.faults:
         raise SettingsError(reader.faults)
     return settings
+
+
+def _check_machines(reader: Reader, settings: Settings) -> None:
+    """Report settings under which a machine would miss what another has."""
+    if settings.storage:
+        advice = "STORAGE_URL needs it, so that every machine finds every picture"
+        reader.require("DATABASE_URL", f"{advice}: write postgresql://user:password@host/database")
+    if settings.database_url and not settings.hosting:
+        advice = "DATABASE_URL needs it, so that every machine can read every picture"
+        reader.require("STORAGE_URL", f"{advice}: write s3://bucket/prefix")
+    if settings.database_url and (settings.cache_dir / "index.sqlite3").exists():
+        # Its files would be taken for copies of what is in the bucket, and deleted one day.
+        sentence = "holds a cache that DATABASE_URL does not use; write another folder, and then"
+        reader.fault("CACHE_DIR", f"{sentence} import this one: flask --app app cache import …")
 
 
 def load(*, is_flask_command: bool = False) -> Settings:

@@ -20,6 +20,8 @@ MAX_WEIGHT = 1_000_000
 # A model's name, as requests write it.
 MODEL = r"[A-Za-z0-9._:/@+-]{1,100}"
 
+_DATABASE = "write postgresql://user:password@host/database"
+
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -111,6 +113,15 @@ def _printable_start(text: str) -> str:
 def printable_url(url: str) -> str:
     """Return the URL without what may be secret in it: user, password, query and fragment."""
     return re.sub(r"//[^/?#]*@", "//", re.split(r"[?#]", url, maxsplit=1)[0])
+
+
+def database_url(text: str) -> str:
+    """Return the URL of a PostgreSQL database, as libpq reads it."""
+    if not re.match(r"postgres(ql)?://", text):
+        raise ValueError(f"does not begin with postgresql://; {_DATABASE}")
+    if re.search(r"[\s\x00-\x1f\x7f]", text):
+        raise ValueError(f"contains white space, which is written as %20; {_DATABASE}")
+    return text
 
 
 def base_urls(text: str) -> tuple[str, ...]:

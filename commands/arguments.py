@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import click
 from cache import Cache
 from config import Settings
 from picture import PARAMETERS, BadRequest, ImageRequest
+from storage import Unavailable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -44,6 +46,15 @@ def announce(settings: Settings, cache: Cache) -> None:
     totals = cache.totals()
     found = f" ({counted(totals.entries)})" if totals else ""
     click.echo(f"Cache: {settings.cache_dir.absolute()}{found}", err=True)
+
+
+@contextmanager
+def cache_errors() -> Iterator[None]:
+    """End the command with a sentence if the cache cannot be used."""
+    try:
+        yield
+    except Unavailable as error:
+        raise click.ClickException(f"The cache cannot be used: {error}.") from error
 
 
 def counted(pictures: int) -> str:

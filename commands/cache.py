@@ -1,4 +1,4 @@
-"""`cache list`, `cache stats` and `cache delete`: look into the cache and tidy it."""
+"""`cache`: look into the cache, tidy it, and move it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,28 @@ import click
 from flask.cli import AppGroup
 
 from cache import Cache
-from commands.arguments import AS_JSON, age, announce, counted, picture_options, read_request
-from commands.typescript import import_command
+from commands.arguments import (
+    AS_JSON,
+    age,
+    announce,
+    cache_errors,
+    counted,
+    picture_options,
+    read_request,
+)
+from commands.transfer import adopt_command, export_command, import_command
 from config import Settings
 from journey import Blocked, Failure
-from storage import Row, Unavailable
+from storage import Row
 
 
 def cache_group(settings: Settings, cache: Cache) -> click.Group:
-    group = AppGroup("cache", help="Look into the cache and tidy it.")
+    group = AppGroup("cache", help="Look into the cache, tidy it, and move it.")
     group.add_command(_list_command(settings, cache))
     group.add_command(_stats_command(settings, cache))
     group.add_command(_delete_command(settings, cache))
-    group.add_command(import_command(settings, cache))
+    for command in (import_command, export_command, adopt_command):
+        group.add_command(command(settings, cache))
     return group
 
 
@@ -103,12 +112,10 @@ def _delete_command(settings: Settings, cache: Cache) -> click.Command:
 def _delete_all(cache: Cache, keys: list[str]) -> int:
     """Delete pictures and their notes; return how many there were."""
     count = 0
-    try:
+    with cache_errors():
         for key in keys:
             notes = [cache.forget(kind, key) for kind in (Blocked, Failure)]
             count += cache.delete(key) or any(notes)
-    except Unavailable as error:
-        raise click.ClickException(f"The cache cannot be used: {error}.") from error
     return count
 
 
@@ -116,10 +123,8 @@ def _rows(cache: Cache, match: str) -> Iterator[Row]:
     """Yield all rows, a page at a time."""
     before = None
     while True:
-        try:
+        with cache_errors():
             rows, before = cache.newest(match, 200, before)
-        except Unavailable as error:
-            raise click.ClickException(f"The cache cannot be used: {error}.") from error
         yield from rows
         if before is None:
             return

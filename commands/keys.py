@@ -9,10 +9,9 @@ import click
 
 from access import Access
 from cache import Cache
-from commands.arguments import AS_JSON, announce
+from commands.arguments import AS_JSON, announce, cache_errors
 from config import Settings
 from pipeline import Pipeline
-from storage import Unavailable
 
 
 def keys_command(
@@ -23,10 +22,8 @@ def keys_command(
     def keys(as_json: bool) -> None:
         """List the access keys by name, with their drawings since midnight UTC."""
         announce(settings, cache)
-        try:
+        with cache_errors():
             found = access.usage(pipeline.limits)
-        except Unavailable as error:
-            raise click.ClickException(f"The cache cannot be used: {error}.") from error
         if as_json:
             click.echo(json.dumps(found))
             return

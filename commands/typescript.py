@@ -1,4 +1,4 @@
-"""`cache import`: take over the cache of the TypeScript version."""
+"""The cache of the TypeScript version, for `cache import`."""
 
 from __future__ import annotations
 
@@ -14,35 +14,26 @@ from typing import Any
 import click
 
 from cache import Cache, NotKept
-from commands.arguments import AS_JSON, announce
+from commands.arguments import cache_errors
 from config import Settings
 from formats import media_type_of
 from journey import Blocked
 from storage import Unavailable
 
 
-def import_command(settings: Settings, cache: Cache) -> click.Command:
-    @click.command("import")
-    @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
-    @AS_JSON
-    def import_directory(directory: Path, as_json: bool) -> None:
-        """Take over the cache of the TypeScript version from DIRECTORY, which stays as it is."""
-        announce(settings, cache)
-        metas = sorted(directory.rglob("*.meta.json"))
-        counts = dict.fromkeys(("imported", "there", "blocked", "fallback_failed", "unusable"), 0)
-        with click.progressbar(
-            metas, label="Importing", show_pos=True, file=sys.stderr, hidden=as_json
-        ) as files:
-            for meta in files:
-                try:
-                    counts[_import_one(meta, settings, cache)] += 1
-                except Unavailable as error:
-                    raise click.ClickException(f"The cache cannot be used: {error}.") from error
-        text = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
-        click.echo(json.dumps(counts) if as_json else text)
-        sys.exit(1 if counts["unusable"] else 0)
-
-    return import_directory
+def import_typescript(directory: Path, settings: Settings, cache: Cache, *, as_json: bool) -> None:
+    """Import a directory, print how many of what there were, and exit."""
+    metas = sorted(directory.rglob("*.meta.json"))
+    counts = dict.fromkeys(("imported", "there", "blocked", "fallback_failed", "unusable"), 0)
+    with click.progressbar(
+        metas, label="Importing", show_pos=True, file=sys.stderr, hidden=as_json
+    ) as files:
+        for meta in files:
+            with cache_errors():
+                counts[_import_one(meta, settings, cache)] += 1
+    text = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
+    click.echo(json.dumps(counts) if as_json else text)
+    sys.exit(1 if counts["unusable"] else 0)
 
 
 def _import_one(meta: Path, settings: Settings, cache: Cache) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib.util
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
+
+from environment.extras import check_extra
 
 _PORTS = {"http": 80, "socks5": 1080, "socks5h": 1080}
 
@@ -40,8 +41,8 @@ class Proxy:
             raise ValueError("a proxy is http://, socks5:// or socks5h://")
         if not host:
             raise ValueError("a proxy needs a host, as in http://proxy.example.org:3128")
-        if parts.scheme != "http" and not importlib.util.find_spec("socks"):
-            raise ValueError("SOCKS needs PySocks: pip install -r requirements-socks.txt")
+        if parts.scheme != "http":
+            check_extra("socks")
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         return cls(parts.scheme, host, port or _PORTS[parts.scheme], user, password)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
+import click.testing
 import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -313,6 +314,24 @@ def gunicorn(
         return made
 
     return start
+
+
+Run = Callable[..., click.testing.Result]
+
+
+@pytest.fixture
+def run(environment: dict[str, str], backend: ScriptedServer) -> Run:
+    """Run `flask --app app …` in this process."""
+
+    def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
+        values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
+        app = create_app(config.parse(values))
+        try:
+            return app.test_cli_runner().invoke(args=list(arguments), input=answer)
+        finally:
+            app.extensions["prompt_image_proxy"].cache.close()
+
+    return invoke
 
 
 __all__ = ["ADMIN", "KEY", "REFUSAL", "Say", "Seen", "drawing", "fetch", "saying"]

@@ -13,39 +13,20 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
-import click.testing
 import pytest
 
-import config
-from app import create_app
 from cache import Cache
 from picture import ImageRequest
 from storage.folder import Folder
 from storage.sqlite import SqliteState
 
-from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, drawing
+from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, Run, drawing
 from .servers import GIF, Gate, Say, ScriptedServer, Seen, fetch, png, wait_until
 
-Run = Callable[..., click.testing.Result]
 BASE = "https://pics.example.org"
 
 # Run in a folder of the test's own: the one of the program may have a .env.
 FLASK = [sys.executable, "-m", "flask", "--app", str(ROOT / "app.py")]
-
-
-@pytest.fixture
-def run(environment: dict[str, str], backend: ScriptedServer) -> Run:
-    """Run `flask --app app …` in this process."""
-
-    def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
-        values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
-        app = create_app(config.parse(values))
-        try:
-            return app.test_cli_runner().invoke(args=list(arguments), input=answer)
-        finally:
-            app.extensions["prompt_image_proxy"].cache.close()
-
-    return invoke
 
 
 @pytest.fixture
@@ -427,6 +408,7 @@ def test_invalid_settings_are_reported_in_sentences(tmp_path: Path) -> None:
 
 def test_every_command_has_help(run: Run) -> None:
     assert {"sign", "warm", "cache"} <= set(run("--help").output.split())
-    assert {"list", "stats", "delete", "import"} <= set(run("cache", "--help").output.split())
-    for command in ("sign", "warm", "cache list", "cache stats", "cache delete", "cache import"):
+    of_cache = {"list", "stats", "delete", "import", "export", "adopt"}
+    assert of_cache <= set(run("cache", "--help").output.split())
+    for command in ("sign", "warm", "keys", *(f"cache {name}" for name in of_cache)):
         assert run(*command.split(), "--help").exit_code == 0

@@ -27,6 +27,7 @@ from environment import reader
 from environment.access import KeySettings
 from environment.dotenv import Dotenv
 from environment.network import NetworkSettings
+from environment.objects import ObjectSettings
 from environment.proxies import Proxy
 from environment.servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
 from picture import ImageRequest
@@ -92,6 +93,8 @@ RANGES = {
     **dict.fromkeys(("BACKEND_TIMEOUT", "LLM_TIMEOUT", "UPLOAD_TIMEOUT"), ("0.1", "86400")),
     "ANSWER_WITHIN": ("0.1", "86400"),
     "GENERATION_DEADLINE": ("0.1", "86400"),
+    "PICTURE_QUALITY": ("1", "100"),
+    "PICTURE_MAX_BYTES": ("1000", str(2**31)),
 }
 
 
@@ -128,13 +131,16 @@ def test_number_is_written_in_ascii_digits(name: str, advice: str, texts: list[s
 
 SWITCHES = (
     *("LLM_OPTIMIZATION_ENABLED", "DE_NSFW_ENABLED", "IMAGE_HOSTING_ENABLED"),
-    *("POLLINATIONS_ENABLED", "ERROR_IMAGES"),
+    *("POLLINATIONS_ENABLED", "ERROR_IMAGES", "METRICS"),
 )
 HEADERS = (
     *("CACHE_CONTROL", "AUTH_TOKEN", "LLM_OPTIMIZATION_TOKEN", "IMAGE_HOSTING_KEY"),
-    "POLLINATIONS_TOKEN",
+    *("POLLINATIONS_TOKEN", "S3_REGION", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"),
 )
-URLS = ("BACKEND_API_URLS", "LLM_OPTIMIZATION_API_URL", "IMAGE_HOSTING_URL", "POLLINATIONS_URL")
+URLS = (
+    *("BACKEND_API_URLS", "LLM_OPTIMIZATION_API_URL", "IMAGE_HOSTING_URL", "POLLINATIONS_URL"),
+    "S3_ENDPOINT_URL",
+)
 MAPS = ("BACKEND_WEIGHTS", "TOKEN_MAP", "MODEL_MAP", "BACKEND_PARAMS", "BACKEND_PROXIES")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 # For each variable, texts that it rejects.
@@ -152,6 +158,9 @@ REJECTED = {
     "PUBLIC_URL": ("pics.example.org", "ftp://a", "https://a/?b=1"),
     "PICTURE_NETWORKS": ("10.0.0.0/8,", "10.0.0.1/8", "lan", "10.0.0.0/33"),
     "CA_BUNDLE": ("/no/such/file", "/", __file__),
+    "DATABASE_URL": ("mysql://host/db", "postgresql+psycopg://host/db", "host", "postgresql://a b"),
+    "STORAGE_URL": ("bucket", "https://bucket", "s3://", "s3://b?x=1", "s3://user:word@bucket"),
+    "PICTURE_FORMAT": ("gif", "avif"),
 }
 
 
@@ -201,6 +210,10 @@ def test_invalid_url_is_a_fault(text: str, start: str, reason: str) -> None:
         (hosted_by("picgo", URL="https://host"), "IMAGE_HOSTING_KEY", "picgo needs it"),
         (hosted_by("picgo", KEY="k"), "IMAGE_HOSTING_URL", "picgo needs it"),
         (hosted_by("cloudflare_imgbed"), "IMAGE_HOSTING_URL", "cloudflare_imgbed needs it"),
+        ({"DATABASE_URL": "postgresql://host"}, "STORAGE_URL", "DATABASE_URL needs it"),
+        ({"STORAGE_URL": "s3://bucket"}, "DATABASE_URL", "STORAGE_URL needs it"),
+        ({"S3_ACCESS_KEY_ID": "id"}, "S3_SECRET_ACCESS_KEY", "S3_ACCESS_KEY_ID needs it"),
+        ({"S3_SECRET_ACCESS_KEY": "k"}, "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY needs it"),
         *(
             (LLM | {name: "Improve {PROMPT}."}, name, "does not contain {ORIGINAL_PROMPT}")
             for name in ("LLM_OPTIMIZATION_TEMPLATE", "DE_NSFW_TEMPLATE")
@@ -325,6 +338,7 @@ def test_two_variables_are_enough() -> None:
         hosting=None,
         pollinations=PollinationsSettings("https://image.pollinations.ai/prompt", None, None),
         network=NetworkSettings(None, {}, "", {}, ()),
+        storage=None,
     )
     assert (read().threads, read().workers) == (512, config._usable_cores())
 
@@ -481,10 +495,23 @@ def test_invalid_proxy_is_a_fault(name: str) -> None:
     assert_fault({name: "http://host:port"}, name, "the host or the port of a proxy is invalid")
 
 
-def test_socks_without_pysocks_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("variable", "text", "extra"),
+    [
+        ("ALL_PROXY", "socks5://host", "socks"),
+        ("DATABASE_URL", "postgresql://host/db", "cluster"),
+        ("METRICS", "true", "metrics"),
+        ("PICTURE_FORMAT", "webp", "formats"),
+        ("PICTURE_MAX_BYTES", "5000000", "formats"),
+    ],
+)
+def test_missing_package_is_a_fault(
+    variable: str, text: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (ROOT / f"requirements-{extra}.txt").exists()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    reason = "pip install -r requirements-socks.txt"
-    assert_fault({"ALL_PROXY": "socks5://host"}, "ALL_PROXY", reason)
+    assert_fault({variable: text}, variable, f"pip install -r requirements-{extra}.txt")
+    assert read(METRICS="false", PICTURE_FORMAT="original") == read()
 
 
 def test_certificates_are_those_of_the_first_file_that_is_named(
@@ -502,6 +529,36 @@ def test_certificates_are_those_of_the_first_file_that_is_named(
 def test_networks_of_pictures_are_a_list() -> None:
     found = read(PICTURE_NETWORKS="192.168.1.0/24, fd00::/8 ,10.0.0.7").network.picture_networks
     assert [str(network) for network in found] == ["192.168.1.0/24", "fd00::/8", "10.0.0.7/32"]
+
+
+# --- several machines
+
+
+def test_machines_share_a_database_and_a_bucket() -> None:
+    found = read(
+        DATABASE_URL="postgres://user@one,two:5433/pictures?target_session_attrs=read-write",
+        STORAGE_URL="s3://bucket/some/prefix/",
+        S3_ENDPOINT_URL="http://minio:9000/",
+        S3_REGION="eu-central-1",
+    )
+    assert found.database_url
+    assert found.database_url.startswith("postgres://user@one,two:5433/")
+    assert found.storage == ObjectSettings(
+        "s3://bucket/some/prefix", "http://minio:9000", "eu-central-1", None, None
+    )
+    assert "user" not in found.secrets()
+
+
+def test_hosted_pictures_need_no_bucket() -> None:
+    database = {"DATABASE_URL": "postgresql://host/pictures"}
+    assert read(**database, **hosted_by("smms", KEY="k")).storage is None
+
+
+def test_cache_of_a_single_machine_is_no_folder_for_copies(tmp_path: Path) -> None:
+    values = {"DATABASE_URL": "postgresql://host/pictures", "STORAGE_URL": "s3://bucket"}
+    assert read(**values, CACHE_DIR=str(tmp_path)).storage
+    (tmp_path / "index.sqlite3").touch()
+    assert_fault({**values, "CACHE_DIR": str(tmp_path)}, "CACHE_DIR", "cache import")
 
 
 # --- templates
@@ -712,7 +769,7 @@ def warnings_of(values: Mapping[str, str], dotenv: str = "") -> list[str]:
 
 
 def test_long_keys_cause_no_warning() -> None:
-    example = FILLED + re.sub("(?m)^#([A-Z_]+=)", r"\1", EXAMPLE)
+    example = FILLED + re.sub("(?m)^#([A-Z0-9_]+=)", r"\1", EXAMPLE)
     assert warnings_of({"AUTH_TOKEN": "none"}, f"{example}COMPOSE_PROJECT_NAME=x") == []
 
 
@@ -768,6 +825,10 @@ SECRET_VALUES = {
     "BACKEND_PROXIES": '{"https://a/v1": "http://user:secret-of-own-proxy@proxy"}',
     "https_proxy": "http://user:secret-of-proxy-for-all@proxy",
     "ALL_PROXY": "http://secret-as-user-of-proxy@proxy",
+    "DATABASE_URL": "postgresql://u:secret-of%2Fdatabase@db/pictures?sslpassword=secret-of-tls",
+    "STORAGE_URL": "s3://bucket",
+    "S3_ACCESS_KEY_ID": "secret-as-key-id",
+    "S3_SECRET_ACCESS_KEY": "secret-of-bucket",
     "BACKEND_API_URLS": "https://a/v1,https://user:secret-in-url@b/v1,https://secret-as-user@c",
     "LLM_OPTIMIZATION_API_URL": "https://u:secret-in-llm-url@llm",
     "IMAGE_HOSTING_URL": "https://u:secret-in%2Dhosting-url@host",
@@ -796,7 +857,7 @@ def test_secret_set_twice_is_a_fault(tmp_path: Path) -> None:
 
 def test_settings_know_their_secrets() -> None:
     found = config.parse(SECRET_VALUES).secrets()
-    assert set(found) == SECRET_TEXTS | {"secret-in-hosting-url"}
+    assert set(found) == SECRET_TEXTS | {"secret-in-hosting-url", "secret-of/database"}
     assert list(found) == sorted(found, key=len, reverse=True)
 
 
@@ -804,6 +865,7 @@ def test_no_secret_is_in_a_repr() -> None:
     settings = config.parse(SECRET_VALUES)
     parts = (settings, *settings.backends, settings.llm, settings.hosting, settings.pollinations)
     assert "smms" in repr(settings)
+    assert "s3://bucket" in repr(settings)
     assert "secret" not in " ".join(map(repr, parts))
 
 
@@ -828,6 +890,8 @@ def test_no_secret_is_in_a_repr() -> None:
             for url in ("https://user:secret@host", "user:secret@host:port", "http://secret@")
         ),
         {"BACKEND_PROXIES": '{"https://a/v1": "http://user:secret@host:port"}'},
+        *({"DATABASE_URL": url} for url in ("mysql://u:secret@h", "postgresql://u: secret@h")),
+        {"STORAGE_URL": "s3://key:secret@bucket"},
         *(
             {"BACKEND_API_URLS": url}
             for url in (
@@ -915,7 +979,7 @@ def variables_read(values: Mapping[str, str]) -> set[str]:
 
 def test_example_lists_every_setting_and_no_other() -> None:
     names = variables_read({**LEAST, **LLM, **HOSTING})
-    listed = re.findall(r"(?m)^#?([A-Z_]+)=", EXAMPLE)
+    listed = re.findall(r"(?m)^#?([A-Z0-9_]+)=", EXAMPLE)
     other_names = {f"{name}_FILE" for name in config.SECRETS}
     other_names |= {name for name in names if name.islower()}
     other_names |= {"REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"}
@@ -933,10 +997,10 @@ def test_example_works_with_two_lines_filled_in() -> None:
 
 
 def test_example_shows_the_real_defaults() -> None:
-    assert parsed(re.sub(r"(?m)^#([A-Z_]+=)", r"\1", FILLED)) == read()
+    assert parsed(re.sub(r"(?m)^#([A-Z0-9_]+=)", r"\1", FILLED)) == read()
     # Each alone too, with everything enabled.
     on = LLM | hosted_by("smms", KEY="k")
-    for name, value in re.findall(r"(?m)^#([A-Z_]+)=(.+)$", EXAMPLE):
+    for name, value in re.findall(r"(?m)^#([A-Z0-9_]+)=(.+)$", EXAMPLE):
         if name not in on:
             assert read(**on, **{name: value}) == read(**on), name
 
@@ -944,7 +1008,7 @@ def test_example_shows_the_real_defaults() -> None:
 def test_example_explains_each_setting_on_the_line_above() -> None:
     lines = EXAMPLE.splitlines()
     for number, line in enumerate(lines):
-        if re.match(r"#?[A-Z_]+=", line):
+        if re.match(r"#?[A-Z0-9_]+=", line):
             above = lines[number - 1]
             assert re.match(r"# [A-Z]", above), line
             assert line.startswith("#") == ("Default: " in above), line

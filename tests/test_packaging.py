@@ -11,10 +11,14 @@ import venv
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import config
 
 from .conftest import KEY
 from .image import DOCKERFILE, ROOT, copy_image
@@ -145,6 +149,72 @@ def test_unit_and_compose_leave_the_settings_to_dotenv() -> None:
     compose = (ROOT / "deploy" / "compose.yaml").read_text("utf-8")
     assert not re.search(r"(?m)^ *env_file:", compose)
     assert re.search(r"source: \.\./\.env\n +target: /app/\.env\n +read_only: true", compose)
+
+
+def read_compose(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / name).read_text("utf-8"))
+    return found
+
+
+def test_both_compose_files_run_the_app_alike() -> None:
+    alone = read_compose("compose.yaml")["services"]["app"]
+    app, other = (read_compose("compose-cluster.yaml")["services"][f"app-{n}"] for n in (1, 2))
+    differ = {name for name in app if app[name] != other[name]}
+    assert differ == {"hostname", "volumes"}
+    limits = ("stop_grace_period", "read_only", "tmpfs", "cap_drop", "security_opt", "restart")
+    assert {name: app[name] for name in limits} == {name: alone[name] for name in limits}
+    assert app["volumes"][1] == alone["volumes"][1]
+
+
+def test_compose_file_of_a_cluster_refers_to_what_it_defines() -> None:
+    compose = read_compose("compose-cluster.yaml")
+    services = compose["services"]
+    for service in services.values():
+        assert set(service.get("secrets", ())) <= compose["secrets"].keys()
+        needed = service.get("depends_on", {})
+        assert set(needed) <= services.keys()
+        for name in needed if isinstance(needed, dict) else ():
+            assert "healthcheck" in services[name]
+        volumes = [volume for volume in service.get("volumes", ()) if isinstance(volume, str)]
+        assert {name for name in map(name_of, volumes) if name} <= compose["volumes"].keys()
+    assert (ROOT / f"requirements-{services['app-1']['build']['args']['EXTRAS']}.txt").exists()
+
+
+def name_of(volume: str) -> str | None:
+    source = volume.partition(":")[0]
+    return None if source.startswith(".") else source
+
+
+def test_compose_file_of_a_cluster_makes_valid_settings(tmp_path: Path) -> None:
+    compose = read_compose("compose-cluster.yaml")
+    text = (ROOT / "deploy" / "compose-cluster.yaml").read_text("utf-8")
+    (make,) = re.findall(r"(?ms)^#   mkdir -m 750 deploy/secrets .*?(?=^#   cd \.\./\.\.)", text)
+    script = re.sub(r"(?m)^#   ", "", make)
+    (tmp_path / "deploy").mkdir()
+    subprocess.run(["sh", "-e", "-c", script], cwd=tmp_path, check=True)
+    values = compose["services"]["app-1"]["environment"]
+    secrets = {f"/run/secrets/{name}": where["file"] for name, where in compose["secrets"].items()}
+    for name in (name for name in values if name.endswith("_FILE")):
+        values[name] = str(tmp_path / "deploy" / secrets[values[name]])
+    least = {"BACKEND_API_URLS": "https://backend", "PROXY_ACCESS_KEY": KEY}
+    settings = config.parse({**least, **values, "CACHE_DIR": str(tmp_path)})
+    assert settings.storage
+    assert settings.database_url
+    database = compose["services"]["database"]["environment"]
+    assert f"postgresql://{database['POSTGRES_USER']}:" in settings.database_url
+
+
+def test_nginx_of_a_cluster_asks_both_apps() -> None:
+    script = read_compose("compose-cluster.yaml")["services"]["nginx"]["command"][2]
+    (edit,) = re.findall(r"sed '(.*)'", script)
+    before = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
+    after = subprocess.run(
+        ["sed", edit], input=before, capture_output=True, text=True, check=True
+    ).stdout
+    changed = [b for a, b in zip(before.split("\n"), after.split("\n"), strict=True) if a != b]
+    assert [line.strip() for line in changed] == [
+        "server app-1:8080; server app-2:8080;  # CHANGE with HOST and PORT"
+    ]
 
 
 def test_image_contains_every_module_that_it_imports(image: Path) -> None:
