@@ -180,12 +180,15 @@ def _make_pipeline(
             timeout=settings.backend_timeout,
             max_image_bytes=settings.max_image_bytes,
         )
+    host = None
+    if settings.hosting:
+        host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
     return Pipeline(
         cache,
         backends,
         llm=llm,
         fallback=fallback,
-        host=image_host(settings.hosting, upstream) if settings.hosting else None,
+        host=host,
         drawings=settings.drawings,
         places=settings.threads - config.THREADS_KEPT_FREE,
         generation_deadline=settings.generation_deadline,
