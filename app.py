@@ -26,7 +26,7 @@ from llm import Llm
 from pipeline import Pipeline
 from storage.folder import Folder
 from storage.sqlite import SqliteState
-from storage.upkeep import Task
+from storage.store import Task
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.errors import problem
