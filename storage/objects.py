@@ -35,7 +35,7 @@ CONNECT_SECONDS = 3.0
 # A call as a whole; a picture of 32 MiB needs 36 Mbit/s.
 CALL_SECONDS = 10.0
 # How long callers fail at once after two failures in a row, before one of them tries again.
-PAUSE_SECONDS = 1.0
+PAUSE_SECONDS = 0.5
 # Callers that wait for the store at once; others wait a second for a place.
 PLACES = 64
 _PLACE_SECONDS = 1.0
@@ -138,16 +138,16 @@ class _Gate:
 
     def enter(self) -> None:
         """Take a place. Raises OSError if there is none, or while the store fails."""
-        if not self._places.acquire(timeout=_PLACE_SECONDS):
-            raise OSError(errno.EBUSY, "object store: too many calls at once")
         with self._mutex:
-            if self._next_try is None:
-                return
-            if self._clock() >= self._next_try:
-                self._next_try = float("inf")
-                return
-        self._places.release()
-        raise OSError(errno.EIO, self._failure)
+            is_failing = self._next_try is not None
+            if self._next_try is not None:
+                if self._clock() < self._next_try:
+                    raise OSError(errno.EIO, self._failure)
+                self._next_try = float("inf")  # until this caller knows
+        if not self._places.acquire(timeout=_PLACE_SECONDS):
+            if is_failing:
+                self._next_try = self._clock()
+            raise OSError(errno.EBUSY, "object store: too many calls at once")
 
     def leave(self, error: OSError | None) -> None:
         """Give the place back, with what came of the call."""
@@ -161,9 +161,9 @@ class _Gate:
                 # An accident must not cost other callers anything: one tries again at once.
                 self._next_try = self._clock() + (PAUSE_SECONDS if was_failing else 0.0)
         if has_failed and not was_failing:
-            log.error("The object store cannot be used: %s", self._failure)
+            log.error("The %s", self._failure)
         if was_failing and not has_failed:
-            log.warning("The object store can be used again")
+            log.warning("The object store works again")
 
 
 def _client_options(settings: ObjectSettings, network: NetworkSettings | None) -> dict[str, Any]:
