@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import click
 from flask import Blueprint, Flask, Response, request
@@ -24,6 +25,7 @@ from environment.proxies import Proxies
 from hosting import image_host
 from llm import Llm
 from pipeline import Pipeline
+from storage import IncompatibleSchema, Unavailable
 from storage.folder import Folder
 from storage.sqlite import SqliteState
 from storage.store import Task
@@ -104,6 +106,22 @@ def make_cache(settings: Settings, clock: Callable[[], float] = time.time) -> Ca
     """Return the cache that the settings describe, not yet opened."""
     state, store = SqliteState(settings.cache_dir, clock), Folder(settings.cache_dir)
     return Cache(state, store, settings.cache_max_bytes, clock)
+
+
+def check_cache(settings: Settings) -> dict[str, Any] | None:
+    """Open the cache and close it again; return what is wrong with it, if anything.
+
+    `sentence` says so, and `is_final` whether it can only be put right by hand.
+    """
+    cache = make_cache(settings)
+    try:
+        cache.state.check()
+    except Unavailable as error:
+        sentence = f"The cache in {settings.cache_dir} cannot be used: {error}."
+        return {"sentence": sentence, "is_final": isinstance(error, IncompatibleSchema)}
+    finally:
+        cache.state.close()
+    return None
 
 
 def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
