@@ -60,6 +60,9 @@ class Copies:
     def has_pending(self) -> bool:
         return any(True for _ in self._pending.names())
 
+    def check(self) -> None:
+        self._objects.check()
+
     def write(self, name: str, data: bytes, created: float) -> str | None:
         try:
             self._upload(name, data)

@@ -37,8 +37,11 @@ class Folder:
         self.machine = machine
         self._clock = clock
 
-    def write(self, name: str, data: bytes, created: float) -> str | None:
+    def check(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, data: bytes, created: float) -> str | None:
+        self.check()
         temporary = self.directory / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
             with temporary.open("xb") as file:

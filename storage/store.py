@@ -53,6 +53,10 @@ class Store(Protocol):
         """Whether pictures wait until other machines can read them."""
         ...
 
+    def check(self) -> None:
+        """Raise OSError unless pictures can be stored."""
+        ...
+
     def write(self, name: str, data: bytes, created: float) -> str | None:
         """Store new bytes durably, as created at the Unix time `created` (whole seconds).
 

@@ -447,6 +447,11 @@ def test_names_are_those_of_pictures(bytes_store: Store, shelf: FolderPlace) -> 
     assert abs(found.changed - time.time()) < 60
 
 
+def test_check_leaves_nothing(bytes_store: Store) -> None:
+    bytes_store.check()
+    assert list(bytes_store.names()) == []
+
+
 def test_failed_write_leaves_nothing(bytes_store: Store, shelf: FolderPlace) -> None:
     bytes_store.write(name_of("a"), b"12", CREATED)
     with shelf.obstructed(name_of("b")), pytest.raises(OSError):
