@@ -28,7 +28,7 @@ from pipeline import Pipeline
 from storage import IncompatibleSchema, Unavailable
 from storage.folder import Folder
 from storage.sqlite import SqliteState
-from storage.upkeep import Task
+from storage.store import Task
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.errors import problem
@@ -198,12 +198,15 @@ def _make_pipeline(
             timeout=settings.backend_timeout,
             max_image_bytes=settings.max_image_bytes,
         )
+    host = None
+    if settings.hosting:
+        host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
     return Pipeline(
         cache,
         backends,
         llm=llm,
         fallback=fallback,
-        host=image_host(settings.hosting, upstream) if settings.hosting else None,
+        host=host,
         drawings=settings.drawings,
         places=settings.threads - config.THREADS_KEPT_FREE,
         generation_deadline=settings.generation_deadline,
