@@ -134,6 +134,8 @@ class Cache:
 
         Raises Unavailable, also while another process may have a copy that is not saved yet.
         """
+        # After an older database was put back, the file may not be that of the row.
+        self.settle()
         is_certain = not self.is_degraded
         was_unsaved = self._backlog.remove(key)
         row = self.state.find(key)
