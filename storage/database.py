@@ -17,6 +17,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from storage import IncompatibleSchema, Unavailable
+from storage.complaints import Complaints
 from storage.locks import exclusive
 from storage.repair import replace
 from storage.rows import decode_text
@@ -73,7 +74,7 @@ class Database:
         self._mutex = threading.Lock()
         self._checked = 0.0
         self._impatient_until = 0.0
-        self._complained: dict[str, float] = {}
+        self._complaints = Complaints(log, "The index cannot be used: %s", monotonic)
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return `work(connection)`. Raises Unavailable; a lost database is replaced first."""
@@ -83,7 +84,7 @@ class Database:
                 connection = self._borrow()
                 result = work(connection)
             except IncompatibleSchema as error:
-                self._complain(str(error))
+                self._complaints.add(str(error))
                 raise
             except _ERRORS as error:
                 if connection:
@@ -255,15 +256,8 @@ class Database:
 
     def _unavailable(self, error: Exception) -> Unavailable:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        self._complain(reason := reason or type(error).__name__)
+        self._complaints.add(reason := reason or type(error).__name__)
         return Unavailable(reason)
-
-    def _complain(self, reason: str) -> None:
-        """Log a reason, at most once a minute."""
-        now = self._monotonic()
-        if now - self._complained.get(reason, -60.0) >= 60.0:
-            self._complained[reason] = now
-            log.error("The index cannot be used: %s", reason)
 
 
 def _is_damage(error: Exception) -> bool:
