@@ -18,7 +18,7 @@ from metrics import Metrics
 from picture import ImageRequest
 from storage import Note, Row, State, Totals, Unavailable
 from storage.store import Store, Task
-from storage.unsaved import Backlog
+from storage.unsaved import Backlog, Deleted
 from storage.upkeep import adopt, discard, evict, learn, repeat, store_errors, sweep
 from storage.verify import Lost, open_verified
 
@@ -133,23 +133,18 @@ class Cache:
         return self._keep(row, data)
 
     def delete(self, key: str) -> bool:
-        """Delete a picture; return whether there was one.
-
-        Raises Unavailable, also while another process may have a copy that is not saved yet.
-        """
+        """Delete a picture; return whether there was one. Raises Unavailable."""
         # After an older database was put back, the file may not be that of the row.
         self.settle()
-        is_certain = not self.is_degraded
+        # Another process may have the picture in memory, or its row to write yet.
+        self.state.remember(Deleted(), key, Deleted.ttl)
         was_unsaved = self._backlog.remove(key)
         row = self.state.find(key)
         if row and row.file:
             with store_errors():
                 self.store.delete(row.file)
         # The row last: after a crash in between, it leads to nothing and is a miss.
-        was_there = self.state.remove([row]) > 0 if row else was_unsaved
-        if not is_certain:
-            raise Unavailable("pictures cannot be saved, and other workers may hold this one")
-        return was_there
+        return self.state.remove([row]) > 0 if row else was_unsaved
 
     def newest(
         self, search: str = "", limit: int = 50, before: Cursor | None = None

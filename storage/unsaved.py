@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from formats import EXTENSIONS
-from storage import LockTimeout, Row, State, Unavailable
+from storage import LockTimeout, Note, Row, State, Unavailable
 from storage.store import Store
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
 # Bytes of pictures kept in memory; the oldest is dropped beyond that.
 MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted(Note):
+    """A picture was deleted: a process that has yet to save it drops it instead."""
+
+    kind: ClassVar[str] = "deleted"
+    ttl: ClassVar[float] = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,7 @@ class Unsaved:
     data: bytes | None
     spare: str | None
     lock: ExitStack
+    added: float = field(default_factory=time.monotonic)
 
 
 class Backlog:
@@ -54,7 +65,14 @@ class Backlog:
         return any(entry.data is not None for entry in self._entries.copy().values())
 
     def get(self, key: str) -> Unsaved | None:
-        return self._entries.get(key)
+        """Return the entry of a picture, unless another process has deleted it since."""
+        entry = self._entries.get(key)
+        if entry:
+            with suppress(Unavailable):
+                if self._is_deleted(entry):
+                    self.remove(key)
+                    return None
+        return entry
 
     def add(self, row: Row, data: bytes, *, is_stored: bool) -> None:
         """Keep a row, and its bytes unless they are in the store already.
@@ -80,18 +98,11 @@ class Backlog:
             before.lock.close()
 
     def remove(self, key: str) -> bool:
-        """Drop an entry and its file; return whether there was one.
-
-        Raises Unavailable while another process draws the picture or has yet to write its row.
-        """
+        """Drop an entry and its file; return whether there was one."""
         with self._mutex:
             entry = self._entries.pop(key, None)
         if entry is None:
-            try:
-                with self.state.hold(key, 0.0):
-                    return False
-            except LockTimeout as error:
-                raise Unavailable("another worker is drawing or saving the picture") from error
+            return False
         entry.lock.close()
         for name in (entry.row.file if entry.data is None else None, entry.spare):
             self._discard(name)
@@ -108,16 +119,20 @@ class Backlog:
                 self._discard(row.file)
                 continue
             replaced = self.state.store(row)
-            if not self._swap(key, written, None):
-                # Deleted while its row was being written, which can take as long as a backup.
+            # Whoever deletes it from now on finds the row.
+            is_deleted = self._is_deleted(entry)
+            if not self._swap(key, written, None) or is_deleted:
                 self.state.remove([row])
                 self._discard(row.file)
-                continue
             entry.lock.close()
             for name in {replaced, entry.spare} - {row.file}:
                 self._discard(name)
             if not self._entries:
                 log.warning("Pictures can be saved again")
+
+    def _is_deleted(self, entry: Unsaved) -> bool:
+        deleted = self.state.recall([(Deleted, entry.row.key)]).get(Deleted, entry.row.key)
+        return deleted is not None and deleted.age < time.monotonic() - entry.added
 
     def _swap(self, key: str, before: Unsaved, after: Unsaved | None) -> bool:
         """Put `after` in place of `before`; return False if that is no longer there."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cache import Cache, NotKept
+from cache import Cache
 from llm import Rewritten
 from storage import Row, Unavailable
 from storage.folder import Folder
@@ -28,7 +27,7 @@ from .conftest import (
     pollinations_settings,
 )
 from .servers import Gate, Say, ScriptedServer, png, wait_until
-from .states import Clock, SqlitePlace, held_elsewhere
+from .states import Clock
 
 Start = Callable[..., Gunicorn]
 Serve = Callable[..., InProcess]
@@ -220,28 +219,3 @@ def test_picture_deleted_while_its_row_is_being_written_is_gone(
     cache.close()
     assert cache.get(key) is None
     assert not list(folder.glob("*.png"))
-
-
-def test_deletion_is_not_promised_while_other_workers_may_hold_the_picture(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(name: str, data: bytes, created: float) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cache.store, "write", refuse)
-        with pytest.raises(NotKept):
-            cache.put("a" * 64, png(), "image/png")
-        with pytest.raises(Unavailable):
-            cache.delete("a" * 64)
-    assert cache.get("a" * 64) is None
-    assert cache.delete("a" * 64) is False
-
-
-def test_picture_that_another_process_has_yet_to_save_is_not_said_to_be_missing(
-    cache: Cache, folder: Path
-) -> None:
-    place = SqlitePlace(folder, Clock())
-    with held_elsewhere(place, key := "a" * 64), pytest.raises(Unavailable):
-        cache.delete(key)
-    assert cache.delete(key) is False

@@ -596,6 +596,25 @@ def test_picture_that_cannot_be_stored_is_served_from_memory_until_it_can(
     assert read_settled(make()) == png()
 
 
+def test_deleted_picture_is_not_saved_later_by_a_process_that_kept_it(
+    make: Make, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(other.store, "write", refuse_to_write)
+        with pytest.raises(NotKept):
+            put(other)
+        assert not cache.delete(REQUEST.key)
+        assert other.get(REQUEST.key) is None
+        with pytest.raises(NotKept):
+            put(other)
+        cache.delete(REQUEST.key)
+        with pytest.raises(NotKept):
+            put(other, later := ImageRequest("drawn after its deletion"))
+    other.close()
+    assert (read(cache), read(cache, later)) == (None, png())
+
+
 def test_memory_for_unsaved_pictures_is_bounded(cache: Cache) -> None:
     backlog = Backlog(cache.state, cache.store, max_bytes=2 * len(png()))
     for number in range(3):
