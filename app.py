@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 from flask import Blueprint, Flask, Response, request
@@ -27,6 +28,7 @@ from pipeline import Pipeline
 from storage.folder import Folder
 from storage.sqlite import SqliteState
 from storage.upkeep import Task
+from thumbnails import Thumbnails
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.errors import problem
@@ -34,6 +36,9 @@ from web.openai import OpenAi
 from web.openai_errors import PREFIX, openai_error
 from web.pictures import Pictures, preflight
 from web.status import Status
+
+if TYPE_CHECKING:
+    from convert import Converter
 
 __version__ = "1.0.0"
 
@@ -87,7 +92,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline)
     app.wsgi_app = pictures  # type: ignore[method-assign]
     status = Status(__version__, settings, cache, backends, llm)
-    api = Api(settings, access, cache, status, pictures, pipeline.limits)
+    thumbnails = Thumbnails(Folder(settings.cache_dir))
+    api = Api(settings, access, cache, status, pictures, pipeline.limits, thumbnails)
     openai = OpenAi(settings, access, cache, pipeline, api.link)
     app.register_blueprint(_routes(pictures, api, openai))
     app.register_error_handler(Exception, _error_handler(has_cards=settings.error_images))
@@ -169,6 +175,14 @@ def _make_backends(settings: Settings, upstream: Upstream) -> Backends:
     return Backends(backends, blocked_retry_attempts=settings.blocked_retry_attempts)
 
 
+def _make_converter(settings: Settings) -> Converter | None:
+    if settings.picture_format == "original" and settings.picture_max_bytes is None:
+        return None
+    from convert import Converter  # needs Pillow, which only these settings require
+
+    return Converter(settings.picture_format, settings.picture_quality, settings.picture_max_bytes)
+
+
 def _make_pipeline(
     settings: Settings, upstream: Upstream, cache: Cache, backends: Backends, llm: Llm | None
 ) -> Pipeline:
@@ -186,6 +200,7 @@ def _make_pipeline(
         llm=llm,
         fallback=fallback,
         host=image_host(settings.hosting, upstream) if settings.hosting else None,
+        converter=_make_converter(settings),
         drawings=settings.drawings,
         places=settings.threads - config.THREADS_KEPT_FREE,
         generation_deadline=settings.generation_deadline,

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from backends import Backends
 from cache import Cache
@@ -24,6 +25,9 @@ from picture import ImageRequest
 from storage import LockTimeout, Note, Unavailable
 from storage.memory import Memory
 from upstream.client import Deadline
+
+if TYPE_CHECKING:
+    from convert import Converter  # needs Pillow
 
 log = logging.getLogger("prompt_image_proxy.pipeline")
 
@@ -42,6 +46,7 @@ class Pipeline:
         llm: Llm | None = None,
         fallback: Pollinations | None = None,
         host: ImageHost | None = None,
+        converter: Converter | None = None,
         drawings: int,
         places: int,
         generation_deadline: float,
@@ -54,7 +59,7 @@ class Pipeline:
         self.backends = backends
         self.llm = llm
         self.fallback = fallback
-        self.keeper = Keeper(cache, host, upload_timeout)
+        self.keeper = Keeper(cache, host, upload_timeout, converter)
         self.generation_deadline = generation_deadline
         self.blocked_ttl = blocked_ttl
         self.fingerprint = fingerprint

@@ -16,7 +16,10 @@ STALE_SECONDS = 600.0
 
 _NAME = r"[0-9a-f]{64}-[0-9a-f]{16}\.(png|jpg|webp|gif)"
 _PICTURE = re.compile(_NAME)
-_TEMPORARY = re.compile(_NAME + r"\.tmp")
+_TEMPORARY = re.compile(_NAME + r".*\.tmp")
+# What follows the name of a picture in that of its thumbnail.
+THUMBNAIL = ".thumbnail"
+_THUMBNAIL = re.compile(_NAME + re.escape(THUMBNAIL))
 
 
 class Folder:
@@ -53,7 +56,8 @@ class Folder:
         return FileIO(f"{self.directory}/{name}")
 
     def delete(self, name: str) -> None:
-        (self.directory / name).unlink(missing_ok=True)
+        for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
+            path.unlink(missing_ok=True)
 
     def names(self) -> Iterator[Stored]:
         for entry, found in self._scan(_PICTURE):
@@ -63,6 +67,9 @@ class Folder:
         cutoff = self._clock() - STALE_SECONDS
         for entry, found in self._scan(_TEMPORARY):
             if found.st_ctime < cutoff:
+                self.delete(entry.name)
+        for entry, _ in self._scan(_THUMBNAIL):
+            if not (self.directory / entry.name.removesuffix(THUMBNAIL)).exists():
                 self.delete(entry.name)
 
     def _scan(self, wanted: re.Pattern[str]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
