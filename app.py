@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from flask import Blueprint, Flask, Response, request
@@ -25,9 +25,10 @@ from environment.proxies import Proxies
 from hosting import image_host
 from llm import Llm
 from pipeline import Pipeline
+from storage import IncompatibleSchema, Unavailable
 from storage.folder import Folder
 from storage.sqlite import SqliteState
-from storage.upkeep import Task
+from storage.store import Task
 from thumbnails import Thumbnails
 from upstream.client import Upstream, origin
 from web.api import Api
@@ -112,6 +113,22 @@ def make_cache(settings: Settings, clock: Callable[[], float] = time.time) -> Ca
     return Cache(state, store, settings.cache_max_bytes, clock)
 
 
+def check_cache(settings: Settings) -> dict[str, Any] | None:
+    """Open the cache and close it again; return what is wrong with it, if anything.
+
+    `sentence` says so, and `is_final` whether it can only be put right by hand.
+    """
+    cache = make_cache(settings)
+    try:
+        cache.state.check()
+    except Unavailable as error:
+        sentence = f"The cache in {settings.cache_dir} cannot be used: {error}."
+        return {"sentence": sentence, "is_final": isinstance(error, IncompatibleSchema)}
+    finally:
+        cache.state.close()
+    return None
+
+
 def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
     return Access(
         settings.access_key,
@@ -194,12 +211,15 @@ def _make_pipeline(
             timeout=settings.backend_timeout,
             max_image_bytes=settings.max_image_bytes,
         )
+    host = None
+    if settings.hosting:
+        host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
     return Pipeline(
         cache,
         backends,
         llm=llm,
         fallback=fallback,
-        host=image_host(settings.hosting, upstream) if settings.hosting else None,
+        host=host,
         converter=_make_converter(settings),
         drawings=settings.drawings,
         places=settings.threads - config.THREADS_KEPT_FREE,

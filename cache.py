@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from formats import EXTENSIONS
 from picture import ImageRequest
-from storage import Note, Row, State, Store, Totals, Unavailable
+from storage import Note, Row, State, Totals, Unavailable
+from storage.store import Store, Task
 from storage.unsaved import Backlog
-from storage.upkeep import Task, adopt, discard, evict, learn, repeat, store_errors, sweep
+from storage.upkeep import adopt, discard, evict, learn, repeat, store_errors, sweep
 from storage.verify import Lost, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
@@ -133,6 +134,8 @@ class Cache:
 
         Raises Unavailable, also while another process may have a copy that is not saved yet.
         """
+        # After an older database was put back, the file may not be that of the row.
+        self.settle()
         is_certain = not self.is_degraded
         was_unsaved = self._backlog.remove(key)
         row = self.state.find(key)
@@ -176,7 +179,7 @@ class Cache:
 
     def _open(self, row: Row) -> Picture | None:
         try:
-            known, file = open_verified(self.store, row)
+            known, file = open_verified(self.store, row, self.clock)
         except Lost as why:
             log.warning("The picture %s %s, and will be drawn again", row.file, why)
             with suppress(Unavailable):
@@ -218,8 +221,9 @@ class Cache:
 
         Works once per process, and once more whenever the state's database was replaced;
         meanwhile other threads wait. After it, look the picture up again. Raises Unavailable.
+        Where machines share the state, there is nothing to adopt.
         """
-        if self._settled == self.state.epoch:
+        if self.store.machine or self._settled == self.state.epoch:
             return
         with self._settling:
             while self._settled != (epoch := self.state.epoch):
@@ -248,7 +252,7 @@ class Cache:
             # What a crash just before the start left behind is too young for the first sweep.
             Task(self.sweep, first=STALE_SECONDS + 60, period=DAY),
         ]
-        repeat([*tasks, *more], stop)
+        repeat([*tasks, *self.store.tasks(self.state), *more], stop)
         with suppress(Unavailable):
             self.flush()
 
@@ -284,7 +288,8 @@ class Cache:
         self.state.expire()
         with store_errors():
             self.store.sweep()
-            sweep(self.state, self.store, self.clock() - STALE_SECONDS)
+            if self.store.machine is None:
+                sweep(self.state, self.store, self.clock() - STALE_SECONDS)
 
     def _save(self) -> None:
         with store_errors():

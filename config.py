@@ -176,8 +176,7 @@ class Settings:
         """Return every secret in the settings, longest first, for redaction."""
         held = {*self.all_access_keys, self.admin_token, *self.signing_keys}
         held |= {*self.network.secrets(), *(self.storage.secrets() if self.storage else ())}
-        if self.hosting:
-            held |= {self.hosting.key, self.hosting.auth_code}
+        held |= self.hosting.secrets() if self.hosting else set()
         for api in (*self.backends, self.llm, self.pollinations):
             held.add(api.token if api else None)
         for server in (*self.backends, self.llm, self.hosting, self.pollinations):

@@ -1,4 +1,4 @@
-"""Work that many callers want and that runs once, in this process and in all others."""
+"""The pool of drawings: one piece of work for everybody who wants it."""
 
 from __future__ import annotations
 
@@ -21,39 +21,6 @@ class Busy(Exception):
 
 class StillRunning(Exception):
     """The work was not done when its caller had to stop waiting. It goes on."""
-
-
-class SingleFlight(Generic[T]):
-    """Runs work in the thread of the first caller; the others wait for its result."""
-
-    def __init__(self, state: State) -> None:
-        self.state = state
-        self._flights: dict[str, Future[T]] = {}
-        self._mutex = threading.Lock()
-
-    def run(self, key: str, deadline: Deadline, work: Callable[[], T]) -> T:
-        """Return the result of `work`, run here or in the thread that came first; raise its error.
-
-        Another process waits until this one is done and then works itself, so `work` has to
-        look first whether it is still needed. Raises TimeoutError or LockTimeout.
-        """
-        with self._mutex:
-            is_first = key not in self._flights
-            flight = self._flights.setdefault(key, Future())
-        if not is_first:
-            return flight.result(deadline.remaining())
-        try:
-            with self.state.hold(key, deadline.remaining()):
-                result = work()
-        except BaseException as error:
-            flight.set_exception(error)
-            raise
-        else:
-            flight.set_result(result)
-            return result
-        finally:
-            with self._mutex:
-                del self._flights[key]
 
 
 @dataclass(slots=True)

@@ -15,11 +15,15 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import json
 import logging
+import os
 import resource
+import select
+import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +41,9 @@ _RESERVED_DESCRIPTORS = 128
 _DESCRIPTORS_PER_REQUEST = 8
 # Idle ones cost memory, some 5 KB each.
 _MAX_CONNECTIONS = 10_000
+
+# A database and an object store that do not answer are noticed a little earlier.
+_CHECK_SECONDS = 9.5
 
 _log = logging.getLogger("prompt_image_proxy")
 # gunicorn executes this file as a new module each time: the last one that loaded the program
@@ -129,17 +136,40 @@ class _CannotServe(Exception):
 def _check_cache(app: Any, settings: Any) -> None:
     """Raise _CannotServe if the cache cannot be used at the start, or was written by a newer
     version; a service that runs degrades and recovers, and a reload may revoke a key."""
-    storage = importlib.import_module("storage")
-    cache, is_first = app.make_cache(settings), _LAST_GOOD not in sys.modules
     try:
-        cache.state.check()
-    except storage.Unavailable as error:
-        if is_first or isinstance(error, storage.IncompatibleSchema):
-            sentence = f"The cache in {settings.cache_dir} cannot be used: {error}."
-            raise _CannotServe(sentence) from None
-    finally:
-        # Nothing may stay open here: the workers are forked from this process.
-        cache.state.close()
+        found = _in_child(lambda: app.check_cache(settings), _CHECK_SECONDS)
+    except TimeoutError:
+        sentence = f"The cache did not answer within {_CHECK_SECONDS:g} s."
+        found = {"sentence": sentence, "is_final": False}
+    if found and (found["is_final"] or _LAST_GOOD not in sys.modules):
+        raise _CannotServe(found["sentence"])
+
+
+def _in_child(work: Callable[[], Any], seconds: float) -> Any:
+    """Return what `work` returns, as JSON, in a process of its own.
+
+    What it opens would stay open in the workers, which are forked from this one, and some
+    libraries do not survive that.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.write(writer, json.dumps(work()).encode())
+        except Exception:
+            _log.exception("The cache could not be checked")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        try:
+            if not select.select([pipe], [], [], seconds)[0]:
+                raise TimeoutError
+            return json.load(pipe)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):  # gunicorn may reap it first
+                os.waitpid(pid, 0)
 
 
 def _descriptor_limit() -> int:

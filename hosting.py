@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
+from environment.network import NetworkSettings
 from environment.servers import HostingSettings
 from upstream.client import Deadline, Upstream, UpstreamError
 from upstream.openai import clean_text
+
+if TYPE_CHECKING:
+    from storage.objects import Objects
 
 Files = dict[str, tuple[str, bytes, str]]
 
@@ -82,6 +87,30 @@ class CloudflareImgBed:
             raise UploadFailed("no usable URL in the answer") from error
 
 
+class S3:
+    """A bucket that the public can read, directly or through a CDN.
+
+    A part of the picture's digest in its name makes sure that what a URL shows never changes.
+    """
+
+    CACHE_CONTROL = "public, max-age=31536000, immutable"
+
+    def __init__(self, settings: HostingSettings, objects: Objects) -> None:
+        self.public_url = settings.public_url
+        self.objects = objects
+
+    def upload(self, data: bytes, name: str, media_type: str, deadline: Deadline) -> str:
+        if deadline.is_over:
+            raise UploadFailed("no time was left for it")
+        stem, _, extension = name.rpartition(".")
+        name = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}.{extension}"
+        try:
+            self.objects.put(name, data, media_type, self.CACHE_CONTROL)
+        except OSError as error:
+            raise UploadFailed(str(error.strerror)) from error
+        return f"{self.public_url}/{quote(name)}"
+
+
 _PROVIDERS: dict[str, Callable[[HostingSettings, Upstream], ImageHost]] = {
     "smms": SmMs,
     "picgo": Chevereto,
@@ -89,8 +118,20 @@ _PROVIDERS: dict[str, Callable[[HostingSettings, Upstream], ImageHost]] = {
 }
 
 
-def image_host(settings: HostingSettings, upstream: Upstream) -> ImageHost:
-    """Return the configured image host."""
+def image_host(
+    settings: HostingSettings,
+    upstream: Upstream,
+    network: NetworkSettings | None = None,
+    upload_timeout: float = 30.0,
+) -> ImageHost:
+    """Return the configured image host.
+
+    S3 is reached over `network`, within `upload_timeout` seconds, the others through `upstream`.
+    """
+    if settings.objects:
+        from storage.objects import Objects  # needs requirements-cluster.txt
+
+        return S3(settings, Objects(settings.objects, network, upload_timeout))
     return _PROVIDERS[settings.provider](settings, upstream)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from backends import Backends
 from cache import Cache
 from drawing import NotDrawn, Pollinations
-from flights import Pool, SingleFlight, StillRunning
+from flights import Pool, StillRunning
 from hosting import ImageHost
 from journey import Blocked, Failure, GaveUp, Journey, Stage, is_blocked, verdict
 from keeping import Drawn, Keeper
@@ -24,6 +24,7 @@ from llm import ANSWER_TTL, Llm, RewriteFailed, Rewritten
 from picture import ImageRequest
 from storage import LockTimeout, Note, Unavailable
 from storage.memory import Memory
+from storage.single_flight import SingleFlight
 from upstream.client import Deadline
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ class Pipeline:
             return answer
 
         try:
-            return self._answers.run(key, deadline, work)
+            return self._answers.run(key, deadline.remaining(), work)
         except (TimeoutError, LockTimeout) as error:
             reason = f"no answer within {llm.timeout:g} s (LLM_TIMEOUT)"
             raise RewriteFailed(reason, "timed out") from error

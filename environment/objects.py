@@ -27,22 +27,29 @@ class ObjectSettings:
 
 def object_url(text: str) -> str:
     """Return the URL of a bucket and a prefix, without a trailing slash."""
-    if not re.fullmatch(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]+(/[\x21-\x7e]*)?", text):
-        raise ValueError("is not the URL of a bucket; write s3://bucket/prefix, gs://… or az://…")
-    if re.search(r"[?#@]", text):
-        raise ValueError("contains ?, # or @; write s3://bucket/prefix, and credentials apart")
-    return text.rstrip("/")
+    url = text.rstrip("/")
+    is_url = re.fullmatch(
+        r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]+(/[\w.=!*'()+-]+)*", url, re.ASCII
+    )
+    if not is_url or {".", ".."} & set(url.split("/")):
+        # Not quoted: someone may have put credentials into it.
+        forms = "s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
+        raise ValueError(f"is not the URL of a bucket; write {forms}")
+    return url
 
 
 def read_storage(reader: Reader) -> ObjectSettings | None:
-    """Read STORAGE_URL with the S3 settings."""
-    url = reader.get("STORAGE_URL", object_url, None)
+    return read_objects(reader, "STORAGE_URL")
+
+
+def read_objects(reader: Reader, name: str) -> ObjectSettings | None:
+    """Read the bucket that the variable `name` names, and the S3 settings."""
+    url = reader.get(name, object_url, None)
     endpoint = reader.get("S3_ENDPOINT_URL", v.url_without_query, None)
     region = reader.get("S3_REGION", v.header_value, None)
     key_id = reader.get("S3_ACCESS_KEY_ID", v.header_value, None)
     secret = reader.get("S3_SECRET_ACCESS_KEY", v.header_value, None)
-    if key_id:
-        reader.require("S3_SECRET_ACCESS_KEY", "S3_ACCESS_KEY_ID needs it: write both, or neither")
-    if secret:
-        reader.require("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY needs it: write both, or neither")
+    if url and url.startswith("s3://"):
+        for credential in ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"):
+            reader.require(credential, f"{name} needs it: write the access key for the bucket")
     return ObjectSettings(url, endpoint, region, key_id, secret) if url else None

@@ -7,7 +7,7 @@ import contextlib
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from environment.extras import check_extra
 
@@ -55,6 +55,13 @@ class Proxy:
     def resolves(self) -> bool:
         """Say whether it looks up names itself."""
         return self.scheme != "socks5"
+
+    @property
+    def url(self) -> str:
+        """The URL that `parse` reads."""
+        login = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}@" if self.user else ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{login}{host}:{self.port}"
 
     @property
     def headers(self) -> dict[str, str]:

@@ -24,7 +24,10 @@ class Reader:
         self._read_from_file: set[str] = set()
 
     def fault(self, name: str, sentence: str | Exception) -> None:
-        self.faults.append(f"{name}: {sentence}")
+        """Report a fault, once even if the variable is read for several purposes."""
+        fault = f"{name}: {sentence}"
+        if fault not in self.faults:
+            self.faults.append(fault)
 
     def has_fault(self, name: str) -> bool:
         """Return whether a variable, or the file that it is read from, is faulty."""

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import values as v
+from environment.extras import check_extra
+from environment.objects import ObjectSettings, read_objects
 from environment.reader import Reader
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 PLACEHOLDER = "{ORIGINAL_PROMPT}"
 _TEMPLATES = {"LLM_OPTIMIZATION_TEMPLATE": "optimize.txt", "DE_NSFW_TEMPLATE": "safety.txt"}
 
-HOSTING_PROVIDERS = ("smms", "picgo", "cloudflare_imgbed")
+HOSTING_PROVIDERS = ("smms", "picgo", "cloudflare_imgbed", "s3")
 SEE_UPLOAD_URL = "https://s.ee/api/v1/file/upload"
 POLLINATIONS_URL = "https://gen.pollinations.ai/image"
 POLLINATIONS_LEGACY_URL = "https://image.pollinations.ai/prompt"
@@ -57,12 +59,20 @@ class LlmSettings:
 
 @dataclass(frozen=True, slots=True)
 class HostingSettings:
-    """An image host: `provider` is one of HOSTING_PROVIDERS, `url` accepts the uploads."""
+    """An image host: `provider` is one of HOSTING_PROVIDERS, `url` accepts the uploads.
+
+    For `s3`, `objects` is the bucket, and the names of pictures are appended to `public_url`.
+    """
 
     provider: str
     url: str = field(repr=False)
     key: str | None = field(repr=False)
     auth_code: str | None = field(repr=False)
+    public_url: str = ""
+    objects: ObjectSettings | None = None
+
+    def secrets(self) -> set[str | None]:
+        return {self.key, self.auth_code, *(self.objects.secrets() if self.objects else ())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +142,12 @@ def read_llm(reader: Reader) -> LlmSettings | None:
 
 def read_hosting(reader: Reader) -> HostingSettings | None:
     enabled = reader.get("IMAGE_HOSTING_ENABLED", v.boolean, False)
-    provider = reader.get("IMAGE_HOSTING_PROVIDER", v.one_of(*HOSTING_PROVIDERS), "")
+    provider = reader.get("IMAGE_HOSTING_PROVIDER", _hosting_provider, "")
     key = reader.get("IMAGE_HOSTING_KEY", v.header_value, None)
     code = reader.get("IMAGE_HOSTING_AUTH_CODE", str, None)
+    public_url = reader.get("IMAGE_HOSTING_PUBLIC_URL", v.url_without_query, "")
+    if provider == "s3":
+        return _read_s3(reader, public_url) if enabled else None
     url = reader.get("IMAGE_HOSTING_URL", v.base_url, SEE_UPLOAD_URL if provider == "smms" else "")
     if not enabled:
         return None
@@ -144,6 +157,22 @@ def read_hosting(reader: Reader) -> HostingSettings | None:
     if provider in ("picgo", "cloudflare_imgbed"):
         reader.require("IMAGE_HOSTING_URL", f"{provider} needs it: write https://host")
     return HostingSettings(provider, url, key, code)
+
+
+def _hosting_provider(text: str) -> str:
+    provider = v.one_of(*HOSTING_PROVIDERS)(text)
+    if provider == "s3":
+        check_extra("cluster")
+    return provider
+
+
+def _read_s3(reader: Reader, public_url: str) -> HostingSettings:
+    reader.require("IMAGE_HOSTING_URL", "s3 needs it: write s3://bucket/prefix")
+    reader.require("IMAGE_HOSTING_PUBLIC_URL", "s3 needs it: write https://images.example.com")
+    objects = read_objects(reader, "IMAGE_HOSTING_URL")
+    if objects and not objects.url.startswith("s3://"):
+        reader.fault("IMAGE_HOSTING_URL", "is not a bucket of the provider s3; write s3://…")
+    return HostingSettings("s3", "", None, None, public_url, objects)
 
 
 def read_pollinations(reader: Reader) -> PollinationsSettings | None:

@@ -1,16 +1,15 @@
 """Where pictures and what is known of them live: one contract, several implementations.
 
-A `State` holds rows, notes and locks; a `Store` holds bytes. On one machine they are SQLite and
-a folder. tests/test_storage.py runs one behaviour suite over every implementation.
+A `State` holds rows, notes and locks; a `Store` (store.py) holds bytes. On one machine they are
+SQLite and a folder. tests/test_storage.py runs one behaviour suite over every implementation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from io import FileIO
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from picture import OPTIONS, ImageRequest
 
@@ -254,51 +253,4 @@ class State(Protocol):
 
     def close(self) -> None:
         """Close every connection and file; later calls open and close their own."""
-        ...
-
-
-class Stored(NamedTuple):
-    """One object of a store: its name, its bytes, and Unix times of creation and last change.
-
-    `machine` is as in its row.
-    """
-
-    name: str
-    bytes: int
-    created: float
-    changed: float
-    machine: str | None = None
-
-
-class Store(Protocol):
-    """Bytes under immutable names, `{key}-{16 hex digits}.{extension}`. Thread-safe.
-
-    A name never stands for half of its bytes. All methods raise OSError.
-    """
-
-    def write(self, name: str, data: bytes, created: float) -> str | None:
-        """Store new bytes durably, as created at the Unix time `created` (whole seconds).
-
-        Return the name of this machine if for now only it can read them.
-        """
-        ...
-
-    def open(self, name: str) -> FileIO:
-        """Open for reading: a regular local file, so that the kernel can send it.
-
-        Its modification time is `created` in whole seconds as long as it is as it was written.
-        Raises FileNotFoundError if it does not exist.
-        """
-        ...
-
-    def delete(self, name: str) -> None:
-        """Delete; a name that does not exist is deleted already."""
-        ...
-
-    def names(self) -> Iterator[Stored]:
-        """Yield every picture in the store, in any order."""
-        ...
-
-    def sweep(self) -> None:
-        """Delete what interrupted writes left behind more than ten minutes ago."""
         ...

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 
-from storage import Stored
+from storage import State
+from storage.store import Stored, Task
 
 STALE_SECONDS = 600.0
 
 _NAME = r"[0-9a-f]{64}-[0-9a-f]{16}\.(png|jpg|webp|gif)"
-_PICTURE = re.compile(_NAME)
+PICTURE = re.compile(_NAME)
 _TEMPORARY = re.compile(_NAME + r".*\.tmp")
 # What follows the name of a picture in that of its thumbnail.
 THUMBNAIL = ".thumbnail"
@@ -24,6 +26,8 @@ _THUMBNAIL = re.compile(_NAME + re.escape(THUMBNAIL))
 
 class Folder:
     """The store of a single machine."""
+
+    has_pending = False
 
     def __init__(
         self,
@@ -36,15 +40,19 @@ class Folder:
         self.machine = machine
         self._clock = clock
 
-    def write(self, name: str, data: bytes, created: float) -> str | None:
+    def check(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = self.directory / f"{name}.tmp"
+
+    def write(self, name: str, data: bytes, created: float) -> str | None:
+        self.check()
+        temporary = self.directory / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                os.utime(file.fileno(), (int(created), int(created)))
+                # The access time says when it was last used: see recent.py.
+                os.utime(file.fileno(), (self._clock(), int(created)))
             temporary.rename(self.directory / name)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -55,24 +63,30 @@ class Folder:
     def open(self, name: str) -> FileIO:
         return FileIO(f"{self.directory}/{name}")
 
+    def drop_copy(self, name: str) -> bool:
+        return False  # the file is the picture itself
+
     def delete(self, name: str) -> None:
         for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
             path.unlink(missing_ok=True)
 
     def names(self) -> Iterator[Stored]:
-        for entry, found in self._scan(_PICTURE):
+        for entry, found in self.scan(PICTURE):
             yield Stored(entry.name, found.st_size, found.st_mtime, found.st_ctime, self.machine)
 
     def sweep(self) -> None:
         cutoff = self._clock() - STALE_SECONDS
-        for entry, found in self._scan(_TEMPORARY):
+        for entry, found in self.scan(_TEMPORARY):
             if found.st_ctime < cutoff:
                 self.delete(entry.name)
-        for entry, _ in self._scan(_THUMBNAIL):
+        for entry, _ in self.scan(_THUMBNAIL):
             if not (self.directory / entry.name.removesuffix(THUMBNAIL)).exists():
                 self.delete(entry.name)
 
-    def _scan(self, wanted: re.Pattern[str]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+    def tasks(self, state: State) -> Sequence[Task]:
+        return ()
+
+    def scan(self, wanted: re.Pattern[str]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
         """Yield the regular files that are named as wanted; none if there is no folder."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as listing:
             for entry in listing:

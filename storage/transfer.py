@@ -12,7 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from storage import Row, State, Store, Unavailable
+from storage import Row, State, Unavailable
+from storage.store import Store
 from storage.upkeep import store_errors
 from storage.verify import Lost, open_verified
 

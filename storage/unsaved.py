@@ -12,7 +12,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 from formats import EXTENSIONS
-from storage import LockTimeout, Row, State, Store, Unavailable
+from storage import LockTimeout, Row, State, Unavailable
+from storage.store import Store
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
@@ -24,7 +25,7 @@ MAX_BYTES = 64 * 2**20
 class Unsaved:
     """A row to be written; `data` if its file has to be written as well.
 
-    `spare` is the file that a hosted picture lies in meanwhile: it would be adopted after a
+    `spare` is the file that a hosted picture lies in meanwhile where it would be adopted after a
     crash, and its drawing not be paid again.
     """
 
@@ -58,16 +59,16 @@ class Backlog:
     def add(self, row: Row, data: bytes, *, is_stored: bool) -> None:
         """Keep a row, and its bytes unless they are in the store already.
 
-        Until a row is written the lock of its key is held: another process would not find the
-        picture and draw it again.
+        Until a row is written the lock of its key is held, if it can be: another process would
+        not find the picture and draw it again.
         """
         spare = None
-        if row.file is None:
+        if row.file is None and self.store.machine is None:
             spare = self._store_spare(row, data)
         is_kept = is_stored or row.file is None
         lock = ExitStack()
         if is_kept:
-            with suppress(LockTimeout):
+            with suppress(LockTimeout, Unavailable):
                 lock.enter_context(self.state.hold(row.key, 0.0))
         with self._mutex:
             if not self._entries:

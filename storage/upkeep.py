@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import islice
-from typing import NamedTuple
 
 from formats import EXTENSIONS
 from picture import ImageRequest
-from storage import Row, State, Store, Stored, Unavailable
+from storage import Row, State, Unavailable
+from storage.store import Store, Stored, Task
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
@@ -26,14 +26,6 @@ log = logging.getLogger("prompt_image_proxy.cache")
 BATCH = 500
 
 _MEDIA_TYPES = {extension: media_type for media_type, extension in EXTENSIONS.items()}
-
-
-class Task(NamedTuple):
-    """Work to be done first after `first` seconds, then every `period` seconds."""
-
-    work: Callable[[], object]
-    first: float
-    period: float
 
 
 def repeat(tasks: Sequence[Task], stop: threading.Event) -> None:
@@ -70,10 +62,18 @@ def sweep(state: State, store: Store, before: float) -> None:
     """
     for batch in _batches(store):
         stale = [stored for stored in batch if stored.changed < before]
-        for stored, kept in _rivals(stale, state.files([_key_of(s) for s in stale])):
+        for stored, kept in _rivals(stale, state.files([s.key for s in stale])):
             if _exists(store, kept):
                 log.info("Swept up %s", stored.name)
                 store.delete(stored.name)
+
+
+def strays(state: State, store: Store, before: float) -> Iterator[Stored]:
+    """Yield files last changed before a Unix time that no row names."""
+    for batch in _batches(store):
+        stale = [stored for stored in batch if stored.changed < before]
+        kept = state.files([stored.key for stored in stale])
+        yield from (stored for stored in stale if kept.get(stored.key) != stored.name)
 
 
 def evict(state: State, store: Store, limit: int, prepare: Callable[[], None]) -> int:
@@ -86,7 +86,8 @@ def evict(state: State, store: Store, limit: int, prepare: Callable[[], None]) -
     while (total := state.totals().bytes) > limit:
         prepare()
         victims = []
-        for row in state.oldest(BATCH):
+        # Another machine that has pictures of its own evicts them itself.
+        for row in (row for row in state.oldest(BATCH) if row.machine == store.machine):
             if total <= limit and total - row.bytes < target:
                 break
             victims.append(row)
@@ -124,18 +125,18 @@ def _batches(store: Store) -> Iterator[list[Stored]]:
 
 
 def _adopt(state: State, store: Store, batch: list[Stored]) -> int:
-    known = state.files([_key_of(stored) for stored in batch])
+    known = state.files([stored.key for stored in batch])
     # The newest file of a key comes last and stays.
     batch.sort(key=lambda stored: stored.created)
-    fresh = {_key_of(stored): _row_of(stored) for stored in batch if _key_of(stored) not in known}
+    fresh = {stored.key: _row_of(stored) for stored in batch if stored.key not in known}
     count = state.add(list(fresh.values()))
     return count + sum(_prefer(state, store, stored) for stored, _ in _rivals(batch, known))
 
 
 def _prefer(state: State, store: Store, stored: Stored) -> bool:
     """Put a file into its key's row if the one there is missing, or was adopted and is older."""
-    row = state.find(_key_of(stored))
-    if row is None or row.file is None:
+    row = state.find(stored.key)
+    if row is None or row.file is None or row.machine not in (None, store.machine):
         return False
     is_better = row.digest is None and row.created < stored.created
     return (is_better or not _exists(store, row.file)) and state.amend(row, _row_of(stored))
@@ -144,7 +145,7 @@ def _prefer(state: State, store: Store, stored: Stored) -> bool:
 def _rivals(batch: list[Stored], known: dict[str, str | None]) -> Iterator[tuple[Stored, str]]:
     """Yield the files whose key has another file, with that one's name."""
     for stored in batch:
-        kept = known.get(_key_of(stored))
+        kept = known.get(stored.key)
         if kept is not None and kept != stored.name:
             yield stored, kept
 
@@ -157,14 +158,10 @@ def _exists(store: Store, name: str) -> bool:
     return True
 
 
-def _key_of(stored: Stored) -> str:
-    return stored.name.partition("-")[0]
-
-
 def _row_of(stored: Stored) -> Row:
     """Return the row of a file without any record; its first hit reads the file."""
     return Row(
-        key=_key_of(stored),
+        key=stored.key,
         file=stored.name,
         media_type=_MEDIA_TYPES[stored.name.rpartition(".")[2]],
         bytes=stored.bytes,

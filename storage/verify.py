@@ -4,36 +4,62 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from io import FileIO
 
 from formats import media_type_of
-from storage import Row, Store, Unavailable
+from storage import Row, Unavailable
+from storage.store import Store
+
+# How long a picture that another machine has yet to upload is waited for, rather than drawn again.
+PATIENCE_SECONDS = 86400.0
 
 
 class Lost(Exception):
     """The file is missing or damaged; the text says which."""
 
 
-def open_verified(store: Store, row: Row) -> tuple[Row, FileIO]:
+def open_verified(
+    store: Store, row: Row, clock: Callable[[], float] = time.time
+) -> tuple[Row, FileIO]:
     """Return the open file of a row, and the row with what the file says of itself.
 
     A file that is as it was written is not read. Raises Lost, and Unavailable for a file that
     may well be there: a new drawing would cost money.
     """
+    file = _open(store, row, clock)
     try:
-        file = store.open(str(row.file))
+        return _verified(row, file), file
+    except Lost:
+        if not store.drop_copy(str(row.file)):
+            raise
+    file = _open(store, row, clock)
+    return _verified(row, file), file
+
+
+def _open(store: Store, row: Row, clock: Callable[[], float]) -> FileIO:
+    try:
+        return store.open(str(row.file))
     except (FileNotFoundError, IsADirectoryError) as error:
+        is_elsewhere = row.machine not in (None, store.machine)
+        if is_elsewhere and clock() < row.created + PATIENCE_SECONDS:
+            raise Unavailable("the machine that has the picture has yet to upload it") from error
         raise Lost("is missing") from error
     except OSError as error:
         raise Unavailable(f"a picture cannot be opened: {error.strerror}") from error
-    found = os.fstat(file.fileno())
-    is_untouched = found.st_mtime_ns == int(row.created) * 10**9
-    if is_untouched and found.st_size == row.bytes and row.digest:
-        return row, file
+
+
+def _verified(row: Row, file: FileIO) -> Row:
+    """Return the row of an open file, which is closed if this raises."""
     try:
-        return _verify(row, file), file
+        found = os.fstat(file.fileno())
+        is_untouched = found.st_mtime_ns == int(row.created) * 10**9
+        if is_untouched and found.st_size == row.bytes and row.digest:
+            return row
+        return _read(row, file)
     except OSError as error:
         file.close()
         raise Unavailable(f"a picture cannot be read: {error.strerror}") from error
@@ -42,8 +68,8 @@ def open_verified(store: Store, row: Row) -> tuple[Row, FileIO]:
         raise
 
 
-def _verify(row: Row, file: FileIO) -> Row:
-    """Read a file that was adopted, restored from a backup, or damaged."""
+def _read(row: Row, file: FileIO) -> Row:
+    """Read a file that was fetched, adopted, restored from a backup, or damaged."""
     data = file.readall()
     file.seek(0)
     digest, media_type = hashlib.sha256(data).hexdigest(), media_type_of(data)

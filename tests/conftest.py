@@ -21,9 +21,11 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
 from app import create_app
+from environment.objects import ObjectSettings
 from storage import State
 from storage.sqlite import SqliteState
 
+from .objectstore import ObjectServer
 from .servers import (
     Got,
     RawServer,
@@ -268,6 +270,18 @@ def clock() -> Clock:
 def state(tmp_path: Path, clock: Clock) -> Iterator[State]:
     with closing(SqliteState(tmp_path, clock)) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator[ObjectServer]:
+    with closing(ObjectServer()) as made:
+        yield made
+
+
+@pytest.fixture
+def bucket(object_server: ObjectServer) -> ObjectSettings:
+    """Settings for a new bucket of a real S3 server."""
+    return object_server.bucket()
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,19 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from storage import Note, State, Store
+from environment.objects import ObjectSettings
+from storage import Note, State
+from storage.copies import Copies
 from storage.folder import Folder
+from storage.objects import Objects
 from storage.sqlite import SqliteState
+from storage.store import Store
+
+from .link import Link
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -90,9 +96,42 @@ class FolderPlace:
         path = self.folder / name
         path.write_bytes(path.read_bytes()[:-1])
 
+    @contextmanager
+    def obstructed(self, name: str) -> Iterator[None]:
+        """Let no picture be written by this name."""
+        (self.folder / name).mkdir()
+        yield
+        (self.folder / name).rmdir()
+
+    def close(self) -> None:
+        pass
+
     def leave_half(self, name: str) -> None:
         """Leave what a write leaves behind that was interrupted just now."""
-        (self.folder / f"{name}.tmp").write_bytes(b"half")
+        (self.folder / f"{name}.0123abcd.tmp").write_bytes(b"half")
+
+
+class CopiesPlace(FolderPlace):
+    """A bucket, and a machine's folder of copies."""
+
+    def __init__(self, folder: Path, clock: Clock, bucket: ObjectSettings) -> None:
+        super().__init__(folder, clock)
+        self.link = Link(int(str(bucket.endpoint_url).rpartition(":")[2]))
+        self.bucket = replace(bucket, endpoint_url=self.link.url)
+
+    def open(self) -> Store:
+        return Copies(Objects(self.bucket), self.folder, "here", clock=self.clock)
+
+    @contextmanager
+    def obstructed(self, name: str) -> Iterator[None]:
+        self.link.cut()
+        (self.folder / "pending" / name).mkdir(parents=True)
+        yield
+        (self.folder / "pending" / name).rmdir()
+        self.link.mend()
+
+    def close(self) -> None:
+        self.link.close()
 
 
 _HOLD = """

@@ -144,6 +144,22 @@ def test_deleted_picture_leaves_neither_row_nor_file(cache: Cache, folder: Path)
     assert cache.totals() == Totals(0, 0)
 
 
+def test_deleted_picture_stays_away_after_an_older_index_was_put_back(
+    make: Make, folder: Path, clock: Clock
+) -> None:
+    """Its newest file is unknown to that index, and would be adopted later."""
+    first = make()
+    put(first)
+    first.close()
+    backup = (folder / "index.sqlite3").read_bytes()
+    put(second := make())
+    second.close()
+    lose_index(folder, clock)
+    (folder / "index.sqlite3").write_bytes(backup)
+    assert make().delete(REQUEST.key)
+    assert (read_settled(make()), pictures(folder)) == (None, [])
+
+
 def test_crash_while_deleting_brings_nothing_back(
     cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

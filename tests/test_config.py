@@ -38,6 +38,7 @@ URL = "https://api.example.com/v1"
 KEY = "the-access-key"
 LEAST = {"BACKEND_API_URLS": URL, "PROXY_ACCESS_KEY": KEY}
 HOSTING = {"IMAGE_HOSTING_ENABLED": "true"}
+S3_KEYS = {"S3_ACCESS_KEY_ID": "id", "S3_SECRET_ACCESS_KEY": "k"}
 LLM = {
     "LLM_OPTIMIZATION_ENABLED": "true",
     "DE_NSFW_ENABLED": "true",
@@ -159,7 +160,14 @@ REJECTED = {
     "PICTURE_NETWORKS": ("10.0.0.0/8,", "10.0.0.1/8", "lan", "10.0.0.0/33"),
     "CA_BUNDLE": ("/no/such/file", "/", __file__),
     "DATABASE_URL": ("mysql://host/db", "postgresql+psycopg://host/db", "host", "postgresql://a b"),
-    "STORAGE_URL": ("bucket", "https://bucket", "s3://", "s3://b?x=1", "s3://user:word@bucket"),
+    "STORAGE_URL": (
+        "bucket",
+        "https://bucket",
+        "s3://",
+        "s3://b?x=1",
+        "s3://b/a/../c",
+        "s3://b//c",
+    ),
     "PICTURE_FORMAT": ("gif", "avif"),
 }
 
@@ -211,9 +219,9 @@ def test_invalid_url_is_a_fault(text: str, start: str, reason: str) -> None:
         (hosted_by("picgo", KEY="k"), "IMAGE_HOSTING_URL", "picgo needs it"),
         (hosted_by("cloudflare_imgbed"), "IMAGE_HOSTING_URL", "cloudflare_imgbed needs it"),
         ({"DATABASE_URL": "postgresql://host"}, "STORAGE_URL", "DATABASE_URL needs it"),
-        ({"STORAGE_URL": "s3://bucket"}, "DATABASE_URL", "STORAGE_URL needs it"),
-        ({"S3_ACCESS_KEY_ID": "id"}, "S3_SECRET_ACCESS_KEY", "S3_ACCESS_KEY_ID needs it"),
-        ({"S3_SECRET_ACCESS_KEY": "k"}, "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY needs it"),
+        (S3_KEYS | {"STORAGE_URL": "s3://bucket"}, "DATABASE_URL", "STORAGE_URL needs it"),
+        (S3_KEYS | hosted_by("s3", PUBLIC_URL="https://a"), "IMAGE_HOSTING_URL", "s3 needs it"),
+        (S3_KEYS | hosted_by("s3", URL="s3://bucket"), "IMAGE_HOSTING_PUBLIC_URL", "s3 needs it"),
         *(
             (LLM | {name: "Improve {PROMPT}."}, name, "does not contain {ORIGINAL_PROMPT}")
             for name in ("LLM_OPTIMIZATION_TEMPLATE", "DE_NSFW_TEMPLATE")
@@ -452,6 +460,40 @@ def test_imgbed_needs_only_its_url() -> None:
     assert found == HostingSettings("cloudflare_imgbed", "https://bed", None, "#1%")
 
 
+def test_bucket_as_image_host_needs_its_url_its_public_url_and_a_key() -> None:
+    urls = {"URL": "s3://bucket/some/prefix/", "PUBLIC_URL": "https://img.example/pics/"}
+    found = read(**S3_KEYS, **hosted_by("s3", **urls)).hosting
+    bucket = ObjectSettings("s3://bucket/some/prefix", None, None, "id", "k")
+    assert found == HostingSettings("s3", "", None, None, "https://img.example/pics", bucket)
+    assert_fault(
+        S3_KEYS | hosted_by("s3", **urls | {"URL": "gs://bucket"}), "IMAGE_HOSTING_URL", ""
+    )
+    off = hosted_by("s3") | {"IMAGE_HOSTING_ENABLED": "false"}
+    assert read(**off).hosting is None
+
+
+@pytest.mark.parametrize("name", S3_KEYS)
+@pytest.mark.parametrize(
+    "use",
+    [
+        {"DATABASE_URL": "postgresql://host/db", "STORAGE_URL": "s3://bucket"},
+        hosted_by("s3", URL="s3://bucket", PUBLIC_URL="https://img.example"),
+    ],
+    ids=["storage", "hosting"],
+)
+def test_bucket_without_its_access_key_is_a_fault(use: dict[str, str], name: str) -> None:
+    """The credentials would be looked for at an address of the cloud's own network."""
+    assert_fault({**use, **S3_KEYS, name: ""}, name, "needs it")
+    elsewhere = {"DATABASE_URL": "postgresql://host/db", "STORAGE_URL": "az://container/prefix"}
+    assert read(**elsewhere).storage == ObjectSettings("az://container/prefix")
+
+
+def test_setting_that_two_parts_need_is_reported_once() -> None:
+    use = {"DATABASE_URL": "postgresql://host/db", "STORAGE_URL": "s3://bucket"}
+    use |= hosted_by("s3", URL="s3://bucket", PUBLIC_URL="https://img.example")
+    assert_fault({**use, **S3_KEYS, "S3_ENDPOINT_URL": "minio:9000"}, "S3_ENDPOINT_URL", "http://")
+
+
 # --- the network
 
 
@@ -500,6 +542,7 @@ def test_invalid_proxy_is_a_fault(name: str) -> None:
     [
         ("ALL_PROXY", "socks5://host", "socks"),
         ("DATABASE_URL", "postgresql://host/db", "cluster"),
+        ("IMAGE_HOSTING_PROVIDER", "s3", "cluster"),
         ("METRICS", "true", "metrics"),
         ("PICTURE_FORMAT", "webp", "formats"),
         ("PICTURE_MAX_BYTES", "5000000", "formats"),
@@ -540,11 +583,12 @@ def test_machines_share_a_database_and_a_bucket() -> None:
         STORAGE_URL="s3://bucket/some/prefix/",
         S3_ENDPOINT_URL="http://minio:9000/",
         S3_REGION="eu-central-1",
+        **S3_KEYS,
     )
     assert found.database_url
     assert found.database_url.startswith("postgres://user@one,two:5433/")
     assert found.storage == ObjectSettings(
-        "s3://bucket/some/prefix", "http://minio:9000", "eu-central-1", None, None
+        "s3://bucket/some/prefix", "http://minio:9000", "eu-central-1", "id", "k"
     )
     assert "user" not in found.secrets()
 
@@ -555,7 +599,7 @@ def test_hosted_pictures_need_no_bucket() -> None:
 
 
 def test_cache_of_a_single_machine_is_no_folder_for_copies(tmp_path: Path) -> None:
-    values = {"DATABASE_URL": "postgresql://host/pictures", "STORAGE_URL": "s3://bucket"}
+    values = {"DATABASE_URL": "postgresql://host/pictures", "STORAGE_URL": "gs://bucket"}
     assert read(**values, CACHE_DIR=str(tmp_path)).storage
     (tmp_path / "index.sqlite3").touch()
     assert_fault({**values, "CACHE_DIR": str(tmp_path)}, "CACHE_DIR", "cache import")

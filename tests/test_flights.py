@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flights import Busy, Pool, SingleFlight, StillRunning
+from flights import Busy, Pool, StillRunning
+from storage import Unavailable
+from storage.single_flight import SingleFlight
 from storage.sqlite import SqliteState
 from upstream.deadline import Deadline
 
@@ -164,9 +166,29 @@ def test_lock_is_free_after_every_ending(state: SqliteState, callers: Make) -> N
     assert state._locks._holders == {}
 
 
+def test_unavailable_locks_leave_nothing_behind(
+    callers: Make, state: SqliteState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = callers(1, 10)
+    flight: SingleFlight[str] = SingleFlight(state)
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "hold", refuse)
+        with pytest.raises(Unavailable):
+            some.call(KEYS[0]).result(20)
+        with pytest.raises(Unavailable):
+            flight.run(KEYS[0], 5, lambda: "answer")
+    some.gate.set()
+    assert some.call(KEYS[0]).result(20) == f"drawn {KEYS[0]}"
+    assert flight.run(KEYS[0], 5, lambda: "answer") == "answer"
+
+
+def refuse(*_: object) -> None:
+    raise Unavailable("the connection is lost")
+
+
 def test_single_flight_shares_result_and_error(state: SqliteState) -> None:
     flight: SingleFlight[str] = SingleFlight(state)
-    assert flight.run(KEYS[0], Deadline.after(5), lambda: "answer") == "answer"
+    assert flight.run(KEYS[0], 5, lambda: "answer") == "answer"
     with pytest.raises(ZeroDivisionError):
-        flight.run(KEYS[0], Deadline.after(5), lambda: str(1 // 0))
-    assert flight.run(KEYS[0], Deadline.after(5), lambda: "again") == "again"
+        flight.run(KEYS[0], 5, lambda: str(1 // 0))
+    assert flight.run(KEYS[0], 5, lambda: "again") == "again"

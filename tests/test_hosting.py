@@ -16,12 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from environment.servers import HOSTING_PROVIDERS, HostingSettings
+from environment.objects import ObjectSettings
+from environment.servers import HostingSettings
 from hosting import ImageHost, UploadFailed, image_host
 from upstream.client import Deadline, Upstream
 
 from .conftest import KEY
 from .servers import WEBP, RawServer, Say, ScriptedServer, Seen, free_port, read_request
+from .wire import hang
 
 NAME = "0123abcd-9f.webp"
 HOSTED = "https://i.example.com/2026/a.png"
@@ -121,6 +123,46 @@ def test_auth_code_is_percent_encoded(there: ScriptedServer) -> None:
     upload(make_host("cloudflare_imgbed", there.url, "a#b%20&c=d+e 密"))
     query = "authCode=a%23b%2520%26c%3Dd%2Be%20%E5%AF%86&returnFormat=full"
     assert urlsplit(there.seen[0].target).query == query
+
+
+# --- a bucket -----------------------------------------------------------------------------------
+
+
+def make_s3(url: str) -> ImageHost:
+    bucket = ObjectSettings("s3://bucket/pics", url, "auto", "key-id", "secret-key")
+    hosting = HostingSettings("s3", "", None, None, "https://img.example/pics", bucket)
+    return image_host(hosting, Upstream(), upload_timeout=1.0)
+
+
+def test_bucket_has_a_name_for_each_content_that_caches_may_keep_for_ever(
+    there: ScriptedServer,
+) -> None:
+    there.say(Say(headers={"ETag": '"1"'}))
+    host = make_s3(there.url)
+    assert upload(host) == "https://img.example/pics/0123abcd-9f-86be52bd.webp"
+    assert upload(host) == "https://img.example/pics/0123abcd-9f-86be52bd.webp"
+    other = host.upload(WEBP + b"more", NAME, "image/webp", Deadline.after(10))
+    assert other != upload(host)
+    sent = there.seen[0]
+    assert (sent.method, sent.path, sent.body) == (
+        "PUT", "/bucket/pics/0123abcd-9f-86be52bd.webp", WEBP
+    )  # fmt: skip
+    assert sent.headers["Content-Type"] == "image/webp"
+    assert sent.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+
+
+def test_bucket_that_refuses_is_a_failure_without_a_secret(there: ScriptedServer) -> None:
+    there.say(Say("<Error><Code>AccessDenied</Code><Key>key-id secret-key</Key></Error>", 403))
+    assert failure_of(make_s3(there.url)) == "object store: HTTP 403 (AccessDenied)"
+
+
+def test_silent_bucket_is_a_failure_within_the_upload_timeout(
+    raw_server: Callable[[Callable[[socket.socket], None]], RawServer],
+) -> None:
+    start = time.monotonic()
+    assert failure_of(make_s3(raw_server(hang).url)) == "object store: no answer in time"
+    assert time.monotonic() - start < 1.5
+    assert failure_of(make_s3("http://127.0.0.1:1"), seconds=0.0) == "no time was left for it"
 
 
 # --- the answer ---------------------------------------------------------------------------------
@@ -240,7 +282,7 @@ def test_unreadable_answer_is_a_failure(there: ScriptedServer, say: Say) -> None
     assert len(there.seen) == 1
 
 
-@pytest.mark.parametrize("provider", HOSTING_PROVIDERS)
+@pytest.mark.parametrize("provider", ANSWERS)
 def test_server_error_is_a_failure_whatever_it_names(there: ScriptedServer, provider: str) -> None:
     there.say(Say(ANSWERS[provider](HOSTED), 503))
     assert failure_of(make_host(provider, there.url)) == "HTTP 503"
@@ -262,7 +304,7 @@ def test_silent_host_is_a_failure_at_the_deadline(
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("provider", HOSTING_PROVIDERS)
+@pytest.mark.parametrize("provider", ANSWERS)
 def test_no_secret_is_in_a_failure(there: ScriptedServer, provider: str) -> None:
     host = make_host(provider, there.url, auth_code="secret-code")
     for say in (Say({"error": KEY}, 401), Say(KEY, 500), Say(KEY), Say({"data": {"url": KEY}})):
@@ -296,7 +338,7 @@ JSON = st.recursive(
 @given(JSON | JSON.flatmap(lambda url: st.sampled_from([make(url) for make in ANSWERS.values()])))
 def test_any_answer_names_a_url_or_is_a_failure(there: ScriptedServer, answer: Any) -> None:
     there.say(Say(answer))
-    for provider in HOSTING_PROVIDERS:
+    for provider in ANSWERS:
         with contextlib.suppress(UploadFailed):
             found = upload(make_host(provider, there.url))
             assert found.isascii()

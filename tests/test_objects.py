@@ -1,0 +1,245 @@
+"""The object store: what its answers mean, and that no caller waits long for one that fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from environment.network import NetworkSettings
+from environment.objects import ObjectSettings
+from environment.proxies import Proxy
+from storage.objects import Objects
+
+from .link import Link
+from .proxy import HttpProxy
+from .servers import RawServer, Say, ScriptedServer, wait_until
+from .states import ROOT
+from .wire import over_tls, saying
+
+MISSING = "<Error><Code>NoSuchKey</Code></Error>"
+
+
+@pytest.fixture
+def objects(bucket: ObjectSettings) -> Objects:
+    return Objects(bucket)
+
+
+@pytest.fixture
+def answering(server: Callable[[], ScriptedServer]) -> ScriptedServer:
+    """A server in place of the object store, without any object."""
+    made = server()
+    made.say(Say(MISSING, 404))
+    return made
+
+
+def at(url: str, **more: Any) -> ObjectSettings:
+    settings = ObjectSettings("s3://bucket/prefix", url, "us-east-1", "the-key-id", "the-secret")
+    return replace(settings, **more)
+
+
+def through(**proxies: str) -> NetworkSettings:
+    known = {scheme: Proxy.parse(url) for scheme, url in proxies.items()}
+    return NetworkSettings(None, known, "", {}, ())
+
+
+def failure_of(call: Callable[[], object]) -> str:
+    with pytest.raises(OSError) as caught:  # the text is what is returned
+        call()
+    assert not isinstance(caught.value, FileNotFoundError)
+    return str(caught.value.strerror)
+
+
+# --- objects
+
+
+def test_stored_object_is_read_and_listed(objects: Objects) -> None:
+    for data in (b"old", b"new"):
+        objects.put("a.png", data, "image/png")
+    objects.put("b.png", b"12345", "image/png")
+    assert objects.get("a.png") == b"new"
+    found = list(objects.list())
+    assert {(one.name, one.bytes) for one in found} == {("a.png", 3), ("b.png", 5)}
+    assert all(abs(one.modified - time.time()) < 60 for one in found)
+
+
+def test_object_has_a_media_type_and_rules_for_caches(answering: ScriptedServer) -> None:
+    answering.say(Say(headers={"ETag": '"1"'}))
+    Objects(at(answering.url)).put("a.png", b"1", "image/png", "public, max-age=1")
+    [request] = answering.seen
+    assert (request.method, request.path) == ("PUT", "/bucket/prefix/a.png")
+    assert request.headers["Content-Type"] == "image/png"
+    assert request.headers["Cache-Control"] == "public, max-age=1"
+
+
+def test_deleted_object_is_missing(objects: Objects) -> None:
+    objects.put("a.png", b"1", "image/png")
+    for _ in range(2):
+        objects.delete("a.png")
+        with pytest.raises(FileNotFoundError):
+            objects.get("a.png")
+    assert list(objects.list()) == []
+
+
+def test_check_leaves_nothing(objects: Objects) -> None:
+    objects.check()
+    assert list(objects.list()) == []
+
+
+# --- what an answer means
+
+
+def test_missing_bucket_is_no_missing_object(bucket: ObjectSettings) -> None:
+    """Else every picture would count as lost, and be paid for again."""
+    objects = Objects(replace(bucket, url="s3://no-such-bucket"))
+    for call in (
+        lambda: objects.get("a.png"),
+        lambda: objects.put("a.png", b"1", "image/png"),
+        lambda: objects.delete("a.png"),
+        lambda: list(objects.list()),
+        objects.check,
+    ):
+        assert failure_of(call) == "object store: HTTP 404 (NoSuchBucket)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Say("", 404), "HTTP 404"),
+        (Say("<Error><Code>InvalidAccessKeyId</Code>the-key-id</Error>", 403),
+         "HTTP 403 (InvalidAccessKeyId)"),
+        (Say("<Error><Code>SlowDown</Code></Error>", 503), "HTTP 503 (SlowDown)"),
+    ],
+    ids=["stranger", "wrong key", "overloaded"],
+)  # fmt: skip
+def test_other_answers_are_failures_without_secrets(
+    answering: ScriptedServer, answer: Say, reason: str
+) -> None:
+    answering.say(answer)
+    objects = Objects(at(answering.url))
+    assert failure_of(lambda: objects.get("a.png")) == f"object store: {reason}"
+
+
+def test_cut_connection_is_tried_again(answering: ScriptedServer) -> None:
+    answering.say(Say("", 500), Say("bytes"))
+    assert Objects(at(answering.url)).get("a.png") == b"bytes"
+
+
+# --- a store that fails
+
+
+def test_hung_store_holds_up_few_callers_and_is_used_again_at_once(
+    bucket: ObjectSettings, opened: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    opened.append(link := Link(int(str(bucket.endpoint_url).rpartition(":")[2])))
+    objects = Objects(replace(bucket, endpoint_url=link.url), seconds=1.0)
+    objects.put("a.png", b"1", "image/png")
+    link.freeze()
+    assert failure_of(lambda: objects.get("a.png")) == "object store: no answer in time"
+    asked = len(link.requests)
+    with ThreadPoolExecutor(40) as pool:
+        list(pool.map(lambda _: failure_of(lambda: objects.get("a.png")), range(40)))
+    assert 1 <= len(link.requests) - asked <= 2, "the others fail at once"
+    link.mend()
+    wait_until(lambda: is_working(objects), seconds=2)
+    lines = ["The object store: no answer in time", "The object store works again"]
+    assert [record.message for record in caplog.records] == lines
+
+
+def is_working(objects: Objects) -> bool:
+    try:
+        return objects.get("a.png") == b"1"
+    except OSError:
+        return False
+
+
+def test_accident_costs_other_callers_nothing(answering: ScriptedServer) -> None:
+    answering.say(Say("", 400), Say("bytes"))
+    objects = Objects(at(answering.url))
+    failure_of(lambda: objects.get("a.png"))
+    assert objects.get("a.png") == b"bytes"
+
+
+def test_unreachable_store_is_a_failure(answering: ScriptedServer) -> None:
+    answering.close()
+    reason = failure_of(lambda: Objects(at(answering.url)).get("a.png"))
+    assert reason == "object store: cannot be reached"
+
+
+# --- how it is reached
+
+FORKING = """
+import os, sys
+from environment.objects import ObjectSettings
+from storage.objects import Objects
+objects = Objects(ObjectSettings(*sys.argv[1:]))
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0
+    print(objects.get("a.png").decode())
+else:
+    objects.put("a.png", b"by the child", "image/png")
+    os._exit(0)
+"""
+
+
+def test_process_can_fork_before_the_first_call(bucket: ObjectSettings) -> None:
+    arguments = [bucket.url, bucket.endpoint_url, "us-east-1", "key-id", "secret"]
+    command = [sys.executable, "-c", FORKING, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=30, check=True)
+    assert done.stdout == b"by the child\n"
+
+
+def test_credentials_are_those_of_the_settings(
+    answering: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token of another account")
+    with pytest.raises(FileNotFoundError):
+        Objects(at(answering.url)).get("a.png")
+    headers = answering.seen[0].headers
+    assert "Credential=the-key-id/" in headers["Authorization"]
+    assert headers["x-amz-security-token"] is None
+
+
+def test_nobody_is_asked_for_credentials(
+    answering: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """object_store would otherwise look for the role of the machine at 169.254.169.254."""
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", answering.url)
+    with pytest.raises(FileNotFoundError):
+        Objects(at(answering.url, access_key_id=None, secret_access_key=None)).get("a.png")
+    [request] = answering.seen
+    assert (request.path, request.headers["Authorization"]) == ("/bucket/prefix/a.png", None)
+
+
+def test_bucket_in_the_host_is_left_out_of_the_path(
+    answering: ScriptedServer, opened: list[Any]
+) -> None:
+    """And the settings' proxy is used, which leads every name to loopback."""
+    opened.append(proxy := HttpProxy())
+    settings = at(f"http://bucket.oss.example:{answering.port}")
+    with pytest.raises(FileNotFoundError):
+        Objects(settings, through(http=f"http://user:pass@{proxy.address}")).get("a.png")
+    assert answering.seen[0].path == "/prefix/a.png"
+    assert "Basic dXNlcjpwYXNz" in proxy.heads[0]
+
+
+def test_authority_of_the_settings_is_trusted(
+    raw_server: Callable[..., RawServer], certificates: tuple[Path, Path]
+) -> None:
+    authority, certificate = certificates
+    answer = f"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nLast-Modified: {DATE}\r\n\r\nbytes"
+    tls = raw_server(over_tls(certificate, saying(answer.encode())))
+    settings = at(f"https://127.0.0.1:{tls.port}")
+    assert "CA_BUNDLE" in failure_of(lambda: Objects(settings).get("a.png"))
+    network = NetworkSettings(authority, {}, "", {}, ())
+    assert Objects(settings, network).get("a.png") == b"bytes"
+
+
+DATE = "Tue, 14 Nov 2023 22:13:20 GMT"
