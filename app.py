@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from flask import Blueprint, Flask, Response, request
 from werkzeug.routing import BaseConverter
+from werkzeug.wrappers import Response as BaseResponse
 
 import commands
 import config
@@ -22,8 +23,11 @@ from config import Settings
 from drawing import Backend, Pollinations
 from environment.network import NetworkSettings
 from environment.proxies import Proxies
+from flights import Pool
 from hosting import image_host
+from limits import Limits
 from llm import Llm
+from metrics import Metrics
 from pipeline import Pipeline
 from storage import IncompatibleSchema, Unavailable
 from storage.folder import Folder
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
     from convert import Converter
 
 __version__ = "1.0.0"
+
+View = Callable[[], BaseResponse]
 
 
 class WholePath(BaseConverter):
@@ -82,21 +88,26 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         if command:
             sys.exit(str(faults))  # a command's user reads sentences, not a traceback
         raise
-    cache, upstream = make_cache(settings, clock), _make_upstream(settings.network)
+    is_measured = settings.metrics and not command
+    metrics = _make_metrics() if is_measured else Metrics()
+    cache = make_cache(settings, clock, metrics)
+    upstream = _make_upstream(settings.network, metrics)
     llm = Llm(settings.llm, upstream, timeout=settings.llm_timeout) if settings.llm else None
-    backends = _make_backends(settings, upstream)
-    pipeline = _make_pipeline(settings, upstream, cache, backends, llm)
+    backends = _make_backends(settings, upstream, metrics)
+    pipeline = _make_pipeline(settings, upstream, cache, backends, llm, metrics)
     access = _make_access(settings, clock)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["whole_path"] = WholePath
-    pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline)
-    app.wsgi_app = pictures  # type: ignore[method-assign]
+    watched = metrics.watch("look-ups", cache)
+    pictures = Pictures(app.wsgi_app, settings, access, watched, pipeline)
+    app.wsgi_app = metrics.watch_requests(pictures)  # type: ignore[assignment,method-assign]
     status = Status(__version__, settings, cache, backends, llm)
     thumbnails = Thumbnails(Folder(settings.cache_dir))
     api = Api(settings, access, cache, status, pictures, pipeline.limits, thumbnails)
-    openai = OpenAi(settings, access, cache, pipeline, api.link)
-    app.register_blueprint(_routes(pictures, api, openai))
+    openai = OpenAi(settings, access, watched, pipeline, api.link)
+    show = _show_metrics(metrics, access, status, pipeline.limits) if is_measured else None
+    app.register_blueprint(_routes(pictures, api, openai, show))
     app.register_error_handler(Exception, _error_handler(has_cards=settings.error_images))
     services = app.extensions["prompt_image_proxy"] = Services(cache, upstream, pipeline)
     if command:
@@ -107,10 +118,28 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     return app
 
 
-def make_cache(settings: Settings, clock: Callable[[], float] = time.time) -> Cache:
+def make_cache(
+    settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics | None = None
+) -> Cache:
     """Return the cache that the settings describe, not yet opened."""
-    state, store = SqliteState(settings.cache_dir, clock), Folder(settings.cache_dir)
-    return Cache(state, store, settings.cache_max_bytes, clock)
+    metrics = metrics or Metrics()
+    state = metrics.watch("state", SqliteState(settings.cache_dir, clock))
+    store = metrics.watch("store", Folder(settings.cache_dir))
+    return Cache(state, store, settings.cache_max_bytes, clock, metrics)
+
+
+def _make_metrics() -> Metrics:
+    from metrics.prometheus import Prometheus  # needs requirements-metrics.txt
+
+    return Prometheus()
+
+
+def _show_metrics(metrics: Metrics, access: Access, status: Status, limits: Limits) -> View:
+    from metrics.prometheus import Prometheus
+    from web.metrics import MetricsPage
+
+    assert isinstance(metrics, Prometheus)
+    return MetricsPage(metrics, access, status, limits).show
 
 
 def check_cache(settings: Settings) -> dict[str, Any] | None:
@@ -140,12 +169,13 @@ def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
     )
 
 
-def _make_upstream(network: NetworkSettings) -> Upstream:
+def _make_upstream(network: NetworkSettings, metrics: Metrics) -> Upstream:
     own = {origin(url): proxy for url, proxy in network.backend_proxies.items()}
     return Upstream(
         ca_bundle=network.ca_bundle,
         proxies=Proxies(network.proxies, network.no_proxy, own),
         picture_networks=network.picture_networks,
+        metrics=metrics,
     )
 
 
@@ -158,7 +188,7 @@ def _error_handler(*, has_cards: bool) -> Callable[[Exception], Response]:
     return answer
 
 
-def _routes(pictures: Pictures, api: Api, openai: OpenAi) -> Blueprint:
+def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | None) -> Blueprint:
     routes = Blueprint("proxy", __name__)
     # Every path under /prompt/ is a description, and an empty one is a 400, not a 404.
     path = "/prompt/<whole_path:description>"
@@ -173,13 +203,15 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi) -> Blueprint:
     routes.add_url_rule("/cache/<string(length=64):key>", view_func=api.show_picture)
     routes.add_url_rule("/cache/delete", view_func=api.delete_picture, methods=["POST"])
     routes.add_url_rule("/status", view_func=api.show_status)
+    if show_metrics:
+        routes.add_url_rule("/metrics", view_func=show_metrics)
     routes.add_url_rule("/robots.txt", view_func=api.robots)
     routes.add_url_rule("/", view_func=api.page)
     routes.add_url_rule("/<any('page.css', 'page.js'):name>", view_func=api.page)
     return routes
 
 
-def _make_backends(settings: Settings, upstream: Upstream) -> Backends:
+def _make_backends(settings: Settings, upstream: Upstream, metrics: Metrics) -> Backends:
     backends = [
         Backend(
             backend,
@@ -189,7 +221,20 @@ def _make_backends(settings: Settings, upstream: Upstream) -> Backends:
         )
         for backend in settings.backends
     ]
-    return Backends(backends, blocked_retry_attempts=settings.blocked_retry_attempts)
+    watched = [metrics.watch("backend", backend) for backend in backends]
+    return Backends(watched, blocked_retry_attempts=settings.blocked_retry_attempts)
+
+
+def _make_fallback(settings: Settings, upstream: Upstream, metrics: Metrics) -> Pollinations | None:
+    if not settings.pollinations:
+        return None
+    fallback = Pollinations(
+        settings.pollinations,
+        upstream,
+        timeout=settings.backend_timeout,
+        max_image_bytes=settings.max_image_bytes,
+    )
+    return metrics.watch("backend", fallback)
 
 
 def _make_converter(settings: Settings) -> Converter | None:
@@ -201,28 +246,25 @@ def _make_converter(settings: Settings) -> Converter | None:
 
 
 def _make_pipeline(
-    settings: Settings, upstream: Upstream, cache: Cache, backends: Backends, llm: Llm | None
+    settings: Settings,
+    upstream: Upstream,
+    cache: Cache,
+    backends: Backends,
+    llm: Llm | None,
+    metrics: Metrics,
 ) -> Pipeline:
-    fallback = None
-    if settings.pollinations:
-        fallback = Pollinations(
-            settings.pollinations,
-            upstream,
-            timeout=settings.backend_timeout,
-            max_image_bytes=settings.max_image_bytes,
-        )
     host = None
     if settings.hosting:
         host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
+    places = settings.threads - config.THREADS_KEPT_FREE
     return Pipeline(
         cache,
-        backends,
-        llm=llm,
-        fallback=fallback,
-        host=host,
+        metrics.watch("backends", backends),
+        metrics.watch_pool(Pool(cache.state, settings.drawings, places)),
+        llm=metrics.watch("llm", llm) if llm else None,
+        fallback=_make_fallback(settings, upstream, metrics),
+        host=metrics.watch("image host", host) if host else None,
         converter=_make_converter(settings),
-        drawings=settings.drawings,
-        places=settings.threads - config.THREADS_KEPT_FREE,
         generation_deadline=settings.generation_deadline,
         upload_timeout=settings.upload_timeout,
         blocked_ttl=settings.blocked_ttl,

@@ -208,6 +208,20 @@ def _descriptor_warnings() -> Iterator[str]:
         )
 
 
+def _metrics_hooks(settings: Any) -> dict[str, Any]:
+    """Return hooks for the files that workers count in; reloads keep these files."""
+    files = importlib.import_module("metrics.files")
+    before = getattr(sys.modules.get(_LAST_GOOD), "_metrics", None)
+    if not (before or settings.metrics):
+        return {}
+    try:
+        kept = files.Files(before.folder) if before else files.Files.make()
+    except OSError as error:
+        why = f"METRICS: no temporary folder can be made ({error.strerror})"
+        raise _CannotServe(f"{why}; free some space, or set TMPDIR") from None
+    return {"_metrics": kept, **kept.hooks(is_counting=settings.metrics)}
+
+
 def _load() -> dict[str, Any]:
     """Import the program, read its settings, and return the names in this file that follow."""
     app, config = importlib.import_module("app"), importlib.import_module("config")
@@ -230,6 +244,7 @@ def _load() -> dict[str, Any]:
         "loglevel": settings.log_level.lower(),
         # nginx writes an access log anyway.
         "accesslog": "-" if settings.log_level == "DEBUG" else None,
+        **_metrics_hooks(settings),
     }
 
 

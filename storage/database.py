@@ -17,6 +17,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from storage import IncompatibleSchema, Unavailable
+from storage.complaints import Complaints
 from storage.locks import exclusive
 from storage.repair import replace
 from storage.rows import decode_text
@@ -73,7 +74,7 @@ class Database:
         self._mutex = threading.Lock()
         self._checked = 0.0
         self._impatient_until = 0.0
-        self._complained: dict[str, float] = {}
+        self._complaints = Complaints(log, "The index cannot be used: %s", monotonic)
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return `work(connection)`. Raises Unavailable; a lost database is replaced first."""
@@ -83,7 +84,7 @@ class Database:
                 connection = self._borrow()
                 result = work(connection)
             except IncompatibleSchema as error:
-                self._complain(str(error))
+                self._complaints.add(str(error))
                 raise
             except _ERRORS as error:
                 if connection:
@@ -148,7 +149,7 @@ class Database:
                 if self._is_whole_without_wal(error):
                     return self._open_snapshot()
             raise
-        if self._use(identity):
+        if self.notice_replacement():
             generation = self._generation
         connection.generation, connection.identity = generation, identity
         return connection
@@ -205,17 +206,14 @@ class Database:
             return None
         return (found.st_dev, found.st_ino) if found.st_size else None
 
-    def notice_replacement(self) -> None:
-        """Close the connections to a database that is no longer the one at the path."""
-        self._checked = self._monotonic()
-        self._use(self._find())
-
-    def _use(self, identity: Identity | None) -> bool:
-        """Return whether another database than this one was used, having counted an epoch.
+    def notice_replacement(self) -> bool:
+        """Return whether the database at the path is another than before, having counted an epoch.
 
         The connections to that one are closed: its rows are out of date from now on.
         """
+        self._checked = self._monotonic()
         with self._mutex:
+            identity = self._find()
             is_new = self._identity not in (None, identity)
             self._identity = identity
             self.epoch += is_new
@@ -255,15 +253,8 @@ class Database:
 
     def _unavailable(self, error: Exception) -> Unavailable:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        self._complain(reason := reason or type(error).__name__)
+        self._complaints.add(reason := reason or type(error).__name__)
         return Unavailable(reason)
-
-    def _complain(self, reason: str) -> None:
-        """Log a reason, at most once a minute."""
-        now = self._monotonic()
-        if now - self._complained.get(reason, -60.0) >= 60.0:
-            self._complained[reason] = now
-            log.error("The index cannot be used: %s", reason)
 
 
 def _is_damage(error: Exception) -> bool:

@@ -26,6 +26,7 @@ from storage import State
 from storage.sqlite import SqliteState
 
 from .objectstore import ObjectServer
+from .postgres import MISSING, Postgres, find_program
 from .servers import (
     Got,
     RawServer,
@@ -282,6 +283,17 @@ def object_server() -> Iterator[ObjectServer]:
 def bucket(object_server: ObjectServer) -> ObjectSettings:
     """Settings for a new bucket of a real S3 server."""
     return object_server.bucket()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Start a PostgreSQL server, once for all tests."""
+    if find_program("initdb") is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(MISSING)
+        pytest.skip(MISSING)
+    with closing(Postgres()) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

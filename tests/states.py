@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
+
+import psycopg
 
 from environment.objects import ObjectSettings
 from storage import Note, State
 from storage.copies import Copies
 from storage.folder import Folder
 from storage.objects import Objects
+from storage.postgres import PostgresState
 from storage.sqlite import SqliteState
 from storage.store import Store
 
@@ -25,10 +29,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Clock:
-    """A clock that a test sets."""
+    """A clock that a test sets. Each of `followers` is told the time when it changes."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
-        self.now = now
+        self.followers: list[Callable[[float], object]] = []
+        self._now = now
+
+    @property
+    def now(self) -> float:
+        return self._now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        self._now = now
+        for tell in self.followers:
+            tell(now)
 
     def __call__(self) -> float:
         return self.now
@@ -64,21 +79,50 @@ class CountingState:
         return call
 
 
-class SqlitePlace:
-    """A folder with a SQLite database. Each `open` is like that of another process."""
+class Place(ABC):
+    """Where a state lives, at an `address`. Each `open` is like that of another process."""
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
-        self.folder = folder
+    def __init__(self, address: Path | str, clock: Clock) -> None:
+        self.address = str(address)
         self.clock = clock
         self._opened = ExitStack()
 
     def open(self) -> State:
-        state = SqliteState(self.folder, self.clock)
+        state = self._open()
         self._opened.callback(state.close)
         return state
 
+    @abstractmethod
+    def _open(self) -> State: ...
+
     def close(self) -> None:
         self._opened.close()
+
+
+class SqlitePlace(Place):
+    """A folder with a SQLite database."""
+
+    def _open(self) -> State:
+        return SqliteState(Path(self.address), self.clock)
+
+
+class PostgresPlace(Place):
+    """A schema of a database; its server's clock is the test's once that is `set_clock`."""
+
+    def _open(self) -> State:
+        return PostgresState(self.address, now="test_now()")
+
+    def set_clock(self) -> None:
+        connection = psycopg.connect(self.address, autocommit=True)
+        self._opened.callback(connection.close)
+        connection.execute(f"CREATE TABLE clock AS SELECT {self.clock.now}::float8 AS now")
+        connection.execute(
+            "CREATE FUNCTION test_now() RETURNS float8 STABLE LANGUAGE sql"
+            " AS 'SELECT now FROM clock'"
+        )
+        self.clock.followers.append(
+            lambda now: connection.execute("UPDATE clock SET now = %s", (now,))
+        )
 
 
 class FolderPlace:
@@ -136,9 +180,8 @@ class CopiesPlace(FolderPlace):
 
 _HOLD = """
 import sys
-from pathlib import Path
 from tests import states
-place = getattr(states, sys.argv[1])(Path(sys.argv[2]), states.Clock())
+place = getattr(states, sys.argv[1])(sys.argv[2], states.Clock())
 with place.open().hold(sys.argv[3], 5):
     print("held", flush=True)
     sys.stdin.read()
@@ -146,10 +189,10 @@ with place.open().hold(sys.argv[3], 5):
 
 
 @contextmanager
-def held_elsewhere(place: SqlitePlace, key: str) -> Iterator[subprocess.Popen[bytes]]:
+def held_elsewhere(place: Place, key: str) -> Iterator[subprocess.Popen[bytes]]:
     """Hold a lock in another process, which is killed at the end if not before."""
     with subprocess.Popen(
-        [sys.executable, "-c", _HOLD, type(place).__name__, str(place.folder), key],
+        [sys.executable, "-c", _HOLD, type(place).__name__, place.address, key],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

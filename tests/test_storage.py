@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,9 +19,18 @@ import pytest
 from storage import LockTimeout, Note, Row, State, Totals
 from storage.store import Store
 
-from .states import Clock, CopiesPlace, FolderPlace, SqlitePlace, held_elsewhere
+from .postgres import Postgres
+from .states import (
+    Clock,
+    CopiesPlace,
+    FolderPlace,
+    Place,
+    PostgresPlace,
+    SqlitePlace,
+    held_elsewhere,
+)
 
-STATES = [SqlitePlace]
+STATES = ["sqlite_place", "postgres_place"]
 STORES = [FolderPlace, CopiesPlace]
 
 
@@ -50,15 +60,27 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture
+def sqlite_place(tmp_path: Path, clock: Clock) -> Place:
+    return SqlitePlace(tmp_path / "state", clock)
+
+
+@pytest.fixture
+def postgres_place(postgres: Postgres, clock: Clock) -> Place:
+    place = PostgresPlace(postgres.schema(), clock)
+    place.set_clock()
+    return place
+
+
 @pytest.fixture(params=STATES)
-def place(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[SqlitePlace]:
-    place = request.param(tmp_path / "state", clock)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    place: Place = request.getfixturevalue(request.param)
     yield place
     place.close()
 
 
 @pytest.fixture
-def state(place: SqlitePlace) -> State:
+def state(place: Place) -> State:
     return place.open()
 
 
@@ -94,7 +116,7 @@ def store(state: State, *texts: str, **values: Any) -> list[Row]:
 # --- rows
 
 
-def test_stored_row_is_found_whole_by_every_process(state: State, place: SqlitePlace) -> None:
+def test_stored_row_is_found_whole_by_every_process(state: State, place: Place) -> None:
     row = row_of(
         "红 🍎",
         width=640,
@@ -129,6 +151,15 @@ def test_storing_returns_the_file_of_the_replaced_row(state: State) -> None:
     assert state.store(row_of("a", file=None, url="https://x")) == name_of("a", 1)
     assert state.store(newer) is None
     assert state.find(newer.key) == newer
+
+
+def test_each_replaced_file_is_returned_once(state: State, place: Place) -> None:
+    states = [state, place.open()]
+    rows = [row_of("a", file=name_of("a", number)) for number in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        replaced = list(pool.map(lambda n: states[n % 2].store(rows[n]), range(20)))
+    assert (last := state.find(key_of("a"))) is not None
+    assert Counter([*replaced, last.file]) == Counter([None, *(row.file for row in rows)])
 
 
 def test_rows_are_added_only_where_there_is_none(state: State) -> None:
@@ -329,7 +360,7 @@ def test_count_begins_anew_when_its_time_is_over(state: State, clock: Clock) -> 
     assert state.counts(["k"]) == {}, "it was dropped"
 
 
-def test_processes_never_count_beyond_the_limit_together(state: State, place: SqlitePlace) -> None:
+def test_processes_never_count_beyond_the_limit_together(state: State, place: Place) -> None:
     states = [state, place.open()]
     with ThreadPoolExecutor(8) as pool:
         counted = list(pool.map(lambda n: states[n % 2].count("k", 1, 100, 10), range(40)))
@@ -340,7 +371,7 @@ def test_processes_never_count_beyond_the_limit_together(state: State, place: Sq
 
 
 def test_lock_keeps_other_processes_out_until_its_holder_is_killed(
-    state: State, place: SqlitePlace
+    state: State, place: Place
 ) -> None:
     with held_elsewhere(place, key := key_of("a")) as child:
         with pytest.raises(LockTimeout), state.hold(key, 0.1):
@@ -348,13 +379,11 @@ def test_lock_keeps_other_processes_out_until_its_holder_is_killed(
         with state.hold(key_of("b"), 0.1):
             pass
         child.kill()
-        with state.hold(key, 5):
+        with state.hold(key, 1):
             pass
 
 
-def test_processes_that_wait_for_each_other_are_no_deadlock(
-    state: State, place: SqlitePlace
-) -> None:
+def test_processes_that_wait_for_each_other_are_no_deadlock(state: State, place: Place) -> None:
     with (
         held_elsewhere(place, key_of("a")),
         state.hold(key_of("b"), 1),
@@ -367,7 +396,7 @@ def test_processes_that_wait_for_each_other_are_no_deadlock(
 # --- the whole
 
 
-def test_threads_and_processes_share_a_state(state: State, place: SqlitePlace) -> None:
+def test_threads_and_processes_share_a_state(state: State, place: Place) -> None:
     states = [state, place.open()]
 
     def work(number: int) -> None:

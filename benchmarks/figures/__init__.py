@@ -11,6 +11,7 @@ from benchmarks.figures.plan import Figure, Plan
 ALL: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "nginx": hits.through_nginx,
     "gunicorn": hits.from_gunicorn,
+    "metrics": hits.with_metrics,
     "cold": cold.added_time,
     "cost": partial(cost.of_cold_requests, scheme="http"),
     "tls": partial(cost.of_cold_requests, scheme="https"),

@@ -1,0 +1,472 @@
+"""PostgreSQL alone: what is said about a wrong DATABASE_URL, migration, and the server's faults."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from hashlib import sha256
+
+import psycopg
+import pytest
+
+from storage import IncompatibleSchema, LockTimeout, Row, State, Totals, Unavailable, tables
+from storage.postgres import CONNECTIONS, PostgresState
+from storage.seen import MAX_ROWS, SeenRows
+from storage.sql import SCHEMA_VERSION
+
+from .link import Link
+from .postgres import Postgres
+from .servers import free_port, wait_until
+from .states import Word
+
+Open = Callable[..., PostgresState]
+
+KEY = "a" * 64
+# What a call may take in tests of a server that does not answer.
+SHORT = 0.5
+# The service goes on within this time after the server has come back.
+BACK = 2.0
+
+
+@pytest.fixture
+def url(postgres: Postgres) -> str:
+    return postgres.schema()
+
+
+@pytest.fixture
+def open_state(url: str) -> Iterator[Open]:
+    with contextlib.ExitStack() as stack:
+
+        def open_one(url: str = url, seconds: float = 5.0) -> PostgresState:
+            state = PostgresState(url, seconds=seconds)
+            stack.callback(state.close)
+            return state
+
+        yield open_one
+
+
+@pytest.fixture
+def state(open_state: Open) -> PostgresState:
+    return open_state()
+
+
+@pytest.fixture
+def link(postgres: Postgres) -> Iterator[Link]:
+    with contextlib.closing(Link(postgres.port)) as made:
+        yield made
+
+
+def row_of(number: int, generation: int = 0) -> Row:
+    key = sha256(str(number).encode()).hexdigest()
+    return Row(
+        key=key,
+        file=f"{key}-{generation:016x}.png",
+        media_type="image/png",
+        bytes=100,
+        digest="0" * 64,
+        created=1_700_000_000.0 + number,
+        prompt=f"picture {number}",
+        seed=42,
+    )
+
+
+def works(state: State) -> bool:
+    with contextlib.suppress(Unavailable):
+        state.totals()
+        with state.hold(KEY, 0.0):
+            return True
+    return False
+
+
+def sessions(postgres: Postgres) -> int:
+    """Return how many connections there are from the service."""
+    [(count,)] = postgres.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'prompt-image-proxy'"
+    )
+    return int(count)
+
+
+def terminate_all(postgres: Postgres) -> None:
+    postgres.execute(
+        "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity"
+        " WHERE application_name = 'prompt-image-proxy'"
+    )
+
+
+# --- a wrong DATABASE_URL
+
+
+def test_wrong_database_url_is_explained_without_the_password(postgres: Postgres) -> None:
+    postgres.execute(
+        "CREATE ROLE guarded LOGIN PASSWORD 'right'",
+        "CREATE ROLE secure LOGIN",
+        "CREATE ROLE poor LOGIN",
+        "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0",
+    )
+    url, here = postgres.url("postgres:hush"), f"127.0.0.1:{postgres.port}"
+    for wrong, reason in [
+        (postgres.url("guarded:hush"), "user or the password"),
+        (postgres.url("guarded"), "user or the password"),
+        (postgres.url("nobody:hush"), "user or the password"),
+        (postgres.url("poor:hush"), "GRANT CREATE"),
+        (postgres.url("secure:hush"), "sslmode=require"),
+        (postgres.url("postgres:hush", sslmode="require"), "has no TLS"),
+        (postgres.url("postgres:hush", options="-csearch_path=none"), "CREATE SCHEMA"),
+        (postgres.url("postgres:hush", port=free_port()), "no server listens"),
+        (url.replace("/postgres?", "/missing?"), "CREATE DATABASE"),
+        (url.replace("/postgres?", "/latin?"), "ENCODING 'UTF8'"),
+        (url.replace(here, "host.invalid"), "cannot be resolved"),
+        (url.replace("hush", "hu%sh"), "is invalid"),
+        (postgres.url("postgres:hush", options="-chush=1"), "unrecognized configuration"),
+    ]:
+        with pytest.raises(Unavailable, match=reason) as caught:
+            PostgresState(wrong).check()
+        assert "hu" not in str(caught.value), wrong
+        assert "\n" not in str(caught.value), wrong
+
+
+def test_silent_host_is_explained_in_time(postgres: Postgres, link: Link) -> None:
+    link.freeze()
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="do not answer"):
+        PostgresState(postgres.url(port=link.port)).check()
+    assert time.monotonic() - began < 10
+
+
+def test_name_server_that_does_not_answer_holds_nobody_up(
+    open_state: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    def resolve(*_: object, **__: object) -> None:
+        answered.wait()
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    state = open_state("postgresql://db.example/pictures", SHORT)
+    for limit in (SHORT + 0.3, 0.1):
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="do not answer"):
+            state.totals()
+        assert time.monotonic() - began < limit
+    answered.set()
+
+
+# --- tables
+
+
+def test_tables_are_created_once_beside_those_of_others(
+    open_state: Open, postgres: Postgres, url: str
+) -> None:
+    postgres.execute("CREATE TABLE entries (x int)", "CREATE TABLE notes (x int)", url=url)
+    states = [open_state() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(PostgresState.check, states))
+    states[0].store(row_of(1))
+    assert [state.find(row_of(1).key) for state in states] == [row_of(1)] * 4
+
+
+def test_older_tables_are_migrated_once(
+    open_state: Open, state: PostgresState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.store(row_of(1))
+    newer = SCHEMA_VERSION + 1
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", newer)
+    monkeypatch.setitem(tables._MIGRATIONS, newer, ("ALTER TABLE entries ADD COLUMN x TEXT",))
+    states = [open_state() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(PostgresState.check, states))
+    assert [state.totals() for state in states] == [Totals(1, 100)] * 4
+
+
+def test_newer_tables_are_refused(open_state: Open, postgres: Postgres, url: str) -> None:
+    open_state().check()
+    postgres.execute("UPDATE prompt_image_schema_version SET version = 99", url=url)
+    for call in (open_state().check, open_state().totals):
+        with pytest.raises(IncompatibleSchema, match="DATABASE_URL"):
+            call()
+
+
+def test_nothing_is_open_before_the_first_call_nor_after_close(
+    state: PostgresState, postgres: Postgres
+) -> None:
+    threads = set(threading.enumerate())
+    state.check()
+    wait_until(lambda: sessions(postgres) == 0 and set(threading.enumerate()) == threads)
+    assert works(state)
+    assert sessions(postgres) > 1
+    state.close()
+    assert state.find(KEY) is None, "a late request closes what it opens"
+    wait_until(lambda: sessions(postgres) == 0 and set(threading.enumerate()) == threads)
+
+
+# --- rows and notes
+
+
+def test_writers_of_the_same_rows_neither_deadlock_nor_miscount(
+    open_state: Open, postgres: Postgres, url: str
+) -> None:
+    states = [open_state(), open_state()]
+    rows = [row_of(number) for number in range(40)]
+
+    def work(number: int) -> None:
+        state, mine = states[number % 2], random.Random(number).sample(rows, len(rows))
+        for _ in range(5):
+            state.add(mine)
+            state.touch({row.key: 1.0 for row in mine})
+            state.store(mine[0])
+            state.remove(mine[number:])
+            state.expire()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    left = len(states[0].newest("", 100, None))
+    assert states[0].totals() == Totals(left, 100 * left)
+    states[0].expire()
+    assert postgres.execute("SELECT * FROM prompt_image_totals", url=url) == [(left, 100 * left)]
+
+
+def test_text_that_postgresql_cannot_store_is_replaced(state: PostgresState) -> None:
+    row = replace(row_of(1), revised="a\0b\ud800c")
+    state.store(row)
+    assert state.find(row.key) == replace(row, revised="a?b?c")
+    assert state.find("\0" * 64) is None
+
+
+def test_damaged_row_is_none(state: PostgresState, postgres: Postgres, url: str) -> None:
+    state.add([row_of(1), row_of(2)])
+    damage = f"UPDATE prompt_image_entries SET bytes = -1 WHERE key = '{row_of(1).key}'"
+    postgres.execute(damage, url=url)
+    assert state.find(row_of(1).key) is None
+    assert state.newest("", 10, None) == [row_of(2)]
+
+
+def test_wrong_clock_of_a_machine_changes_nothing(
+    open_state: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong = open_state(), open_state()
+    right.remember(Word("x"), "k", 60)
+    monkeypatch.setattr(time, "time", lambda: 3600.0)
+    wrong.remember(Word("y"), "l", 60)
+    notes = wrong.recall([(Word, "k"), (Word, "l")])
+    for found in (notes.get(Word, "k"), notes.get(Word, "l")):
+        assert found
+        assert found.age < 10
+        assert 50 < found.left <= 60
+
+
+def test_remembered_rows_are_bounded() -> None:
+    seen = SeenRows()
+    for number in range(MAX_ROWS + 1):
+        seen.replace(str(number), row_of(number))
+        seen.replace("0", row_of(0))
+    assert seen.get("0") == row_of(0)
+    assert seen.get("1") is None
+    assert seen.get(str(MAX_ROWS)) == row_of(MAX_ROWS)
+
+
+# --- locks
+
+
+def test_lock_held_twice_is_free_after_the_second_release(
+    state: PostgresState, open_state: Open
+) -> None:
+    other = open_state()
+    with state.hold(KEY, 0.0):
+        with state.hold(KEY, 0.0):
+            pass
+        with pytest.raises(LockTimeout), other.hold(KEY, 0.0):
+            pass
+    with other.hold(KEY, 0.0) as has_waited:
+        assert not has_waited
+
+
+def test_locks_end_with_their_connection(
+    state: PostgresState, open_state: Open, postgres: Postgres
+) -> None:
+    other = open_state()
+    with state.hold(KEY, 0.0), state.hold("b" * 64, 0.0):
+        terminate_all(postgres)
+        with other.hold(KEY, 1.0), pytest.raises(LockTimeout), state.hold(KEY, 0.0):
+            pass
+        stack = contextlib.ExitStack()
+        stack.enter_context(other.hold("b" * 64, 1.0))
+    with stack, pytest.raises(LockTimeout), state.hold("b" * 64, 0.0):
+        pass
+    with state.hold(KEY, 0.0):
+        pass
+
+
+# --- faults of the server
+
+
+class Load:
+    """Threads that use a state until they are stopped. `failures` are the times of failed calls."""
+
+    def __init__(self, state: PostgresState) -> None:
+        self.state = state
+        self.calls = 0
+        self.slowest = 0.0
+        self.failures: list[float] = []
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(16)
+        self._running = [self._pool.submit(self._work, number) for number in range(16)]
+
+    def _work(self, number: int) -> None:
+        key = f"{number:064x}"
+        while not self._stop.is_set():
+            for call in (self._hold, self.state.find, self._remember, self._recall):
+                began = time.monotonic()
+                try:
+                    call(key)
+                except Unavailable:
+                    self.failures.append(time.monotonic())
+                    self._stop.wait(0.01)
+                self.calls += 1
+                self.slowest = max(self.slowest, time.monotonic() - began)
+
+    def _hold(self, key: str) -> None:
+        with self.state.hold(key, 0.0):
+            pass
+
+    def _remember(self, key: str) -> None:
+        self.state.remember(Word("x"), key, 60)
+
+    def _recall(self, key: str) -> None:
+        self.state.recall([(Word, f"{key} of another")])
+
+    def go_on(self) -> None:
+        """Wait until as many calls are made as take a moment."""
+        enough = self.calls + 500
+        wait_until(lambda: self.calls >= enough)
+
+    def is_well(self) -> bool:
+        failures = len(self.failures)
+        self.go_on()
+        return len(self.failures) == failures
+
+    def close(self) -> None:
+        self._stop.set()
+        with self._pool:
+            for running in self._running:
+                running.result()
+
+
+@pytest.fixture
+def load(state: PostgresState) -> Iterator[Load]:
+    with contextlib.closing(Load(state)) as made:
+        made.go_on()
+        yield made
+
+
+def test_load_is_borne_by_a_bounded_number_of_connections(load: Load, postgres: Postgres) -> None:
+    assert 1 < sessions(postgres) <= CONNECTIONS + 1
+    assert load.failures == []
+
+
+def test_lost_connections_fail_no_call(load: Load, postgres: Postgres) -> None:
+    for _ in range(3):
+        terminate_all(postgres)
+        load.go_on()
+    assert load.failures == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["restart", "crash"])
+def test_restart_under_load_fails_calls_only_while_it_lasts(
+    load: Load, postgres: Postgres, how: signal.Signals
+) -> None:
+    stopped = time.monotonic()
+    postgres.stop(how)
+    wait_until(lambda: load.failures)
+    postgres.start()
+    back = time.monotonic()
+    wait_until(load.is_well, BACK)
+    assert stopped < min(load.failures)
+    assert max(load.failures) < back + BACK
+    assert load.slowest < BACK
+
+
+def test_without_a_server_seen_rows_are_found_and_nothing_else_goes_on(
+    state: PostgresState, postgres: Postgres
+) -> None:
+    known, removed = row_of(1), row_of(2)
+    state.add([known])
+    assert state.find(known.key) == known
+    state.store(removed)
+    state.remove([removed])
+    with state.hold(KEY, 0.0):
+        postgres.stop()
+        assert state.find(known.key) == known
+        began = time.monotonic()
+        for key in [removed.key, row_of(3).key] * 50:
+            with pytest.raises(Unavailable, match="no server listens"):
+                state.find(key)
+        with pytest.raises(Unavailable):
+            state.remember(Word("x"), "k", 60)
+        with pytest.raises(Unavailable), state.hold("b" * 64, 1.0):
+            pass
+        assert time.monotonic() - began < 1, "all but one fail at once"
+        assert state.recall([(Word, "k")]).get(Word, "k")
+    postgres.start()
+    wait_until(lambda: works(state), BACK)
+
+
+def test_partition_ends_every_call_in_time(
+    open_state: Open, postgres: Postgres, url: str, link: Link
+) -> None:
+    state = open_state(url.replace(f":{postgres.port}/", f":{link.port}/"), SHORT)
+    elsewhere = open_state()
+    with ThreadPoolExecutor(12) as pool:
+        with state.hold(KEY, 0.0):
+            assert works(state)
+            link.freeze()
+            began = time.monotonic()
+            for running in [pool.submit(state.totals) for _ in range(12)]:
+                with pytest.raises(Unavailable, match="do not answer"):
+                    running.result()
+            assert time.monotonic() - began < SHORT + 0.3
+            with pytest.raises(Unavailable):
+                state.totals()
+            assert time.monotonic() - began < SHORT + 0.3, "it fails at once"
+        assert time.monotonic() - began < 2 * SHORT + 0.5
+    link.mend()
+    wait_until(lambda: works(state), BACK)
+    with elsewhere.hold(KEY, 1.0):
+        pass
+
+
+def test_slow_statement_fails_alone(open_state: Open, url: str) -> None:
+    state = open_state(seconds=2 * SHORT)
+    state.store(row_of(1))
+    with psycopg.connect(url) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("UPDATE prompt_image_entries SET used = 0")
+        running = pool.submit(state.touch, {row_of(1).key: 1.0})
+        assert state.find(row_of(1).key)
+        with pytest.raises(Unavailable, match="took too long"):
+            running.result()
+        assert state.totals() == Totals(1, 100)
+
+
+def test_read_only_server_is_read(open_state: Open, state: PostgresState, url: str) -> None:
+    state.store(row_of(1))
+    standby = open_state(f"{url}%20-cdefault_transaction_read_only%3Don")
+    standby.check()
+    for _ in range(CONNECTIONS + 1):
+        with pytest.raises(Unavailable, match="read-only"):
+            standby.store(row_of(2))
+        with pytest.raises(Unavailable, match="read-only"):
+            standby.remember(Word("x"), "k", 60)
+        assert standby.find(row_of(1).key) == row_of(1)
+    assert standby.recall([(Word, "k")]).get(Word, "k"), "this process recalls it"
+
+
+def test_server_is_told_to_notice_lost_machines(state: PostgresState) -> None:
+    for name, value in {"idle": "5", "interval": "2", "count": "3"}.items():
+        assert state._select(f"SHOW tcp_keepalives_{name}", {}) == [(value,)]
