@@ -29,7 +29,7 @@ check: $(VENV)/dev.stamp test
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/run.stamp
+bench: $(VENV)/dev.stamp
 	@$(BIN)/python -m benchmarks.run
 
 soak: $(VENV)/dev.stamp

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from flask import Blueprint, Flask, Response, request
@@ -33,6 +33,7 @@ from storage import IncompatibleSchema, Unavailable
 from storage.folder import Folder
 from storage.sqlite import SqliteState
 from storage.store import Task
+from thumbnails import Thumbnails
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.errors import problem
@@ -40,6 +41,9 @@ from web.openai import OpenAi
 from web.openai_errors import PREFIX, openai_error
 from web.pictures import Pictures, preflight
 from web.status import Status
+
+if TYPE_CHECKING:
+    from convert import Converter
 
 __version__ = "1.0.0"
 
@@ -99,7 +103,8 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     pictures = Pictures(app.wsgi_app, settings, access, watched, pipeline)
     app.wsgi_app = metrics.watch_requests(pictures)  # type: ignore[assignment,method-assign]
     status = Status(__version__, settings, cache, backends, llm)
-    api = Api(settings, access, cache, status, pictures, pipeline.limits)
+    thumbnails = Thumbnails(Folder(settings.cache_dir))
+    api = Api(settings, access, cache, status, pictures, pipeline.limits, thumbnails)
     openai = OpenAi(settings, access, watched, pipeline, api.link)
     show = _show_metrics(metrics, access, status, pipeline.limits) if is_measured else None
     app.register_blueprint(_routes(pictures, api, openai, show))
@@ -232,6 +237,14 @@ def _make_fallback(settings: Settings, upstream: Upstream, metrics: Metrics) -> 
     return metrics.watch("backend", fallback)
 
 
+def _make_converter(settings: Settings) -> Converter | None:
+    if settings.picture_format == "original" and settings.picture_max_bytes is None:
+        return None
+    from convert import Converter  # needs Pillow, which only these settings require
+
+    return Converter(settings.picture_format, settings.picture_quality, settings.picture_max_bytes)
+
+
 def _make_pipeline(
     settings: Settings,
     upstream: Upstream,
@@ -251,6 +264,7 @@ def _make_pipeline(
         llm=metrics.watch("llm", llm) if llm else None,
         fallback=_make_fallback(settings, upstream, metrics),
         host=metrics.watch("image host", host) if host else None,
+        converter=_make_converter(settings),
         generation_deadline=settings.generation_deadline,
         upload_timeout=settings.upload_timeout,
         blocked_ttl=settings.blocked_ttl,

@@ -13,6 +13,10 @@ EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "im
 _MAX_BLOCKS = 250_000
 
 
+class Inconvertible(Exception):
+    """A picture can only be kept as it is. The text says why: "is animated"."""
+
+
 def media_type_of(data: bytes) -> str | None:
     """Return the media type of a complete PNG, JPEG, WebP or GIF, or None for anything else.
 

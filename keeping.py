@@ -1,20 +1,27 @@
-"""The end of a drawing: the picture is uploaded to the image host or stored as a file."""
+"""The end of a drawing: the picture is converted, then uploaded or stored as a file."""
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from cache import Cache, NotKept
 from cooldowns import Cooldown, Cooldowns
 from drawing import Image
-from formats import EXTENSIONS
+from formats import EXTENSIONS, Inconvertible
 from hosting import ImageHost, UploadFailed
 from journey import Journey, Stage
 from storage import Note, Row
 from storage.memory import Memory
 from upstream.judging import Fault, Outcome
+
+if TYPE_CHECKING:
+    from convert import Converter  # needs Pillow
+
+log = logging.getLogger("prompt_image_proxy.keeping")
 
 # The key of what is noted about the image host, of which there is one.
 HOST_KEY = "image host"
@@ -37,10 +44,18 @@ class Drawn:
 class Keeper:
     """Keeps pictures: at the image host, if there is one that takes them, or in the cache."""
 
-    def __init__(self, cache: Cache, host: ImageHost | None, upload_timeout: float) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        host: ImageHost | None,
+        upload_timeout: float,
+        converter: Converter | None = None,
+    ) -> None:
         self.cache = cache
         self.host = host
         self.upload_timeout = upload_timeout
+        self.converter = converter
+        self._unconverted: set[str] = set()
         self._host_failures = Cooldowns("The image host", is_avoided=False)
 
     def wanted(self) -> list[tuple[type[Note], str]]:
@@ -49,6 +64,7 @@ class Keeper:
 
     def keep(self, journey: Journey, image: Image, memory: Memory) -> Drawn:
         """Keep the picture of a journey. One that cannot be kept can still be delivered."""
+        journey, image = self._convert(journey, image)
         journey, hosted_url = self._upload(journey, image, memory)
         row = None
         with suppress(NotKept):
@@ -64,6 +80,22 @@ class Keeper:
                 drawn_by=image.drawn_by,
             )
         return Drawn(journey.source, journey.stages, row, image, hosted_url)
+
+    def _convert(self, journey: Journey, image: Image) -> tuple[Journey, Image]:
+        """Return the picture in the format that is stored, or as it came where it must stay so."""
+        if not self.converter or not self.converter.is_needed(image.data, image.media_type):
+            return journey, image
+        began = time.monotonic()
+        try:
+            data, media_type = self.converter.convert(image.data, image.media_type)
+        except Inconvertible as error:
+            if str(error) not in self._unconverted:
+                self._unconverted.add(str(error))
+                detail = f"the picture {error}; it is kept as it came, as will be others like it"
+                log.warning("Could not convert %s: %s", journey.label, detail)
+            return journey.after(Stage.since(began, "convert", "failed")), image
+        converted = replace(image, data=data, media_type=media_type)
+        return journey.after(Stage.since(began, "convert", "ok")), converted
 
     def _upload(self, journey: Journey, image: Image, memory: Memory) -> tuple[Journey, str | None]:
         """Return the picture's URL at the image host, or None to store it as a file."""

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from backends import Backends
 from cache import Cache
@@ -25,6 +26,9 @@ from storage import LockTimeout, Note, Unavailable
 from storage.memory import Memory
 from storage.single_flight import SingleFlight
 from upstream.client import Deadline
+
+if TYPE_CHECKING:
+    from convert import Converter  # needs Pillow
 
 log = logging.getLogger("prompt_image_proxy.pipeline")
 
@@ -44,6 +48,7 @@ class Pipeline:
         llm: Llm | None = None,
         fallback: Pollinations | None = None,
         host: ImageHost | None = None,
+        converter: Converter | None = None,
         generation_deadline: float,
         upload_timeout: float,
         blocked_ttl: float,
@@ -54,7 +59,7 @@ class Pipeline:
         self.backends = backends
         self.llm = llm
         self.fallback = fallback
-        self.keeper = Keeper(cache, host, upload_timeout)
+        self.keeper = Keeper(cache, host, upload_timeout, converter)
         self.generation_deadline = generation_deadline
         self.blocked_ttl = blocked_ttl
         self.fingerprint = fingerprint

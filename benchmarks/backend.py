@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from demo.canvas import pad_png
@@ -105,9 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.backend")
     parser.add_argument("--bytes", type=int, default=0, help="pad the picture to this size")
+    parser.add_argument("--picture", type=Path, help="the picture to answer with")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     options = parser.parse_args()
-    reply = drawing(pad_png(draw("a red apple", 64, 64, 42), options.bytes))
+    picture = options.picture.read_bytes() if options.picture else draw("a red apple", 64, 64, 42)
+    reply = drawing(pad_png(picture, options.bytes))
     never = threading.Event()
 
     def answer(_: Any) -> Reply:

@@ -19,6 +19,9 @@ STALE_SECONDS = 600.0
 _NAME = r"[0-9a-f]{64}-[0-9a-f]{16}\.(png|jpg|webp|gif)"
 PICTURE = re.compile(_NAME)
 _TEMPORARY = re.compile(_NAME + r".*\.tmp")
+# What follows the name of a picture in that of its thumbnail.
+THUMBNAIL = ".thumbnail"
+_THUMBNAIL = re.compile(_NAME + re.escape(THUMBNAIL))
 
 
 class Folder:
@@ -64,7 +67,8 @@ class Folder:
         return False  # the file is the picture itself
 
     def delete(self, name: str) -> None:
-        (self.directory / name).unlink(missing_ok=True)
+        for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
+            path.unlink(missing_ok=True)
 
     def names(self) -> Iterator[Stored]:
         for entry, found in self.scan(PICTURE):
@@ -74,6 +78,9 @@ class Folder:
         cutoff = self._clock() - STALE_SECONDS
         for entry, found in self.scan(_TEMPORARY):
             if found.st_ctime < cutoff:
+                self.delete(entry.name)
+        for entry, _ in self.scan(_THUMBNAIL):
+            if not (self.directory / entry.name.removesuffix(THUMBNAIL)).exists():
                 self.delete(entry.name)
 
     def tasks(self, state: State) -> Sequence[Task]:

@@ -17,6 +17,7 @@ from journey import Blocked, Failure
 from limits import Limits
 from picture import PARAMETERS, BadRequest, ImageRequest, Link
 from storage import Row
+from thumbnails import Thumbnails
 from web.errors import MAX_BODY, NotFound, as_json
 from web.pictures import Pictures
 from web.status import Status
@@ -41,6 +42,7 @@ class Api:
         status: Status,
         pictures: Pictures,
         limits: Limits,
+        thumbnails: Thumbnails,
     ) -> None:
         self.settings = settings
         self.access = access
@@ -48,6 +50,7 @@ class Api:
         self.status = status
         self.pictures = pictures
         self.limits = limits
+        self.thumbnails = thumbnails
 
     def sign(self) -> Response:
         """POST /sign: a URL that shows one picture without the access key."""
@@ -70,11 +73,13 @@ class Api:
         return as_json({"entries": [self._describe(row) for row in rows], "next": cursor})
 
     def show_picture(self, key: str) -> Response:
-        """GET /cache/{key}: one picture, even if its prompt is unknown."""
+        """GET /cache/{key}?thumbnail: one picture, even if its prompt is unknown."""
         self._authorise_admin()
         picture = self.cache.get(key) if _is_key(key) else None
         if picture is None:
             raise NotFound(_NO_PICTURE)
+        if "thumbnail" in request.args:
+            picture = self.thumbnails.shrink(picture)
         response = self.pictures.found(picture.row.prompt or "", picture)
         response.headers["Cache-Control"] = "private, no-cache"
         response.headers["X-Accel-Expires"] = "0"

@@ -1,0 +1,424 @@
+"""Conversion: formats, sizes, colours, and files that are not what they seem."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
+
+from convert import MAX_PIXELS, Converter, thumbnail
+from formats import Inconvertible, media_type_of
+from picture import ImageRequest
+from storage.folder import Folder
+
+from .conftest import KEY, InProcess, drawing, hosting_settings
+from .servers import WEBP, Say, ScriptedServer, png
+
+FORMATS = ("webp", "jpeg", "png")
+SIZE = (40, 20)
+RED, CLEAR, WHITE = (255, 0, 0), (0, 0, 255, 0), (255, 255, 255)
+
+
+def encode(image: Image.Image, name: str, **more: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, name, **more)
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def convert(data: bytes, picture_format: str, quality: int = 90, limit: int | None = None) -> bytes:
+    """Return the converted picture, whose media type is that of its bytes."""
+    media_type = media_type_of(data)
+    assert media_type
+    converted, name = Converter(picture_format, quality, limit).convert(data, media_type)
+    assert media_type_of(converted) == name
+    return converted
+
+
+def is_close(pixel: Any, expected: tuple[int, ...]) -> bool:
+    return all(abs(a - b) <= 12 for a, b in zip(pixel, expected, strict=True))
+
+
+def split(left: tuple[int, ...], right: tuple[int, ...]) -> Image.Image:
+    """Return a picture of two halves."""
+    image = Image.new("RGBA", SIZE, left)
+    image.paste(Image.new("RGBA", (SIZE[0] // 2, SIZE[1]), right), (SIZE[0] // 2, 0))
+    return image
+
+
+TRANSPARENT = split(RED, CLEAR)
+OPAQUE = split(RED, WHITE).convert("RGB")
+NOISE = Image.merge("RGB", [Image.effect_noise((200, 100), 80) for _ in range(3)])
+
+
+def raw_png(width: int, height: int, depth: int, kind: int, pixels: bytes) -> bytes:
+    """Return a PNG of given pixels, compressed: Pillow does not write every kind itself."""
+    head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for chunk in (b"IHDR" + head, b"IDAT" + pixels, b"IEND"):
+        data += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return data
+
+
+def sixteen_bits(kind: int, *pixel: int) -> bytes:
+    row = b"\0" + struct.pack(f">{len(pixel)}H", *pixel) * SIZE[0]
+    return raw_png(*SIZE, 16, kind, zlib.compress(row * SIZE[1]))
+
+
+# Name: a picture, the colour of its left half and that of its right half.
+GREY = (76, 76, 76)
+SOURCES: dict[str, tuple[bytes, tuple[int, ...], tuple[int, ...]]] = {
+    "RGB": (encode(OPAQUE, "png"), RED, WHITE),
+    "RGBA": (encode(TRANSPARENT, "png"), RED, CLEAR),
+    "RGBA that is opaque": (encode(OPAQUE.convert("RGBA"), "png"), RED, WHITE),
+    "palette": (encode(OPAQUE.quantize(4), "png"), RED, WHITE),
+    "palette with transparency": (encode(TRANSPARENT.quantize(4), "png"), RED, CLEAR),
+    "one transparent colour": (encode(OPAQUE, "png", transparency=WHITE), RED, CLEAR),
+    "greyscale": (encode(OPAQUE.convert("L"), "png"), GREY, WHITE),
+    "greyscale with alpha": (encode(TRANSPARENT.convert("LA"), "png"), GREY, CLEAR),
+    "one bit": (encode(OPAQUE.convert("1", dither=Image.Dither.NONE), "png"), (0, 0, 0), WHITE),
+    "16 bits, grey": (sixteen_bits(0, 0x8000), (128, 128, 128), (128, 128, 128)),
+    "16 bits, grey with alpha": (sixteen_bits(4, 0x8000, 0), CLEAR, CLEAR),
+    "16 bits, RGB": (sixteen_bits(2, 0xFFFF, 0x8000, 0), (255, 128, 0), (255, 128, 0)),
+    "JPEG": (encode(OPAQUE, "jpeg", quality=95, subsampling=0), RED, WHITE),
+    "JPEG, greyscale": (encode(OPAQUE.convert("L"), "jpeg"), GREY, WHITE),
+    "JPEG, CMYK": (encode(OPAQUE.convert("CMYK"), "jpeg", quality=95), RED, WHITE),
+    "WebP": (encode(OPAQUE, "webp", quality=95), RED, WHITE),
+    "WebP, lossless": (encode(TRANSPARENT, "webp", lossless=True), RED, CLEAR),
+    "GIF": (encode(TRANSPARENT, "gif"), RED, CLEAR),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_any_picture_becomes_any_format(name: str) -> None:
+    data, *colours = SOURCES[name]
+    for picture_format in FORMATS:
+        image = decode(convert(data, picture_format))
+        assert (image.format, image.size) == (picture_format.upper(), SIZE)
+        for x, colour in zip((5, SIZE[0] - 5), colours, strict=True):
+            red, green, blue, alpha = image.convert("RGBA").getpixel((x, 10))  # type: ignore[misc]
+            if colour is not CLEAR:
+                assert is_close((red, green, blue, alpha), (*colour, 255)), picture_format
+            elif picture_format == "jpeg":
+                assert is_close((red, green, blue), WHITE)
+            else:
+                assert alpha == 0, picture_format
+
+
+def test_orientation_is_applied_and_metadata_dropped() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the top of the pixels belongs to the right
+    exif[ExifTags.Base.ImageDescription] = "secret"
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", "secret", zip=False)
+    for data in (
+        encode(OPAQUE, "jpeg", exif=exif, quality=95, comment=b"secret"),
+        encode(OPAQUE, "png", exif=exif, pnginfo=text),
+        encode(OPAQUE, "webp", exif=exif, quality=95),
+    ):
+        assert b"secret" in data
+        for picture_format in set(FORMATS) - {str(media_type_of(data)).removeprefix("image/")}:
+            converted = convert(data, picture_format)
+            assert b"secret" not in converted
+            image = decode(converted).convert("RGB")
+            assert image.size == (SIZE[1], SIZE[0])
+            assert is_close(image.getpixel((10, 5)), RED)
+            assert is_close(image.getpixel((10, 35)), WHITE)
+
+
+def swapped_profile() -> bytes:
+    """Return a profile in which red and blue have changed places."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+
+
+@pytest.mark.parametrize("picture_format", FORMATS)
+def test_colour_profile_is_applied(picture_format: str) -> None:
+    for image, other in ((OPAQUE, WHITE), (TRANSPARENT, CLEAR)):
+        data = encode(
+            image, "webp" if picture_format == "png" else "png", icc_profile=swapped_profile()
+        )
+        converted = decode(convert(data, picture_format)).convert("RGBA")
+        assert "icc_profile" not in converted.info
+        pixel: Any = converted.getpixel((5, 10))
+        assert pixel[2] > 240
+        assert pixel[0] < 60
+        alpha: Any = converted.getpixel((35, 10))
+        assert alpha[3] == (0 if other is CLEAR and picture_format != "jpeg" else 255)
+
+
+@pytest.mark.parametrize("image", [OPAQUE, OPAQUE.convert("L"), OPAQUE.convert("CMYK")])
+def test_damaged_and_unfitting_profiles_are_ignored(image: Image.Image) -> None:
+    for profile in (b"no profile", swapped_profile()[:300]):
+        converted = decode(convert(encode(image, "jpeg", icc_profile=profile), "webp"))
+        assert is_close(converted.getpixel((35, 10)), WHITE)
+
+
+def test_quality_is_honoured() -> None:
+    for picture_format in ("webp", "jpeg"):
+        sizes = [len(convert(encode(NOISE, "png"), picture_format, q)) for q in (30, 60, 90)]
+        assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize("picture_format", FORMATS)
+def test_quality_goes_down_before_the_picture_is_scaled(picture_format: str) -> None:
+    data = encode(NOISE, "gif" if picture_format == "png" else "png")
+    whole = len(convert(data, picture_format))
+    lower = convert(data, picture_format, limit=whole - 1)
+    assert len(lower) < whole
+    assert decode(lower).size == NOISE.size
+    smaller = convert(data, picture_format, limit=whole // 8)
+    assert whole // 16 < len(smaller) <= whole // 8
+    width, height = decode(smaller).size
+    assert width < NOISE.width
+    assert abs(width - 2 * height) <= 2
+    assert len(convert(data, picture_format, limit=1000)) <= 1000
+
+
+def test_quality_set_below_the_least_is_kept() -> None:
+    data = encode(NOISE, "png")
+    small = convert(data, "webp", 20, limit=len(convert(data, "webp", 20)) - 1)
+    assert decode(small).width < NOISE.width
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "becomes"),
+    [
+        (NOISE, "jpeg", "image/jpeg"),
+        (NOISE, "webp", "image/webp"),
+        (NOISE, "png", "image/jpeg"),
+        (NOISE, "gif", "image/jpeg"),
+        (NOISE.convert("RGBA"), "png", "image/jpeg"),
+        (Image.merge("RGBA", (*NOISE.split(), NOISE.getchannel(0))), "png", "image/webp"),
+    ],
+)
+def test_original_format_is_left_only_where_a_picture_is_too_large(
+    image: Image.Image, name: str, becomes: str
+) -> None:
+    data = encode(image, name)
+    small, large = Converter("original", 90, len(data)), Converter("original", 90, len(data) - 1)
+    assert not small.is_needed(data, f"image/{name}")
+    assert large.is_needed(data, f"image/{name}")
+    assert media_type_of(convert(data, "original", limit=len(data) - 1)) == becomes
+
+
+def test_picture_in_the_wanted_format_is_not_converted_again() -> None:
+    assert not Converter("webp", 90, None).is_needed(WEBP, "image/webp")
+    assert not Converter("webp", 90, 1000).is_needed(WEBP, "image/webp")
+    assert Converter("webp", 90, None).is_needed(png(), "image/png")
+
+
+# --- what is left as it is
+
+
+def why(data: bytes) -> str:
+    """Return why a picture cannot be converted."""
+    name = str(media_type_of(data)).removeprefix("image/")
+    with pytest.raises(Inconvertible) as caught:
+        convert(data, "png" if name == "jpeg" else "jpeg")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gif", "png", "webp"])
+def test_animation_is_left_as_it_is(name: str) -> None:
+    frames = {"save_all": True, "append_images": [OPAQUE.transpose(Image.Transpose.ROTATE_180)]}
+    assert why(encode(OPAQUE, name, **frames)) == "is animated"
+
+
+def with_size(data: bytes, pack: str, at: int, width: int, height: int) -> bytes:
+    return data[:at] + struct.pack(pack, width, height) + data[at + struct.calcsize(pack) :]
+
+
+JPEG_OF_ONE = encode(Image.new("L", (1, 1)), "jpeg")
+SIDE = 7072  # its square is just above 50 million
+HUGE = {
+    "PNG": raw_png(SIDE, SIDE, 8, 0, b""),
+    "JPEG": with_size(JPEG_OF_ONE, ">HH", JPEG_OF_ONE.index(b"\xff\xc0") + 5, SIDE, SIDE),
+    "GIF": with_size(encode(OPAQUE, "gif"), "<HH", 6, 65535, 65535),
+    "WebP": with_size(encode(OPAQUE, "webp"), "<HH", 26, 16383, 16383),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_picture_over_50_megapixels_is_not_decoded(name: str) -> None:
+    assert SIDE * SIDE > MAX_PIXELS > (SIDE - 1) * (SIDE - 1)
+    assert why(HUGE[name]) == "has over 50 megapixels"
+
+
+BROKEN = "cannot be read or written (OSError)"
+# Of its metadata Pillow would warn, and warnings are errors here.
+ODD = encode(OPAQUE, "jpeg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x01\0\x02")
+
+
+def test_damaged_picture_is_left_as_it_is() -> None:
+    pixels = zlib.compress(bytes(1 + 3 * SIZE[0]) * SIZE[1])
+    assert why(raw_png(*SIZE, 8, 2, pixels[:-20])) == BROKEN
+    assert why(raw_png(*SIZE, 8, 2, b"no pixels")) == BROKEN
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([ODD, *(data for data, *_ in SOURCES.values())]),
+    st.lists(st.tuples(st.integers(12, 2000), st.integers(0, 255)), max_size=4),
+    st.sampled_from(FORMATS),
+)
+def test_damage_never_raises_anything_else(
+    data: bytes, changes: list[tuple[int, int]], picture_format: str
+) -> None:
+    damaged = bytearray(data)
+    for position, value in changes:
+        damaged[position % len(damaged)] = value
+    media_type = media_type_of(bytes(damaged))
+    if media_type is None:
+        return
+    with suppress(Inconvertible):
+        assert media_type_of(convert(bytes(damaged), picture_format, limit=1000))
+    with suppress(Inconvertible):
+        assert media_type_of(thumbnail(io.BytesIO(damaged), media_type))
+
+
+# --- thumbnails, and memory
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1024, 768), (320, 240)),
+        ((100, 1000), (32, 320)),
+        ((20, 10), (20, 10)),
+        ((1, 900), (1, 320)),
+    ],
+)
+def test_thumbnail_fits_into_320_pixels(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    for name in ("png", "jpeg"):
+        image = decode(
+            thumbnail(io.BytesIO(encode(Image.new("RGB", size, RED), name)), f"image/{name}")
+        )
+        assert (image.format, image.size) == ("WEBP", expected)
+        assert is_close(image.convert("RGB").getpixel((0, 0)), RED)
+
+
+class Gate(io.BytesIO):
+    """A file that is read only once it is opened."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.is_asked = threading.Event()
+        self.is_open = threading.Event()
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.is_asked.set()
+        assert self.is_open.wait(10)
+        return super().read(size)
+
+
+def test_one_picture_is_converted_at_a_time() -> None:
+    with ThreadPoolExecutor() as pool:
+        gate = Gate(png())
+        first = pool.submit(thumbnail, gate, "image/png")
+        assert gate.is_asked.wait(10)
+        second = pool.submit(convert, png(), "webp")
+        with pytest.raises(TimeoutError):
+            second.result(0.05)
+        gate.is_open.set()
+        assert first.result(10)
+        assert second.result(10)
+
+
+# --- in the service
+
+Serve = Callable[..., InProcess]
+STAGES = r'generate;dur=\d+;desc="ok", convert;dur=\d+;desc="(ok|failed)"'
+
+
+def refuse_to_write(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_picture_is_converted_once_when_it_is_stored(
+    serve: Serve, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    backend.say(drawing(encode(NOISE, "png")))
+    service = serve(backend, PICTURE_FORMAT="webp")
+    answers = [service.picture("apple"), service.picture("apple")]
+    for got in answers:
+        assert (media_type_of(got.body), got.body) == ("image/webp", answers[0].body)
+        assert got.headers["Content-Type"] == "image/webp"
+        assert got.headers["Content-Disposition"] == 'inline; filename="apple.webp"'
+        assert got.headers["Content-Length"] == str(len(got.body))
+        assert got.headers["ETag"] == answers[0].headers["ETag"]
+    assert re.fullmatch(STAGES, answers[0].headers["Server-Timing"])
+    [stored] = (tmp_path / "cache").glob(f"{ImageRequest('apple').key}*")
+    assert (stored.suffix, stored.read_bytes()) == (".webp", answers[0].body)
+
+
+def test_openai_clients_get_the_converted_picture(serve: Serve, backend: ScriptedServer) -> None:
+    service = serve(backend, PICTURE_FORMAT="jpeg")
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    body = json.dumps({"prompt": "apple", "seed": 7}).encode()
+    for _ in ("cold", "warm"):
+        got = service.get("/v1/images/generations", method="POST", headers=headers, body=body)
+        data = base64.b64decode(got.json["data"][0]["b64_json"])
+        assert media_type_of(data) == "image/jpeg"
+        assert service.picture("apple", seed=7).body == data
+
+
+def test_picture_that_cannot_be_stored_is_converted_too(
+    serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serve(backend, PICTURE_FORMAT="webp")
+    monkeypatch.setattr(Folder, "write", refuse_to_write)
+    cold, warm = service.picture("apple"), service.picture("apple")
+    assert "stored" not in cold.headers["Cache-Status"]
+    assert cold.body == warm.body
+    assert media_type_of(cold.body) == cold.headers["Content-Type"] == "image/webp"
+
+
+def test_picture_is_converted_before_it_is_uploaded(
+    serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
+) -> None:
+    host = server()
+    host.say(Say({"image": {"url": "https://i.example.com/a.webp"}}))
+    service = serve(backend, PICTURE_FORMAT="webp", **hosting_settings(host))
+    assert service.picture("apple").status == 302
+    [sent] = host.seen
+    assert b"Content-Type: image/webp" in sent.body
+    assert b'.webp"' in sent.body
+    assert b"RIFF" in sent.body
+
+
+def test_picture_that_cannot_be_converted_is_kept_as_it_came(
+    serve: Serve, backend: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    moving = encode(OPAQUE, "gif", save_all=True, append_images=[OPAQUE.rotate(180)])
+    damaged = raw_png(*SIZE, 8, 2, b"no pixels")
+    backend.say(*map(drawing, (moving, moving, damaged, damaged)))
+    service = serve(backend, PICTURE_FORMAT="webp", PICTURE_MAX_BYTES="1000")
+    for seed, data in enumerate((moving, moving, damaged, damaged)):
+        got = service.picture("apple", seed=seed)
+        assert (got.body, got.headers["Content-Type"]) == (data, media_type_of(data))
+        assert re.fullmatch(STAGES, got.headers["Server-Timing"])
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [("is animated" in warning, BROKEN in warning) for warning in warnings] == [
+        (True, False),
+        (False, True),
+    ]

@@ -1,0 +1,131 @@
+"""Thumbnails: what the gallery gets, and the files that are kept for it."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from picture import ImageRequest
+from storage.folder import THUMBNAIL, Folder
+
+from .conftest import ADMIN, InProcess, drawing, hosting_settings
+from .servers import Got, Say, ScriptedServer, png
+
+Serve = Callable[..., InProcess]
+KEY = ImageRequest("apple").key
+PICTURE = png(640, 400)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def service(serve: Serve, backend: ScriptedServer) -> InProcess:
+    """A service with one picture in its cache."""
+    backend.say(drawing(PICTURE))
+    made = serve(backend)
+    assert made.picture("apple").status == 200
+    return made
+
+
+def look(service: InProcess, target: str = f"/cache/{KEY}?thumbnail", **headers: str) -> Got:
+    return service.get(target, headers={"X-Admin-Token": ADMIN, **headers})
+
+
+def is_thumbnail(got: Got, size: tuple[int, int] = (320, 200)) -> bool:
+    image = Image.open(io.BytesIO(got.body))
+    return (image.format, image.size, got.headers["Content-Type"]) == ("WEBP", size, "image/webp")
+
+
+def thumbnails(folder: Path) -> list[Path]:
+    return list(folder.glob(f"*{THUMBNAIL}"))
+
+
+def test_thumbnail_is_made_at_the_first_look_and_kept(service: InProcess, folder: Path) -> None:
+    assert thumbnails(folder) == []
+    first = look(service)
+    assert is_thumbnail(first)
+    assert first.headers["Cache-Control"] == "private, no-cache"
+    [kept] = thumbnails(folder)
+    assert kept.read_bytes() == first.body
+    before = kept.stat().st_ino
+    again = look(service)
+    assert again.body == first.body
+    assert thumbnails(folder)[0].stat().st_ino == before
+    unchanged = look(service, **{"If-None-Match": first.headers["ETag"]})
+    assert (unchanged.status, unchanged.body) == (304, b"")
+    # The picture itself is another thing.
+    assert look(service, f"/cache/{KEY}").body == PICTURE
+    assert look(service, f"/cache/{KEY}").headers["ETag"] != first.headers["ETag"]
+
+
+def test_thumbnail_is_deleted_with_its_picture(service: InProcess, folder: Path) -> None:
+    look(service)
+    assert service.delete(json.dumps({"key": KEY}).encode()).status == 200
+    assert thumbnails(folder) == []
+    assert look(service).status == 404
+
+
+def test_sweep_deletes_thumbnails_without_a_picture(service: InProcess, folder: Path) -> None:
+    look(service)
+    [kept] = thumbnails(folder)
+    orphan = folder / f"{'0' * 64}-{'0' * 16}.png{THUMBNAIL}"
+    orphan.write_bytes(b"thumbnail")
+    store = Folder(folder)
+    assert [f"{stored.name}{THUMBNAIL}" for stored in store.names()] == [kept.name]
+    store.sweep()
+    assert thumbnails(folder) == [kept]
+
+
+def test_thumbnail_that_cannot_be_kept_is_made_again(
+    service: InProcess, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Folder, "write", refuse)
+    assert is_thumbnail(look(service))
+    assert is_thumbnail(look(service))
+    # A picture that could not be stored itself has one too.
+    assert "stored" not in service.picture("pear").headers["Cache-Status"]
+    assert is_thumbnail(look(service, f"/cache/{ImageRequest('pear').key}?thumbnail"))
+    assert thumbnails(folder) == []
+
+
+def test_whole_picture_is_sent_without_pillow(
+    service: InProcess, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "convert", raising=False)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    got = look(service)
+    assert (got.body, got.headers["Content-Type"]) == (PICTURE, "image/png")
+    assert thumbnails(folder) == []
+
+
+def test_whole_picture_is_sent_if_it_cannot_be_decoded(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    damaged = png().replace(b"IDATx", b"IDAT\0")  # zlib's first byte is always x
+    backend.say(drawing(damaged))
+    service = serve(backend)
+    service.picture("apple")
+    assert look(service).body == damaged
+
+
+def test_hosted_picture_is_shown_by_its_host(
+    serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
+) -> None:
+    host = server()
+    host.say(Say({"image": {"url": "https://i.example.com/a.png"}}))
+    service = serve(backend, **hosting_settings(host))
+    service.picture("apple")
+    got = look(service)
+    assert (got.status, got.headers["Location"]) == (302, "https://i.example.com/a.png")
