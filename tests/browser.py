@@ -61,16 +61,22 @@ class Page:
         **stored: str,
     ) -> None:
         """Open the page with nothing stored but the access key and `stored`."""
+        if not self.driver.current_url.startswith(f"{service.url}/"):
+            self.driver.get(f"{service.url}/robots.txt")
         self.url = service.url
-        self.driver.get(f"{self.url}/robots.txt")
         given = {f"pip.{name}": value for name, value in {"key": key, **stored}.items() if value}
         self.run("localStorage.clear(); sessionStorage.clear()")
         self.run("for (const name in arguments[0]) localStorage[name] = arguments[0][name]", given)
-        self.driver.get(f"{self.url}/{fragment}")
+        self.run("history.replaceState(null, '', arguments[0])", f"/{fragment}")
+        self.driver.refresh()
+
+    def open_history(self) -> None:
+        self.at("#history-tab").click()
+        self.wait(lambda: self.shows("#history-view"), "the history")
 
     def open_gallery(self) -> None:
         self.at("#gallery-tab").click()
-        self.wait(lambda: self.at("#admin-token").is_displayed(), "the token's field")
+        self.wait(lambda: self.shows("#admin-token"), "the token's field")
         self.type("#admin-token", ADMIN + Keys.ENTER)
         self.wait_for_text("#totals", "B")
 
@@ -100,8 +106,15 @@ class Page:
 
     def text(self, selector: str) -> str:
         """Return the text that is displayed there."""
-        texts = [found.text for found in self.all(selector) if found.is_displayed()]
-        return " ".join(" ".join(texts).split())
+        script = (
+            "return [...document.querySelectorAll(arguments[0])]"
+            ".filter((one) => one.checkVisibility()).map((one) => one.innerText).join(' ')"
+        )
+        return " ".join(str(self.run(script, selector)).split())
+
+    def shows(self, selector: str) -> bool:
+        script = "return document.querySelector(arguments[0])?.checkVisibility() ?? false"
+        return bool(self.run(script, selector))
 
     def value(self, selector: str) -> str:
         return str(self.at(selector).get_property("value"))
@@ -127,7 +140,7 @@ class Page:
     # --- waiting
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
-        waiting = WebDriverWait(self.driver, 10, 0.02)
+        waiting = WebDriverWait(self.driver, 10, 0.05)
         return waiting.until(lambda _: condition(), f"waited in vain for {what}")
 
     def wait_for_state(self, state: str) -> None:
@@ -139,8 +152,15 @@ class Page:
     # --- what a person does
 
     def type(self, selector: str, text: str) -> None:
-        self.at(selector).clear()
-        self.at(selector).send_keys(text)
+        """Replace what a field holds, at once as if it were pasted; a last Enter is a key."""
+        field = self.at(selector)
+        script = (
+            "arguments[0].focus(); arguments[0].select();"
+            "document.execCommand('insertText', false, arguments[1])"
+        )
+        self.run(script, field, text.removesuffix(Keys.ENTER))
+        if text.endswith(Keys.ENTER):
+            field.send_keys(Keys.ENTER)
 
     def press(self, key: str) -> None:
         """Press a key where no field has the focus."""

@@ -418,7 +418,9 @@ def test_listing_shows_the_largest_first_page_by_page(
     assert second["next"] is None
 
 
-def test_listing_searches_prompts(serve: Serve, backend: ScriptedServer) -> None:
+def test_listing_searches_prompts_and_tells_the_final_ones_as_signing_does(
+    serve: Serve, backend: ScriptedServer
+) -> None:
     backend.say(drawing(revised_prompt="a revised cat"))
     service = serve(backend)
     for prompt in ("a%20Cat", "100%25%20cat", "a_dog"):
@@ -426,6 +428,10 @@ def test_listing_searches_prompts(serve: Serve, backend: ScriptedServer) -> None
     found = listing(service, "?q=CAT").json["entries"]
     assert [entry["prompt"] for entry in found] == ["100% cat", "a Cat"]
     assert found[0]["final_prompt"] == "a revised cat"
+    for description, final in (("a_dog", "a revised cat"), ("never drawn", None)):
+        body = json.dumps({"description": description}).encode()
+        signed = service.get(f"/sign?key={KEY}", method="POST", body=body).json
+        assert signed["final_prompt"] == final
 
 
 @pytest.mark.parametrize(
@@ -461,6 +467,7 @@ def test_status_shows_everything_but_secrets(
     assert got.json["backends"] == [
         {"url": f"{backend.url}/v1", "weight": 1.0, "state": "ready", "last_drew": None}
     ]
+    assert got.json["administration"] == {"enabled": True}
     assert got.json["cache"]["entries"] == 0
     assert got.json["de_nsfw"] == {"enabled": True, "max_attempts": 2}
     assert got.json["fallback"]["enabled"] is True

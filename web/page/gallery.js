@@ -41,7 +41,7 @@ async function load(before = null) {
   loading?.abort();
   loading = new AbortController();
   end.disconnect();
-  const query = { q: $('search').value.trim(), order: $('order').value, limit: 48, ...(before && { before }) };
+  const query = { q: $('search').value.trim(), order: $('order').value, limit: 96, ...(before && { before }) };
   try {
     const page = await list(query, loading.signal);
     following = page.next;
