@@ -37,6 +37,7 @@ from thumbnails import Thumbnails
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.errors import problem
+from web.files import page_file
 from web.openai import OpenAi
 from web.openai_errors import PREFIX, openai_error
 from web.pictures import Pictures, preflight
@@ -206,8 +207,8 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | N
     if show_metrics:
         routes.add_url_rule("/metrics", view_func=show_metrics)
     routes.add_url_rule("/robots.txt", view_func=api.robots)
-    routes.add_url_rule("/", view_func=api.page)
-    routes.add_url_rule("/<any('page.css', 'page.js'):name>", view_func=api.page)
+    routes.add_url_rule("/", view_func=page_file)
+    routes.add_url_rule("/page/<name>", view_func=page_file)
     return routes
 
 

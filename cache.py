@@ -27,9 +27,6 @@ log = logging.getLogger("prompt_image_proxy.cache")
 STALE_SECONDS = 600.0
 DAY = 86400.0
 
-# When a row was created, and its key: where a page of rows ends.
-Cursor = tuple[float, str]
-
 
 class NotKept(Exception):
     """The picture could not be cached; it can still be delivered."""
@@ -145,17 +142,6 @@ class Cache:
                 self.store.delete(row.file)
         # The row last: after a crash in between, it leads to nothing and is a miss.
         return self.state.remove([row]) > 0 if row else was_unsaved
-
-    def newest(
-        self, search: str = "", limit: int = 50, before: Cursor | None = None
-    ) -> tuple[list[Row], Cursor | None]:
-        """Return the newest rows whose prompt contains `search`, and `before` of the next page.
-
-        Raises Unavailable.
-        """
-        rows = self.state.newest(search, limit + 1, before)
-        last = rows[limit - 1] if len(rows) > limit else None
-        return rows[:limit], (last.created, last.key) if last else None
 
     def totals(self) -> Totals | None:
         with suppress(Unavailable):

@@ -121,13 +121,11 @@ def _delete_all(cache: Cache, keys: list[str]) -> int:
 
 def _rows(cache: Cache, match: str) -> Iterator[Row]:
     """Yield all rows, a page at a time."""
-    before = None
-    while True:
-        with cache_errors():
-            rows, before = cache.newest(match, 200, before)
-        yield from rows
-        if before is None:
-            return
+    last: Row | None = None
+    with cache_errors():
+        while rows := cache.state.newest(match, 200, (last.created, last.key) if last else None):
+            yield from rows
+            last = rows[-1]
 
 
 def _line(row: Row) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,6 +301,36 @@ def postgres() -> Iterator[Postgres]:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return what `make_authority` makes, once for all tests."""
     return make_authority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def npm(request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """Fetch npm packages: `npm("openai@6.30.1")` returns the folder of its node_modules.
+
+    Each is fetched once, and cached with pytest's own files.
+    """
+
+    def fetch_package(package: str) -> Path:
+        command = shutil.which("npm")
+        if command is None and os.environ.get("CI") != "true":
+            pytest.skip("npm is not installed")
+        assert command, "install npm for this test"
+        folder = Path(request.config.cache.mkdir(package.replace("@", "-")))
+        if not (folder / "node_modules" / package.partition("@")[0]).exists():
+            where = ["--prefix", str(folder), "--cache", str(folder / "npm")]
+            quietly = ["--no-save", "--no-audit", "--no-fund", "--ignore-scripts"]
+            fetched = subprocess.run(
+                [command, "install", *where, *quietly, package],
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            if fetched.returncode and os.environ.get("CI") != "true":
+                pytest.skip("npm does not reach its registry")
+            assert not fetched.returncode, fetched.stderr
+        return folder
+
+    return fetch_package
 
 
 @pytest.fixture

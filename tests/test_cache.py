@@ -195,19 +195,6 @@ def test_hit_is_one_call_and_so_is_a_put(cache: Cache, folder: Path) -> None:
     assert counting.calls == {"find": 1, "store": 1}
 
 
-def test_gallery_is_paged_by_what_the_page_before_said(cache: Cache, clock: Clock) -> None:
-    for number in range(5):
-        clock.now += 0.25
-        put(cache, ImageRequest(f"picture {number}"))
-    prompts, before = [], None
-    for length in (2, 2, 1):
-        rows, before = cache.newest("PICTURE", 2, before)
-        assert len(rows) == length
-        prompts += [row.prompt for row in rows]
-    assert prompts == [f"picture {number}" for number in (4, 3, 2, 1, 0)]
-    assert before is None
-
-
 def test_unavailable_state_forgets_nothing_and_hides_nothing(folder: Path, cache: Cache) -> None:
     cache.state.remember(Word("x"), "k", 100)
     assert cache.forget(Word, "k") is True
@@ -388,7 +375,7 @@ def test_pictures_without_a_row_are_adopted_and_learn_from_their_first_hit(
     assert (row.media_type, row.bytes, row.request) == ("image/gif", len(GIF), None)
     assert row.digest is not None
     assert row == cache.state.find(requests[0].key)
-    assert [newest.key for newest in cache.newest(limit=1)[0]] == [row.key]
+    assert [newest.key for newest in cache.state.newest("", 1, None)] == [row.key]
 
 
 def test_restored_pictures_survive_the_start(make: Make, folder: Path, clock: Clock) -> None:

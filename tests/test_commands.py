@@ -272,9 +272,9 @@ def test_stats_count_pictures_and_bytes(run: Run, cache: Cache) -> None:
 def test_deleting_asks_first(run: Run, cache: Cache) -> None:
     key = put(cache, "one")
     assert run("cache", "delete", "ONE", answer="n\n").exit_code != 0
-    assert [row.key for row in cache.newest()[0]] == [key]
+    assert [row.key for row in cache.state.newest("", 9, None)] == [key]
     assert run("cache", "delete", "ONE", answer="y\n").exit_code == 0
-    assert cache.newest()[0] == []
+    assert cache.state.newest("", 9, None) == []
     assert run("cache", "delete", "ONE", "--yes").exit_code == 1
 
 
@@ -286,7 +286,7 @@ def test_pictures_are_deleted_by_age_and_by_text(run: Run, cache: Cache) -> None
     old = run("cache", "delete", "--older-than", "30d", "--yes", "--json")
     assert json.loads(old.stdout) == {"deleted": 1}
     assert run("cache", "delete", "--match", "0%", "--yes").stdout == "1 deleted\n"
-    assert [row.prompt for row in cache.newest()[0]] == ["young cat"]
+    assert [row.prompt for row in cache.state.newest("", 9, None)] == ["young cat"]
 
 
 def test_command_says_which_cache_it_works_on(

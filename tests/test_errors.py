@@ -196,6 +196,8 @@ def test_every_error_of_a_drawing_is_there_in_chinese(
     ]:
         backend.say(say)
         shown = " ".join(texts(service.get(target, headers=headers).body))
+        problem = service.get(target, headers={"Accept-Language": "zh"}).json
+        shown += problem["title"] + problem["detail"] + problem.get("advice", "")
         left = re.sub(r"POST /cache/delete|flask cache delete|/status|UTC|width", "", shown)
         assert not re.search("[A-Za-z]", left), shown
 

@@ -494,7 +494,7 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], bytes, set[int]]] = {
     "two slashes": ("GET", f"//prompt/x?key={KEY}", {}, b"", {404}),
     "parent folder": ("GET", "/../../etc/passwd", {}, b"", {404}),
     "encoded parent": ("GET", "/..%2f..%2fetc%2fpasswd", {}, b"", {404}),
-    "parent of a page": ("GET", "/page.css/../../app.py", {}, b"", {404}),
+    "parent of a page": ("GET", "/page/../../app.py", {}, b"", {404}),
     "parent in a prompt": ("GET", "/prompt/../../etc/passwd", {}, b"", {401}),
     "no path": ("GET", "x", {}, b"", {400, 404}),
     "chunks": (

@@ -5,6 +5,7 @@ It is included next to a default site, as by Debian's own nginx.conf.
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -597,6 +598,19 @@ def test_ranges_and_etags_work_cached_or_not(shared: Nginx, shared_backend: Scri
         assert ask(If_None_Match='"another"').body == data
         assert ask(Range="bytes=5000-").status == 416
     assert len(shared_backend.seen) == 1
+
+
+def test_page_and_listing_are_compressed(shared: Nginx, shared_backend: ScriptedServer) -> None:
+    for number in range(3):
+        shared.picture(f"apple%20{number}")
+    for target in ("/", "/page/page.js", "/cache"):
+        ask = partial(shared.get, target)
+        plain = ask(headers={"X-Admin-Token": ADMIN})
+        compressed = ask(headers={"X-Admin-Token": ADMIN, "Accept-Encoding": "gzip"})
+        assert "Content-Encoding" not in plain.headers
+        assert compressed.headers["Content-Encoding"] == "gzip"
+        assert compressed.headers["Vary"] == plain.headers["Vary"] == "Accept-Encoding"
+        assert gzip.decompress(compressed.body) == plain.body
 
 
 def test_app_sees_the_host_and_no_forged_headers(

@@ -130,7 +130,7 @@ def test_image_serves_as_another_user_on_a_read_only_tree(
     got = fetch(f"{service}/prompt/x?key={KEY}")
     assert (got.status, got.body) == (200, png())
     assert fetch(f"{service}/prompt/x?key={KEY}").headers["Cache-Status"].endswith("; hit")
-    for path in ("/", "/page.js", "/page.css", "/robots.txt"):
+    for path in ("/", "/page/page.js", "/robots.txt"):
         assert fetch(service + path).status == 200
     assert set(image.rglob("*")) == before
 

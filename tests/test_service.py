@@ -333,7 +333,7 @@ def test_picture_is_deleted_by_its_key(serve: Serve, backend: ScriptedServer) ->
     service.picture("x")
     [entry] = listing(service).json["entries"]
     assert service.delete(f'{{"key": "{entry["key"]}"}}'.encode()).status == 200
-    assert listing(service).json == {"entries": [], "next": None}
+    assert listing(service).json["entries"] == []
 
 
 def test_options_are_those_of_the_url_wherever_a_picture_is_named(
@@ -394,6 +394,7 @@ def test_listing_shows_the_newest_first_page_by_page(serve: Serve, backend: Scri
     prompts = [entry["prompt"] for entry in first["entries"] + second["entries"]]
     assert prompts == ["cat 4", "cat 3", "cat 2", "cat 1", "cat 0"]
     assert second["next"] is None
+    assert first["totals"] == second["totals"] == {"entries": 5, "bytes": 5 * len(png())}
     entry = first["entries"][0]
     assert (entry["width"], entry["height"], entry["seed"], entry["model"]) == (8, None, 42, None)
     assert (entry["bytes"], entry["media_type"]) == (len(png()), "image/png")
@@ -403,7 +404,23 @@ def test_listing_shows_the_newest_first_page_by_page(serve: Serve, backend: Scri
     assert urlsplit(entry["url"]).netloc == urlsplit(service.url).netloc
 
 
-def test_listing_searches_prompts(serve: Serve, backend: ScriptedServer) -> None:
+def test_listing_shows_the_largest_first_page_by_page(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    sizes = {"cat%200": 300, "cat%201": 500, "cat%202": 400}
+    backend.say(*(drawing(png(size=size)) for size in sizes.values()))
+    service = serve(backend)
+    for prompt in sizes:
+        service.picture(prompt)
+    first = listing(service, "?order=largest&limit=2").json
+    second = listing(service, f"?order=largest&limit=2&before={first['next']}").json
+    assert [entry["bytes"] for entry in first["entries"] + second["entries"]] == [500, 400, 300]
+    assert second["next"] is None
+
+
+def test_listing_searches_prompts_and_tells_the_final_ones_as_signing_does(
+    serve: Serve, backend: ScriptedServer
+) -> None:
     backend.say(drawing(revised_prompt="a revised cat"))
     service = serve(backend)
     for prompt in ("a%20Cat", "100%25%20cat", "a_dog"):
@@ -411,10 +428,15 @@ def test_listing_searches_prompts(serve: Serve, backend: ScriptedServer) -> None
     found = listing(service, "?q=CAT").json["entries"]
     assert [entry["prompt"] for entry in found] == ["100% cat", "a Cat"]
     assert found[0]["final_prompt"] == "a revised cat"
+    for description, final in (("a_dog", "a revised cat"), ("never drawn", None)):
+        body = json.dumps({"description": description}).encode()
+        signed = service.get(f"/sign?key={KEY}", method="POST", body=body).json
+        assert signed["final_prompt"] == final
 
 
 @pytest.mark.parametrize(
-    "query", ["?limit=0", "?limit=201", "?limit=x", "?before=x", "?before=1e5-" + "a" * 64]
+    "query",
+    ["?limit=0", "?limit=201", "?limit=x", "?before=x", "?before=1e5-" + "a" * 64, "?order=oldest"],
 )
 def test_bad_parameter_of_the_listing_is_a_400(
     serve: Serve, backend: ScriptedServer, query: str
@@ -445,6 +467,7 @@ def test_status_shows_everything_but_secrets(
     assert got.json["backends"] == [
         {"url": f"{backend.url}/v1", "weight": 1.0, "state": "ready", "last_drew": None}
     ]
+    assert got.json["administration"] == {"enabled": True}
     assert got.json["cache"]["entries"] == 0
     assert got.json["de_nsfw"] == {"enabled": True, "max_attempts": 2}
     assert got.json["fallback"]["enabled"] is True

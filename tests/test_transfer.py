@@ -75,7 +75,7 @@ def test_exported_folder_is_a_cache_of_its_own(
     environment: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    rows = other.newest()[0]
+    rows = other.state.newest("", 9, None)
     environment["CACHE_DIR"] = str(tmp_path / "other")
     exported = {"exported": 3, "there": 0, "unusable": 0}
     assert counts(run, "export", tmp_path / "new" / "folder") == exported
@@ -97,7 +97,7 @@ def test_export_into_its_own_cache_is_refused(run: Run, environment: dict[str, s
 def test_damaged_file_is_named_and_the_rest_is_copied(
     run: Run, other: Cache, tmp_path: Path
 ) -> None:
-    cat, dog, _ = sorted(other.newest()[0], key=lambda row: str(row.prompt))
+    cat, dog, _ = sorted(other.state.newest("", 9, None), key=lambda row: str(row.prompt))
     path = tmp_path / "other" / str(cat.file)
     path.write_bytes(GIF[:-1] + b"!")
     result = run("cache", "import", str(tmp_path / "other"))
@@ -108,7 +108,7 @@ def test_damaged_file_is_named_and_the_rest_is_copied(
     assert "is missing" in run("cache", "import", str(tmp_path / "other")).stderr
     # What cannot be copied stays as it is.
     assert (tmp_path / "other" / str(dog.file)).exists()
-    assert len(other.newest()[0]) == 3
+    assert len(other.state.newest("", 9, None)) == 3
 
 
 def test_interrupted_copy_is_continued(
@@ -136,7 +136,7 @@ def test_stored_pictures_without_a_row_are_adopted(
     run: Run, other: Cache, environment: dict[str, str], tmp_path: Path
 ) -> None:
     environment["CACHE_DIR"] = str(tmp_path / "other")
-    assert other.state.remove([row for row in other.newest()[0] if row.file]) == 2
+    assert other.state.remove([row for row in other.state.newest("", 9, None) if row.file]) == 2
     assert run("cache", "adopt").stdout == "2 pictures adopted\n"
     assert json.loads(run("cache", "adopt", "--json").stdout) == {"adopted": 0}
-    assert len(other.newest()[0]) == 3
+    assert len(other.state.newest("", 9, None)) == 3

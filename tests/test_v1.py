@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable
@@ -196,34 +195,15 @@ console.log(JSON.stringify({
 """
 
 
-@pytest.fixture
-def npm_folder(request: pytest.FixtureRequest) -> Path:
-    """A folder with the npm package, fetched once and cached with pytest's own files."""
-    npm = shutil.which("npm")
-    if npm is None and os.environ.get("CI") != "true":
-        pytest.skip("npm is not installed")
-    assert npm, "install npm for this test"
-    folder = request.config.cache.mkdir(NPM_PACKAGE.replace("@", "-"))
-    if not (folder / "node_modules" / "openai").exists():
-        where = ["--prefix", str(folder), "--cache", str(folder / "npm")]
-        quietly = ["--no-save", "--no-audit", "--no-fund", "--ignore-scripts"]
-        command = [npm, "install", *where, *quietly, NPM_PACKAGE]
-        fetched = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        if fetched.returncode and os.environ.get("CI") != "true":
-            pytest.skip("npm does not reach its registry")
-        assert not fetched.returncode, fetched.stderr
-    return Path(folder)
-
-
 def test_npm_sdk_draws_lists_and_raises_its_own_errors(
-    serve: Serve, backend: ScriptedServer, npm_folder: Path
+    serve: Serve, backend: ScriptedServer, npm: Callable[[str], Path]
 ) -> None:
     answers = {"a cat": drawing(), "a rude cat": REFUSAL, "a broken cat": BROKEN}
     backend.say(lambda seen: answers[seen.json["prompt"]])
     service = serve(backend, MODELS="gpt-image-1")
     ran = subprocess.run(
         ["node", "--input-type=module", "-e", NPM_PROGRAM, f"{service.url}/v1", KEY],
-        cwd=npm_folder,
+        cwd=npm(NPM_PACKAGE),
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,

@@ -1,22 +1,24 @@
-"""Signing, administration, status and the page: every route that is not a picture."""
+"""Signing, administration and status."""
 
 from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, TypeGuard
 
-from flask import Response, request, send_from_directory
+from flask import Response, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from access import MAX_EXPIRES_IN, Access
-from cache import Cache, Cursor
+from cache import Cache
 from config import Settings
 from journey import Blocked, Failure
 from limits import Limits
 from picture import PARAMETERS, BadRequest, ImageRequest, Link
-from storage import Row
+from storage import Row, Unavailable
 from thumbnails import Thumbnails
 from web.errors import MAX_BODY, NotFound, as_json
 from web.pictures import Pictures
@@ -24,15 +26,12 @@ from web.status import Status
 
 ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
 _NO_PICTURE = "There is no such picture in the cache."
-PAGE = Path(__file__).resolve().parent / "page"
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: https: http:;"
-    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+# Where a page of the listing ended: the moment or the bytes of its last picture, and its key.
+Cursor = tuple[float, str]
 
 
 class Api:
-    """Every view except pictures."""
+    """Every view except pictures, the OpenAI API and the page's files."""
 
     def __init__(
         self,
@@ -53,24 +52,31 @@ class Api:
         self.thumbnails = thumbnails
 
     def sign(self) -> Response:
-        """POST /sign: a URL that shows one picture without the access key."""
+        """POST /sign: a URL that shows one picture without the access key, and its final prompt."""
         self.access.authorise(request.args.to_dict(), request.headers.get("Authorization", ""))
         body = read_body()
         wanted = read_image_request(body, self.settings.max_prompt_length)
-        return as_json(self.link(wanted, _expires_in(body.get("expires_in"))).to_json())
+        link = self.link(wanted, _expires_in(body.get("expires_in")))
+        return as_json(link.to_json() | {"final_prompt": self._final_prompt(wanted)})
 
     def list_pictures(self) -> Response:
-        """GET /cache?q&limit&before: the cached pictures, newest first."""
+        """GET /cache?q&order&limit&before: the cached pictures, newest or largest first."""
         self._authorise_admin()
-        limit = request.args.get("limit", "50")
-        if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= 200:
-            raise BadRequest("The parameter limit must be an integer from 1 to 200.")
-        search, before = request.args.get("q", "").strip(), request.args.get("before")
-        rows, following = self.cache.newest(
-            search, int(limit), _read_cursor(before) if before else None
-        )
-        cursor = following and f"{following[0]!r}-{following[1]}"
-        return as_json({"entries": [self._describe(row) for row in rows], "next": cursor})
+        limit, by_size = _read_limit(request.args), _is_by_size(request.args)
+        search, before = request.args.get("q", "").strip(), _read_cursor(request.args)
+        # One more than wanted tells whether there is a next page.
+        if by_size:
+            smaller_than = before and (int(before[0]), before[1])
+            rows = self.cache.state.largest(search, limit + 1, smaller_than)
+        else:
+            rows = self.cache.state.newest(search, limit + 1, before)
+        last = rows[limit - 1] if len(rows) > limit else None
+        answer = {
+            "entries": [self._describe(row) for row in rows[:limit]],
+            "next": f"{last.bytes if by_size else last.created!r}-{last.key}" if last else None,
+            "totals": asdict(self.cache.state.totals()),
+        }
+        return as_json(answer)
 
     def show_picture(self, key: str) -> Response:
         """GET /cache/{key}?thumbnail: one picture, even if its prompt is unknown."""
@@ -110,14 +116,6 @@ class Api:
         """GET /robots.txt: keep crawlers from spending money."""
         return Response(ROBOTS, mimetype="text/plain")
 
-    def page(self, name: str = "page.html") -> Response:
-        """GET /, /page.css, /page.js: the page for people."""
-        response = send_from_directory(PAGE, name, max_age=0)
-        response.headers["Content-Security-Policy"] = PAGE_POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
-
     def _authorise_admin(self) -> None:
         self.access.authorise_admin(request.headers.get("X-Admin-Token", ""))
 
@@ -129,6 +127,13 @@ class Api:
         base = self.settings.public_url or _forwarded_base()
         return Link(wanted, base + wanted.to_url(**self.access.sign(wanted, expires_in)))
 
+    def _final_prompt(self, wanted: ImageRequest) -> str | None:
+        """Return the prompt that was drawn, or None for a picture that is not in the cache."""
+        with suppress(Unavailable):
+            row = self.cache.state.find(wanted.key)
+            return row.final_prompt if row else None
+        return None
+
     def _describe(self, row: Row) -> dict[str, Any]:
         link = self.link(row.request) if row.request and self.access.can_sign else None
         return row.to_json() | {
@@ -137,7 +142,23 @@ class Api:
         }
 
 
-def _read_cursor(text: str) -> Cursor:
+def _read_limit(query: Mapping[str, str]) -> int:
+    limit = query.get("limit", "50")
+    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= 200:
+        raise BadRequest("The parameter limit must be an integer from 1 to 200.")
+    return int(limit)
+
+
+def _is_by_size(query: Mapping[str, str]) -> bool:
+    order = query.get("order", "newest")
+    if order not in ("newest", "largest"):
+        raise BadRequest("The parameter order must be newest or largest.")
+    return order == "largest"
+
+
+def _read_cursor(query: Mapping[str, str]) -> Cursor | None:
+    if not (text := query.get("before")):
+        return None
     match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)-([0-9a-f]{64})", text)
     if not match:
         raise BadRequest("The parameter before must be the next of an earlier answer.")

@@ -86,15 +86,17 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
     visit: Visit | None = request.environ.get(VISIT)
     if visit and visit.request:
         more = {"key": visit.request.key} | more
+    advice = more.get("advice") or ""
+    translate = in_chinese if wants_chinese() else str
     if has_cards and wants_picture():
-        advice = more.get("advice") or ""
-        shown = title, f"{detail} {advice}".strip()
-        body = card(*map(in_chinese, shown) if wants_chinese() else shown)
+        body = card(translate(title), translate(f"{detail} {advice}".strip()))
         content_type = "image/svg+xml"
         headers |= dict([SANDBOX])
     else:
-        fields = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-        body, content_type = json.dumps(fields | more) + "\n", "application/problem+json"
+        fields = {"type": "about:blank", "title": translate(title), "status": status}
+        fields |= {"detail": translate(detail)} | more
+        fields |= {"advice": translate(advice)} if advice else {}
+        body, content_type = json.dumps(fields) + "\n", "application/problem+json"
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="Prompt Image Proxy"'
     always = {**dict(CROSS_ORIGIN), "Cache-Control": "no-store", "Vary": VARY}

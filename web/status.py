@@ -57,6 +57,7 @@ class Status:
         llm, hosting = self.settings.llm, self.settings.hosting
         fallback = self.settings.pollinations
         return {
+            "administration": {"enabled": self.settings.admin_token is not None},
             "image_hosting": {
                 "enabled": hosting is not None,
                 "provider": hosting.provider if hosting else None,

@@ -1,0 +1,183 @@
+"""The page as a person uses it, in a real headless Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service as Driver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from .conftest import ADMIN, KEY, Gunicorn, InProcess
+
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+MISSING = "Chromium is not installed: `apt-get install chromium chromium-driver`, and these run"
+IS_MISSING = not (CHROMIUM and CHROMEDRIVER)
+IS_CI = os.environ.get("CI") == "true"
+
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --lang=en-US"
+    " --disable-background-networking --disable-component-update --disable-sync"
+    " --disable-dev-shm-usage --hide-scrollbars"
+)
+STATE = "return document.querySelector('#stage').dataset.state"
+_COPYING = "navigator.clipboard.writeText = async (text) => { window.copied = text; }"
+
+
+def start_chromium(profile: Path) -> webdriver.Chrome:
+    assert not IS_MISSING, MISSING
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in FLAGS.split():
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={profile}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Driver(CHROMEDRIVER))
+    driver.set_script_timeout(30)
+    return driver
+
+
+class Page:
+    """What is displayed, typed, pressed and clicked."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+        self.url = ""
+
+    # --- where it is
+
+    def open(
+        self,
+        service: Gunicorn | InProcess,
+        fragment: str = "",
+        key: str | None = KEY,
+        **stored: str,
+    ) -> None:
+        """Open the page with nothing stored but the access key and `stored`."""
+        if not self.driver.current_url.startswith(f"{service.url}/"):
+            self.driver.get(f"{service.url}/robots.txt")
+        self.url = service.url
+        given = {f"pip.{name}": value for name, value in {"key": key, **stored}.items() if value}
+        self.run("localStorage.clear(); sessionStorage.clear()")
+        self.run("for (const name in arguments[0]) localStorage[name] = arguments[0][name]", given)
+        self.run("history.replaceState(null, '', arguments[0])", f"/{fragment}")
+        self.driver.refresh()
+
+    def open_history(self) -> None:
+        self.at("#history-tab").click()
+        self.wait(lambda: self.shows("#history-view"), "the history")
+
+    def open_gallery(self) -> None:
+        self.at("#gallery-tab").click()
+        self.wait(lambda: self.shows("#admin-token"), "the token's field")
+        self.type("#admin-token", ADMIN + Keys.ENTER)
+        self.wait_for_text("#totals", "B")
+
+    def resize(self, width: int, height: int, *, is_phone: bool = False) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": is_phone}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": is_phone})
+
+    def prefer(self, **media: str) -> None:
+        """Set what the system prefers: `color_scheme="dark"`, `reduced_motion="reduce"`."""
+        features = [
+            {"name": f"prefers-{name.replace('_', '-')}", "value": value}
+            for name, value in media.items()
+        ]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    # --- what is displayed
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def at(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        """Return the text that is displayed there."""
+        script = (
+            "return [...document.querySelectorAll(arguments[0])]"
+            ".filter((one) => one.checkVisibility()).map((one) => one.innerText).join(' ')"
+        )
+        return " ".join(str(self.run(script, selector)).split())
+
+    def shows(self, selector: str) -> bool:
+        script = "return document.querySelector(arguments[0])?.checkVisibility() ?? false"
+        return bool(self.run(script, selector))
+
+    def value(self, selector: str) -> str:
+        return str(self.at(selector).get_property("value"))
+
+    def source(self) -> str | None:
+        return self.at("#how").get_attribute("data-source")
+
+    def picture_width(self) -> int:
+        return int(self.run("return document.querySelector('#picture').naturalWidth"))
+
+    def prompts(self, selector: str = "#gallery") -> list[str]:
+        script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)"
+        found: list[str] = self.run(script, f"{selector} .prompt")
+        return found
+
+    def focused(self) -> str:
+        return str(self.run("return document.activeElement.id"))
+
+    def log(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return found
+
+    # --- waiting
+
+    def wait(self, condition: Callable[[], Any], what: str) -> Any:
+        waiting = WebDriverWait(self.driver, 10, 0.05)
+        return waiting.until(lambda _: condition(), f"waited in vain for {what}")
+
+    def wait_for_state(self, state: str) -> None:
+        self.wait(lambda: self.run(STATE) == state, f"the state {state}")
+
+    def wait_for_text(self, selector: str, text: str) -> None:
+        self.wait(lambda: text in self.text(selector), f"{text!r} in {selector}")
+
+    # --- what a person does
+
+    def type(self, selector: str, text: str) -> None:
+        """Replace what a field holds, at once as if it were pasted; a last Enter is a key."""
+        field = self.at(selector)
+        script = (
+            "arguments[0].focus(); arguments[0].select();"
+            "document.execCommand('insertText', false, arguments[1])"
+        )
+        self.run(script, field, text.removesuffix(Keys.ENTER))
+        if text.endswith(Keys.ENTER):
+            field.send_keys(Keys.ENTER)
+
+    def press(self, key: str) -> None:
+        """Press a key where no field has the focus."""
+        self.run("document.activeElement.blur()")
+        self.at("body").send_keys(key)
+
+    def draw(self, prompt: str, until: str = "done") -> None:
+        self.type("#prompt", prompt + Keys.ENTER)
+        self.wait_for_state(until)
+
+    def choose(self, selector: str, value: str) -> None:
+        """Choose an option of a select or a radio button by its value."""
+        self.at(f'{selector} [value="{value}"]').click()
+
+    def copied(self, selector: str) -> str:
+        """Press a button that copies; return what it copied."""
+        self.run(f"{_COPYING}; window.copied = ''")
+        self.at(selector).click()
+        copied = "return window.copied"
+        return str(self.wait(lambda: self.run(copied), "something to be copied"))

@@ -1,0 +1,62 @@
+"""The page's files, compressed for every client that accepts it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from flask import Response, request
+
+from web.errors import NotFound
+from web.pictures import NOSNIFF
+
+_FOLDER = Path(__file__).resolve().parent / "page"
+_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+# `data:` is for the history's thumbnails, which the browser itself stores as text.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+    " img-src 'self' blob: data: https: http:; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'"
+)
+_HEADERS = (
+    NOSNIFF,
+    ("Cache-Control", "no-cache"),
+    ("Content-Security-Policy", _POLICY),
+    ("Referrer-Policy", "no-referrer"),
+    ("Vary", "Accept-Encoding"),
+)
+
+
+def page_file(name: str = "page.html") -> Response:
+    """GET / and /page/{name}: the page for people, and what it is made of."""
+    if name not in _files():
+        raise NotFound("There is no such file.")
+    is_compressed = request.accept_encodings["gzip"] > 0
+    data, etag = _encoded(name, is_compressed)
+    response = Response(data, headers=_HEADERS, mimetype=_TYPES[Path(name).suffix])
+    if is_compressed:
+        response.content_encoding = "gzip"
+    response.set_etag(etag)
+    response.make_conditional(request)
+    return response
+
+
+@cache
+def _files() -> dict[str, bytes]:
+    """Return all files by name, read together: an upgrade on disk must not mix two versions."""
+    return {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.suffix in _TYPES}
+
+
+@cache
+def _encoded(name: str, is_compressed: bool) -> tuple[bytes, str]:
+    """Return a file's bytes and their ETag."""
+    data = _files()[name]
+    data = gzip.compress(data, mtime=0) if is_compressed else data
+    return data, hashlib.sha256(data).hexdigest()[:32]

@@ -1,0 +1,98 @@
+// Cards: pictures of the history and the gallery.
+import { copy } from './copying.js';
+import { enlarge } from './dialogs.js';
+import { hashOf, wantedFrom } from './form.js';
+import { ask, withToken } from './server.js';
+import { $, age, t, weight } from './words.js';
+
+function makeCard({ prompt, href, facts, by }) {
+  const node = $('card').content.firstElementChild.cloneNode(true);
+  const part = (selector) => node.querySelector(selector);
+  part('.prompt').textContent = prompt;
+  part('.facts').textContent = facts;
+  part('.by').textContent = by;
+  if (href) part('.open').href = href;
+  return { node, part };
+}
+
+/** One side alone is a square. */
+const sizeOf = ({ width, height }) => (width || height ? `${width ?? height} × ${height ?? width}` : '');
+const joined = (...facts) => facts.filter(Boolean).join(' · ');
+
+export function historyCard({ wanted, created, thumbnail }) {
+  const facts = joined(sizeOf(wanted), wanted.model, t('seed.is', wanted));
+  const { node, part } = makeCard({ prompt: wanted.prompt, href: hashOf(wanted), facts, by: age(created) });
+  for (const selector of ['.select', '.copy']) part(selector).remove();
+  if (thumbnail) part('img').src = thumbnail;
+  return node;
+}
+
+export function galleryCard(entry) {
+  const prompt = entry.prompt ?? t('card.lost');
+  // Its numbers come out of the URL: a seed of 18 digits is more than a JSON number holds.
+  const asked = entry.url && Object.fromEntries(new URL(entry.url, location).searchParams);
+  const { node, part } = makeCard({
+    prompt,
+    href: asked && hashOf(wantedFrom({ ...asked, prompt })),
+    facts: joined(sizeOf(entry), weight(entry.bytes)),
+    by: joined(hostOf(entry.drawn_by), age(entry.created)),
+  });
+  Object.assign(node.dataset, { key: entry.key, url: entry.url ?? '' });
+  part('.select input').ariaLabel = t('card.select', { prompt });
+  part('.copy').ariaLabel = t('copy.this', { prompt });
+  part('.copy').addEventListener('click', () => copy(entry.markdown));
+  if (!entry.markdown) part('.copy').remove();
+  if (!asked) openByKey(part('.open'), entry.key, prompt);
+  return node;
+}
+
+/** Return a backend's name: its host, without scheme, port and path. */
+function hostOf(name) {
+  if (!name || !URL.canParse(name)) return name;
+  const { hostname } = new URL(name);
+  return /^(127\.|\[::1\])/.test(hostname) ? 'localhost' : hostname;
+}
+
+// --- pictures, fetched with the token while they are in view
+
+const fetching = new WeakMap();
+const inView = new IntersectionObserver((seen) => {
+  for (const { target, isIntersecting } of seen) {
+    if (isIntersecting) hangThumbnail(target);
+    else fetching.get(target)?.abort(); // scrolled past: those in view come first
+  }
+}, { rootMargin: '400px' });
+export const hangInView = (node) => inView.observe(node);
+
+async function hangThumbnail(node) {
+  const image = node.querySelector('img');
+  const run = new AbortController();
+  fetching.set(node, run);
+  const src = await blobOf(`cache/${node.dataset.key}?thumbnail`, run.signal);
+  if (run.signal.aborted) return;
+  inView.unobserve(node);
+  // A hosted picture has no file here, and its URL leads to its host.
+  image.src = src ?? node.dataset.url;
+  image.onload = () => URL.revokeObjectURL(image.src);
+}
+
+/** Return the URL of a picture that was fetched with the token, or nothing. */
+async function blobOf(path, signal) {
+  try {
+    const response = await ask(path, { headers: withToken(), signal });
+    return response.ok ? URL.createObjectURL(await response.blob()) : null;
+  } catch {
+    return null;
+  }
+}
+
+/** Let a picture without a URL, since nobody has asked for it since it was imported, be seen large. */
+function openByKey(link, key, prompt) {
+  link.href = '#view=gallery';
+  link.role = 'button';
+  link.addEventListener('click', async (event) => {
+    event.preventDefault();
+    const src = await blobOf(`cache/${key}`);
+    if (src) enlarge(src, prompt);
+  });
+}

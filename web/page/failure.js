@@ -1,0 +1,42 @@
+// Why there is no picture, and what helps.
+import { fillStages } from './caption.js';
+import { $, inSeconds, isText, language, t } from './words.js';
+
+const NOT_AGAIN = [400, 413, 414, 422, 431]; // unchanged, it would fail again
+
+export const isToBeChanged = (error) => NOT_AGAIN.includes(error.status);
+
+export function retryTime({ retryAfter, remedy = 'wait' }) {
+  return retryAfter && remedy === 'wait' ? performance.now() + retryAfter * 1000 : 0;
+}
+
+export function errorText({ status = 0, remedy }) {
+  if (remedy === 'tomorrow') return t('error.limit');
+  const name = `error.${{ 413: 414, 431: 414 }[status] ?? status}`;
+  return t(isText(name) ? name : 'error.other');
+}
+
+export function fillError(error) {
+  const { remedy, remembered, until, stages = [] } = error;
+  const isTold = !error.status || stages.length || until; // by the page itself
+  const detail = isTold ? '' : error.message;
+  $('error').dataset.status = error.status ?? 0;
+  $('error-text').textContent = errorText(error);
+  $('error-says').hidden = !detail;
+  $('error-detail').textContent = detail;
+  $('retry').textContent = t(isToBeChanged(error) ? 'error.edit' : 'error.retry');
+  $('error-help').textContent = remedy === 'operator' ? t('error.operator') : '';
+  const isToBeTold = until && (remembered || !error.retryAfter); // else it is over in seconds
+  const time = isToBeTold && new Date(until).toLocaleString(language, { dateStyle: 'medium', timeStyle: 'short' });
+  $('error-memory').textContent = isToBeTold ? t('error.until', { time }) : '';
+  fillStages($('error').querySelector('.stages'), stages);
+}
+
+/** Show how long one has to wait; return the seconds. */
+export function fillCountdown(retryAt = 0) {
+  const left = Math.max(0, Math.ceil((retryAt - performance.now()) / 1000));
+  $('countdown').hidden = !left;
+  $('retry').hidden = Boolean(left);
+  $('countdown').textContent = t('error.wait', { time: inSeconds(left, 0) });
+  return left;
+}

@@ -1,0 +1,64 @@
+// The stage shows one state: key, empty, stopped, waiting, done or failed.
+import { fillCaption } from './caption.js';
+import { fillError, fillCountdown } from './failure.js';
+import { lately } from './history.js';
+import { $, inSeconds, onLanguage, say, t } from './words.js';
+
+const isStill = matchMedia('(prefers-reduced-motion: reduce)');
+export const isNarrow = matchMedia('(max-width: 60rem)');
+
+export let view = { state: 'empty' };
+let ticker;
+
+export function show(next) {
+  view = next;
+  $('stage').dataset.state = view.state;
+  const focused = document.activeElement;
+  for (const part of $('stage').querySelectorAll('[data-in]')) {
+    part.hidden = !part.dataset.in.split(' ').includes(view.state);
+  }
+  // Where the focus is hidden, the keyboard would start at the top of the page again.
+  if ($('stage').contains(focused) && focused.closest('[hidden]')) focusStage();
+  for (const id of ['draw', 'new-seed']) $(id).ariaDisabled = view.state === 'waiting';
+  $('key-wrong').textContent = view.isWrong ? t('key.wrong') : '';
+  if (view.state === 'waiting') fillLately();
+  if (view.state === 'done') fillCaption(view);
+  if (view.state === 'failed') fillError(view.error);
+  clearInterval(ticker);
+  if (view.state === 'waiting' || view.retryAt) ticker = setInterval(tick, 100);
+  tick();
+}
+onLanguage(() => show(view));
+
+export const focusStage = () => $('stage').focus({ preventScroll: true });
+
+/** Bring what is on the stage into view where the form is above it, on a telephone. */
+export function reveal() {
+  if (!isNarrow.matches) return;
+  const part = $('stage').querySelector('#frame:not([hidden]), figure:not([hidden]) #enlarge') ?? $('stage');
+  part.scrollIntoView({ block: 'center', behavior: isStill.matches ? 'auto' : 'smooth' });
+}
+
+function fillLately() {
+  const seconds = lately(view.wanted.model);
+  $('lately').hidden = !seconds;
+  if (seconds) $('lately').textContent = t('lately', { time: inSeconds(seconds, seconds < 1 ? 1 : 0) });
+}
+
+/** Count the seconds up while it is drawn, and down where one has to wait. */
+function tick() {
+  if (view.state === 'waiting') countUp();
+  if (view.state === 'failed' && !fillCountdown(view.retryAt) && view.retryAt) {
+    view.retryAt = 0;
+    clearInterval(ticker);
+    say(t('error.ready'), true);
+  }
+}
+
+function countUp() {
+  const seconds = (performance.now() - view.began) / 1000;
+  $('seconds').textContent = inSeconds(seconds, isStill.matches ? 0 : 1);
+  if (seconds < view.sayAt) return;
+  view.sayAt += 15;
+  say(t('waiting.still', { time: inSeconds(seconds, 0) }), true);
+}
