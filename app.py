@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import click
 from flask import Blueprint, Flask, Response, request
@@ -25,8 +24,8 @@ from environment.proxies import Proxies
 from hosting import image_host
 from llm import Llm
 from pipeline import Pipeline
-from storage import IncompatibleSchema, Unavailable
 from storage.folder import Folder
+from storage.machine import machine_name
 from storage.sqlite import SqliteState
 from storage.store import Task
 from upstream.client import Upstream, origin
@@ -104,24 +103,21 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
 def make_cache(settings: Settings, clock: Callable[[], float] = time.time) -> Cache:
     """Return the cache that the settings describe, not yet opened."""
-    state, store = SqliteState(settings.cache_dir, clock), Folder(settings.cache_dir)
-    return Cache(state, store, settings.cache_max_bytes, clock)
+    folder, limit = settings.cache_dir, settings.cache_max_bytes
+    if not settings.database_url:
+        return Cache(SqliteState(folder, clock), Folder(folder), limit, clock)
+    # Imported here, since they need packages that few have.
+    from storage.postgres import PostgresState
 
+    state, machine = PostgresState(settings.database_url), machine_name(folder)
+    if not settings.storage:
+        return Cache(state, Folder(folder, machine=machine), limit, clock)
+    from storage.copies import Copies
+    from storage.objects import Objects
 
-def check_cache(settings: Settings) -> dict[str, Any] | None:
-    """Open the cache and close it again; return what is wrong with it, if anything.
-
-    `sentence` says so, and `is_final` whether it can only be put right by hand.
-    """
-    cache = make_cache(settings)
-    try:
-        cache.state.check()
-    except Unavailable as error:
-        sentence = f"The cache in {settings.cache_dir} cannot be used: {error}."
-        return {"sentence": sentence, "is_final": isinstance(error, IncompatibleSchema)}
-    finally:
-        cache.state.close()
-    return None
+    objects = Objects(settings.storage, settings.network)
+    # The limit is that of the copies: nothing is deleted from the bucket to make room.
+    return Cache(state, Copies(objects, folder, machine, limit), 0, clock)
 
 
 def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:

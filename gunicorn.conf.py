@@ -15,9 +15,9 @@ import contextlib
 import ctypes
 import gc
 import importlib
-import json
 import logging
 import os
+import pickle
 import resource
 import select
 import signal
@@ -133,20 +133,20 @@ class _CannotServe(Exception):
     """The program cannot serve with these settings; the text is written for users."""
 
 
-def _check_cache(app: Any, settings: Any) -> None:
+def _check_cache(settings: Any) -> None:
     """Raise _CannotServe if the cache cannot be used at the start, or was written by a newer
     version; a service that runs degrades and recovers, and a reload may revoke a key."""
+    checks = importlib.import_module("checks")
     try:
-        found = _in_child(lambda: app.check_cache(settings), _CHECK_SECONDS)
+        found = _in_child(lambda: checks.check_cache(settings), _CHECK_SECONDS)
     except TimeoutError:
-        sentence = f"The cache did not answer within {_CHECK_SECONDS:g} s."
-        found = {"sentence": sentence, "is_final": False}
-    if found and (found["is_final"] or _LAST_GOOD not in sys.modules):
-        raise _CannotServe(found["sentence"])
+        found = checks.Problem(f"The cache did not answer within {_CHECK_SECONDS:g} s.")
+    if found and (found.is_final or _LAST_GOOD not in sys.modules):
+        raise _CannotServe(found.sentence)
 
 
 def _in_child(work: Callable[[], Any], seconds: float) -> Any:
-    """Return what `work` returns, as JSON, in a process of its own.
+    """Return what `work` returns, which is pickled, in a process of its own.
 
     What it opens would stay open in the workers, which are forked from this one, and some
     libraries do not survive that.
@@ -154,18 +154,19 @@ def _in_child(work: Callable[[], Any], seconds: float) -> Any:
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
+        _log.setLevel(logging.CRITICAL)  # What goes wrong is returned.
         try:
-            os.write(writer, json.dumps(work()).encode())
+            os.write(writer, pickle.dumps(work()))
         except Exception:
-            _log.exception("The cache could not be checked")
+            _log.critical("The cache could not be checked", exc_info=True)
         finally:
             os._exit(0)
     os.close(writer)
-    with os.fdopen(reader) as pipe:
+    with os.fdopen(reader, "rb") as pipe:
         try:
             if not select.select([pipe], [], [], seconds)[0]:
                 raise TimeoutError
-            return json.load(pipe)
+            return pickle.load(pipe)
         finally:
             os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):  # gunicorn may reap it first
@@ -215,7 +216,7 @@ def _load() -> dict[str, Any]:
         settings = config.load()
     except config.SettingsError as error:
         raise _CannotServe(str(error)) from None
-    _check_cache(app, settings)
+    _check_cache(settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return {
         "_app": app,
