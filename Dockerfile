@@ -13,6 +13,7 @@ RUN for extra in "" $EXTRAS; do pip install -r "requirements${extra:+-$extra}.tx
 COPY *.py ./
 COPY commands commands
 COPY environment environment
+COPY metrics metrics
 COPY prompts prompts
 COPY storage storage
 COPY upstream upstream

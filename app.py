@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import click
 from flask import Blueprint, Flask, Response, request
 from werkzeug.routing import BaseConverter
+from werkzeug.wrappers import Response as BaseResponse
 
 import commands
 import config
@@ -21,13 +22,17 @@ from config import Settings
 from drawing import Backend, Pollinations
 from environment.network import NetworkSettings
 from environment.proxies import Proxies
+from flights import Pool
 from hosting import image_host
+from limits import Limits
 from llm import Llm
+from metrics import Metrics
 from pipeline import Pipeline
+from storage import State
 from storage.folder import Folder
 from storage.machine import machine_name
 from storage.sqlite import SqliteState
-from storage.store import Task
+from storage.store import Store, Task
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.errors import problem
@@ -37,6 +42,8 @@ from web.pictures import Pictures, preflight
 from web.status import Status
 
 __version__ = "1.0.0"
+
+View = Callable[[], BaseResponse]
 
 
 class WholePath(BaseConverter):
@@ -77,20 +84,25 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
         if command:
             sys.exit(str(faults))  # a command's user reads sentences, not a traceback
         raise
-    cache, upstream = make_cache(settings, clock), _make_upstream(settings.network)
+    is_measured = settings.metrics and not command
+    metrics = _make_metrics() if is_measured else Metrics()
+    cache = make_cache(settings, clock, metrics)
+    upstream = _make_upstream(settings.network, metrics)
     llm = Llm(settings.llm, upstream, timeout=settings.llm_timeout) if settings.llm else None
-    backends = _make_backends(settings, upstream)
-    pipeline = _make_pipeline(settings, upstream, cache, backends, llm)
+    backends = _make_backends(settings, upstream, metrics)
+    pipeline = _make_pipeline(settings, upstream, cache, backends, llm, metrics)
     access = _make_access(settings, clock)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["whole_path"] = WholePath
-    pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline)
-    app.wsgi_app = pictures  # type: ignore[method-assign]
+    watched = metrics.watch("look-ups", cache)
+    pictures = Pictures(app.wsgi_app, settings, access, watched, pipeline)
+    app.wsgi_app = metrics.watch_requests(pictures)  # type: ignore[assignment,method-assign]
     status = Status(__version__, settings, cache, backends, llm)
     api = Api(settings, access, cache, status, pictures, pipeline.limits)
-    openai = OpenAi(settings, access, cache, pipeline, api.link)
-    app.register_blueprint(_routes(pictures, api, openai))
+    openai = OpenAi(settings, access, watched, pipeline, api.link)
+    show = _show_metrics(metrics, access, status, pipeline.limits) if is_measured else None
+    app.register_blueprint(_routes(pictures, api, openai, show))
     app.register_error_handler(Exception, _error_handler(has_cards=settings.error_images))
     services = app.extensions["prompt_image_proxy"] = Services(cache, upstream, pipeline)
     if command:
@@ -101,23 +113,47 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     return app
 
 
-def make_cache(settings: Settings, clock: Callable[[], float] = time.time) -> Cache:
+def make_cache(
+    settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics | None = None
+) -> Cache:
     """Return the cache that the settings describe, not yet opened."""
+    metrics = metrics or Metrics()
+    state, store, limit = _make_storage(settings, clock)
+    state, store = metrics.watch("state", state), metrics.watch("store", store)
+    return Cache(state, store, limit, clock, metrics)
+
+
+def _make_storage(settings: Settings, clock: Callable[[], float]) -> tuple[State, Store, int]:
+    """Return where rows and bytes live, and how many bytes the cache may hold; 0 for no limit."""
     folder, limit = settings.cache_dir, settings.cache_max_bytes
     if not settings.database_url:
-        return Cache(SqliteState(folder, clock), Folder(folder), limit, clock)
-    # Imported here, since they need packages that few have.
+        return SqliteState(folder, clock), Folder(folder), limit
+    # Imported here, since they need requirements-cluster.txt.
     from storage.postgres import PostgresState
 
     state, machine = PostgresState(settings.database_url), machine_name(folder)
     if not settings.storage:
-        return Cache(state, Folder(folder, machine=machine), limit, clock)
+        return state, Folder(folder, machine=machine), limit
     from storage.copies import Copies
     from storage.objects import Objects
 
     objects = Objects(settings.storage, settings.network)
     # The limit is that of the copies: nothing is deleted from the bucket to make room.
-    return Cache(state, Copies(objects, folder, machine, limit), 0, clock)
+    return state, Copies(objects, folder, machine, limit), 0
+
+
+def _make_metrics() -> Metrics:
+    from metrics.prometheus import Prometheus  # needs requirements-metrics.txt
+
+    return Prometheus()
+
+
+def _show_metrics(metrics: Metrics, access: Access, status: Status, limits: Limits) -> View:
+    from metrics.prometheus import Prometheus
+    from web.metrics import MetricsPage
+
+    assert isinstance(metrics, Prometheus)
+    return MetricsPage(metrics, access, status, limits).show
 
 
 def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
@@ -131,12 +167,13 @@ def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
     )
 
 
-def _make_upstream(network: NetworkSettings) -> Upstream:
+def _make_upstream(network: NetworkSettings, metrics: Metrics) -> Upstream:
     own = {origin(url): proxy for url, proxy in network.backend_proxies.items()}
     return Upstream(
         ca_bundle=network.ca_bundle,
         proxies=Proxies(network.proxies, network.no_proxy, own),
         picture_networks=network.picture_networks,
+        metrics=metrics,
     )
 
 
@@ -149,7 +186,7 @@ def _error_handler(*, has_cards: bool) -> Callable[[Exception], Response]:
     return answer
 
 
-def _routes(pictures: Pictures, api: Api, openai: OpenAi) -> Blueprint:
+def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | None) -> Blueprint:
     routes = Blueprint("proxy", __name__)
     # Every path under /prompt/ is a description, and an empty one is a 400, not a 404.
     path = "/prompt/<whole_path:description>"
@@ -164,13 +201,15 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi) -> Blueprint:
     routes.add_url_rule("/cache/<string(length=64):key>", view_func=api.show_picture)
     routes.add_url_rule("/cache/delete", view_func=api.delete_picture, methods=["POST"])
     routes.add_url_rule("/status", view_func=api.show_status)
+    if show_metrics:
+        routes.add_url_rule("/metrics", view_func=show_metrics)
     routes.add_url_rule("/robots.txt", view_func=api.robots)
     routes.add_url_rule("/", view_func=api.page)
     routes.add_url_rule("/<any('page.css', 'page.js'):name>", view_func=api.page)
     return routes
 
 
-def _make_backends(settings: Settings, upstream: Upstream) -> Backends:
+def _make_backends(settings: Settings, upstream: Upstream, metrics: Metrics) -> Backends:
     backends = [
         Backend(
             backend,
@@ -180,31 +219,41 @@ def _make_backends(settings: Settings, upstream: Upstream) -> Backends:
         )
         for backend in settings.backends
     ]
-    return Backends(backends, blocked_retry_attempts=settings.blocked_retry_attempts)
+    watched = [metrics.watch("backend", backend) for backend in backends]
+    return Backends(watched, blocked_retry_attempts=settings.blocked_retry_attempts)
+
+
+def _make_fallback(settings: Settings, upstream: Upstream, metrics: Metrics) -> Pollinations | None:
+    if not settings.pollinations:
+        return None
+    fallback = Pollinations(
+        settings.pollinations,
+        upstream,
+        timeout=settings.backend_timeout,
+        max_image_bytes=settings.max_image_bytes,
+    )
+    return metrics.watch("backend", fallback)
 
 
 def _make_pipeline(
-    settings: Settings, upstream: Upstream, cache: Cache, backends: Backends, llm: Llm | None
+    settings: Settings,
+    upstream: Upstream,
+    cache: Cache,
+    backends: Backends,
+    llm: Llm | None,
+    metrics: Metrics,
 ) -> Pipeline:
-    fallback = None
-    if settings.pollinations:
-        fallback = Pollinations(
-            settings.pollinations,
-            upstream,
-            timeout=settings.backend_timeout,
-            max_image_bytes=settings.max_image_bytes,
-        )
     host = None
     if settings.hosting:
         host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
+    places = settings.threads - config.THREADS_KEPT_FREE
     return Pipeline(
         cache,
-        backends,
-        llm=llm,
-        fallback=fallback,
-        host=host,
-        drawings=settings.drawings,
-        places=settings.threads - config.THREADS_KEPT_FREE,
+        metrics.watch("backends", backends),
+        metrics.watch_pool(Pool(cache.state, settings.drawings, places)),
+        llm=metrics.watch("llm", llm) if llm else None,
+        fallback=_make_fallback(settings, upstream, metrics),
+        host=metrics.watch("image host", host) if host else None,
         generation_deadline=settings.generation_deadline,
         upload_timeout=settings.upload_timeout,
         blocked_ttl=settings.blocked_ttl,

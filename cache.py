@@ -14,6 +14,7 @@ from io import FileIO
 from typing import NamedTuple
 
 from formats import EXTENSIONS
+from metrics import Metrics
 from picture import ImageRequest
 from storage import Note, Row, State, Totals, Unavailable
 from storage.store import Store, Task
@@ -61,11 +62,13 @@ class Cache:
         store: Store,
         max_bytes: int = 0,
         clock: Callable[[], float] = time.time,
+        metrics: Metrics | None = None,
     ) -> None:
         self.state = state
         self.store = store
         self.max_bytes = max_bytes
         self.clock = clock
+        self.metrics = metrics or Metrics()
         self._backlog = Backlog(state, store)
         self._used: dict[str, float] = {}
         # How many bytes this process may store before it has to look at the totals again.
@@ -236,7 +239,9 @@ class Cache:
     def adopt(self) -> int:
         """Give each picture in the store that has no row one; return how many got one."""
         with store_errors():
-            return adopt(self.state, self.store)
+            count = adopt(self.state, self.store)
+        self.metrics.adopted(count)
+        return count
 
     # --- upkeep
 
@@ -275,7 +280,8 @@ class Cache:
     def evict(self) -> None:
         """Hold `max_bytes`, least recently used first. Raises Unavailable."""
         if self.max_bytes:
-            total = evict(self.state, self.store, self.max_bytes, self.flush)
+            evicted = self.metrics.evicted
+            total = evict(self.state, self.store, self.max_bytes, self.flush, evicted)
             # Other processes store as well: half of what is left is theirs.
             self._room = (self.max_bytes - total) / 2
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import pickle
 import re
+import select
+import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import NamedTuple
+from contextlib import suppress
+from typing import NamedTuple, NoReturn
 
 from app import make_cache
 from config import Settings
 from storage import IncompatibleSchema, Unavailable
 
-# Each check ends by itself a little earlier, with a better reason.
+log = logging.getLogger("prompt_image_proxy")
+
+# A first start says within 10 s what is wrong. Most checks end earlier, with a better reason.
 _SECONDS = 9.0
+_CHILD_SECONDS = 9.5
 
 # What the answers of an object store mean for the settings.
 _STORE_FAULTS = (
@@ -33,6 +42,39 @@ class Problem(NamedTuple):
 
     sentence: str
     is_final: bool = False
+
+
+def check_in_child(settings: Settings) -> Problem | None:
+    """Do `check_cache` in a process of its own.
+
+    What it opens would stay open in the workers, which are forked from this one, and some
+    libraries do not survive that.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        _report(settings, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        try:
+            if not select.select([pipe], [], [], _CHILD_SECONDS)[0]:
+                return Problem(f"The cache did not answer within {_CHILD_SECONDS:g} s.")
+            problem: Problem | None = pickle.load(pipe)
+            return problem
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):  # gunicorn may reap it first
+                os.waitpid(pid, 0)
+
+
+def _report(settings: Settings, writer: int) -> NoReturn:
+    log.setLevel(logging.CRITICAL)  # What goes wrong is returned.
+    try:
+        os.write(writer, pickle.dumps(check_cache(settings)))
+    except Exception:
+        log.critical("The cache could not be checked", exc_info=True)
+    finally:
+        os._exit(0)
 
 
 def check_cache(settings: Settings) -> Problem | None:

@@ -38,6 +38,7 @@ class Pool(Generic[T]):
 
     def __init__(self, state: State, threads: int, places: int) -> None:
         self.state = state
+        self.threads = threads
         self.places = places
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="drawing")
         self._flights: dict[str, _Flight[T]] = {}

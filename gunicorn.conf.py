@@ -16,14 +16,10 @@ import ctypes
 import gc
 import importlib
 import logging
-import os
-import pickle
 import resource
-import select
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,9 +37,6 @@ _RESERVED_DESCRIPTORS = 128
 _DESCRIPTORS_PER_REQUEST = 8
 # Idle ones cost memory, some 5 KB each.
 _MAX_CONNECTIONS = 10_000
-
-# A database and an object store that do not answer are noticed a little earlier.
-_CHECK_SECONDS = 9.5
 
 _log = logging.getLogger("prompt_image_proxy")
 # gunicorn executes this file as a new module each time: the last one that loaded the program
@@ -136,41 +129,9 @@ class _CannotServe(Exception):
 def _check_cache(settings: Any) -> None:
     """Raise _CannotServe if the cache cannot be used at the start, or was written by a newer
     version; a service that runs degrades and recovers, and a reload may revoke a key."""
-    checks = importlib.import_module("checks")
-    try:
-        found = _in_child(lambda: checks.check_cache(settings), _CHECK_SECONDS)
-    except TimeoutError:
-        found = checks.Problem(f"The cache did not answer within {_CHECK_SECONDS:g} s.")
-    if found and (found.is_final or _LAST_GOOD not in sys.modules):
-        raise _CannotServe(found.sentence)
-
-
-def _in_child(work: Callable[[], Any], seconds: float) -> Any:
-    """Return what `work` returns, which is pickled, in a process of its own.
-
-    What it opens would stay open in the workers, which are forked from this one, and some
-    libraries do not survive that.
-    """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        _log.setLevel(logging.CRITICAL)  # What goes wrong is returned.
-        try:
-            os.write(writer, pickle.dumps(work()))
-        except Exception:
-            _log.critical("The cache could not be checked", exc_info=True)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        try:
-            if not select.select([pipe], [], [], seconds)[0]:
-                raise TimeoutError
-            return pickle.load(pipe)
-        finally:
-            os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):  # gunicorn may reap it first
-                os.waitpid(pid, 0)
+    problem = importlib.import_module("checks").check_in_child(settings)
+    if problem and (problem.is_final or _LAST_GOOD not in sys.modules):
+        raise _CannotServe(problem.sentence)
 
 
 def _descriptor_limit() -> int:
@@ -209,6 +170,20 @@ def _descriptor_warnings() -> Iterator[str]:
         )
 
 
+def _metrics_hooks(settings: Any) -> dict[str, Any]:
+    """Return hooks for the files that workers count in; reloads keep these files."""
+    files = importlib.import_module("metrics.files")
+    before = getattr(sys.modules.get(_LAST_GOOD), "_metrics", None)
+    if not (before or settings.metrics):
+        return {}
+    try:
+        kept = files.Files(before.folder) if before else files.Files.make()
+    except OSError as error:
+        why = f"METRICS: no temporary folder can be made ({error.strerror})"
+        raise _CannotServe(f"{why}; free some space, or set TMPDIR") from None
+    return {"_metrics": kept, **kept.hooks(is_counting=settings.metrics)}
+
+
 def _load() -> dict[str, Any]:
     """Import the program, read its settings, and return the names in this file that follow."""
     app, config = importlib.import_module("app"), importlib.import_module("config")
@@ -231,6 +206,7 @@ def _load() -> dict[str, Any]:
         "loglevel": settings.log_level.lower(),
         # nginx writes an access log anyway.
         "accesslog": "-" if settings.log_level == "DEBUG" else None,
+        **_metrics_hooks(settings),
     }
 
 

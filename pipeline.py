@@ -33,18 +33,17 @@ MAX_MEMORY_AGE = 1.0
 
 
 class Pipeline:
-    """Draws pictures, for at most `places` requests at a time; those that wait count too."""
+    """Draws pictures in the threads of a pool, while requests wait."""
 
     def __init__(
         self,
         cache: Cache,
         backends: Backends,
+        pool: Pool[Drawn],
         *,
         llm: Llm | None = None,
         fallback: Pollinations | None = None,
         host: ImageHost | None = None,
-        drawings: int,
-        places: int,
         generation_deadline: float,
         upload_timeout: float,
         blocked_ttl: float,
@@ -60,7 +59,7 @@ class Pipeline:
         self.blocked_ttl = blocked_ttl
         self.fingerprint = fingerprint
         self.limits = Limits(cache.state, cache.clock)
-        self._drawings: Pool[Drawn] = Pool(cache.state, drawings, places)
+        self._drawings = pool
         self._saving_money = threading.Lock()
         self._answers: SingleFlight[str] = SingleFlight(cache.state)
 

@@ -149,7 +149,7 @@ class Database:
                 if self._is_whole_without_wal(error):
                     return self._open_snapshot()
             raise
-        if self._use(identity):
+        if self.notice_replacement():
             generation = self._generation
         connection.generation, connection.identity = generation, identity
         return connection
@@ -206,17 +206,14 @@ class Database:
             return None
         return (found.st_dev, found.st_ino) if found.st_size else None
 
-    def notice_replacement(self) -> None:
-        """Close the connections to a database that is no longer the one at the path."""
-        self._checked = self._monotonic()
-        self._use(self._find())
-
-    def _use(self, identity: Identity | None) -> bool:
-        """Return whether another database than this one was used, having counted an epoch.
+    def notice_replacement(self) -> bool:
+        """Return whether the database at the path is another than before, having counted an epoch.
 
         The connections to that one are closed: its rows are out of date from now on.
         """
+        self._checked = self._monotonic()
         with self._mutex:
+            identity = self._find()
             is_new = self._identity not in (None, identity)
             self._identity = identity
             self.epoch += is_new

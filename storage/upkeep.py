@@ -76,10 +76,17 @@ def strays(state: State, store: Store, before: float) -> Iterator[Stored]:
         yield from (stored for stored in stale if kept.get(stored.key) != stored.name)
 
 
-def evict(state: State, store: Store, limit: int, prepare: Callable[[], None]) -> int:
+def evict(
+    state: State,
+    store: Store,
+    limit: int,
+    prepare: Callable[[], None],
+    evicted: Callable[[int], None],
+) -> int:
     """Hold `limit` bytes, the least recently used pictures first; return what is then stored.
 
-    Calls `prepare` before it chooses: the time to write down when pictures were used.
+    Calls `prepare` before it chooses: the time to write down when pictures were used. Calls
+    `evicted` with the number of pictures that are gone.
     """
     # A little more goes than has to, so that not every picture evicts one.
     target = limit * 0.99
@@ -92,7 +99,9 @@ def evict(state: State, store: Store, limit: int, prepare: Callable[[], None]) -
                 break
             victims.append(row)
             total -= row.bytes
-        if not discard(state, store, victims):
+        removed = discard(state, store, victims)
+        evicted(removed)
+        if not removed:
             break
     return total
 

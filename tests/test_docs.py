@@ -177,7 +177,8 @@ def test_settings_are_documented_with_their_defaults() -> None:
 
 
 def test_routes_are_documented(environment: dict[str, str]) -> None:
-    app = create_app(config.parse({**environment, "BACKEND_API_URLS": "http://127.0.0.1:9"}))
+    more = {"BACKEND_API_URLS": "http://127.0.0.1:9", "METRICS": "true"}
+    app = create_app(config.parse({**environment, **more}))
     routes = {
         re.sub(r"<(?:[\w()=]+:)?(\w+)>", r"{\1}", rule.rule) for rule in app.url_map.iter_rules()
     }

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -507,8 +508,8 @@ def calls_of(monkeypatch: pytest.MonkeyPatch) -> Count:
     counting: list[CountingState] = []
     make = app.make_cache
 
-    def make_counted(settings: Settings, clock: Callable[[], float]) -> Cache:
-        cache = make(settings, clock)
+    def make_counted(settings: Settings, *more: Any) -> Cache:
+        cache = make(settings, *more)
         assert isinstance(cache.state, SqliteState)
         counting.append(CountingState(cache.state))
         cache.state = counting[0].counted

@@ -17,6 +17,7 @@ from typing import Any
 import urllib3
 
 from environment.proxies import Proxies
+from metrics import Metrics
 from upstream.addresses import IpNetwork, Resolver, is_public
 from upstream.bodies import has_more_values, read_body, read_picture
 from upstream.deadline import Deadline
@@ -86,8 +87,9 @@ class Upstream:
         ca_bundle: Path | None = None,
         proxies: Proxies | None = None,
         picture_networks: Sequence[IpNetwork] = (),
+        metrics: Metrics | None = None,
     ) -> None:
-        dialer = Dialer(resolve, ca_bundle, tuple(picture_networks))
+        dialer = Dialer(resolve, ca_bundle, tuple(picture_networks), metrics or Metrics())
         self.pool = functools.lru_cache(SERVERS)(dialer.pool)
         # The settings' own URLs, each read once.
         self.target = functools.lru_cache(SERVERS)(Target.of)

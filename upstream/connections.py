@@ -11,6 +11,7 @@ from typing import Any
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from metrics import Metrics
 from upstream.deadline import Deadline
 from upstream.failure import translated
 from upstream.sockets import Opener, TimedSocket
@@ -31,9 +32,10 @@ class TimedConnection(HTTPConnection):
     sock: TimedSocket | None
     timeout: float
 
-    def __init__(self, *args: Any, dial: Opener, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, dial: Opener, metrics: Metrics, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.dial = dial
+        self.metrics = metrics
         self.answered_at: float | None = None
         # The socket of an earlier exchange that the request went out on, and how to repeat it.
         self.resend: tuple[TimedSocket, Callable[[], None]] | None = None
@@ -43,6 +45,7 @@ class TimedConnection(HTTPConnection):
         with translated():
             self.sock = self.dial(Deadline.after(self.timeout))
         self.answered_at = None
+        self.metrics.connected(is_new=True)
 
     @property
     def is_connected(self) -> bool:
@@ -55,6 +58,7 @@ class TimedConnection(HTTPConnection):
         self.resend = None
         if self.sock and self.answered_at:
             self.sock.begin_exchange()
+            self.metrics.connected(is_new=False)
             self.resend = self.sock, send
         try:
             send()
@@ -104,7 +108,7 @@ class TimedTLSConnection(TimedConnection, HTTPSConnection):
         self.is_verified = True
 
 
-# urllib3 declares a connection's constructor; ours takes `dial` besides.
+# urllib3 declares a connection's constructor; ours takes `dial` and `metrics` besides.
 class _Pool(urllib3.HTTPConnectionPool):
     ConnectionCls = TimedConnection  # type: ignore[assignment]
 
@@ -113,7 +117,9 @@ class _TLSPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = TimedTLSConnection  # type: ignore[assignment]
 
 
-def pool(scheme: str, host: str, port: int, dial: Opener) -> urllib3.HTTPConnectionPool:
+def pool(
+    scheme: str, host: str, port: int, dial: Opener, metrics: Metrics
+) -> urllib3.HTTPConnectionPool:
     """Return a new pool of connections that `dial` opens."""
     kind = _TLSPool if scheme == "https" else _Pool
-    return kind(host, port, maxsize=KEPT, dial=dial)
+    return kind(host, port, maxsize=KEPT, dial=dial, metrics=metrics)

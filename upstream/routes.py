@@ -12,6 +12,7 @@ import urllib3
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from environment.proxies import Proxy
+from metrics import Metrics
 from upstream import connections
 from upstream.addresses import Address, IpNetwork, Resolver, is_in, is_public, resolved
 from upstream.deadline import Deadline
@@ -51,18 +52,23 @@ class Dialer:
     """Opens connections over routes, and makes the pools that keep them."""
 
     def __init__(
-        self, resolve: Resolver, ca_bundle: Path | None, networks: tuple[IpNetwork, ...]
+        self,
+        resolve: Resolver,
+        ca_bundle: Path | None,
+        networks: tuple[IpNetwork, ...],
+        metrics: Metrics,
     ) -> None:
         self.resolve = resolve
         self.ca_bundle = ca_bundle
         self.networks = networks
+        self.metrics = metrics
         self._mutex = threading.Lock()
         self._context: ssl.SSLContext | None = None
 
     def pool(self, route: Route) -> urllib3.HTTPConnectionPool:
         """Return a new pool of connections over a route."""
         dial = functools.partial(self.dial, route)
-        return connections.pool(route.scheme, route.host, route.port, dial)
+        return connections.pool(route.scheme, route.host, route.port, dial, self.metrics)
 
     def dial(self, route: Route, deadline: Deadline) -> TimedSocket:
         """Connect over a route, TLS included. Raises UpstreamError or OSError."""

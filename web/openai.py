@@ -211,7 +211,8 @@ class OpenAi:
         if drawn.image:
             revised = drawn.row.final_prompt if drawn.row else drawn.image.revised_prompt
             return _Found(drawn.image.data, drawn.hosted_url, drawn.row is not None, revised)
-        if picture := self.cache.get(wanted.key, wanted):
+        # Not self.cache, where look-ups count as hits: this request has waited.
+        if picture := self.pipeline.cache.get(wanted.key, wanted):
             return _from_cache(picture)
         raise Unavailable("the picture was drawn by another process and is gone")
 

@@ -156,7 +156,8 @@ class Pictures:
             response = self._redirect(drawn.hosted_url, cache_status)
         elif drawn.image:
             response = self._image(wanted.prompt, drawn.image, drawn.row, cache_status)
-        elif picture := self.cache.get(wanted.key, wanted):
+        # Not self.cache, where look-ups count as hits: this request has waited.
+        elif picture := self.pipeline.cache.get(wanted.key, wanted):
             response = self.found(wanted.prompt, picture, cache_status)
         else:
             raise Unavailable("the picture was drawn by another process and is gone")

@@ -13,6 +13,7 @@ Figures = dict[str, Callable[[Plan], Iterator[Figure]]]
 ALL: Figures = {
     "nginx": hits.through_nginx,
     "gunicorn": hits.from_gunicorn,
+    "metrics": hits.with_metrics,
     "cold": cold.added_time,
     "cost": partial(cost.of_cold_requests, scheme="http"),
     "tls": partial(cost.of_cold_requests, scheme="https"),

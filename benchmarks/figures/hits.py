@@ -1,15 +1,18 @@
-"""How fast hits are: through nginx, straight from gunicorn, and while drawings are under way."""
+"""How fast hits are: through nginx, from gunicorn, counted, and while drawings are under way."""
 
 from __future__ import annotations
 
+import http.client
 import statistics
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
+from urllib.parse import urlsplit
 
 from benchmarks import nginx
 from benchmarks.figures.plan import KB, MIB, Figure, Plan, median
 from benchmarks.load import Misses, compare, wrk
-from benchmarks.stack import WORKERS, Unmeasurable, ask, backend, gunicorn
+from benchmarks.stack import WORKERS, App, Unmeasurable, ask, backend, gunicorn, target_of
 
 
 def through_nginx(plan: Plan) -> Iterator[Figure]:
@@ -41,6 +44,35 @@ def from_gunicorn(plan: Plan) -> Iterator[Figure]:
         ratio, details = compare(app.picture("apple"), f"{hello.url}/", plan.rounds)
     title = f"hits from gunicorn ÷ Flask hello world, 50 KB, {WORKERS} workers"
     yield Figure("gunicorn", title, ratio, 0.90, at_least=True, details=details)
+
+
+def with_metrics(plan: Plan) -> Iterator[Figure]:
+    folder, ratios, costs = plan.folder / "metrics", [], []
+    with (
+        backend(50 * KB) as upstream,
+        gunicorn(folder / "on", upstream.url, WORKERS="1", METRICS="true") as counted,
+        gunicorn(folder / "off", upstream.url, WORKERS="1") as uncounted,
+    ):
+        for app in (counted, uncounted):
+            cpu_of_hits(app, plan.cold_requests)
+        for _ in range(plan.rounds):
+            with_them, without = (cpu_of_hits(app, 500) for app in (counted, uncounted))
+            ratios.append(with_them / without)
+            costs.append((with_them - without) / 500 * 1e6)
+    details = {"ratios": [round(ratio, 2) for ratio in sorted(ratios)], "CPU µs": median(costs)}
+    title = "CPU of a hit with METRICS ÷ without"
+    yield Figure("metrics", title, median(ratios), 1.2, details=details)
+
+
+def cpu_of_hits(app: App, count: int) -> float:
+    """Return the CPU seconds of the service for hits over one kept connection, as nginx's."""
+    target, before = target_of(app.picture("apple")), app.cpu_seconds()
+    with closing(http.client.HTTPConnection(urlsplit(app.url).netloc, timeout=60)) as connection:
+        for _ in range(count):
+            connection.request("GET", target)
+            if len(connection.getresponse().read()) != 50 * KB:
+                raise Unmeasurable("a hit was not answered with the picture")
+    return app.cpu_seconds() - before
 
 
 def beside_misses(plan: Plan) -> Iterator[Figure]:

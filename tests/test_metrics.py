@@ -1,0 +1,534 @@
+"""GET /metrics, in this process, over two workers, and as a real Prometheus sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from metrics.families import COUNTERS, FACTS, GAUGES, PREFIX, TIMINGS
+from metrics.files import Files
+
+from .conftest import (
+    ADMIN,
+    BROKEN,
+    KEY,
+    REFUSAL,
+    ROOT,
+    Gunicorn,
+    InProcess,
+    Service,
+    drawing,
+    hosting_settings,
+    llm_settings,
+    pollinations_settings,
+    saying,
+)
+from .disks import full
+from .servers import (
+    Gate,
+    Got,
+    Say,
+    ScriptedServer,
+    closing_all,
+    fetch,
+    free_port,
+    png,
+    send_and_leave,
+    wait_until,
+)
+from .test_gunicorn import reload, respawn_all_workers
+
+Serve = Callable[..., InProcess]
+Start = Callable[..., Gunicorn]
+Servers = Callable[[], ScriptedServer]
+
+BEARER = {"Authorization": f"Bearer {ADMIN}"}
+ON = {"METRICS": "true"}
+
+
+class Numbers:
+    """The samples of one answer. A call returns one of them, or 0 if it is not there."""
+
+    def __init__(self, service: Service) -> None:
+        got = service.get("/metrics", headers=BEARER)
+        assert got.status == 200, got.body
+        self.text = got.body.decode()
+        self.samples = {
+            (sample.name.removeprefix(PREFIX), frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.text)
+            for sample in family.samples
+        }
+
+    def __call__(self, name: str, **labels: str) -> float:
+        return self.samples.get((name, frozenset(labels.items())), 0.0)
+
+    def by(self, name: str, *labels: str) -> dict[Any, float]:
+        """Return what is not 0 of a metric, by the values of these labels."""
+        found = {}
+        for (other, pairs), value in self.samples.items():
+            if other == name and value:
+                values = tuple(dict(pairs)[label] for label in labels)
+                found[values if len(values) > 1 else values[0]] = value
+        return found
+
+
+MISSING = "these tests need Prometheus: apt-get install prometheus"
+GUIDE = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+DASHBOARD = json.loads((ROOT / "deploy" / "grafana.json").read_text("utf-8"))
+
+
+class Prometheus:
+    """A Prometheus with the configuration in docs/metrics.md; only paths and times are replaced."""
+
+    def __init__(self, folder: Path, target: str) -> None:
+        if not shutil.which("prometheus"):
+            pytest.fail(MISSING)
+        (written,) = re.findall(r"(?s)```yaml\n(.*?)```", GUIDE)
+        (folder / "token").write_text(ADMIN)
+        config = written.replace("/etc/prometheus/prompt-image-proxy.token", str(folder / "token"))
+        config = config.replace("127.0.0.1:8080", target.removeprefix("http://"))
+        assert config.count(str(folder)) == 1
+        (folder / "prometheus.yml").write_text(f"global: {{scrape_interval: 100ms}}\n{config}")
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = ["prometheus", f"--config.file={folder}/prometheus.yml", "--log.level=error"]
+        command += [f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"]
+        self.process = subprocess.Popen(command, cwd=folder)
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Return the samples that an expression has now, each with `metric` and `value`."""
+        got = fetch(f"{self.url}/api/v1/query?query={quote(expression)}")
+        assert got.status == 200, (expression, got.body)
+        found: list[dict[str, Any]] = got.json["data"]["result"]
+        return found
+
+    def by(self, expression: str, *labels: str) -> dict[tuple[str, ...], float]:
+        """Return the sums that are not 0 by the values of these labels."""
+        found = self.query(f"sum by ({','.join(labels)}) ({expression}) != 0")
+        return {
+            tuple(one["metric"][label] for label in labels): float(one["value"][1]) for one in found
+        }
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+Watched = tuple[ScriptedServer, Gunicorn, Prometheus]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched | None]:
+    """Two workers and a Prometheus, which takes 5 s until it begins: other tests run meanwhile."""
+    if os.environ.get("CI") != "true" and not shutil.which("prometheus"):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("prometheus")
+    opened: list[Any] = []
+    with closing_all(opened):
+        opened.append(backend := ScriptedServer())
+        environment = {
+            "BACKEND_API_URLS": backend.url,
+            "PROXY_ACCESS_KEY": KEY,
+            "DRAWINGS_PER_DAY": "1000",
+            "ADMIN_TOKEN": ADMIN,
+            "POLLINATIONS_ENABLED": "false",
+            "CACHE_DIR": str(folder / "cache"),
+            "WORKERS": "2",
+            **ON,
+        }
+        opened.append(service := Gunicorn(environment, folder / "gunicorn.log"))
+        opened.append(prometheus := Prometheus(folder, service.url))
+        yield backend, service, prometheus
+
+
+# --- access
+
+
+def test_metrics_need_the_admin_token_as_a_bearer_token(serve: Serve) -> None:
+    service = serve(BACKEND_API_URLS="http://127.0.0.1:9", **ON)
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-Admin-Token": ADMIN}):
+        got = service.get("/metrics", headers=headers)
+        assert (got.status, got.headers["WWW-Authenticate"][:6]) == (401, "Bearer")
+    got = service.get("/metrics", headers=BEARER)
+    assert (got.status, got.headers["Cache-Control"]) == (200, "no-store")
+    assert got.headers["Content-Type"].startswith("text/plain; version=")
+
+
+def test_metrics_are_closed_where_there_is_no_admin_token(serve: Serve) -> None:
+    service = serve(BACKEND_API_URLS="http://127.0.0.1:9", ADMIN_TOKEN="", **ON)
+    assert service.get("/metrics", headers=BEARER).status == 403
+
+
+WITHOUT = """
+import sys, config
+from app import create_app
+client = create_app(config.parse(dict(pair.split("=", 1) for pair in sys.argv[1:]))).test_client()
+print(client.get("/metrics").status_code, client.get("/status").status_code)
+print([name for name in sys.modules if "prometheus" in name or name == "web.metrics"])
+"""
+
+
+def test_without_the_setting_nothing_is_imported_and_there_is_no_route(
+    environment: dict[str, str],
+) -> None:
+    settings = {**environment, "BACKEND_API_URLS": "http://127.0.0.1:9"}
+    pairs = [f"{name}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-c", WITHOUT, *pairs]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["404 200", "[]"]
+
+
+# --- what is counted
+
+
+def test_drawing_is_counted_stage_by_stage(
+    serve: Serve, backend: ScriptedServer, server: Servers
+) -> None:
+    llm, host = server(), server()
+    backend.say(REFUSAL, drawing())
+    llm.say(saying("<prompt>a better x</prompt>"), saying("<prompt>a harmless x</prompt>"))
+    host.say(Say({"image": {"url": "https://images.example/x.png"}}))
+    stages = llm_settings(llm, optimise=True, rewrite=True) | hosting_settings(host)
+    service = serve(backend, **stages, **ON)
+    assert service.picture("x").status == 302
+    assert service.picture("x").status == 302
+    found = Numbers(service)
+    assert found.by("pictures_total", "source") == {"rewritten": 1, "hit": 1}
+    assert found.by("stage_duration_seconds_count", "stage", "outcome") == {
+        ("optimise", "ok"): 1,
+        ("generate", "refused"): 1,
+        ("rewrite", "ok"): 1,
+        ("generate", "ok"): 1,
+        ("upload", "ok"): 1,
+    }
+    assert found.by("drawing_duration_seconds_count", "outcome") == {"drawn": 1}
+    calls = {(backend.url, "refused"): 1, (backend.url, "drawn"): 1}
+    assert found.by("backend_calls_total", "backend", "outcome") == calls
+    assert found("backend_call_duration_seconds_count", backend=backend.url) == 2
+    assert [found(f"{name}_total") for name in ("refusals", "rewrites", "retries")] == [1, 1, 0]
+    assert found.by("llm_calls_total", "task", "outcome") == {
+        ("optimise", "ok"): 1,
+        ("rewrite", "ok"): 1,
+    }
+    assert found.by("uploads_total", "outcome") == {"ok": 1}
+
+
+def test_failure_is_counted_once_however_often_it_is_answered(
+    serve: Serve, server: Servers
+) -> None:
+    backends = server(), server()
+    for backend in backends:
+        backend.say(BROKEN)
+    weights = json.dumps({backends[1].url: 0})
+    service = serve(*backends, BACKEND_WEIGHTS=weights, **ON)
+    assert [service.picture("x").status for _ in range(3)] == [502] * 3
+    found = Numbers(service)
+    assert found.by("drawing_duration_seconds_count", "outcome") == {"failed": 1}
+    assert found.by("pictures_total", "source") == {}
+    states = {(backends[0].url, "cooling"): 1, (backends[1].url, "drained"): 1}
+    assert found.by("backend_state", "backend", "state") == states
+    assert 0 < found("backend_cooldown_seconds", backend=backends[0].url) <= 5
+
+
+def test_fallback_and_retries_are_counted(serve: Serve, server: Servers) -> None:
+    backends, fallback = (server(), server(), server()), server()
+    for backend in backends:
+        backend.say(BROKEN)
+    fallback.say(Say(png()))
+    service = serve(*backends, **pollinations_settings(fallback), **ON)
+    assert service.picture("x").status == 200
+    found = Numbers(service)
+    assert found("retries_total") == 2
+    assert found.by("pictures_total", "source") == {"fallback": 1}
+    calls = {(backend.url, "failed"): 1.0 for backend in backends}
+    assert found.by("backend_calls_total", "backend", "outcome") == {
+        **calls,
+        ("pollinations", "drawn"): 1,
+    }
+
+
+def test_waiting_requests_and_drawings_are_shown_with_their_limits(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    gate = Gate(drawing())
+    backend.say(gate)
+    service = serve(backend, DRAWINGS="5", THREADS="36", **ON)
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(service.picture, "x") for _ in range(3)]
+        wait_until(lambda: Numbers(service)("waiting_requests") == 3)
+        found = Numbers(service)
+        assert (found("drawings_in_progress"), found("drawings_limit")) == (1, 5)
+        assert found("waiting_requests_limit") == 20
+        gate.opened.set()
+        assert {answer.result().status for answer in answers} == {200}
+    found = Numbers(service)
+    assert found.by("pictures_total", "source") == {"backend": 1, "waited": 2}
+    assert (found("drawings_in_progress"), found("waiting_requests")) == (0, 0)
+
+
+def test_openai_clients_get_hits_too(serve: Serve, backend: ScriptedServer) -> None:
+    service = serve(backend, **ON)
+    for _ in range(2):
+        service.get(
+            "/v1/images/generations",
+            method="POST",
+            headers={"Authorization": f"Bearer {KEY}"},
+            body=b'{"prompt": "x", "seed": 42}',
+        )
+    assert Numbers(service).by("pictures_total", "source") == {"backend": 1, "hit": 1}
+
+
+def test_drawings_are_shown_by_the_name_of_the_key(serve: Serve, backend: ScriptedServer) -> None:
+    keys = {"blog": {"key": "key-of-the-blog", "per_day": 7}, "phone": {"key": "key-of-the-phone"}}
+    service = serve(backend, ACCESS_KEYS=json.dumps(keys), **ON)
+    service.picture("x", key="key-of-the-blog")
+    found = Numbers(service)
+    assert found.by("key_drawings_today", "key") == {"blog": 1}
+    assert found.by("key_drawings_limit", "key") == {"blog": 7}
+
+
+def test_cache_and_connections_are_counted(
+    serve: Serve, backend: ScriptedServer, environment: dict[str, str]
+) -> None:
+    (folder := Path(environment["CACHE_DIR"])).mkdir()
+    (folder / f"{'a' * 64}-{'0' * 16}.png").write_bytes(png(size=900))
+    backend.say(drawing(png(size=1000)))
+    service = serve(backend, MAX_IMAGE_BYTES="2500", CACHE_MAX_BYTES="2500", **ON)
+    for prompt in "xyz":
+        service.picture(prompt)
+    found = Numbers(service)
+    assert found("cache_adoptions_total") == 1
+    assert found("cache_evictions_total") == 2
+    size = [found(f"cache_{name}") for name in ("entries", "bytes", "limit_bytes")]
+    assert size == [2, 2000, 2500]
+    connections = [found(f"upstream_connections_{how}_total") for how in ("opened", "reused")]
+    assert connections == [1, 2]
+    assert found("store_call_duration_seconds_count", call="write") == 3
+    assert found("state_call_duration_seconds_count", call="find") >= 3
+
+
+def test_requests_are_counted_by_route_and_status(serve: Serve, backend: ScriptedServer) -> None:
+    service = serve(backend, **ON)
+    service.picture("x/y")
+    service.picture("x/y")
+    service.picture("x", key="wrong")
+    for target in ("/page.css", "/no/such/route", f"/cache/{'0' * 64}", "/v1/models/a/b"):
+        service.get(target)
+    assert Numbers(service).by("requests_total", "route", "status") == {
+        ("/prompt/{description}", "200"): 2,
+        ("/prompt/{description}", "401"): 1,
+        ("/{name}", "200"): 1,
+        ("other", "404"): 1,
+        ("/cache/{key}", "401"): 1,
+        ("/v1/models/{id}", "401"): 1,
+    }
+
+
+def test_metrics_show_no_secret_and_no_prompt(serve: Serve, backend: ScriptedServer) -> None:
+    url = backend.url.replace("//", "//user:secret-of-the-url@")
+    service = serve(BACKEND_API_URLS=url, AUTH_TOKEN="token-of-the-backend", **ON)
+    assert service.picture("unspeakable").status == 200
+    found = Numbers(service)
+    assert found("backend_calls_total", backend=backend.url, outcome="drawn") == 1
+    for secret in (KEY, ADMIN, "secret-of-the-url", "token-of-the-backend", "unspeakable"):
+        assert secret not in found.text
+
+
+# --- over two workers
+
+
+def folders_of(service: Gunicorn) -> list[Path]:
+    """Return the folder that the workers of a service count in, if it is there."""
+    pattern = f"prompt-image-proxy-metrics-{service.process.pid}-*"
+    return [*Path("/dev/shm").glob(pattern), *Path(tempfile.gettempdir()).glob(pattern)]
+
+
+def test_counters_survive_deaths_and_reloads_in_few_files_and_gauges_do_not(
+    gunicorn: Start, backend: ScriptedServer
+) -> None:
+    gate = Gate(drawing())
+    backend.say(drawing(), gate)
+    service = gunicorn(backend, **ON)
+    for _ in range(11):
+        service.picture("x")
+    send_and_leave(service.url, f"/prompt/y?key={KEY}")
+    wait_until(lambda: Numbers(service)("drawings_in_progress") == 1)
+    for change in (respawn_all_workers, reload, reload):
+        change(service)
+        found = Numbers(service)
+        assert found("pictures_total", source="hit") == 10
+        assert found("drawing_duration_seconds_count", outcome="drawn") == 1
+        assert found("drawings_in_progress") == 0
+        wait_until(lambda: Numbers(service)("drawings_limit") == 2 * 64)
+    gate.opened.set()
+    (folder,) = folders_of(service)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert len(list(folder.glob("counter_*.db"))) <= 4
+    service.process.terminate()
+    assert service.process.wait(15) == 0
+    assert folders_of(service) == []
+
+
+def test_full_disk_costs_numbers_and_nothing_else(gunicorn: Start, backend: ScriptedServer) -> None:
+    service = gunicorn(backend, **ON)
+    service.picture("x")
+    service.picture("x")
+    with full(Path(), is_small=False, pids=[service.process.pid]):
+        reload(service)
+        assert service.said().count("This worker is missing from /metrics: File too large") == 2
+        assert service.picture("x").status == 200
+        assert Numbers(service)("pictures_total", source="hit") == 1
+    respawn_all_workers(service)
+    service.picture("x")
+    assert Numbers(service)("pictures_total", source="hit") == 2
+
+
+def test_folders_of_services_that_were_killed_are_removed_at_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metrics.files._SHARED_MEMORY", tmp_path)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    gone = [tmp_path / f"prompt-image-proxy-metrics-{pid}-x" for pid in (ended.pid, os.getpid())]
+    names = (f"prompt-image-proxy-metrics-{os.getppid()}-x", "prompt-image-proxy-metrics-x", "y")
+    kept = [tmp_path / name for name in names]
+    for folder in gone + kept:
+        folder.mkdir()
+    made = Files.make()
+    assert set(tmp_path.iterdir()) == {*kept, made.folder}
+
+
+# --- a real Prometheus
+
+
+class Scene(NamedTuple):
+    """What clients saw of two workers under load, and the Prometheus that scrapes these."""
+
+    service: Gunicorn
+    prometheus: Prometheus
+    drawn: int
+    statuses: Counter[tuple[str, str]]
+    hits: int
+    misses: int
+
+
+def load(service: Gunicorn) -> list[tuple[str, Got]]:
+    """Send requests to two workers, many of them for the same pictures at once."""
+    pictures, key = "/prompt/{description}", f"?key={KEY}"
+    requests = [(pictures, f"/prompt/{n // 8}{key}") for n in range(240)]
+    requests += [(pictures, f"/prompt/{n % 10}{key}") for n in range(200)]
+    requests += [(pictures, f"/prompt/refused{key}"), (pictures, "/prompt/x?key=wrong")] * 10
+    requests += [("other", "/nothing"), ("/status", "/status")] * 10
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda one: (one[0], service.get(one[1])), requests))
+
+
+@pytest.fixture(scope="module")
+def scene(watched: Watched | None) -> Scene:
+    if watched is None:
+        pytest.skip(MISSING)
+    backend, service, prometheus = watched
+    backend.say(lambda seen: REFUSAL if "refused" in seen.json["prompt"] else drawing())
+    answers = load(service)
+    how = [got.headers["Cache-Status"] or "" for _, got in answers if got.status == 200]
+    return Scene(
+        service,
+        prometheus,
+        drawn=sum("refused" not in seen.json["prompt"] for seen in backend.seen),
+        statuses=Counter((route, str(got.status)) for route, got in answers),
+        hits=how.count("PromptImageProxy; hit"),
+        misses=sum("fwd=miss" in status for status in how),
+    )
+
+
+def test_prometheus_has_the_numbers_of_the_load_generator(scene: Scene) -> None:
+    assert scene.drawn == 30
+    requests = PREFIX + 'requests_total{route!~"/metrics|/robots.txt"}'
+    wait_until(lambda: scene.prometheus.by(requests, "route", "status") == scene.statuses)
+    assert scene.prometheus.by(f"{PREFIX}pictures_total", "source") == {
+        ("hit",): scene.hits,
+        ("backend",): scene.drawn,
+        ("waited",): scene.misses - scene.drawn,
+    }
+    outcomes = scene.prometheus.by(f"{PREFIX}drawing_duration_seconds_count", "outcome")
+    assert outcomes == {("drawn",): scene.drawn, ("refused",): 1}
+
+
+def test_promtool_finds_no_fault(scene: Scene) -> None:
+    text = scene.service.get("/metrics", headers=BEARER).body
+    run = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
+    assert (run.returncode, run.stdout + run.stderr) == (0, b"")
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def test_every_panel_of_the_dashboard_shows_something(scene: Scene) -> None:
+    everywhere = {"$__rate_interval": "10s", "$instance": ".*"}
+    for panel in panels():
+        for target in panel["targets"]:
+            expression = target["expr"]
+            for variable, value in everywhere.items():
+                expression = expression.replace(variable, value)
+            found = wait_until(partial(scene.prometheus.query, expression), what=expression)
+            for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
+                assert all(label in one["metric"] for one in found), (expression, label)
+
+
+def test_expressions_for_alerts_are_about_metrics_that_exist(scene: Scene) -> None:
+    rows = re.findall(r"(?m)^\| .* \| `(.* [<>=]+ [0-9.]+)` \|$", GUIDE)
+    assert len(rows) == 5
+    for row in rows:
+        value, _, _ = row.rsplit(" ", 2)
+        wait_until(partial(scene.prometheus.query, value), what=row)
+
+
+def test_dashboard_is_laid_out_without_gaps_or_overlaps() -> None:
+    assert DASHBOARD["schemaVersion"] >= 39
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken = Counter(
+        (x, y)
+        for place in (panel["gridPos"] for panel in DASHBOARD["panels"])
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    )
+    height = max(y for _, y in taken) + 1
+    assert taken == Counter((x, y) for x in range(24) for y in range(height))
+    for panel in panels():
+        assert panel["title"]
+        assert panel["description"]
+        references = [target["refId"] for target in panel["targets"]]
+        assert len(set(references)) == len(references) > 0
+
+
+def test_guide_lists_every_metric_with_its_labels() -> None:
+    listed = re.findall(rf"(?m)^\| `{PREFIX}(\w+)` \| (.*?) ?\| ", GUIDE)
+    measured = {
+        name + suffix: list(about.labels)
+        for suffix, families in (
+            ("_total", COUNTERS),
+            ("_duration_seconds", TIMINGS),
+            ("", GAUGES | FACTS),
+        )
+        for name, about in families.items()
+    }
+    assert {name: re.findall(r"\w+", labels) for name, labels in listed} == measured
