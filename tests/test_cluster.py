@@ -277,6 +277,7 @@ def test_bucket_that_is_away_costs_no_picture(cluster: Cluster) -> None:
     assert is_hit(one.picture("kept"))
     for unknown in ("known", "kept"):  # in the bucket, and not yet
         assert is_unavailable(other.picture(unknown))
+    assert is_unavailable(one.service.delete(b'{"description": "known"}'))
     for machine in (one, other):
         machine.objects.mend()
     wait_until(lambda: other.picture("kept").status == 200)
@@ -444,14 +445,18 @@ def test_service_does_not_start_without_its_servers(cluster: Cluster, tmp_path: 
 
 
 def test_server_that_cannot_be_used_is_a_fault_of_a_setting(cluster: Cluster) -> None:
-    cluster.postgres.execute("CREATE ROLE weak LOGIN")
-    schema = cluster.environment["DATABASE_URL"].partition("?")[2]
+    own = cluster.environment["DATABASE_URL"]
+    schema = own.partition("?")[2]
+    roles = ("CREATE ROLE weak LOGIN", "CREATE ROLE reader LOGIN IN ROLE pg_read_all_data")
+    cluster.postgres.execute(*roles)
     silent = Link(cluster.postgres.port)
     silent.freeze()
     faults = [
         ("DATABASE_URL", "postgresql://user:hidden@host.invalid/pictures"),
         ("DATABASE_URL", cluster.postgres.url("guarded:hidden")),
         ("DATABASE_URL", cluster.postgres.url("weak") + schema),
+        ("DATABASE_URL", cluster.postgres.url("reader") + schema),
+        ("DATABASE_URL", f"{own}%20-cdefault_transaction_read_only%3Don"),
         ("DATABASE_URL", cluster.postgres.url(port=silent.port)),
         ("STORAGE_URL", "s3://nothing-there"),
     ]
