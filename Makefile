@@ -2,7 +2,8 @@
 # make test   runs the tests
 # make check  runs what CI runs: tests, linter, formatter, types
 # make bench  runs the benchmarks (needs Debian's nginx and wrk); make soak tests under load and faults,
-#             for SOAK_SECONDS or two minutes
+#             for SOAK_SECONDS or two minutes; make bench-cluster measures several machines (needs
+#             Debian's postgresql and wrk)
 #
 # PYTHON=/path/to/python3.13 uses another interpreter, in a virtual environment of its own.
 
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check bench soak format clean
+.PHONY: run test check bench bench-cluster soak format clean
 
 run: $(VENV)/run.stamp
 	@exec $(BIN)/python -m demo.run
@@ -31,6 +32,9 @@ check: $(VENV)/dev.stamp test
 
 bench: $(VENV)/dev.stamp
 	@$(BIN)/python -m benchmarks.run
+
+bench-cluster: $(VENV)/dev.stamp
+	@$(BIN)/python -m benchmarks.cluster
 
 soak: $(VENV)/dev.stamp
 	@$(BIN)/python -m benchmarks.soak

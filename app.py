@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from flask import Blueprint, Flask, Response, request
@@ -29,10 +29,11 @@ from limits import Limits
 from llm import Llm
 from metrics import Metrics
 from pipeline import Pipeline
-from storage import IncompatibleSchema, Unavailable
+from storage import State
 from storage.folder import Folder
+from storage.machine import machine_name
 from storage.sqlite import SqliteState
-from storage.store import Task
+from storage.store import Store, Task
 from thumbnails import Thumbnails
 from upstream.client import Upstream, origin
 from web.api import Api
@@ -124,9 +125,28 @@ def make_cache(
 ) -> Cache:
     """Return the cache that the settings describe, not yet opened."""
     metrics = metrics or Metrics()
-    state = metrics.watch("state", SqliteState(settings.cache_dir, clock))
-    store = metrics.watch("store", Folder(settings.cache_dir))
-    return Cache(state, store, settings.cache_max_bytes, clock, metrics)
+    state, store, limit = _make_storage(settings, clock)
+    state, store = metrics.watch("state", state), metrics.watch("store", store)
+    return Cache(state, store, limit, clock, metrics)
+
+
+def _make_storage(settings: Settings, clock: Callable[[], float]) -> tuple[State, Store, int]:
+    """Return where rows and bytes live, and how many bytes the cache may hold; 0 for no limit."""
+    folder, limit = settings.cache_dir, settings.cache_max_bytes
+    if not settings.database_url:
+        return SqliteState(folder, clock), Folder(folder), limit
+    # Imported here, since they need requirements-cluster.txt.
+    from storage.postgres import PostgresState
+
+    state, machine = PostgresState(settings.database_url), machine_name(folder)
+    if not settings.storage:
+        return state, Folder(folder, machine=machine), limit
+    from storage.copies import Copies
+    from storage.objects import Objects
+
+    objects = Objects(settings.storage, settings.network)
+    # The limit is that of the copies: nothing is deleted from the bucket to make room.
+    return state, Copies(objects, folder, machine, limit), 0
 
 
 def _make_metrics() -> Metrics:
@@ -141,22 +161,6 @@ def _show_metrics(metrics: Metrics, access: Access, status: Status, limits: Limi
 
     assert isinstance(metrics, Prometheus)
     return MetricsPage(metrics, access, status, limits).show
-
-
-def check_cache(settings: Settings) -> dict[str, Any] | None:
-    """Open the cache and close it again; return what is wrong with it, if anything.
-
-    `sentence` says so, and `is_final` whether it can only be put right by hand.
-    """
-    cache = make_cache(settings)
-    try:
-        cache.state.check()
-    except Unavailable as error:
-        sentence = f"The cache in {settings.cache_dir} cannot be used: {error}."
-        return {"sentence": sentence, "is_final": isinstance(error, IncompatibleSchema)}
-    finally:
-        cache.state.close()
-    return None
 
 
 def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:

@@ -15,15 +15,11 @@ import contextlib
 import ctypes
 import gc
 import importlib
-import json
 import logging
-import os
 import resource
-import select
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,9 +37,6 @@ _RESERVED_DESCRIPTORS = 128
 _DESCRIPTORS_PER_REQUEST = 8
 # Idle ones cost memory, some 5 KB each.
 _MAX_CONNECTIONS = 10_000
-
-# A database and an object store that do not answer are noticed a little earlier.
-_CHECK_SECONDS = 9.5
 
 _log = logging.getLogger("prompt_image_proxy")
 # gunicorn executes this file as a new module each time: the last one that loaded the program
@@ -133,43 +126,12 @@ class _CannotServe(Exception):
     """The program cannot serve with these settings; the text is written for users."""
 
 
-def _check_cache(app: Any, settings: Any) -> None:
+def _check_cache(settings: Any) -> None:
     """Raise _CannotServe if the cache cannot be used at the start, or was written by a newer
     version; a service that runs degrades and recovers, and a reload may revoke a key."""
-    try:
-        found = _in_child(lambda: app.check_cache(settings), _CHECK_SECONDS)
-    except TimeoutError:
-        sentence = f"The cache did not answer within {_CHECK_SECONDS:g} s."
-        found = {"sentence": sentence, "is_final": False}
-    if found and (found["is_final"] or _LAST_GOOD not in sys.modules):
-        raise _CannotServe(found["sentence"])
-
-
-def _in_child(work: Callable[[], Any], seconds: float) -> Any:
-    """Return what `work` returns, as JSON, in a process of its own.
-
-    What it opens would stay open in the workers, which are forked from this one, and some
-    libraries do not survive that.
-    """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.write(writer, json.dumps(work()).encode())
-        except Exception:
-            _log.exception("The cache could not be checked")
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        try:
-            if not select.select([pipe], [], [], seconds)[0]:
-                raise TimeoutError
-            return json.load(pipe)
-        finally:
-            os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):  # gunicorn may reap it first
-                os.waitpid(pid, 0)
+    problem = importlib.import_module("checks").check_in_child(settings)
+    if problem and (problem.is_final or _LAST_GOOD not in sys.modules):
+        raise _CannotServe(problem.sentence)
 
 
 def _descriptor_limit() -> int:
@@ -229,7 +191,7 @@ def _load() -> dict[str, Any]:
         settings = config.load()
     except config.SettingsError as error:
         raise _CannotServe(str(error)) from None
-    _check_cache(app, settings)
+    _check_cache(settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return {
         "_app": app,

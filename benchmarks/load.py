@@ -32,7 +32,15 @@ class Load:
 def wrk(url: str, seconds: int, connections: int) -> Load:
     """Request `url` again and again. Raises Unmeasurable if any request fails."""
     script = str(ROOT / "benchmarks" / "wrk.lua")
-    command = [tool("wrk"), "-t2", f"-c{connections}", f"-d{seconds}s", "-s", script, url]
+    command = [
+        tool("wrk"),
+        f"-t{min(2, connections)}",
+        f"-c{connections}",
+        f"-d{seconds}s",
+        "-s",
+        script,
+        url,
+    ]
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         output, _ = process.communicate(timeout=seconds + PATIENCE)
     _, marker, result = output.partition("RESULT ")

@@ -22,7 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures, stack
+from benchmarks import stack
+from benchmarks.figures import ALL, Figures
 from benchmarks.figures.plan import Figure, Plan, quick_plan
 
 RESULTS = stack.ROOT / "benchmarks" / "results"
@@ -63,32 +64,35 @@ def machine() -> dict[str, Any]:
 
 def show(figure: Figure) -> None:
     """Print one figure as a line of the table."""
-    bound = f"{'≥' if figure.at_least else '≤'} {figure.target:g} {figure.unit}"
-    verdict = "met" if figure.is_met else "MISSED"
+    bound = verdict = ""
+    if figure.target is not None:
+        bound = f"{'≥' if figure.at_least else '≤'} {figure.target:g} {figure.unit}"
+        verdict = "met" if figure.is_met else "MISSED"
     value = f"{figure.value:g} {figure.unit}"
     print(f"{figure.name:<58}{value:>12}   {bound:<10} {verdict}", flush=True)
 
 
-def measure(names: list[str], plan: Plan) -> Iterator[Figure]:
-    """Measure and show the named figures; one that cannot be measured is reported and skipped."""
-    for name in names:
+def measure(wanted: Figures, plan: Plan) -> Iterator[Figure]:
+    """Measure and show figures; one that cannot be measured is reported and skipped."""
+    for name, figures_of in wanted.items():
         try:
-            for figure in figures.ALL[name](plan):
+            for figure in figures_of(plan):
                 show(figure)
                 yield figure
         except stack.Unmeasurable as reason:
             print(f"{name} could not be measured: {reason}", file=sys.stderr, flush=True)
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+def parse_arguments(choices: Figures) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a smoke test: some seconds a figure")
-    parser.add_argument("--only", nargs="+", choices=figures.ALL, metavar="NAME", default=[])
-    return parser.parse_args(arguments)
+    parser.add_argument("--only", nargs="+", choices=choices, metavar="NAME", default=[])
+    return parser.parse_args()
 
 
-def write_results(options: argparse.Namespace, result: dict[str, Any]) -> Path:
-    name = commit() + ("-quick" if options.quick else "") + ("-partly" if options.only else "")
+def write_results(options: argparse.Namespace, suffix: str, result: dict[str, Any]) -> Path:
+    name = commit() + suffix
+    name += ("-quick" if options.quick else "") + ("-partly" if options.only else "")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     text = json.dumps({"commit": name} | result, indent=1, ensure_ascii=False)
@@ -96,14 +100,15 @@ def write_results(options: argparse.Namespace, result: dict[str, Any]) -> Path:
     return path.relative_to(stack.ROOT)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, all_figures: Figures, suffix: str) -> int:
     """Measure; return 0 if everything was measured, whether its target was met or missed."""
-    began, names, described = time.monotonic(), options.only or list(figures.ALL), machine()
+    began, described = time.monotonic(), machine()
+    wanted = {name: all_figures[name] for name in options.only or all_figures}
     print(", ".join(f"{name} {value}" for name, value in described.items()))
     # A process that is ending may still write to the folder.
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
         plan = quick_plan(Path(folder)) if options.quick else Plan(Path(folder))
-        found = list(measure(names, plan))
+        found = list(measure(wanted, plan))
     seconds = round(time.monotonic() - began)
     result = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -112,16 +117,17 @@ def run(options: argparse.Namespace) -> int:
         "settings": asdict(plan) | {"folder": None, "workers": stack.WORKERS},
         "figures": [asdict(figure) | {"is_met": figure.is_met} for figure in found],
     }
-    print(f"{write_results(options, result)}, after {seconds} s")
-    return 0 if {figure.of for figure in found} == set(names) else 1
+    print(f"{write_results(options, suffix, result)}, after {seconds} s")
+    return 0 if {figure.of for figure in found} == wanted.keys() else 1
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
+def main(all_figures: Figures, suffix: str = "") -> int:
+    """Measure what the command line says; `suffix` is added to the name of the results."""
+    options = parse_arguments(all_figures)
     # Terminated, it ends the processes it has started, as it does at Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return run(options)
+        return run(options, all_figures, suffix)
     except stack.Unmeasurable as reason:
         print(f"benchmarks: {reason}", file=sys.stderr)
         return 1
@@ -130,4 +136,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(ALL))

@@ -13,6 +13,7 @@ from cache import Cache
 from config import Settings
 from picture import PARAMETERS, BadRequest, ImageRequest
 from storage import Unavailable
+from values import printable_url
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,7 +46,11 @@ def announce(settings: Settings, cache: Cache) -> None:
     """Say on stderr which cache a command works on: CACHE_DIR may be set for the service only."""
     totals = cache.totals()
     found = f" ({counted(totals.entries)})" if totals else ""
-    click.echo(f"Cache: {settings.cache_dir.absolute()}{found}", err=True)
+    places = [str(settings.cache_dir.absolute())]
+    if settings.database_url:
+        places = [printable_url(settings.database_url)]
+        places += [settings.storage.url] if settings.storage else []
+    click.echo(f"Cache: {' and '.join(places)}{found}", err=True)
 
 
 @contextmanager

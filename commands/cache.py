@@ -61,7 +61,7 @@ def _stats_command(settings: Settings, cache: Cache) -> click.Command:
         totals = cache.totals()
         if totals is None:
             raise click.ClickException("The cache cannot be used.")
-        limit = settings.cache_max_bytes
+        limit = cache.max_bytes
         if as_json:
             found = {"entries": totals.entries, "bytes": totals.bytes, "max_bytes": limit}
             click.echo(json.dumps(found))

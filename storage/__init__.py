@@ -248,7 +248,11 @@ class State(Protocol):
         ...
 
     def check(self) -> None:
-        """Open and migrate the state. Raises Unavailable, IncompatibleSchema for a newer one."""
+        """Open and migrate the state, before its first use.
+
+        Raises Unavailable, also for one that is another machine's and cannot be written, and
+        IncompatibleSchema for a newer one.
+        """
         ...
 
     def close(self) -> None:

@@ -70,7 +70,10 @@ _CONNECTING = (
 )
 _REPORTED: tuple[tuple[type[psycopg.Error], str], ...] = (
     (PoolClosed, "the connection to the database was lost"),
-    (errors.ReadOnlySqlTransaction, "the database is read-only"),
+    (
+        errors.ReadOnlySqlTransaction,
+        "the database is read-only: DATABASE_URL has to lead to the primary",
+    ),
     (errors.QueryCanceled, "the database took too long"),
     (errors.DiskFull, "the database's disk is full"),
     (

@@ -19,7 +19,7 @@ from storage.connection import Connection
 from storage.relational import Found, RelationalState, Step, Values
 from storage.seen import SeenRows
 from storage.server import CALL_SECONDS, Server
-from storage.tables import FOLD_TOTALS, NOW, TOTALS, ensure_tables, translate
+from storage.tables import FOLD_TOTALS, NOW, TOTALS, ensure_tables, ensure_writable, translate
 
 log = logging.getLogger("prompt_image_proxy.database")
 
@@ -91,7 +91,7 @@ class PostgresState(RelationalState):
         return self._locks.hold(key, seconds)
 
     def check(self) -> None:
-        self._server.check(_CHECK_SECONDS)
+        self._server.check(_CHECK_SECONDS, ensure_writable)
 
     def close(self) -> None:
         self._server.close()

@@ -90,8 +90,10 @@ class Server:
                     self._discard(pool)
         raise AssertionError("the second attempt returns or raises")
 
-    def check(self, seconds: float) -> None:
-        """Connect without a pool, prepare the database, and leave nothing open.
+    def check(
+        self, seconds: float, work: Callable[[Connection], object] = lambda connection: None
+    ) -> None:
+        """Connect without a pool, prepare the database, do `work`, and leave nothing open.
 
         Raises Unavailable. In a thread of its own, as a look-up of the host has no time-out.
         """
@@ -103,6 +105,7 @@ class Server:
                 with closing(Connection.connect(self._url, **settings)) as connection:
                     connection.deadline = time.monotonic() + seconds
                     self._prepare(connection)
+                    work(connection)
                 # Even if nobody waits for it any more: to find the one of several hosts that
                 # answers can take longer than a call may.
                 self._reason = None

@@ -96,6 +96,15 @@ def ensure_tables(connection: psycopg.Connection[Any]) -> None:
             _migrate(connection, version)
 
 
+def ensure_writable(connection: psycopg.Connection[Any]) -> None:
+    """Raise psycopg.Error unless every kind of statement is allowed on every table."""
+    for table in ("entries", "notes", "totals"):
+        for form in ("DELETE FROM {0}", "INSERT INTO {0} SELECT * FROM {0}"):
+            _run(connection, f"{form.format(table)} WHERE false")
+    for column in ("entries SET used = used", "notes SET value = value"):
+        _run(connection, f"UPDATE {column} WHERE false")
+
+
 def _version_of(connection: psycopg.Connection[Any]) -> int | None:
     row = _run(connection, "SELECT version FROM schema_version").fetchone()
     version: int | None = row[0] if row else None

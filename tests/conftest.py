@@ -173,6 +173,7 @@ class Gunicorn(_Client):
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
+        self._expected = int(environment["WORKERS"])
         # Nothing of this shell's settings gets in, and no .env: it would be read from the folder.
         clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         clean["PYTHONPATH"] = str(root)
@@ -189,7 +190,8 @@ class Gunicorn(_Client):
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.said()
         # A worker that has not come so far that its upkeep runs would miss a signal to stop.
-        if len(self.workers()) < 2 or not all(self.threads_of(pid) > 1 for pid in self.workers()):
+        workers = self.workers()
+        if len(workers) < self._expected or not all(self.threads_of(pid) > 1 for pid in workers):
             return False
         try:
             return self.get("/robots.txt").status == 200

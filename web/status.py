@@ -44,13 +44,19 @@ class Status:
             "version": self.version,
             "backends": backends,
             "cache": {
-                "mode": "hosted" if self.settings.hosting else "file",
+                "mode": self._mode(),
                 "entries": totals.entries if totals else None,
                 "bytes": totals.bytes if totals else None,
-                "max_bytes": self.settings.cache_max_bytes,
+                "max_bytes": self.cache.max_bytes,
             },
             **self._options(memory),
         }
+
+    def _mode(self) -> str:
+        """Return where new pictures are stored."""
+        if self.settings.hosting:
+            return "hosted"
+        return "objects" if self.settings.storage else "file"
 
     def _options(self, memory: Memory) -> dict[str, Any]:
         """Return the stages that can be switched off."""

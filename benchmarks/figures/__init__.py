@@ -1,4 +1,4 @@
-"""The figures: each a function from a `Plan` to `Figure`s that needs nothing of the others."""
+"""The figures of a single machine: functions from a `Plan` to `Figure`s, each independent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from functools import partial
 from benchmarks.figures import cold, cost, formats, hits, index, large, processes
 from benchmarks.figures.plan import Figure, Plan
 
-ALL: dict[str, Callable[[Plan], Iterator[Figure]]] = {
+Figures = dict[str, Callable[[Plan], Iterator[Figure]]]
+
+ALL: Figures = {
     "nginx": hits.through_nginx,
     "gunicorn": hits.from_gunicorn,
     "metrics": hits.with_metrics,

@@ -31,18 +31,23 @@ def quick_plan(folder: Path) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured value. The target is its upper bound, or the lower one with `at_least`."""
+    """One measured value.
+
+    The target, if there is one, is its upper bound, or the lower one with `at_least`.
+    """
 
     of: str  # a name in figures.ALL
     name: str
     value: float
-    target: float
+    target: float | None
     unit: str = ""
     at_least: bool = False
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_met(self) -> bool:
+        if self.target is None:
+            return True
         return self.value >= self.target if self.at_least else self.value <= self.target
 
 

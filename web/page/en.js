@@ -74,6 +74,7 @@ export default {
   'stage.generate': 'draw',
   'stage.rewrite': 'rewrite',
   'stage.fallback': 'fallback',
+  'stage.convert': 'convert',
   'stage.upload': 'upload',
   'outcome.refused': 'refused',
   'outcome.rejected': 'rejected',

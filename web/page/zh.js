@@ -74,6 +74,7 @@ export default {
   'stage.generate': '绘制',
   'stage.rewrite': '改写',
   'stage.fallback': '备用',
+  'stage.convert': '转换格式',
   'stage.upload': '上传',
   'outcome.refused': '被拒绝',
   'outcome.rejected': '被退回',

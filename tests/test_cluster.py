@@ -1,0 +1,474 @@
+"""Two services on one database and one bucket, as clients see them, and what breaks between."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import config
+from cache import Cache
+from checks import Problem, check_cache
+from picture import ImageRequest
+from storage.folder import Folder
+from storage.sqlite import SqliteState
+
+from .conftest import (
+    ADMIN,
+    BROKEN,
+    KEY,
+    REFUSAL,
+    ROOT,
+    Gunicorn,
+    InProcess,
+    Run,
+    drawing,
+    hosting_settings,
+    llm_settings,
+    saying,
+)
+from .link import Link
+from .objectstore import ObjectServer
+from .postgres import Postgres
+from .servers import Gate, Got, Say, ScriptedServer, closing_all, png, send_and_leave, wait_until
+
+HIT = "PromptImageProxy; hit"
+STORED = "PromptImageProxy; fwd=miss; stored; detail=backend"
+BLOG = "access-key-of-the-blog"
+
+
+class Machine:
+    """A service with a folder of its own, and links of its own to the database and the bucket."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        database, objects = environment["DATABASE_URL"], environment["S3_ENDPOINT_URL"]
+        self.cache = folder / "cache"
+        self.database, self.objects = Link(port_of(database)), Link(port_of(objects))
+        folder.mkdir()
+        self.service = Gunicorn(
+            {
+                **environment,
+                "CACHE_DIR": str(self.cache),
+                "DATABASE_URL": database.replace(
+                    f":{port_of(database)}/", f":{self.database.port}/"
+                ),
+                "S3_ENDPOINT_URL": self.objects.url,
+            },
+            folder / "gunicorn.log",
+        )
+        self.picture = self.service.picture
+
+    def copies(self) -> int:
+        return len(list(self.cache.glob("*.png")))
+
+    def kill(self) -> None:
+        """End the whole service as a power cut does."""
+        for pid in (self.service.process.pid, *self.service.workers()):
+            os.kill(pid, signal.SIGKILL)
+        self.service.process.wait()
+
+    def close(self) -> None:
+        with closing_all([self.database, self.objects, self.service]):
+            pass
+
+
+def port_of(url: str) -> int:
+    host = url.partition("://")[2].partition("/")[0]
+    return int(host.rpartition(":")[2])
+
+
+class Cluster:
+    """Machines that share a database, a bucket, a backend and an LLM."""
+
+    def __init__(self, postgres: Postgres, objects: ObjectServer, folder: Path) -> None:
+        self.postgres = postgres
+        self.folder = folder
+        self.backend, self.llm = ScriptedServer(), ScriptedServer()
+        self.backend.say(drawing())
+        self.llm.say(saying("better"))
+        bucket = objects.bucket()
+        self.environment = {
+            "BACKEND_API_URLS": self.backend.url,
+            "PROXY_ACCESS_KEY": KEY,
+            "ACCESS_KEYS": json.dumps({"blog": {"key": BLOG, "per_day": 1}}),
+            "ADMIN_TOKEN": ADMIN,
+            "POLLINATIONS_ENABLED": "false",
+            "WORKERS": "1",
+            "DATABASE_URL": postgres.schema(),
+            "STORAGE_URL": bucket.url,
+            "S3_ENDPOINT_URL": str(bucket.endpoint_url),
+            "S3_REGION": str(bucket.region),
+            "S3_ACCESS_KEY_ID": str(bucket.access_key_id),
+            "S3_SECRET_ACCESS_KEY": str(bucket.secret_access_key),
+            **llm_settings(self.llm, optimise=True),
+        }
+        self.machines: list[Machine] = []
+        self.one, self.other = self.start(), self.start()
+
+    def start(self) -> Machine:
+        machine = Machine(self.folder / str(len(self.machines)), self.environment)
+        self.machines.append(machine)
+        return machine
+
+    def forget(self) -> None:
+        """Forget cooldowns and everything else that a test made the machines remember."""
+        self.postgres.execute(
+            "DELETE FROM prompt_image_notes", url=self.environment["DATABASE_URL"]
+        )
+
+    def rows(self, prompt: str) -> int:
+        """Return how many pictures of a prompt the database has."""
+        query = f"SELECT count(*) FROM prompt_image_entries WHERE prompt = '{prompt}'"
+        [(count,)] = self.postgres.execute(query, url=self.environment["DATABASE_URL"])
+        return int(count)
+
+    def close(self) -> None:
+        with closing_all([self.backend, self.llm, *self.machines]):
+            pass
+
+
+@pytest.fixture(scope="module")
+def running(
+    postgres: Postgres, object_server: ObjectServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    things: list[Any] = []
+    with closing_all(things):
+        things.append(made := Cluster(postgres, object_server, tmp_path_factory.mktemp("cluster")))
+        yield made
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Iterator[Cluster]:
+    """Two machines that run and remember nothing; the backend draws."""
+    running.forget()
+    running.backend.seen.clear()
+    running.backend.say(drawing())
+    yield running
+    for machine in running.machines:
+        machine.database.mend()
+        machine.objects.mend()
+
+
+def is_hit(got: Got) -> bool:
+    return (got.status, got.headers["Cache-Status"]) == (200, HIT)
+
+
+def is_unavailable(got: Got) -> bool:
+    return got.status == 503 and bool(got.headers["Retry-After"])
+
+
+# --- one service --------------------------------------------------------------------------------
+
+
+def test_200_identical_requests_over_two_machines_are_one_drawing(cluster: Cluster) -> None:
+    gate = Gate(drawing(png(shade=9)))
+    cluster.backend.say(gate)
+    with ThreadPoolExecutor(200) as pool:
+        asked = [
+            pool.submit(machine.picture, "identical")
+            for machine in (cluster.one, cluster.other)
+            for _ in range(100)
+        ]
+        wait_until(lambda: cluster.backend.seen)
+        gate.opened.set()
+        answers = [one.result() for one in asked]
+    assert {(got.status, got.body) for got in answers} == {(200, png(shade=9))}
+    assert len(cluster.backend.seen) == 1
+    # Each has a copy now, and needs the bucket no more.
+    for machine in (cluster.one, cluster.other):
+        assert machine.copies() >= 1
+        machine.objects.cut()
+        assert is_hit(machine.picture("identical"))
+
+
+def test_deleted_picture_is_gone_on_every_machine(cluster: Cluster) -> None:
+    assert cluster.one.picture("deleted").status == 200
+    assert is_hit(cluster.other.picture("deleted"))
+    assert cluster.other.service.delete(b'{"description": "deleted"}').status == 200
+    assert cluster.one.picture("deleted", "HEAD").headers["Content-Length"] is None
+    assert cluster.one.picture("deleted").headers["Cache-Status"].endswith("; detail=backend")
+    assert len(cluster.backend.seen) == 2
+
+
+def test_what_one_machine_notes_the_others_know(cluster: Cluster) -> None:
+    one, other, backend = cluster.one, cluster.other, cluster.backend
+    # The LLM's answer, for another size of the same prompt.
+    cluster.llm.seen.clear()
+    assert one.picture("shared", width=8).status == other.picture("shared", width=9).status == 200
+    assert len(cluster.llm.seen) == 1
+    # What a key has drawn today.
+    assert one.picture("mine", key=BLOG).status == 200
+    assert other.picture("too%20much", key=BLOG).status == 429
+    # Which parameter the backend rejects.
+    rejection = {"error": {"message": "Unknown parameter: 'seed'.", "param": "seed"}}
+    backend.say(Say(rejection, 400), drawing())
+    assert one.picture("learned").status == 200
+    assert other.picture("learned%20too").status == 200
+    assert "seed" not in backend.seen[-1].json
+    # That moderation refused a prompt, that a backend failed, and that it cools down.
+    backend.say(REFUSAL)
+    refused = one.picture("rude")
+    assert (refused.status, other.picture("rude").json["remembered"]) == (422, True)
+    backend.say(BROKEN)
+    assert one.picture("broken").status == 502
+    calls = len(backend.seen)
+    assert other.picture("broken").json["remembered"]
+    assert len(backend.seen) == calls
+    [known] = other.service.get("/status").json["backends"]
+    assert (known["state"], known["why"]) == ("cooling", "down")
+
+
+def test_clock_that_is_an_hour_off_changes_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    one, backend = cluster.one, cluster.backend
+    service = InProcess(cluster.environment | {"CACHE_DIR": str(tmp_path / "ahead")})
+    with closing(service):
+        service.ahead = 3600.0
+        assert service.picture("ahead").status == 200
+        assert is_hit(one.picture("ahead"))
+        backend.say(BROKEN)
+        for first, second in ((service, one), (one, service)):
+            cluster.forget()
+            assert first.picture(f"broken-{id(first)}").status == 502
+            seen = len(backend.seen)
+            again = second.picture(f"broken-{id(first)}")
+            assert (again.json["remembered"], len(backend.seen)) == (True, seen)
+            assert 1 <= int(again.headers["Retry-After"]) <= 2
+
+
+def test_other_machine_takes_over_from_a_killed_one(cluster: Cluster) -> None:
+    lost = cluster.start()
+    gate = Gate(drawing())
+    cluster.backend.say(gate)
+    send_and_leave(lost.service.url, f"/prompt/taken%20over?key={KEY}")
+    wait_until(lambda: cluster.backend.seen)
+    with ThreadPoolExecutor(1) as pool:
+        kept = pool.submit(cluster.one.picture, "taken%20over")
+        locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        wait_until(lambda: cluster.postgres.execute(locks) == [(1,)])
+        lost.kill()
+        killed = time.monotonic()
+        wait_until(lambda: len(cluster.backend.seen) == 2)
+        assert time.monotonic() - killed < 1
+        gate.opened.set()
+        assert kept.result().status == 200
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+
+def test_bucket_that_is_away_costs_no_picture(cluster: Cluster) -> None:
+    one, other = cluster.one, cluster.other
+    assert one.picture("known").status == 200
+    for machine in (one, other):
+        machine.objects.cut()
+    assert is_hit(one.picture("known"))
+    drawn = one.picture("kept")
+    assert (drawn.status, drawn.headers["Cache-Status"]) == (200, STORED)
+    assert is_hit(one.picture("kept"))
+    for unknown in ("known", "kept"):  # in the bucket, and not yet
+        assert is_unavailable(other.picture(unknown))
+    assert is_unavailable(one.service.delete(b'{"description": "known"}'))
+    for machine in (one, other):
+        machine.objects.mend()
+    wait_until(lambda: other.picture("kept").status == 200)
+    assert is_hit(other.picture("known"))
+    assert len(cluster.backend.seen) == 2
+
+
+def test_database_that_restarts_is_used_again_at_once(cluster: Cluster) -> None:
+    one, other, backend = cluster.one, cluster.other, cluster.backend
+    assert one.picture("lasting").status == 200
+    gate = Gate(drawing())
+    backend.say(gate)
+    with ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(one.picture, "under%20way")
+        wait_until(lambda: len(backend.seen) == 2)
+        cluster.postgres.stop(signal.SIGQUIT)
+        # Copies are served where their rows are known, and nothing is drawn.
+        assert is_hit(one.picture("lasting"))
+        for machine in (one, other):
+            assert is_unavailable(machine.picture("new"))
+            assert machine.service.get("/status").json["status"] == "degraded"
+        # A worker that starts meanwhile waits for it as well.
+        [worker] = other.service.workers()
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: other.service.workers() not in ([], [worker]))
+        assert is_unavailable(wait_until(lambda: answer_of(other, "new")))
+        gate.opened.set()
+        assert drawn.result().status == 200
+    cluster.postgres.start()
+    # Until its row is written, others would draw the picture again: the lock is lost.
+    wait_until(lambda: cluster.rows("under way") == 1, 2)
+    assert is_hit(one.picture("under%20way"))
+    assert is_hit(other.picture("under%20way"))
+    assert len(backend.seen) == 2
+
+
+def answer_of(machine: Machine, description: str) -> Got | None:
+    """Return the answer to a request, or None if it was cut off: its worker has gone."""
+    try:
+        return machine.picture(description)
+    except OSError:
+        return None
+
+
+def test_failover_that_drops_every_connection_costs_no_request(cluster: Cluster) -> None:
+    drop = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'"
+    drop += " AND pid <> pg_backend_pid()"
+
+    def ask(number: int) -> int:
+        if number % 20 == 10:
+            cluster.postgres.execute(drop)
+        return cluster.machines[number % 2].picture(f"over-{number // 4}").status
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(ask, range(60))) == {200}
+
+
+def test_machine_cut_off_from_the_database_draws_nothing_new(cluster: Cluster) -> None:
+    one, other, backend = cluster.one, cluster.other, cluster.backend
+    assert one.picture("held").status == 200
+    gate = Gate(drawing(png(shade=7)))
+    backend.say(gate)
+    [worker] = one.service.workers()
+    threads = one.service.threads_of(worker)
+    with ThreadPoolExecutor(4) as pool:
+        drawn = pool.submit(one.picture, "divided")
+        wait_until(lambda: len(backend.seen) == 2)
+        one.database.freeze()
+        began = time.monotonic()
+        hit, miss = pool.submit(one.picture, "held"), pool.submit(one.picture, "unknown")
+        waiting = pool.submit(other.picture, "divided")
+        gate.opened.set()
+        assert is_hit(hit.result())
+        assert is_unavailable(miss.result())
+        assert time.monotonic() - began < 6
+        assert drawn.result().body == png(shade=7)
+        one.database.mend()
+        assert waiting.result().body == png(shade=7)
+    wait_until(lambda: is_hit(one.picture("divided")), 2)
+    # The lock is lost with its connection: at worst, the other machine draws the picture as well.
+    assert len(backend.seen) <= 3
+    wait_until(lambda: one.service.threads_of(worker) <= threads + 4)
+
+
+# --- hosted pictures ----------------------------------------------------------------------------
+
+
+def test_hosted_pictures_need_a_database_only(
+    cluster: Cluster, server: Callable[[], ScriptedServer], tmp_path: Path, opened: list[Any]
+) -> None:
+    host = server()
+    host.say(Say({"image": {"url": "https://images.example.org/1.png"}}), BROKEN)
+    settings = cluster.environment | hosting_settings(host) | {"STORAGE_URL": ""}
+    settings["DATABASE_URL"] = cluster.postgres.schema()
+    one, other = (InProcess(settings | {"CACHE_DIR": str(tmp_path / name)}) for name in "ab")
+    opened += [one, other]
+    for service in (one, other):
+        assert service.picture("hosted").headers["Location"] == "https://images.example.org/1.png"
+    # What could not be uploaded is a file of the machine that drew it.
+    assert one.picture("kept").status == 200
+    assert is_hit(one.picture("kept"))
+    assert is_unavailable(other.picture("kept"))
+    assert len(cluster.backend.seen) == 2
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def test_cache_moves_into_the_cluster_and_out_of_it(
+    cluster: Cluster, run: Run, tmp_path: Path
+) -> None:
+    single = Cache(SqliteState(tmp_path / "single"), Folder(tmp_path / "single"))
+    with closing(single):
+        wanted = ImageRequest("moved")
+        single.put(wanted.key, png(shade=3), "image/png", request=wanted)
+
+    def command(*arguments: str) -> tuple[str, str]:
+        result = run("cache", *arguments, **cluster.environment)
+        return result.stdout, result.stderr
+
+    counts, cache = command("import", str(tmp_path / "single"))
+    assert counts == "1 imported, 0 there, 0 unusable\n"
+    assert cache.startswith("Cache: postgresql://127.0.0.1:")
+    for machine in cluster.one, cluster.other:
+        assert machine.picture("moved").body == png(shade=3)
+    # As after an older backup of the database was restored.
+    remove = "DELETE FROM prompt_image_entries WHERE prompt = 'moved'"
+    cluster.postgres.execute(remove, url=cluster.environment["DATABASE_URL"])
+    assert command("adopt")[0] == "1 picture adopted\n"
+    assert is_hit(cluster.other.picture("moved"))
+    assert " 0 there, 0 unusable\n" in command("export", str(tmp_path / "new"))[0]
+    with closing(Cache(SqliteState(tmp_path / "new"), Folder(tmp_path / "new"))) as exported:
+        moved = exported.get(wanted.key)
+        assert moved
+        assert moved.file
+        with moved.file as file:
+            assert file.read() == png(shade=3)
+    assert cluster.backend.seen == []
+
+
+# --- the start ----------------------------------------------------------------------------------
+
+
+def test_service_does_not_start_without_its_servers(cluster: Cluster, tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py")],
+        cwd=tmp_path,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            **cluster.environment,
+            "DATABASE_URL": "postgresql://user:hidden@127.0.0.1:1/pictures",
+            "S3_ENDPOINT_URL": "http://127.0.0.1:1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    assert run.returncode != 0
+    head, database, objects = run.stderr.splitlines()
+    assert head == "Prompt Image Proxy cannot start. The cache cannot be used:"
+    assert database.startswith("  DATABASE_URL: no server listens")
+    assert objects.startswith("  S3_ENDPOINT_URL: object store: cannot be reached")
+
+
+def test_server_that_cannot_be_used_is_a_fault_of_a_setting(cluster: Cluster) -> None:
+    own = cluster.environment["DATABASE_URL"]
+    schema = own.partition("?")[2]
+    roles = ("CREATE ROLE weak LOGIN", "CREATE ROLE reader LOGIN IN ROLE pg_read_all_data")
+    cluster.postgres.execute(*roles)
+    silent = Link(cluster.postgres.port)
+    silent.freeze()
+    faults = [
+        ("DATABASE_URL", "postgresql://user:hidden@host.invalid/pictures"),
+        ("DATABASE_URL", cluster.postgres.url("guarded:hidden")),
+        ("DATABASE_URL", cluster.postgres.url("weak") + schema),
+        ("DATABASE_URL", cluster.postgres.url("reader") + schema),
+        ("DATABASE_URL", f"{own}%20-cdefault_transaction_read_only%3Don"),
+        ("DATABASE_URL", cluster.postgres.url(port=silent.port)),
+        ("STORAGE_URL", "s3://nothing-there"),
+    ]
+
+    def check(fault: tuple[str, str]) -> Problem | None:
+        values = cluster.environment | {"CACHE_DIR": str(cluster.folder / "unused")}
+        return check_cache(config.parse(values | dict([fault])))
+
+    with closing(silent), ThreadPoolExecutor(len(faults)) as pool:
+        began = time.monotonic()
+        for (name, _), problem in zip(faults, pool.map(check, faults), strict=True):
+            assert problem
+            assert problem.sentence.startswith(f"The cache cannot be used:\n  {name}: ")
+            assert "hidden" not in problem.sentence
+        assert time.monotonic() - began < 9.5
