@@ -328,12 +328,12 @@ def test_requests_are_counted_by_route_and_status(serve: Serve, backend: Scripte
     service.picture("x/y")
     service.picture("x/y")
     service.picture("x", key="wrong")
-    for target in ("/page.css", "/no/such/route", f"/cache/{'0' * 64}", "/v1/models/a/b"):
+    for target in ("/page/base.css", "/no/such/route", f"/cache/{'0' * 64}", "/v1/models/a/b"):
         service.get(target)
     assert Numbers(service).by("requests_total", "route", "status") == {
         ("/prompt/{description}", "200"): 2,
         ("/prompt/{description}", "401"): 1,
-        ("/{name}", "200"): 1,
+        ("/page/{name}", "200"): 1,
         ("other", "404"): 1,
         ("/cache/{key}", "401"): 1,
         ("/v1/models/{id}", "401"): 1,
