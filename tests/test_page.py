@@ -70,7 +70,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 @pytest.fixture
 def page(driver: webdriver.Chrome) -> Iterator[Page]:
     page = Page(driver)
-    page.resize(1280, 900)
+    page.resize(1000, 640)
     page.prefer()
     yield page
     log = page.log()
@@ -474,6 +474,7 @@ def test_copied_links_are_those_of_sign(page: Page, studio: Studio) -> None:
 def test_picture_is_downloaded_under_its_prompt_and_seen_in_full_size(
     page: Page, studio: Studio
 ) -> None:
+    page.resize(1280, 900)
     studio.backend.say(drawing(png(3000, 2000)))
     page.open(studio.service)
     page.draw("Ein Apfel, 红苹果: roh/gekocht!")
@@ -552,9 +553,9 @@ def test_gallery_asks_for_the_token_lists_sorts_and_searches(page: Page, studio:
     page.wait(lambda: page.prompts() == ["three", "two", "one"], "the cards")
     stored = page.run("return [localStorage.getItem('pip.token'), sessionStorage['pip.token']]")
     assert stored == [None, ADMIN]
-    assert page.text("#totals") == "3 pictures, 1 kB"
+    assert page.text("#totals") == "3 pictures, 2 kB"
     facts = page.text("#gallery .card:first-child .facts")
-    assert facts.startswith("64 × 64 · 0 kB localhost · ")
+    assert facts.startswith("64 × 64 · 1 kB localhost · ")
     page.choose("#order", "largest")
     page.wait(lambda: page.prompts() == ["two", "three", "one"], "the largest first")
     page.type("#search", "zebra")
