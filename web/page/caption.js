@@ -28,16 +28,16 @@ export function fillCaption({ wanted, source, stages, seconds, type, signed }) {
   $('how').dataset.source = source;
   fillStages($('stage').querySelector('figcaption .stages'), stages);
   fillDownload(src, type && nameOf(wanted, type));
-  for (const node of $('actions').children) node.hidden = signed.isOff && node !== $('download');
+  const isSigningOff = signed.error?.status === 403;
+  for (const node of $('actions').children) node.hidden = isSigningOff && node !== $('download');
 }
 
 /** Offer the picture as a file; from an image host, whose files a script may not save, as a page. */
 function fillDownload(href, name) {
-  $('download').href = href;
-  $('download').download = name ?? '';
-  $('download').textContent = t(name ? 'download' : 'download.hosted');
-  $('download').target = name ? '' : '_blank';
-  $('download').toggleAttribute('download', Boolean(name));
+  const textContent = t(name ? 'download' : 'download.hosted');
+  Object.assign($('download'), { href, textContent, target: name ? '' : '_blank' });
+  if (name) $('download').download = name;
+  else $('download').removeAttribute('download');
 }
 
 /** Name a file after its prompt and its seed, `a-red-apple-42.png`. */

@@ -55,14 +55,18 @@ async function askUntilDrawn(wanted, signal) {
   }
 }
 
-/** Return signed links and the final prompt. Without links, `isOff` says whether signing is off. */
+/** Return signed links and the final prompt, or the `error` that there is instead. */
 function signOrSayWhy(wanted) {
-  return sign(wanted, Number($('expiry').value)).catch(({ status }) => ({ isOff: status === 403 }));
+  return sign(wanted, Number($('expiry').value)).catch((error) => ({ error }));
 }
 
 /** Return where the picture is, and its media type if it is ours. */
 async function fileOf(response, signing) {
-  if (response.type === 'opaqueredirect') return { src: (await signing).url };
+  if (response.type === 'opaqueredirect') {
+    const { url, error } = await signing;
+    if (error) throw error;
+    return { src: url };
+  }
   const type = response.headers.get('Content-Type') ?? '';
   // The browser takes a prompt of two dots for the folder above, which is this page.
   if (!type.startsWith('image/')) throw Object.assign(new Error(), { status: 400 });
@@ -82,7 +86,7 @@ function fail(error, wanted) {
   else show({ state: 'failed', error, wanted, retryAt: retryTime(error) });
 }
 
-export function askForKey(wanted, isWrong = false) {
+function askForKey(wanted, isWrong = false) {
   if (isWrong) kept.set('key', null);
   show({ state: 'key', wanted, isWrong });
   $('key').focus();
@@ -153,9 +157,11 @@ export async function lookUp() {
 
 /** Sign for as long as is chosen: at once, since Safari forbids copying long after a click. */
 export async function signAgain() {
-  const { wanted } = view;
-  const signed = await signOrSayWhy(wanted);
-  if (view.wanted === wanted) view.signed = signed;
+  const { wanted, signed } = view;
+  const { value } = $('expiry');
+  view.signed = { final_prompt: signed.final_prompt }; // until then, there is no link to copy
+  const again = await signOrSayWhy(wanted);
+  if (view.wanted === wanted && $('expiry').value === value) view.signed = { ...view.signed, ...again };
 }
 
 export async function copySigned({ target: { dataset } }) {

@@ -9,7 +9,7 @@ import { emptyHistory, openHistory } from './history.js';
 import { kept, session } from './kept.js';
 import { deleteSelected, showSelection, unselect } from './selection.js';
 import { show, view } from './stage.js';
-import { $, language, onLanguage, say, setLanguage, t } from './words.js';
+import { $, language, say, setLanguage, t } from './words.js';
 
 // --- where one is
 

@@ -5,7 +5,7 @@ import { lately } from './history.js';
 import { $, inSeconds, onLanguage, say, t } from './words.js';
 
 const isStill = matchMedia('(prefers-reduced-motion: reduce)');
-export const isNarrow = matchMedia('(max-width: 60rem)');
+const isNarrow = matchMedia('(max-width: 60rem)');
 
 export let view = { state: 'empty' };
 let ticker;

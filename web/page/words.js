@@ -47,7 +47,7 @@ export function duration(seconds) {
 
 export function weight(bytes) {
   const [unit, size] = [['GB', 1e9], ['MB', 1e6], ['kB', 1e3]].find((one) => bytes >= one[1]) ?? ['kB', 1e3];
-  return `${(bytes / size).toFixed(unit === 'kB' || bytes >= 100 * size ? 0 : 1)} ${unit}`;
+  return unit === 'kB' ? `${Math.ceil(bytes / size)} kB` : `${(bytes / size).toFixed(1)} ${unit}`;
 }
 
 /** How long ago a Unix time is. */
