@@ -209,6 +209,7 @@ def test_invalid_url_is_a_fault(text: str, start: str, reason: str) -> None:
     [
         ({"BACKEND_API_URLS": " "}, "BACKEND_API_URLS", "is not set"),
         ({"BACKEND_API_URLS": " , ,"}, "BACKEND_API_URLS", "names no backend"),
+        ({"BACKEND_API_URLS": f"{URL}; https://b"}, "BACKEND_API_URLS", "by semicolons"),
         ({"PROXY_ACCESS_KEY": ""}, "PROXY_ACCESS_KEY", "is not set"),
         ({"BACKEND_WEIGHTS": f'{{"{URL}": 0}}'}, "BACKEND_WEIGHTS", "drains every backend"),
         ({"LLM_OPTIMIZATION_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "LLM_OPTIMIZATION_ENABLED"),
