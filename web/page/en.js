@@ -75,6 +75,7 @@ export default {
   'stage.rewrite': 'rewrite',
   'stage.fallback': 'fallback',
   'stage.convert': 'convert',
+  'stage.convert': 'convert',
   'stage.upload': 'upload',
   'outcome.refused': 'refused',
   'outcome.rejected': 'rejected',

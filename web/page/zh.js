@@ -75,6 +75,7 @@ export default {
   'stage.rewrite': '改写',
   'stage.fallback': '备用',
   'stage.convert': '转换格式',
+  'stage.convert': '转换',
   'stage.upload': '上传',
   'outcome.refused': '被拒绝',
   'outcome.rejected': '被退回',
