@@ -133,13 +133,13 @@ class Cache:
         """Delete a picture; return whether there was one. Raises Unavailable."""
         # After an older database was put back, the file may not be that of the row.
         self.settle()
+        # On a full disk, this makes room for what is written below.
+        self._delete_file(key)
         # Another process may have the picture in memory, or its row to write yet.
         self.state.remember(Deleted(), key, Deleted.ttl)
         was_unsaved = self._backlog.remove(key)
-        row = self.state.find(key)
-        if row and row.file:
-            with store_errors():
-                self.store.delete(row.file)
+        # Again: that process may have written the row before it could see the note.
+        row = self._delete_file(key)
         # The row last: after a crash in between, it leads to nothing and is a miss.
         return self.state.remove([row]) > 0 if row else was_unsaved
 
@@ -160,6 +160,14 @@ class Cache:
         return False
 
     # --- files
+
+    def _delete_file(self, key: str) -> Row | None:
+        """Delete the file of a picture; return its row."""
+        row = self.state.find(key)
+        if row and row.file:
+            with store_errors():
+                self.store.delete(row.file)
+        return row
 
     def _open(self, row: Row) -> Picture | None:
         try:
