@@ -25,6 +25,7 @@ from storage.verify import Lost, open_verified
 log = logging.getLogger("prompt_image_proxy.cache")
 
 STALE_SECONDS = 600.0
+REFRESH_SECONDS = 5.0
 DAY = 86400.0
 
 
@@ -240,6 +241,8 @@ class Cache:
             Task(self.settle, first=0, period=1),
             Task(self._keep_up, first=0, period=1),
             Task(self._save, first=0, period=1),
+            # An outage must not bring back what another machine has deleted.
+            Task(self.state.refresh, first=REFRESH_SECONDS, period=REFRESH_SECONDS),
             Task(self.flush, first=30, period=30),
             Task(self.state.expire, first=0, period=60),
             Task(self.sweep, first=0, period=DAY),

@@ -232,6 +232,10 @@ class State(Protocol):
         """Return the counts of those keys that have one."""
         ...
 
+    def refresh(self) -> None:
+        """Forget rows remembered for an outage that others have since removed or replaced."""
+        ...
+
     def expire(self) -> None:
         """Drop notes and counts that have expired, and the oldest where there are too many."""
         ...

@@ -29,6 +29,9 @@ CONNECTIONS = 8
 # A first start has to say within 10 s what is wrong.
 _CHECK_SECONDS = 8.0
 
+# What `files` takes at once.
+_BATCH = 500
+
 _TRANSACTION_LOCK = "SELECT pg_advisory_xact_lock(:lock)"
 
 
@@ -77,6 +80,16 @@ class PostgresState(RelationalState):
         for row in rows:
             self._seen.replace(row.key, None)
         return super().remove(rows)
+
+    def refresh(self) -> None:
+        keys = self._seen.keys()
+        for start in range(0, len(keys), _BATCH):
+            batch = keys[start : start + _BATCH]
+            files = self.files(batch)
+            for key in batch:
+                row = self._seen.get(key)
+                if row and files.get(key, "") != row.file:
+                    self._seen.replace(key, None)
 
     def totals(self) -> Totals:
         [(entries, size)] = self._select(TOTALS, {})

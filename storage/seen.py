@@ -19,6 +19,10 @@ class SeenRows:
     def get(self, key: str) -> Row | None:
         return self._rows.get(key)
 
+    def keys(self) -> list[str]:
+        with self._mutex:
+            return list(self._rows)
+
     def replace(self, key: str, row: Row | None) -> None:
         """Keep the row of a key, or drop it."""
         with self._mutex:
