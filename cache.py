@@ -17,16 +17,14 @@ from formats import EXTENSIONS
 from metrics import Metrics
 from picture import ImageRequest
 from storage import Note, Row, State, Totals, Unavailable
-from storage.store import Store, Task
+from storage.store import DAY, STALE_SECONDS, Store, Task
 from storage.unsaved import Backlog, Deleted
 from storage.upkeep import adopt, discard, evict, learn, repeat, store_errors, sweep
 from storage.verify import Lost, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
-STALE_SECONDS = 600.0
 REFRESH_SECONDS = 5.0
-DAY = 86400.0
 
 
 class NotKept(Exception):

@@ -13,16 +13,14 @@ from pathlib import Path
 
 from formats import media_type_of
 from storage import LockTimeout, State
-from storage.folder import PICTURE, STALE_SECONDS, Folder
+from storage.folder import PICTURE, Folder
 from storage.locks import Locks
 from storage.objects import Objects
 from storage.recent import Recent
 from storage.single_flight import SingleFlight
-from storage.store import Stored, Task
+from storage.store import DAY, STALE_SECONDS, Stored, Task
 from storage.upkeep import store_errors, strays
 from storage.verify import PATIENCE_SECONDS
-
-DAY = 86400.0
 
 # How long a picture is waited for that another thread or process fetches.
 _FETCH_SECONDS = 15.0

@@ -8,6 +8,10 @@ from typing import NamedTuple, Protocol
 
 from storage import State
 
+DAY = 86400.0
+# Files of work that may still be under way are younger.
+STALE_SECONDS = 600.0
+
 
 class Task(NamedTuple):
     """Work to be done first after `first` seconds, then every `period` seconds."""

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from cache import STALE_SECONDS, Cache, NotKept, Picture
+from cache import Cache, NotKept, Picture
 from picture import ImageRequest
 from storage import Row, Totals, Unavailable
 from storage.folder import Folder
 from storage.sqlite import SqliteState
+from storage.store import STALE_SECONDS
 from storage.unsaved import Backlog
 
 from .servers import GIF, png, wait_until

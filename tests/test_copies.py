@@ -19,11 +19,12 @@ from cache import Cache, NotKept
 from environment.objects import ObjectSettings
 from picture import ImageRequest
 from storage import Row, Totals, Unavailable
-from storage.copies import DAY, Copies
+from storage.copies import Copies
 from storage.folder import Folder
 from storage.objects import Objects
 from storage.recent import Recent
 from storage.sqlite import SqliteState
+from storage.store import DAY
 from storage.transfer import Place, transfer
 
 from .link import Link
