@@ -56,7 +56,9 @@ class Copies:
 
     @property
     def has_pending(self) -> bool:
-        return any(True for _ in self._pending.names())
+        with suppress(OSError):
+            return any(True for _ in self._pending.names())
+        return True  # in a folder that cannot be read they may
 
     def check(self) -> None:
         self._objects.check()

@@ -195,6 +195,7 @@ def test_machine_without_a_usable_folder_serves_what_it_fetches(
     assert row.machine is None
     assert [broken.read(), here.read()] == [PNG, PNG]
     assert broken.link.requests[1:] == [broken.link.requests[0].replace("PUT", "GET")]
+    assert broken.store.has_pending, "/status says that something is wrong"
 
 
 # --- the room for copies
