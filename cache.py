@@ -292,7 +292,7 @@ class Cache:
             self._backlog.save()
 
     def _keep_up(self) -> None:
-        """See what others stored; while pictures may have to go, let others see what is used."""
+        """Evict what other processes stored too much; near the limit, tell them what is used."""
         self.evict()
         if self.max_bytes and self._room < self.max_bytes / 4:
             self.flush()

@@ -201,7 +201,7 @@ class State(Protocol):
     def totals(self) -> Totals: ...
 
     def last_drawn(self, names: Sequence[str]) -> dict[str, float]:
-        """Return when the newest picture there is of each `drawn_by` was created."""
+        """Return when the newest picture of each `drawn_by` was created."""
         ...
 
     def recall(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:

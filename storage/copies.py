@@ -22,11 +22,11 @@ from storage.store import DAY, STALE_SECONDS, Stored, Task
 from storage.upkeep import store_errors, strays
 from storage.verify import PATIENCE_SECONDS
 
-# How long a picture is waited for that another thread or process fetches.
+# How long to wait for a picture that another thread or process is fetching.
 _FETCH_SECONDS = 15.0
-# How long one process uploads before it does its other work again.
+# How long one process uploads before it returns to its other work.
 _UPLOAD_SECONDS = 5.0
-# The time of change of a file whose bytes nobody has compared with their digest yet.
+# The modification time of a file that has not been compared with its digest yet.
 _UNVERIFIED = 0.0
 _UPLOADS = "f" * 15
 

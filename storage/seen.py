@@ -1,4 +1,4 @@
-"""The rows that a process has seen last, for the time when they cannot be read."""
+"""The rows that a process has read last, for when the database is down."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ class Store(Protocol):
     def open(self, name: str) -> FileIO:
         """Open for reading: a regular local file, so that the kernel can send it.
 
-        Its modification time is `created` in whole seconds as long as it is as it was written
-        and has been verified. Raises FileNotFoundError if it does not exist.
+        Its modification time is `created` in whole seconds if it is unchanged and has been
+        verified. Raises FileNotFoundError if it does not exist.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""PostgreSQL's own side of storage/sql.py: the clock, the totals, and how tables come about."""
+"""PostgreSQL's own side of storage/sql.py: the clock, the totals, and creating the tables."""
 
 from __future__ import annotations
 
