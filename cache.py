@@ -133,14 +133,15 @@ class Cache:
         # After an older database was put back, the file may not be that of the row.
         self.settle()
         # On a full disk, this makes room for what is written below.
-        self._delete_file(key)
+        found = self._delete_file(key)
         # Another process may have the picture in memory, or its row to write yet.
         self.state.remember(Deleted(), key, Deleted.ttl)
         was_unsaved = self._backlog.remove(key)
         # Again: that process may have written the row before it could see the note.
-        row = self._delete_file(key)
-        # The row last: after a crash in between, it leads to nothing and is a miss.
-        return self.state.remove([row]) > 0 if row else was_unsaved
+        if row := self._delete_file(key):
+            # The row last: after a crash in between, it leads to nothing and is a miss.
+            self.state.remove([row])
+        return bool(found or row or was_unsaved)
 
     def totals(self) -> Totals | None:
         with suppress(Unavailable):

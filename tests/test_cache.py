@@ -173,6 +173,16 @@ def test_crash_while_deleting_brings_nothing_back(
     assert again.totals() == Totals(0, 0)
 
 
+def test_deletion_counts_although_a_request_removes_the_row_meanwhile(
+    cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(cache)
+    other = make()
+    monkeypatch.setattr(cache.state, "remember", lambda *_: read(other))
+    assert cache.delete(REQUEST.key)
+    assert not cache.delete(REQUEST.key)
+
+
 def test_hosted_picture_has_no_file(cache: Cache, folder: Path) -> None:
     put(cache)
     row = cache.put(REQUEST.key, png(), "image/png", url="https://img.example/a.png")
