@@ -19,7 +19,15 @@ from storage.connection import Connection
 from storage.relational import Found, RelationalState, Step, Values
 from storage.seen import SeenRows
 from storage.server import CALL_SECONDS, Server
-from storage.tables import FOLD_TOTALS, NOW, TOTALS, ensure_tables, ensure_writable, translate
+from storage.tables import (
+    FILES,
+    FOLD_TOTALS,
+    NOW,
+    TOTALS,
+    ensure_tables,
+    ensure_writable,
+    translate,
+)
 
 log = logging.getLogger("prompt_image_proxy.database")
 
@@ -28,9 +36,6 @@ log = logging.getLogger("prompt_image_proxy.database")
 CONNECTIONS = 8
 # A first start has to say within 10 s what is wrong.
 _CHECK_SECONDS = 8.0
-
-# What `files` takes at once.
-_BATCH = 500
 
 _TRANSACTION_LOCK = "SELECT pg_advisory_xact_lock(:lock)"
 
@@ -82,14 +87,14 @@ class PostgresState(RelationalState):
         return super().remove(rows)
 
     def refresh(self) -> None:
-        keys = self._seen.keys()
-        for start in range(0, len(keys), _BATCH):
-            batch = keys[start : start + _BATCH]
-            files = self.files(batch)
-            for key in batch:
-                row = self._seen.get(key)
-                if row and files.get(key, "") != row.file:
-                    self._seen.replace(key, None)
+        rows = self._seen.all()
+        files = self.files([row.key for row in rows])
+        for row in rows:
+            if files.get(row.key, "") != row.file:
+                self._seen.replace(row.key, None)
+
+    def files(self, keys: Sequence[str]) -> dict[str, str | None]:
+        return dict(self._select(FILES, {"keys": list(keys)})) if keys else {}
 
     def totals(self) -> Totals:
         [(entries, size)] = self._select(TOTALS, {})

@@ -19,9 +19,9 @@ class SeenRows:
     def get(self, key: str) -> Row | None:
         return self._rows.get(key)
 
-    def keys(self) -> list[str]:
+    def all(self) -> list[Row]:
         with self._mutex:
-            return list(self._rows)
+            return list(self._rows.values())
 
     def replace(self, key: str, row: Row | None) -> None:
         """Keep the row of a key, or drop it."""
