@@ -17,15 +17,14 @@ from formats import EXTENSIONS
 from metrics import Metrics
 from picture import ImageRequest
 from storage import Note, Row, State, Totals, Unavailable
-from storage.store import Store, Task
+from storage.store import DAY, STALE_SECONDS, Store, Task
 from storage.unsaved import Backlog, Deleted
 from storage.upkeep import adopt, discard, evict, learn, repeat, store_errors, sweep
 from storage.verify import Lost, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
-STALE_SECONDS = 600.0
-DAY = 86400.0
+REFRESH_SECONDS = 5.0
 
 
 class NotKept(Exception):
@@ -133,15 +132,16 @@ class Cache:
         """Delete a picture; return whether there was one. Raises Unavailable."""
         # After an older database was put back, the file may not be that of the row.
         self.settle()
+        # On a full disk, this makes room for what is written below.
+        found = self._delete_file(key)
         # Another process may have the picture in memory, or its row to write yet.
         self.state.remember(Deleted(), key, Deleted.ttl)
         was_unsaved = self._backlog.remove(key)
-        row = self.state.find(key)
-        if row and row.file:
-            with store_errors():
-                self.store.delete(row.file)
-        # The row last: after a crash in between, it leads to nothing and is a miss.
-        return self.state.remove([row]) > 0 if row else was_unsaved
+        # Again: that process may have written the row before it could see the note.
+        if row := self._delete_file(key):
+            # The row last: after a crash in between, it leads to nothing and is a miss.
+            self.state.remove([row])
+        return bool(found or row or was_unsaved)
 
     def totals(self) -> Totals | None:
         with suppress(Unavailable):
@@ -160,6 +160,14 @@ class Cache:
         return False
 
     # --- files
+
+    def _delete_file(self, key: str) -> Row | None:
+        """Delete the file of a picture; return its row."""
+        row = self.state.find(key)
+        if row and row.file:
+            with store_errors():
+                self.store.delete(row.file)
+        return row
 
     def _open(self, row: Row) -> Picture | None:
         try:
@@ -232,6 +240,8 @@ class Cache:
             Task(self.settle, first=0, period=1),
             Task(self._keep_up, first=0, period=1),
             Task(self._save, first=0, period=1),
+            # An outage must not bring back what another machine has deleted.
+            Task(self.state.refresh, first=REFRESH_SECONDS, period=REFRESH_SECONDS),
             Task(self.flush, first=30, period=30),
             Task(self.state.expire, first=0, period=60),
             Task(self.sweep, first=0, period=DAY),
@@ -283,7 +293,7 @@ class Cache:
             self._backlog.save()
 
     def _keep_up(self) -> None:
-        """See what others stored; while pictures may have to go, let others see what is used."""
+        """Evict what other processes stored too much; near the limit, tell them what is used."""
         self.evict()
         if self.max_bytes and self._room < self.max_bytes / 4:
             self.flush()

@@ -37,11 +37,11 @@ _RESERVED_DESCRIPTORS = 128
 _DESCRIPTORS_PER_REQUEST = 8
 # Idle ones cost memory, some 5 KB each.
 _MAX_CONNECTIONS = 10_000
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 _log = logging.getLogger("prompt_image_proxy")
 # gunicorn executes this file as a new module each time: the last one that loaded the program
 # successfully is kept in sys.modules under this name.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _LAST_GOOD = "prompt_image_proxy_last_good"
 
 wsgi_app = f"{__name__}:_create_app()"

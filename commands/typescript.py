@@ -74,8 +74,11 @@ def _import_picture(
         media_type = media_type_of(data)
         if media_type is None:
             return "unusable"
-        cache.put(key, data, media_type, created=created, **prompts)
+        row = cache.put(key, data, media_type, created=created, **prompts)
     except (OSError, NotKept):
+        return "unusable"
+    if row.machine:  # See storage/transfer.py.
+        cache.delete(key)
         return "unusable"
     return "imported"
 

@@ -201,7 +201,7 @@ class State(Protocol):
     def totals(self) -> Totals: ...
 
     def last_drawn(self, names: Sequence[str]) -> dict[str, float]:
-        """Return when the newest picture there is of each `drawn_by` was created."""
+        """Return when the newest picture of each `drawn_by` was created."""
         ...
 
     def recall(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
@@ -230,6 +230,10 @@ class State(Protocol):
 
     def counts(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the counts of those keys that have one."""
+        ...
+
+    def refresh(self) -> None:
+        """Forget rows remembered for an outage that others have since removed or replaced."""
         ...
 
     def expire(self) -> None:

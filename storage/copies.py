@@ -13,22 +13,20 @@ from pathlib import Path
 
 from formats import media_type_of
 from storage import LockTimeout, State
-from storage.folder import PICTURE, STALE_SECONDS, Folder
+from storage.folder import PICTURE, Folder
 from storage.locks import Locks
 from storage.objects import Objects
 from storage.recent import Recent
 from storage.single_flight import SingleFlight
-from storage.store import Stored, Task
+from storage.store import DAY, STALE_SECONDS, Stored, Task
 from storage.upkeep import store_errors, strays
 from storage.verify import PATIENCE_SECONDS
 
-DAY = 86400.0
-
-# How long a picture is waited for that another thread or process fetches.
+# How long to wait for a picture that another thread or process is fetching.
 _FETCH_SECONDS = 15.0
-# How long one process uploads before it does its other work again.
+# How long one process uploads before it returns to its other work.
 _UPLOAD_SECONDS = 5.0
-# The time of change of a file whose bytes nobody has compared with their digest yet.
+# The modification time of a file that has not been compared with its digest yet.
 _UNVERIFIED = 0.0
 _UPLOADS = "f" * 15
 
@@ -58,7 +56,9 @@ class Copies:
 
     @property
     def has_pending(self) -> bool:
-        return any(True for _ in self._pending.names())
+        with suppress(OSError):
+            return any(True for _ in self._pending.names())
+        return True  # in a folder that cannot be read they may
 
     def check(self) -> None:
         self._objects.check()

@@ -12,9 +12,7 @@ from io import FileIO
 from pathlib import Path
 
 from storage import State
-from storage.store import Stored, Task
-
-STALE_SECONDS = 600.0
+from storage.store import STALE_SECONDS, Stored, Task
 
 _NAME = r"[0-9a-f]{64}-[0-9a-f]{16}\.(png|jpg|webp|gif)"
 PICTURE = re.compile(_NAME)

@@ -116,7 +116,7 @@ class Locks:
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the file at `path` against all other threads and processes, as long as it takes."""
     with path.open("a") as file:
-        # Where the file system has no locks, whoever comes at the same time works alone, too.
+        # On a file system without locks, nobody is kept out.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -40,8 +40,8 @@ PAUSE_SECONDS = 0.5
 PLACES = 64
 _PLACE_SECONDS = 1.0
 
-# In the body of a 404, and only there. A missing bucket is a 404 too, and so is the answer of a
-# proxy that cannot reach the server: every picture would be drawn again.
+# The status alone does not tell: a missing bucket is a 404 as well, and so can be the answer of a
+# proxy that does not reach the server. Every picture would then be drawn again.
 _MISSING = re.compile(r"<Code>(NoSuchKey|BlobNotFound)</Code>")
 
 

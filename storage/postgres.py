@@ -19,7 +19,15 @@ from storage.connection import Connection
 from storage.relational import Found, RelationalState, Step, Values
 from storage.seen import SeenRows
 from storage.server import CALL_SECONDS, Server
-from storage.tables import FOLD_TOTALS, NOW, TOTALS, ensure_tables, ensure_writable, translate
+from storage.tables import (
+    FILES,
+    FOLD_TOTALS,
+    NOW,
+    TOTALS,
+    ensure_tables,
+    ensure_writable,
+    translate,
+)
 
 log = logging.getLogger("prompt_image_proxy.database")
 
@@ -77,6 +85,16 @@ class PostgresState(RelationalState):
         for row in rows:
             self._seen.replace(row.key, None)
         return super().remove(rows)
+
+    def refresh(self) -> None:
+        rows = self._seen.all()
+        files = self.files([row.key for row in rows])
+        for row in rows:
+            if files.get(row.key, "") != row.file:
+                self._seen.replace(row.key, None)
+
+    def files(self, keys: Sequence[str]) -> dict[str, str | None]:
+        return dict(self._select(FILES, {"keys": list(keys)})) if keys else {}
 
     def totals(self) -> Totals:
         [(entries, size)] = self._select(TOTALS, {})

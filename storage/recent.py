@@ -14,7 +14,7 @@ from storage.folder import PICTURE, Folder
 
 # What is left when room is made.
 _TARGET = 0.9
-# The share of the room after which a process looks again what there is: others write as well.
+# A process lists the folder again after writing this share of the room: others write as well.
 _SHARE = 1 / 16
 
 
@@ -31,7 +31,7 @@ class Recent(Folder):
         super().__init__(directory, clock)
         self.max_bytes = max_bytes
         self._used: dict[str, float] = {}
-        # How many bytes this process may write before it has to look what there is.
+        # How many bytes this process may write before it lists the folder again.
         self._room = 0.0
         self._making_room = threading.Lock()
 

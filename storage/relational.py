@@ -20,7 +20,7 @@ Found = Sequence[Any]
 
 
 class RelationalState(ABC):
-    """All of `State` but its totals, its locks and its lifetime.
+    """All of `State` but `refresh`, its totals, its locks and its lifetime.
 
     A subclass runs the statements of storage/sql.py and supplies `:now`.
     """

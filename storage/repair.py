@@ -1,4 +1,4 @@
-"""A new SQLite database in place of a lost one, with everything that the old one still gives away.
+"""A new SQLite database in place of a lost one, with everything that can still be read from it.
 
 Hosted URLs exist nowhere else, and language models were paid for their answers.
 """

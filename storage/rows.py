@@ -1,4 +1,4 @@
-"""Rows as a database returns them: nothing is believed before it was checked."""
+"""Rows as a database returns them, checked before they are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows that a process has seen last, for the time when they cannot be read."""
+"""The rows that a process has read last, for when the database is down."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ class SeenRows:
 
     def get(self, key: str) -> Row | None:
         return self._rows.get(key)
+
+    def all(self) -> list[Row]:
+        with self._mutex:
+            return list(self._rows.values())
 
     def replace(self, key: str, row: Row | None) -> None:
         """Keep the row of a key, or drop it."""

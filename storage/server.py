@@ -72,8 +72,8 @@ class Server:
     def run(self, work: Callable[[Connection], T]) -> T:
         """Return `work(connection)`. Raises Unavailable, within `seconds`.
 
-        `work` is run once more on a new connection if the first turns out to be lost: what a lost
-        one was doing may have been done.
+        `work` is run once more on a new connection if the first turns out to be lost, although the
+        server may have done it the first time.
         """
         deadline = time.monotonic() + self._seconds
         for may_retry in (True, False):
@@ -106,8 +106,8 @@ class Server:
                     connection.deadline = time.monotonic() + seconds
                     self._prepare(connection)
                     work(connection)
-                # Even if nobody waits for it any more: to find the one of several hosts that
-                # answers can take longer than a call may.
+                # Even if the caller has given up: finding the one host of several that answers
+                # can take longer than a call may.
                 self._reason = None
                 outcome.set_result(None)
             except (psycopg.Error, Unavailable) as error:

@@ -44,6 +44,9 @@ class SqliteState(RelationalState):
 
         return self._database.run(work)
 
+    def refresh(self) -> None:
+        pass  # no row is remembered
+
     def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
         return self._locks.hold(key, seconds)
 

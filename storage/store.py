@@ -8,6 +8,10 @@ from typing import NamedTuple, Protocol
 
 from storage import State
 
+DAY = 86400.0
+# Files of work that may still be under way are younger.
+STALE_SECONDS = 600.0
+
 
 class Task(NamedTuple):
     """Work to be done first after `first` seconds, then every `period` seconds."""
@@ -67,8 +71,8 @@ class Store(Protocol):
     def open(self, name: str) -> FileIO:
         """Open for reading: a regular local file, so that the kernel can send it.
 
-        Its modification time is `created` in whole seconds as long as it is as it was written
-        and has been verified. Raises FileNotFoundError if it does not exist.
+        Its modification time is `created` in whole seconds if it is unchanged and has been
+        verified. Raises FileNotFoundError if it does not exist.
         """
         ...
 

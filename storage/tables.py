@@ -1,4 +1,4 @@
-"""PostgreSQL's own side of storage/sql.py: the clock, the totals, and how tables come about."""
+"""PostgreSQL's own side of storage/sql.py: the clock, the totals, and creating the tables."""
 
 from __future__ import annotations
 
@@ -57,6 +57,9 @@ FOLD_TOTALS = f"""
 WITH folded AS (DELETE FROM totals RETURNING pictures, bytes)
 INSERT INTO totals SELECT {_SUMS} FROM folded
 """
+
+# sql.files would be another statement, to be prepared anew, for each number of keys.
+FILES = "SELECT key, file FROM entries WHERE key = ANY(:keys)"
 
 # What makes each version of the one before. The first in PostgreSQL was 2.
 _MIGRATIONS: dict[int, tuple[str, ...]] = {}

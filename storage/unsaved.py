@@ -35,8 +35,8 @@ class Deleted(Note):
 class Unsaved:
     """A row to be written; `data` if its file has to be written as well.
 
-    `spare` is the file that a hosted picture lies in meanwhile where it would be adopted after a
-    crash, and its drawing not be paid again.
+    `spare` is a file with a hosted picture, where files without a row are adopted: after a crash
+    it is served instead of being drawn again.
     """
 
     row: Row

@@ -14,7 +14,7 @@ from formats import media_type_of
 from storage import Row, Unavailable
 from storage.store import Store
 
-# How long a picture that another machine has yet to upload is waited for, rather than drawn again.
+# How long to wait for a picture that another machine has yet to upload before it is drawn again.
 PATIENCE_SECONDS = 86400.0
 
 

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from cache import STALE_SECONDS, Cache, NotKept, Picture
+from cache import Cache, NotKept, Picture
 from picture import ImageRequest
 from storage import Row, Totals, Unavailable
 from storage.folder import Folder
 from storage.sqlite import SqliteState
+from storage.store import STALE_SECONDS
 from storage.unsaved import Backlog
 
 from .servers import GIF, png, wait_until
@@ -170,6 +171,16 @@ def test_crash_while_deleting_brings_nothing_back(
     again = make()
     assert read_settled(again) is None
     assert again.totals() == Totals(0, 0)
+
+
+def test_deletion_counts_although_a_request_removes_the_row_meanwhile(
+    cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(cache)
+    other = make()
+    monkeypatch.setattr(cache.state, "remember", lambda *_: read(other))
+    assert cache.delete(REQUEST.key)
+    assert not cache.delete(REQUEST.key)
 
 
 def test_hosted_picture_has_no_file(cache: Cache, folder: Path) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -19,11 +19,13 @@ from cache import Cache, NotKept
 from environment.objects import ObjectSettings
 from picture import ImageRequest
 from storage import Row, Totals, Unavailable
-from storage.copies import DAY, Copies
+from storage.copies import Copies
 from storage.folder import Folder
 from storage.objects import Objects
 from storage.recent import Recent
 from storage.sqlite import SqliteState
+from storage.store import DAY
+from storage.transfer import Place, transfer
 
 from .link import Link
 from .servers import GIF, png, wait_until
@@ -193,6 +195,7 @@ def test_machine_without_a_usable_folder_serves_what_it_fetches(
     assert row.machine is None
     assert [broken.read(), here.read()] == [PNG, PNG]
     assert broken.link.requests[1:] == [broken.link.requests[0].replace("PUT", "GET")]
+    assert broken.store.has_pending, "/status says that something is wrong"
 
 
 # --- the room for copies
@@ -350,6 +353,18 @@ def test_machine_that_never_uploads_is_waited_for_a_day(
     assert here.read() == GIF
     here.upkeep()
     assert len(stored(there)) == 1
+
+
+def test_import_ends_while_the_store_fails(here: Machine, tmp_path: Path) -> None:
+    """Its pictures can be older than others wait for them."""
+    source = Place(SqliteState(tmp_path / "single"), Folder(tmp_path / "single"))
+    with closing(Cache(*source)) as single:
+        single.put(REQUEST.key, PNG, "image/png", created=1e9)
+        here.link.cut()
+        with pytest.raises(Unavailable):
+            list(transfer(source, Place(here.state, here.store)))
+        here.link.mend()
+        assert here.cache.totals() == Totals(0, 0)
 
 
 # --- deleted and replaced

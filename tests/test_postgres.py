@@ -418,6 +418,23 @@ def test_without_a_server_seen_rows_are_found_and_nothing_else_goes_on(
     wait_until(lambda: works(state), BACK)
 
 
+def test_rows_that_another_process_removed_are_forgotten(
+    open_state: Open, state: PostgresState, postgres: Postgres, url: str, link: Link
+) -> None:
+    kept, removed, replaced = rows = [row_of(number) for number in range(3)]
+    state.add(rows)
+    linked = open_state(url.replace(f":{postgres.port}/", f":{link.port}/"))
+    assert [linked.find(row.key) for row in rows] == rows
+    state.remove([removed])
+    state.store(row_of(2, generation=1))
+    linked.refresh()
+    link.cut()
+    assert linked.find(kept.key) == kept
+    for row in (removed, replaced):
+        with pytest.raises(Unavailable):
+            linked.find(row.key)
+
+
 def test_partition_ends_every_call_in_time(
     open_state: Open, postgres: Postgres, url: str, link: Link
 ) -> None:
