@@ -16,5 +16,10 @@ export function enlarge(src, alt) {
   $('full-size').showModal();
 }
 
+// Where the picture is larger than the window, its middle comes first.
+$('enlarged').addEventListener('load', () => {
+  const { scrollWidth, scrollHeight, clientWidth, clientHeight } = $('scroller');
+  $('scroller').scrollTo((scrollWidth - clientWidth) / 2, (scrollHeight - clientHeight) / 2);
+});
 // A click on the picture leads back, too.
 $('scroller').addEventListener('click', () => $('full-size').close());
