@@ -8,7 +8,10 @@ export function confirm({ title, quote = '', note, yes }) {
   for (const [id, text] of Object.entries(texts)) $(id).textContent = text;
   dialog.returnValue = '';
   dialog.showModal();
-  return new Promise((resolve) => { dialog.onclose = () => resolve(dialog.returnValue === 'yes'); });
+  return new Promise((resolve) => {
+    // The event comes late: the dialog may be open again, with another question.
+    dialog.onclose = () => dialog.open || resolve(dialog.returnValue === 'yes');
+  });
 }
 
 export function enlarge(src, alt) {
