@@ -19,12 +19,10 @@ from picture import ImageRequest
 from storage import Note, Row, State, Totals, Unavailable
 from storage.store import DAY, STALE_SECONDS, Store, Task
 from storage.unsaved import Backlog, Deleted
-from storage.upkeep import adopt, discard, evict, learn, repeat, store_errors, sweep
+from storage.upkeep import adopt, discard, evict, learn, repeat_both, store_errors, sweep
 from storage.verify import Lost, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
-
-REFRESH_SECONDS = 5.0
 
 
 class NotKept(Exception):
@@ -141,7 +139,10 @@ class Cache:
         if row := self._delete_file(key):
             # The row last: after a crash in between, it leads to nothing and is a miss.
             self.state.remove([row])
-        return bool(found or row or was_unsaved)
+        if found or row or was_unsaved:
+            return True
+        self._backlog.check_elsewhere(key)
+        return False
 
     def totals(self) -> Totals | None:
         with suppress(Unavailable):
@@ -236,25 +237,28 @@ class Cache:
 
     def maintain(self, stop: threading.Event, *more: Task) -> None:
         """Keep the cache in order until `stop` is set, and do `more`: the work of a thread."""
-        tasks = [
+        quick = [
             Task(self.settle, first=0, period=1),
             Task(self._keep_up, first=0, period=1),
-            Task(self._save, first=0, period=1),
+            Task(self._backlog.save, first=0, period=1),
             # An outage must not bring back what another machine has deleted.
-            Task(self.state.refresh, first=REFRESH_SECONDS, period=REFRESH_SECONDS),
+            Task(self.state.refresh, first=5, period=5),
             Task(self.flush, first=30, period=30),
             Task(self.state.expire, first=0, period=60),
-            Task(self.sweep, first=0, period=DAY),
-            # What a crash just before the start left behind is too young for the first sweep.
-            Task(self.sweep, first=STALE_SECONDS + 60, period=DAY),
+            *more,
         ]
-        repeat([*tasks, *self.store.tasks(self.state), *more], stop)
+        slow = [
+            # What a crash just before the start left behind is too young for the first sweep.
+            *(Task(self.sweep, first, period=DAY) for first in (0, STALE_SECONDS + 60)),
+            *self.store.tasks(self.state),
+        ]
+        repeat_both(quick, slow, stop)
         with suppress(Unavailable):
             self.flush()
 
     def close(self) -> None:
         """Write down what is in memory only, and close the state."""
-        for task in (self._save, self.flush):
+        for task in (self._backlog.save, self.flush):
             with suppress(Unavailable):
                 task()
         self.state.close()
@@ -271,8 +275,7 @@ class Cache:
     def evict(self) -> None:
         """Hold `max_bytes`, least recently used first. Raises Unavailable."""
         if self.max_bytes:
-            evicted = self.metrics.evicted
-            total = evict(self.state, self.store, self.max_bytes, self.flush, evicted)
+            total = evict(self.state, self.store, self.max_bytes, self.flush, self.metrics.evicted)
             # Other processes store as well: half of what is left is theirs.
             self._room = (self.max_bytes - total) / 2
 
@@ -287,10 +290,6 @@ class Cache:
             self.store.sweep()
             if self.store.machine is None:
                 sweep(self.state, self.store, self.clock() - STALE_SECONDS)
-
-    def _save(self) -> None:
-        with store_errors():
-            self._backlog.save()
 
     def _keep_up(self) -> None:
         """Evict what other processes stored too much; near the limit, tell them what is used."""

@@ -16,6 +16,7 @@ from typing import ClassVar
 from formats import EXTENSIONS
 from storage import LockTimeout, Note, Row, State, Unavailable
 from storage.store import Store
+from storage.upkeep import store_errors
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
@@ -108,27 +109,39 @@ class Backlog:
             self._discard(name)
         return True
 
+    def check_elsewhere(self, key: str) -> None:
+        """Raise Unavailable while another process draws a picture or has yet to write its row."""
+        try:
+            with self.state.hold(key, 0.0):
+                pass
+        except LockTimeout as error:
+            raise Unavailable("another worker is drawing or saving the picture") from error
+
     def save(self) -> None:
-        """Save what can be saved. Raises OSError or Unavailable at the first that cannot be."""
-        for key, entry in list(self._entries.items()):
-            row, written = entry.row, entry
-            if entry.data is not None and row.file:
-                row = replace(row, machine=self.store.write(row.file, entry.data, row.created))
-                written = replace(entry, row=row, data=None)
-            if not self._swap(key, entry, written):
-                self._discard(row.file)
-                continue
-            replaced = self.state.store(row)
-            # Whoever deletes it from now on finds the row.
-            is_deleted = self._is_deleted(entry)
-            if not self._swap(key, written, None) or is_deleted:
-                self.state.remove([row])
-                self._discard(row.file)
-            entry.lock.close()
-            for name in {replaced, entry.spare} - {row.file}:
-                self._discard(name)
-            if not self._entries:
-                log.warning("Pictures can be saved again")
+        """Save what can be saved. Raises Unavailable at the first that cannot be."""
+        with store_errors():
+            for key, entry in list(self._entries.items()):
+                self._save(key, entry)
+
+    def _save(self, key: str, entry: Unsaved) -> None:
+        row, written = entry.row, entry
+        if entry.data is not None and row.file:
+            row = replace(row, machine=self.store.write(row.file, entry.data, row.created))
+            written = replace(entry, row=row, data=None)
+        if not self._swap(key, entry, written):
+            self._discard(row.file)
+            return
+        replaced = self.state.store(row)
+        # Whoever deletes it from now on finds the row.
+        is_deleted = self._is_deleted(entry)
+        if not self._swap(key, written, None) or is_deleted:
+            self.state.remove([row])
+            self._discard(row.file)
+        entry.lock.close()
+        for name in {replaced, entry.spare} - {row.file}:
+            self._discard(name)
+        if not self._entries:
+            log.warning("Pictures can be saved again")
 
     def _is_deleted(self, entry: Unsaved) -> bool:
         deleted = self.state.recall([(Deleted, entry.row.key)]).get(Deleted, entry.row.key)

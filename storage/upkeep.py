@@ -41,6 +41,14 @@ def repeat(tasks: Sequence[Task], stop: threading.Event) -> None:
             return
 
 
+def repeat_both(quick: Sequence[Task], slow: Sequence[Task], stop: threading.Event) -> None:
+    """Repeat quick tasks, and slow ones in another thread: a hanging upload delays no row."""
+    aside = threading.Thread(target=repeat, args=(slow, stop), daemon=True)
+    aside.start()
+    repeat(quick, stop)
+    aside.join()
+
+
 @contextmanager
 def store_errors() -> Iterator[None]:
     """Turn an OSError of the store into Unavailable."""

@@ -25,7 +25,7 @@ from storage.store import STALE_SECONDS
 from storage.unsaved import Backlog
 
 from .servers import GIF, png, wait_until
-from .states import ROOT, Clock, CountingState, Word
+from .states import ROOT, Clock, CountingState, SqlitePlace, Word, held_elsewhere
 
 Make = Callable[..., Cache]
 REQUEST = ImageRequest("a red apple")
@@ -171,6 +171,14 @@ def test_crash_while_deleting_brings_nothing_back(
     again = make()
     assert read_settled(again) is None
     assert again.totals() == Totals(0, 0)
+
+
+def test_picture_that_another_process_has_yet_to_save_is_not_said_to_be_missing(
+    cache: Cache, folder: Path, clock: Clock
+) -> None:
+    with held_elsewhere(SqlitePlace(folder, clock), REQUEST.key), pytest.raises(Unavailable):
+        cache.delete(REQUEST.key)
+    assert not cache.delete(REQUEST.key)
 
 
 def test_deletion_counts_although_a_request_removes_the_row_meanwhile(

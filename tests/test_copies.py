@@ -291,6 +291,27 @@ def test_upload_is_made_up_after_a_restart(make: Make, here: Machine, there: Mac
     assert there.read() == PNG
 
 
+def test_rows_are_written_while_an_upload_hangs(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.link.cut()
+    here.put()
+    stop, other = threading.Event(), ImageRequest("another")
+    with ExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(here.state, "store", refuse)
+            here.put(other)
+            here.link.mend()
+            here.link.freeze()
+            here.link.requests.clear()
+            upkeep = threading.Thread(target=here.cache.maintain, args=(stop,))
+            upkeep.start()
+            for ending in (upkeep.join, here.link.mend, stop.set):
+                stack.callback(ending)
+            wait_until(lambda: here.link.requests, what="an upload")
+        wait_until(lambda: here.state.find(other.key), seconds=2)
+
+
 def test_hits_go_on_and_copies_wait_while_the_store_fails(here: Machine, there: Machine) -> None:
     here.put()
     here.put(other := ImageRequest("another"))
@@ -331,7 +352,7 @@ def test_picture_goes_to_memory_if_the_folder_fails_too(
 
 def is_saved(machine: Machine) -> bool:
     try:
-        machine.cache._save()
+        machine.cache._backlog.save()
     except Unavailable:
         return False
     return True

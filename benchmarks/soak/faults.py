@@ -154,6 +154,7 @@ def fill_disk(scene: Scene) -> None:
             kept = [prompt for prompt in scene.ledger.kept() if "deleted" not in prompt]
             paid = {ImageRequest(prompt, 64, 64).key for prompt in kept}
         wait_until(lambda: paid <= keys_of(scene.pictures()), "pictures kept in memory", 15)
+        pause(2.0)  # until those that were deleted meanwhile are saved or dropped, too
 
 
 def keys_of(names: set[str]) -> set[str]:
