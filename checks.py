@@ -35,6 +35,13 @@ _STORE_FAULTS = (
     ("certificate", "CA_BUNDLE", "write the path of a file with the authority's certificate"),
     ("", "S3_ENDPOINT_URL", "write the URL of an S3 server that answers"),
 )
+# What to do where the store is not S3, and its credentials are no settings of ours.
+_STORE_ADVICE = {
+    "gs": "create the bucket, and set GOOGLE_APPLICATION_CREDENTIALS in the environment (not in"
+    " .env)",
+    "az": "create the container, and set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+    " in the environment (not in .env)",
+}
 
 
 class Problem(NamedTuple):
@@ -104,14 +111,15 @@ def _of_state(check: Future[None], settings: Settings) -> Iterator[Problem]:
 
 
 def _of_store(check: Future[None], settings: Settings) -> Iterator[Problem]:
-    setting = "STORAGE_URL" if settings.storage else "CACHE_DIR"
+    scheme = settings.storage.url.partition(":")[0] if settings.storage else ""
+    setting = "STORAGE_URL" if scheme else "CACHE_DIR"
     try:
         check.result(0)
     except TimeoutError:
         yield Problem(f"{setting}: no answer within {_SECONDS:g} s")
     except OSError as error:
-        advice = "write another one"
-        if settings.storage and settings.storage.url.startswith("s3://"):
+        advice = _STORE_ADVICE.get(scheme, "write another one")
+        if scheme == "s3":
             setting, advice = _blamed(str(error.strerror))
         yield Problem(f"{setting}: {error.strerror}; {advice}")
 

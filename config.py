@@ -247,8 +247,8 @@ def _check_machines(reader: Reader, settings: Settings) -> None:
         reader.require("STORAGE_URL", f"{advice}: write s3://bucket/prefix")
     if settings.database_url and (settings.cache_dir / "index.sqlite3").exists():
         # Its files would be taken for copies of what is in the bucket, and deleted one day.
-        sentence = "holds a cache that DATABASE_URL does not use; write another folder, and then"
-        reader.fault("CACHE_DIR", f"{sentence} import this one: flask --app app cache import …")
+        sentence = "holds the index of a single machine; write another folder, and import this one"
+        reader.fault("CACHE_DIR", f"{sentence} into it: .venv/bin/flask --app app cache import …")
 
 
 def load(*, is_flask_command: bool = False) -> Settings:

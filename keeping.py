@@ -91,7 +91,7 @@ class Keeper:
         except Inconvertible as error:
             if str(error) not in self._unconverted:
                 self._unconverted.add(str(error))
-                detail = f"the picture {error}; it is kept as it came, as will be others like it"
+                detail = f"the picture {error}; it is stored unchanged, as others like it will be"
                 log.warning("Could not convert %s: %s", journey.label, detail)
             return journey.after(Stage.since(began, "convert", "failed")), image
         converted = replace(image, data=data, media_type=media_type)

@@ -126,6 +126,8 @@ def database_url(text: str) -> str:
 
 def base_urls(text: str) -> tuple[str, ...]:
     """Return comma-separated URLs, each once."""
+    if re.search(r";\s*https?://", text):
+        raise ValueError("separates URLs by semicolons; write commas between them")
     urls = tuple(dict.fromkeys(base_url(part.strip()) for part in text.split(",") if part.strip()))
     if not urls:
         raise ValueError("names no backend; write one or more URLs, separated by commas")

@@ -66,8 +66,8 @@ def _stats_command(settings: Settings, cache: Cache) -> click.Command:
             found = {"entries": totals.entries, "bytes": totals.bytes, "max_bytes": limit}
             click.echo(json.dumps(found))
         else:
-            of = _size(limit) if limit else "no limit"
-            click.echo(f"{counted(totals.entries)}, {_size(totals.bytes)} of {of}")
+            of = f" of {_size(limit)}" if limit else ", no limit"
+            click.echo(f"{counted(totals.entries)}, {_size(totals.bytes)}{of}")
 
     return stats
 

@@ -37,10 +37,10 @@ class Dotenv:
         """Yield a sentence for each probable mistake; `names` are those of all settings."""
         for name in self.values.keys() - names:
             for similar in difflib.get_close_matches(name.upper(), names, 1, 0.85):
-                yield f"{name}: in .env, is not a setting; did you mean {similar}?"
+                yield f"{name}: is in .env but is not a setting; did you mean {similar}?"
         line = r"(?m)^[^\S\n]*(?:export[^\S\n]+)?(%s)[^\S\n]*=[^\S\n]*[^\s'\"].*?[^\S\n]#"
         for name in re.findall(line % "|".join(secrets), self.text):
-            yield f"{name}: in .env, ends before the #; if that belongs to it, use single quotes"
+            yield f"{name}: ends before the # in .env; if the # is part of it, use single quotes"
 
 
 def process_environment(*, is_flask_command: bool) -> dict[str, str]:

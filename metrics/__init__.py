@@ -1,7 +1,7 @@
-"""What the program measures: nothing here, and with METRICS what prometheus.py counts.
+"""What the rest of the program knows of metrics. With METRICS, prometheus.py does the counting.
 
-Most of it is seen from outside, by watching the calls of a part of the program; a part itself
-reports only what its calls do not show. Without METRICS every part is used as it is.
+Most is counted from outside: `watch` wraps a part of the program and sees its calls. A part
+reports itself only what its calls do not show. Without METRICS nothing is wrapped or counted.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Metrics:
     """Counts nothing and changes nothing."""
 
     def watch(self, kind: Kind, part: T) -> T:
-        """Return `part`, or what stands for it while its calls are counted."""
+        """Return `part`, or a stand-in that counts its calls."""
         return part
 
     def watch_pool(self, pool: Pool[Drawn]) -> Pool[Drawn]:
-        """Return the pool of drawings, likewise."""
+        """The same for the pool of drawings."""
         return pool
 
     def watch_requests(self, app: WSGIApplication) -> WSGIApplication:
-        """Return the application, likewise."""
+        """The same for the WSGI application."""
         return app
 
     def adopted(self, pictures: int) -> None:
@@ -41,4 +41,4 @@ class Metrics:
         """Count pictures that were deleted to make room."""
 
     def connected(self, *, is_new: bool) -> None:
-        """Count a call of another server, over a new connection or one that was kept."""
+        """Count a call to another server, over a new connection or a reused one."""

@@ -1,4 +1,4 @@
-"""What is measured: names, help texts and labels. docs/metrics.md explains them.
+"""The metrics: names, help texts and labels. docs/metrics.md explains them.
 
 Names follow https://prometheus.io/docs/practices/naming/. A label has few values, and none is
 a prompt or a key.
@@ -18,7 +18,7 @@ _STAGES = ("optimise", "generate", "rewrite", "fallback", "convert", "upload")
 
 
 class Family(NamedTuple):
-    """A metric: its help text, its labels, and their values that are shown before they occur."""
+    """A metric: its help text, its labels, and and the label values that start at 0."""
 
     text: str
     labels: Sequence[str] = ()
@@ -72,7 +72,7 @@ TIMINGS = {
     ),
 }
 
-# Of each worker, added up over those that live.
+# Of each worker; the sum over the living ones is shown.
 GAUGES = {
     "drawings_in_progress": Family("Drawings under way."),
     "drawings_limit": Family("Most drawings that can be under way: DRAWINGS in each worker."),
@@ -82,7 +82,7 @@ GAUGES = {
     ),
 }
 
-# Read when they are asked for.
+# Read at each scrape (web/metrics.py).
 FACTS = {
     "backend_state": Family(
         "Whether a backend is ready, cooling down or drained: 1 for its state.",

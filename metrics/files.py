@@ -64,7 +64,7 @@ class Files:
         worker.number = next(number for number in itertools.count() if number not in taken)
 
     def post_fork(self, server: Any, worker: Any) -> None:
-        """Have the worker count in its files, or in vain if there is no room for them."""
+        """Have the worker count in its files, or only in memory if there is no room for them."""
         from prometheus_client import values
 
         values.ValueClass = values.MutexValue
@@ -78,7 +78,7 @@ class Files:
             values.ValueClass = values.MultiProcessValue(lambda: worker.number)  # type: ignore[no-untyped-call]
 
     def child_exit(self, server: Any, worker: Any) -> None:
-        """Forget what a worker had in progress, as prometheus_client's mark_process_dead.
+        """Forget what a worker had in progress, as prometheus_client's mark_process_dead does.
 
         A worker from before METRICS was set has no number.
         """

@@ -54,7 +54,7 @@ class Values:
         self._timings[name].labels(*labels).observe(seconds)
 
     def show_backend(self, name: str) -> None:
-        """Show what is known only from the settings on: a rate needs a 0 to start from."""
+        """Start the series of a backend at 0: rate() misses whatever a new series starts with."""
         for outcome in Outcome:
             self._counters["backend_calls"].labels(name, outcome)
         self._timings["backend_call"].labels(name)
@@ -85,7 +85,7 @@ class Values:
 
 
 class Prometheus(Metrics):
-    """What this process counts; `collector` has it from all workers of the service."""
+    """Counts in this process; `collector` adds up all workers of the service."""
 
     def __init__(self) -> None:
         self._values = Values()
@@ -108,8 +108,8 @@ class Prometheus(Metrics):
     def watch(self, kind: Kind, part: T) -> T:
         if kind == "backend":
             self._values.show_backend(cast(Any, part).name)
-        methods, tell = self._watchers[kind]
-        return cast(T, Watched(part, methods, partial(tell, part)))
+        methods, report = self._watchers[kind]
+        return cast(T, Watched(part, methods, partial(report, part)))
 
     def watch_pool(self, pool: Pool[Drawn]) -> Pool[Drawn]:
         self._values.gauge("drawings_limit").set(pool.threads)
@@ -166,7 +166,7 @@ class Prometheus(Metrics):
 
 
 class _WatchedPool(Watched):
-    """Stands for the pool of drawings: its callers wait, and its work is to draw."""
+    """Behaves like the pool of drawings, and counts its waiting callers and the drawings."""
 
     def __init__(self, pool: Pool[Drawn], values: Values) -> None:
         super().__init__(pool, (), lambda call: None)
@@ -190,7 +190,7 @@ class _WatchedPool(Watched):
         return drawn
 
     def _ended(self, call: Call) -> None:
-        """Count a drawing, unless there was nothing to draw any more, or nothing may be drawn."""
+        """Count a drawing, but not one that found a picture or a remembered failure meanwhile."""
         drawn, error = call.result, call.error
         if drawn and drawn.source != "cache":
             outcome, stages = "drawn", drawn.stages

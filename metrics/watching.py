@@ -1,4 +1,4 @@
-"""Parts of the program that look like before while every call is seen."""
+"""Stand-ins that behave like the parts they wrap, and report calls."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ class Call(NamedTuple):
         return "failed" if self.error else "ok"
 
 
-Tell = Callable[[Call], None]
+Report = Callable[[Call], None]
 
 
-def watched(method: str, function: Callable[..., T], tell: Tell) -> Callable[..., T]:
-    """Return `function`, which calls `tell` before it returns or raises."""
+def watched(method: str, function: Callable[..., T], report: Report) -> Callable[..., T]:
+    """Return a function that does the same, and reports each call before it returns or raises."""
 
     def call(*arguments: Any, **named: Any) -> T:
         began = time.perf_counter()
         try:
             result = function(*arguments, **named)
         except BaseException as error:
-            tell(Call(method, arguments, None, error, time.perf_counter() - began))
+            report(Call(method, arguments, None, error, time.perf_counter() - began))
             raise
-        tell(Call(method, arguments, result, None, time.perf_counter() - began))
+        report(Call(method, arguments, result, None, time.perf_counter() - began))
         return result
 
     return call
 
 
 class Watched:
-    """Stands for `part`, and tells of each call of these methods."""
+    """Behaves like `part`, and reports each call of these methods."""
 
-    def __init__(self, part: Any, methods: Iterable[str], tell: Tell) -> None:
+    def __init__(self, part: Any, methods: Iterable[str], report: Report) -> None:
         self._part = part
         for name in methods:
-            setattr(self, name, watched(name, getattr(part, name), tell))
+            setattr(self, name, watched(name, getattr(part, name), report))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)

@@ -59,7 +59,8 @@ def parameters(url: str, statement_seconds: float) -> dict[str, Any]:
     except psycopg.ProgrammingError:
         # Not `from` it: it quotes parts of the URL, which may be the password's.
         raise Unavailable(
-            "DATABASE_URL is invalid: write postgresql://user:password@host/database"
+            "DATABASE_URL is invalid: write postgresql://user:password@host/database, and after a ?"
+            " only parameters that PostgreSQL knows"
         ) from None
     timeout = f"-c statement_timeout={statement_seconds * 1000:.0f}"
     return {

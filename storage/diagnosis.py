@@ -23,7 +23,11 @@ _CONNECTING = (
         "the database named in DATABASE_URL does not exist: run CREATE DATABASE, or correct the"
         " name",
     ),
-    (r"failed to resolve host", "the host in DATABASE_URL cannot be resolved: correct its name"),
+    (
+        r"failed to resolve host",
+        "the host in DATABASE_URL cannot be resolved: correct its name, and write / and @ in the"
+        " password as %2F and %40",
+    ),
     (
         r"Connection refused|No such file or directory",
         "no server listens at the host and port in DATABASE_URL: correct them, or start"

@@ -459,6 +459,7 @@ def test_server_that_cannot_be_used_is_a_fault_of_a_setting(cluster: Cluster) ->
         ("DATABASE_URL", f"{own}%20-cdefault_transaction_read_only%3Don"),
         ("DATABASE_URL", cluster.postgres.url(port=silent.port)),
         ("STORAGE_URL", "s3://nothing-there"),
+        ("STORAGE_URL", "az://without-credentials"),
     ]
 
     def check(fault: tuple[str, str]) -> Problem | None:
@@ -471,4 +472,6 @@ def test_server_that_cannot_be_used_is_a_fault_of_a_setting(cluster: Cluster) ->
             assert problem
             assert problem.sentence.startswith(f"The cache cannot be used:\n  {name}: ")
             assert "hidden" not in problem.sentence
+        assert problem is not None
+        assert "set AZURE_STORAGE_ACCOUNT_NAME" in problem.sentence
         assert time.monotonic() - began < 9.5

@@ -209,6 +209,7 @@ def test_invalid_url_is_a_fault(text: str, start: str, reason: str) -> None:
     [
         ({"BACKEND_API_URLS": " "}, "BACKEND_API_URLS", "is not set"),
         ({"BACKEND_API_URLS": " , ,"}, "BACKEND_API_URLS", "names no backend"),
+        ({"BACKEND_API_URLS": f"{URL}; https://b"}, "BACKEND_API_URLS", "by semicolons"),
         ({"PROXY_ACCESS_KEY": ""}, "PROXY_ACCESS_KEY", "is not set"),
         ({"BACKEND_WEIGHTS": f'{{"{URL}": 0}}'}, "BACKEND_WEIGHTS", "drains every backend"),
         ({"LLM_OPTIMIZATION_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "LLM_OPTIMIZATION_ENABLED"),
@@ -841,13 +842,13 @@ def test_missing_signing_key_causes_a_warning() -> None:
 )
 def test_misspelt_name_in_dotenv_causes_a_warning(name: str, meant: str) -> None:
     (warning,) = warnings_of({}, f"{name}=x")
-    assert warning == f"{name}: in .env, is not a setting; did you mean {meant}?"
+    assert warning == f"{name}: is in .env but is not a setting; did you mean {meant}?"
 
 
 @pytest.mark.parametrize("line", ["ADMIN_TOKEN=abc #def", " export ADMIN_TOKEN = a b\t# c"])
 def test_secret_that_is_cut_by_a_comment_causes_a_warning(line: str) -> None:
     (warning,) = warnings_of({}, f"X='\n'\n{line}\n")
-    assert warning.startswith("ADMIN_TOKEN: in .env, ends before the #")
+    assert warning.startswith("ADMIN_TOKEN: ends before the # in .env")
     for whole in ("'abc #def'", '"abc #def"', "abc#def", "#abc", ""):
         assert warnings_of({}, f"ADMIN_TOKEN={whole}\n#x") == []
 

@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
+from metrics.families import _STAGES
 from storage import Row
 from storage.sqlite import SqliteState
 from web.cards import card, in_chinese
@@ -200,7 +201,7 @@ def test_seconds_are_counted_and_compared_with_those_of_late(page: Page, studio:
     assert page.at("#picture").get_attribute("alt") == "a red apple"
     assert "Drawn by a backend, in " in page.text("#how")
     page.draw("a green apple", until="waiting")
-    assert re.fullmatch(r"Lately about [\d.]+ s", page.text("#lately"))
+    assert re.fullmatch(r"Recent pictures took about [\d.]+ s", page.text("#lately"))
     gates[1].opened.set()
     page.wait_for_state("done")
     page.driver.refresh()
@@ -480,9 +481,11 @@ def test_picture_is_downloaded_under_its_prompt_and_seen_in_full_size(
     assert picture == pytest.approx(caption, abs=1)
     page.click("#enlarge")
     assert page.at("#enlarged").size == {"width": 3000, "height": 2000}
-    page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     scrolled = "return document.querySelector('#scroller').scrollLeft"
-    page.wait(lambda: page.run(scrolled) > 0, "the picture to move")
+    middle = (3000 - 1280) / 2
+    page.wait(lambda: page.run(scrolled) == middle, "the middle of the picture")
+    page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    page.wait(lambda: page.run(scrolled) > middle, "the picture to move")
     page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     page.wait_until("!document.querySelector(given[0]).checkVisibility()", "#full-size")
     assert (page.focused(), page.run(STATE)) == ("enlarge", "done")
@@ -610,7 +613,7 @@ def test_selected_pictures_are_deleted_after_a_question(page: Page, studio: Stud
     page.wait_for_prompts("three", "one")
     page.wait_for_text("#totals", "2 pictures")
     assert not page.shows("#selection")
-    assert page.focused() == "search"
+    assert page.focused() == "main"
     assert [entry["prompt"] for entry in studio.entries()] == ["three", "one"]
 
 
@@ -757,7 +760,7 @@ def test_no_two_texts_are_the_same_and_none_is_missing(page: Page, studio: Studi
         assert {value for value in values if values.count(value) > 1} == set()
     html = (ROOT / "web/page/page.html").read_text("utf-8")
     named = re.findall(r'data-(?:text|label|title|placeholder)="(.+?)"', html)
-    assert set(named) <= english.keys()
+    assert {*named, *(f"stage.{stage}" for stage in _STAGES)} <= english.keys()
     page.draw("a red apple")
     page.click("#language")
     assert page.run("return document.documentElement.lang") == "zh"
@@ -870,7 +873,7 @@ def test_keyboard_alone_draws_enlarges_and_deletes(page: Page, studio: Studio) -
     keyboard.press(Keys.ENTER)
     keyboard.go("confirm-yes")
     keyboard.press(Keys.ENTER)
-    page.wait_until("document.activeElement.id === given[0]", "search")
+    page.wait_until("document.activeElement.id === given[0]", "main")
     assert studio.entries() == []
 
 

@@ -1,4 +1,4 @@
-"""GET /metrics: what all workers counted, and what /status knows as numbers."""
+"""GET /metrics: the counters of all workers, and the facts of /status as numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Sample = tuple[Sequence[str], float]
 
 
 class MetricsPage:
-    """The view. As a collector of prometheus_client it reads what nobody has to count."""
+    """The view, and the collector of what is read at each scrape instead of counted."""
 
     def __init__(self, metrics: Prometheus, access: Access, status: Status, limits: Limits) -> None:
         self.access = access
@@ -36,7 +36,7 @@ class MetricsPage:
         registry = CollectorRegistry()
         registry.register(metrics.collector)
         registry.register(self)
-        # It speaks OpenMetrics and gzip where the client does.
+        # It answers in OpenMetrics and with gzip if the client accepts them.
         self._app = make_wsgi_app(registry)
 
     def show(self) -> Response:
@@ -48,7 +48,7 @@ class MetricsPage:
         return response
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield what is known at this moment."""
+        """Yield the state of backends, cache and keys."""
         found = self.status.describe()
         yield from self._backends(found["backends"])
         yield from self._cache(found["cache"])

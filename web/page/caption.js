@@ -1,4 +1,4 @@
-// What stands under the picture: what it is, how it came, what can be done with it.
+// The caption under the picture: its parameters, where it came from, links and download.
 import { OPTIONS } from './form.js';
 import { $, duration, isText, reasonsOf, t } from './words.js';
 

@@ -17,7 +17,8 @@ function makeCard({ prompt, href, facts, by }) {
 
 /** One side alone is a square. */
 const sizeOf = ({ width, height }) => (width || height ? `${width ?? height} × ${height ?? width}` : '');
-const joined = (...facts) => facts.filter(Boolean).join(' · ');
+// No-break spaces: lines break between facts, not within one.
+const joined = (...facts) => facts.filter(Boolean).map((one) => one.replaceAll(' ', '\u00a0')).join(' · ');
 
 export function historyCard({ wanted, created, thumbnail }) {
   const facts = joined(sizeOf(wanted), wanted.model, t('seed.is', wanted));
@@ -53,18 +54,18 @@ function hostOf(name) {
   return /^(127\.|\[::1\])/.test(hostname) ? 'localhost' : hostname;
 }
 
-// --- pictures, fetched with the token while they are in view
+// --- thumbnails, fetched with the token while their cards are in view
 
 const fetching = new WeakMap();
 const inView = new IntersectionObserver((seen) => {
   for (const { target, isIntersecting } of seen) {
-    if (isIntersecting) hangThumbnail(target);
+    if (isIntersecting) loadThumbnail(target);
     else fetching.get(target)?.abort(); // scrolled past: those in view come first
   }
 }, { rootMargin: '400px' });
-export const hangInView = (node) => inView.observe(node);
+export const loadInView = (node) => inView.observe(node);
 
-async function hangThumbnail(node) {
+async function loadThumbnail(node) {
   const image = node.querySelector('img');
   const run = new AbortController();
   fetching.set(node, run);
@@ -86,13 +87,14 @@ async function blobOf(path, signal) {
   }
 }
 
-/** Let a picture without a URL, since nobody has asked for it since it was imported, be seen large. */
+/** Show a picture in full size: an imported one has no URL until someone requests it by its prompt. */
 function openByKey(link, key, prompt) {
   link.href = '#view=gallery';
-  link.role = 'button';
   link.addEventListener('click', async (event) => {
     event.preventDefault();
     const src = await blobOf(`cache/${key}`);
-    if (src) enlarge(src, prompt);
+    if (!src) return;
+    enlarge(src, prompt);
+    $('enlarged').addEventListener('load', () => URL.revokeObjectURL(src), { once: true });
   });
 }

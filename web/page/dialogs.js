@@ -8,7 +8,10 @@ export function confirm({ title, quote = '', note, yes }) {
   for (const [id, text] of Object.entries(texts)) $(id).textContent = text;
   dialog.returnValue = '';
   dialog.showModal();
-  return new Promise((resolve) => { dialog.onclose = () => resolve(dialog.returnValue === 'yes'); });
+  return new Promise((resolve) => {
+    // The event comes late: the dialog may be open again, with another question.
+    dialog.onclose = () => dialog.open || resolve(dialog.returnValue === 'yes');
+  });
 }
 
 export function enlarge(src, alt) {
@@ -16,5 +19,10 @@ export function enlarge(src, alt) {
   $('full-size').showModal();
 }
 
+// Where the picture is larger than the window, its middle comes first.
+$('enlarged').addEventListener('load', () => {
+  const { scrollWidth, scrollHeight, clientWidth, clientHeight } = $('scroller');
+  $('scroller').scrollTo((scrollWidth - clientWidth) / 2, (scrollHeight - clientHeight) / 2);
+});
 // A click on the picture leads back, too.
 $('scroller').addEventListener('click', () => $('full-size').close());

@@ -26,7 +26,7 @@ export async function draw(wanted, isHit = false) {
     const { response, isLate } = await askUntilDrawn(wanted, run.signal);
     const signing = signOrSayWhy(wanted);
     const { src, type } = await fileOf(response, signing);
-    if (running === run) await hang(src);
+    if (running === run) await showPicture(src);
     const signed = await signing;
     if (running !== run) return;
     const seconds = (performance.now() - began) / 1000;
@@ -73,7 +73,7 @@ async function fileOf(response, signing) {
   return { src: URL.createObjectURL(await response.blob()), type };
 }
 
-async function hang(src) {
+async function showPicture(src) {
   const picture = $('picture');
   if (picture.src.startsWith('blob:')) URL.revokeObjectURL(picture.src);
   picture.src = src;

@@ -18,17 +18,17 @@ export function errorText({ status = 0, remedy }) {
 
 export function fillError(error) {
   const { remedy, remembered, until, stages = [] } = error;
-  const isTold = !error.status || stages.length || until; // by the page itself
-  const detail = isTold ? '' : error.message;
+  const isExplained = !error.status || stages.length || until; // by the page's own words
+  const detail = isExplained ? '' : error.message;
   $('error').dataset.status = error.status ?? 0;
   $('error-text').textContent = errorText(error);
   $('error-says').hidden = !detail;
   $('error-detail').textContent = detail;
   $('retry').textContent = t(isToBeChanged(error) ? 'error.edit' : 'error.retry');
   $('error-help').textContent = remedy === 'operator' ? t('error.operator') : '';
-  const isToBeTold = until && (remembered || !error.retryAfter); // else it is over in seconds
-  const time = isToBeTold && new Date(until).toLocaleString(language, { dateStyle: 'medium', timeStyle: 'short' });
-  $('error-memory').textContent = isToBeTold ? t('error.until', { time }) : '';
+  const isLasting = until && (remembered || !error.retryAfter); // otherwise it is over in seconds
+  const time = isLasting && new Date(until).toLocaleString(language, { dateStyle: 'medium', timeStyle: 'short' });
+  $('error-memory').textContent = isLasting ? t('error.until', { time }) : '';
   fillStages($('error').querySelector('.stages'), stages);
 }
 

@@ -1,5 +1,5 @@
 // The gallery: what is in the cache, a page at a time, for the administrator.
-import { galleryCard, hangInView } from './cards.js';
+import { galleryCard, loadInView } from './cards.js';
 import { errorText } from './failure.js';
 import { session } from './kept.js';
 import { askJson, withToken } from './server.js';
@@ -33,7 +33,7 @@ export async function saveToken(event) {
   session.set('token', $('admin-token').value.trim());
   $('admin-token').value = '';
   await openGallery();
-  $('search').focus();
+  $('main').focus({ preventScroll: true });
 }
 
 /** List the cache from the start, or go on `before` where the last page ended. */
@@ -45,7 +45,7 @@ async function load(before = null) {
   try {
     const page = await list(query, loading.signal);
     following = page.next;
-    hang(page.entries, Boolean(before));
+    showCards(page.entries, Boolean(before));
     if (following) end.observe($('more'));
   } catch (error) {
     if (error.name !== 'AbortError') failGallery(error);
@@ -62,13 +62,13 @@ async function list(query, signal) {
   return page;
 }
 
-function hang(found, isMore) {
+function showCards(found, isMore) {
   const cards = found.map(galleryCard);
   $('gallery')[isMore ? 'append' : 'replaceChildren'](...cards);
-  cards.forEach(hangInView);
+  cards.forEach(loadInView);
   if (document.activeElement === $('more')) cards[0]?.querySelector('a').focus();
   describe();
-  $('gallery').dispatchEvent(new Event('change')); // what was selected is gone
+  $('gallery').dispatchEvent(new Event('change')); // cards that were selected are gone
   say(t('gallery.shown', { count: $('gallery').childElementCount }), true);
 }
 

@@ -29,7 +29,7 @@ export async function deleteSelected() {
   const left = await deleteAll(cards);
   if (left.length) return;
   await countAgain();
-  $('search').focus();
+  $('main').focus({ preventScroll: true });
   say(t('delete.done', { count }));
 }
 

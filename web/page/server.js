@@ -7,7 +7,7 @@ const asHeader = (text) => String.fromCharCode(...new TextEncoder().encode(text 
 export const withKey = () => ({ Authorization: `Bearer ${asHeader(kept.get('key'))}` });
 export const withToken = () => ({ 'X-Admin-Token': asHeader(session.get('token')) });
 
-/** Fetch from our own server. Throws an error with a `status`, or without where nobody answered. */
+/** Fetch from our own server. Throws an error with a `status`, or without one if the service cannot be reached. */
 export async function ask(path, { headers, ...options } = {}) {
   // no-cache: the browser may have kept the picture, but not how it comes this time.
   // manual: a redirect leads to an image host, where a script of ours may not look.
@@ -30,6 +30,6 @@ export function post(path, credentials, body) {
 /** Ask for a picture's signed links, which end after so many seconds, and for its final prompt. */
 export function sign({ prompt, ...rest }, expiresIn) {
   const signed = post('sign', withKey(), { description: prompt, ...rest, ...(expiresIn && { expires_in: expiresIn }) });
-  signed.catch(() => {}); // told when it is asked for
+  signed.catch(() => {}); // reported where it is awaited
   return signed;
 }

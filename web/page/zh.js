@@ -75,6 +75,7 @@ export default {
   'stage.rewrite': '改写',
   'stage.fallback': '备用',
   'stage.convert': '转换格式',
+  'stage.convert': '转换',
   'stage.upload': '上传',
   'outcome.refused': '被拒绝',
   'outcome.rejected': '被退回',
@@ -109,7 +110,7 @@ export default {
   'error.limit': '此密钥今天的绘图次数已用完。已画好的图片仍可查看。',
   'error.429': '请求过于频繁，请稍等片刻。',
   'error.502': '没有后端能完成绘制。',
-  'error.503': '服务繁忙。',
+  'error.503': '服务暂时无法绘制。',
   'error.504': '图片未能及时画好。',
   'error.other': '出错了，原因见服务的日志。',
 
