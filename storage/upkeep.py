@@ -35,8 +35,12 @@ def repeat(tasks: Sequence[Task], stop: threading.Event) -> None:
         for number, task in enumerate(tasks):
             if time.monotonic() >= due[number]:
                 due[number] = time.monotonic() + task.period
-                with suppress(Unavailable):
+                try:
                     task.work()
+                except Unavailable:
+                    pass  # logged where it was raised
+                except Exception:  # The thread's last handler: the other tasks go on.
+                    log.exception("The upkeep of the cache failed")
         if stop.wait(1.0):
             return
 

@@ -21,8 +21,9 @@ from picture import ImageRequest
 from storage import Row, Totals, Unavailable
 from storage.folder import Folder
 from storage.sqlite import SqliteState
-from storage.store import STALE_SECONDS
+from storage.store import STALE_SECONDS, Task
 from storage.unsaved import Backlog
+from storage.upkeep import repeat
 
 from .servers import GIF, png, wait_until
 from .states import ROOT, Clock, CountingState, SqlitePlace, Word, held_elsewhere
@@ -619,6 +620,16 @@ def test_deleted_picture_is_not_saved_later_by_a_process_that_kept_it(
             put(other, later := ImageRequest("drawn after its deletion"))
     other.close()
     assert (read(cache), read(cache, later)) == (None, png())
+
+
+def test_upkeep_goes_on_although_a_task_fails(caplog: pytest.LogCaptureFixture) -> None:
+    stop = threading.Event()
+
+    def fail() -> None:
+        raise RuntimeError("can't start new thread")
+
+    repeat([Task(fail, first=0, period=1), Task(stop.set, first=0, period=1)], stop)
+    assert "can't start new thread" in caplog.text
 
 
 def test_memory_for_unsaved_pictures_is_bounded(cache: Cache) -> None:
