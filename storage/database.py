@@ -140,7 +140,7 @@ class Database:
     def _open(self) -> _Connection:
         if self._find() is None:
             self._replace(lost=None)
-        generation, identity = self._generation, self._find()
+        identity = self._find()
         try:
             # mode=rw: the default would quietly make an empty database without tables.
             connection = self._connect("mode=rw")
@@ -149,9 +149,12 @@ class Database:
                 if self._is_whole_without_wal(error):
                     return self._open_snapshot()
             raise
-        if self.notice_replacement():
-            generation = self._generation
-        connection.generation, connection.identity = generation, identity
+        connection.identity = identity
+        self.notice_replacement()
+        generation = self._generation
+        # Otherwise it may be a connection to the file that was there before.
+        if identity == self._identity:
+            connection.generation = generation
         return connection
 
     def _open_snapshot(self) -> _Connection:
