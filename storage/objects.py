@@ -137,7 +137,7 @@ class _Gate:
         self._failure = ""
 
     def enter(self) -> None:
-        """Take a place. Raises OSError if there is none, or while the store fails."""
+        """Take a place. Raises OSError if all are taken, or while the store fails."""
         with self._mutex:
             is_failing = self._next_try is not None
             if self._next_try is not None:
