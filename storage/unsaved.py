@@ -71,7 +71,7 @@ class Backlog:
         if entry:
             with suppress(Unavailable):
                 if self._is_deleted(entry):
-                    self.remove(key)
+                    self._drop(key, entry)
                     return None
         return entry
 
@@ -100,9 +100,14 @@ class Backlog:
 
     def remove(self, key: str) -> bool:
         """Drop an entry and its file; return whether there was one."""
-        with self._mutex:
-            entry = self._entries.pop(key, None)
-        if entry is None:
+        while entry := self._entries.get(key):
+            if self._drop(key, entry):
+                return True
+        return False
+
+    def _drop(self, key: str, entry: Unsaved) -> bool:
+        """Drop an entry and its file; return False if another has taken its place."""
+        if not self._swap(key, entry, None):
             return False
         entry.lock.close()
         for name in (entry.row.file if entry.data is None else None, entry.spare):
