@@ -12,9 +12,12 @@ RUN for extra in "" $EXTRAS; do pip install -r "requirements${extra:+-$extra}.tx
     && install -d -m 700 -o 10001 -g 10001 /cache
 COPY *.py ./
 COPY commands commands
-COPY environment environment
+COPY dialect dialect
+COPY drawing drawing
+COPY images images
 COPY metrics metrics
 COPY prompts prompts
+COPY settings settings
 COPY storage storage
 COPY upstream upstream
 COPY web web

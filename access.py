@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
-from environment.access import SHARED_NAME, KeySettings
 from limits import Caller, Limits
 from picture import BadRequest, ImageRequest
+from settings.keys import SHARED_NAME, KeySettings
 
 SIGNATURE_LENGTH = 32
 MAX_EXPIRES_IN = 10 * 365 * 86400

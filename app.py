@@ -20,32 +20,32 @@ from access import Access
 from backends import Backends
 from cache import Cache
 from config import Settings
-from drawing import Backend, Pollinations
-from environment.network import NetworkSettings
-from environment.proxies import Proxies
-from flights import Pool
+from drawing.backend import Backend, Pollinations
+from drawing.pool import Pool
 from hosting import image_host
 from limits import Limits
 from llm import Llm
 from metrics import Metrics
 from pipeline import Pipeline
+from settings.network import NetworkSettings
+from settings.proxies import Proxies
 from storage import State
-from storage.folder import Folder
-from storage.machine import machine_name
-from storage.sqlite import SqliteState
+from storage.cluster.machine import machine_name
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
 from storage.store import Store, Task
-from thumbnails import Thumbnails
 from upstream.client import Upstream, origin
 from web.api import Api
-from web.errors import problem
 from web.files import page_file
 from web.openai import OpenAi
 from web.openai_errors import PREFIX, openai_error
 from web.pictures import Pictures, preflight
+from web.problems import problem
 from web.status import Status
+from web.thumbnails import Thumbnails
 
 if TYPE_CHECKING:
-    from convert import Converter
+    from images.convert import Converter
 
 __version__ = "1.0.0"
 
@@ -136,13 +136,13 @@ def _make_storage(settings: Settings, clock: Callable[[], float]) -> tuple[State
     if not settings.database_url:
         return SqliteState(folder, clock), Folder(folder), limit
     # Imported here, since they need requirements-cluster.txt.
-    from storage.postgres import PostgresState
+    from storage.cluster.postgres import PostgresState
 
     state, machine = PostgresState(settings.database_url), machine_name(folder)
     if not settings.storage:
         return state, Folder(folder, machine=machine), limit
-    from storage.copies import Copies
-    from storage.objects import Objects
+    from storage.cluster.copies import Copies
+    from storage.cluster.objects import Objects
 
     objects = Objects(settings.storage, settings.network)
     # The limit is that of the copies: nothing is deleted from the bucket to make room.
@@ -245,7 +245,7 @@ def _make_fallback(settings: Settings, upstream: Upstream, metrics: Metrics) -> 
 def _make_converter(settings: Settings) -> Converter | None:
     if settings.picture_format == "original" and settings.picture_max_bytes is None:
         return None
-    from convert import Converter  # needs Pillow, which only these settings require
+    from images.convert import Converter  # needs Pillow, which only these settings require
 
     return Converter(settings.picture_format, settings.picture_quality, settings.picture_max_bytes)
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cooldowns import Cooldown, Cooldowns
-from drawing import Backend, Image, NotDrawn
+from dialect.judging import Outcome
+from dialect.learning import Learned
+from drawing.backend import Backend, Image, NotDrawn
+from drawing.cooldowns import Cooldown, Cooldowns
 from picture import ImageRequest
 from storage import LockTimeout, Note
 from storage.memory import Memory
 from upstream.client import Deadline
-from upstream.judging import Outcome
-from upstream.learning import Learned
 
 # A page of twenty pictures survives one hiccup of the only backend.
 MAX_WAIT = 15.0

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from io import FileIO
 from typing import NamedTuple
 
-from formats import EXTENSIONS
+from images.formats import EXTENSIONS
 from metrics import Metrics
 from picture import ImageRequest
 from storage import Note, Row, State, Totals, Unavailable

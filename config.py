@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-import values as v
-from environment import servers
-from environment.access import MAX_PER_DAY, KeySettings, read_access_keys
-from environment.dotenv import Dotenv, process_environment
-from environment.extras import check_extra
-from environment.network import NetworkSettings, read_network
-from environment.objects import ObjectSettings, read_storage
-from environment.reader import Reader
-from environment.servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
+from settings import parsers as v
+from settings import servers
+from settings.buckets import ObjectSettings, read_storage
+from settings.dotenv import Dotenv, process_environment
+from settings.extras import check_extra
+from settings.keys import MAX_PER_DAY, KeySettings, read_access_keys
+from settings.network import NetworkSettings, read_network
+from settings.reader import Reader
+from settings.servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
 
 T = TypeVar("T")
 

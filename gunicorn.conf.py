@@ -129,7 +129,7 @@ class _CannotServe(Exception):
 def _check_cache(settings: Any) -> None:
     """Raise _CannotServe if the cache cannot be used at the start, or was written by a newer
     version; a service that runs degrades and recovers, and a reload may revoke a key."""
-    problem = importlib.import_module("checks").check_in_child(settings)
+    problem = importlib.import_module("storage.checks").check_in_child(settings)
     if problem and (problem.is_final or _LAST_GOOD not in sys.modules):
         raise _CannotServe(problem.sentence)
 
@@ -172,7 +172,7 @@ def _descriptor_warnings() -> Iterator[str]:
 
 def _metrics_hooks(settings: Any) -> dict[str, Any]:
     """Return hooks for the files that workers count in; reloads keep these files."""
-    files = importlib.import_module("metrics.files")
+    files = importlib.import_module("metrics.multiprocess")
     before = getattr(sys.modules.get(_LAST_GOOD), "_metrics", None)
     if not (before or settings.metrics):
         return {}

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
-from environment.network import NetworkSettings
-from environment.servers import HostingSettings
+from dialect.endpoint import clean_text
+from settings.network import NetworkSettings
+from settings.servers import HostingSettings
 from upstream.client import Deadline, Upstream, UpstreamError
-from upstream.openai import clean_text
 
 if TYPE_CHECKING:
-    from storage.objects import Objects
+    from storage.cluster.objects import Objects
 
 Files = dict[str, tuple[str, bytes, str]]
 
@@ -129,7 +129,7 @@ def image_host(
     S3 is reached over `network`, within `upload_timeout` seconds, the others through `upstream`.
     """
     if settings.objects:
-        from storage.objects import Objects  # needs requirements-cluster.txt
+        from storage.cluster.objects import Objects  # needs requirements-cluster.txt
 
         return S3(settings, Objects(settings.objects, network, upload_timeout))
     return _PROVIDERS[settings.provider](settings, upstream)

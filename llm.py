@@ -7,14 +7,14 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cooldowns import Cooldown, Cooldowns
-from environment.servers import PLACEHOLDER, LlmSettings
+from dialect.endpoint import Endpoint, clean_text
+from dialect.judging import Fault, Outcome
+from dialect.learning import Learned
+from drawing.cooldowns import Cooldown, Cooldowns
+from settings.servers import PLACEHOLDER, LlmSettings
 from storage import Note
 from storage.memory import Memory
 from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
-from upstream.judging import Fault, Outcome
-from upstream.learning import Learned
-from upstream.openai import Endpoint, clean_text
 
 MIN_LENGTH = 5
 MAX_LENGTH = 2000

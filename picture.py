@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, urlencode
 
-from values import MODEL
+from settings.parsers import MODEL
 
 DEFAULT_SEED = 42
 MAX_SIDE = 4096

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from backends import Backends
 from cache import Cache
-from drawing import NotDrawn, Pollinations
-from flights import Pool, StillRunning
+from drawing.backend import NotDrawn, Pollinations
+from drawing.pool import Pool, StillRunning
+from drawing.record import Blocked, Failure, GaveUp, Journey, Stage, is_blocked, verdict
+from drawing.storing import Drawn, Keeper
 from hosting import ImageHost
-from journey import Blocked, Failure, GaveUp, Journey, Stage, is_blocked, verdict
-from keeping import Drawn, Keeper
 from limits import Caller, Limits, OverLimit, Reservation
 from llm import ANSWER_TTL, Llm, RewriteFailed, Rewritten
 from picture import ImageRequest
@@ -28,7 +28,7 @@ from storage.single_flight import SingleFlight
 from upstream.client import Deadline
 
 if TYPE_CHECKING:
-    from convert import Converter  # needs Pillow
+    from images.convert import Converter  # needs Pillow
 
 log = logging.getLogger("prompt_image_proxy.pipeline")
 

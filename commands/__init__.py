@@ -6,7 +6,7 @@ import click
 
 from access import Access
 from cache import Cache
-from commands.cache import cache_group
+from commands.cache_group import cache_group
 from commands.keys import keys_command
 from commands.sign import sign_command
 from commands.warm import warm_command

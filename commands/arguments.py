@@ -12,8 +12,8 @@ import click
 from cache import Cache
 from config import Settings
 from picture import PARAMETERS, BadRequest, ImageRequest
+from settings.parsers import printable_url
 from storage import Unavailable
-from values import printable_url
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -16,8 +16,8 @@ import click
 from cache import Cache, NotKept
 from commands.arguments import cache_errors
 from config import Settings
-from formats import media_type_of
-from journey import Blocked
+from drawing.record import Blocked
+from images.formats import media_type_of
 from storage import Unavailable
 
 

@@ -15,7 +15,7 @@ from cache import Cache
 from commands.arguments import AS_JSON, FILES, announce, read_text
 from commands.documents import find_urls
 from config import THREADS_KEPT_FREE, Settings
-from journey import GaveUp
+from drawing.record import GaveUp
 from picture import ImageRequest
 from pipeline import Pipeline
 from storage import Unavailable

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-    from flights import Pool
-    from keeping import Drawn
+    from drawing.pool import Pool
+    from drawing.storing import Drawn
 
 T = TypeVar("T")
 

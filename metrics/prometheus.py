@@ -1,7 +1,7 @@
 """Counters and timings for Prometheus. Imports prometheus_client, which only METRICS needs.
 
-Under gunicorn the values are in files that all workers share (metrics/files.py); elsewhere they
-are this process's own.
+Under gunicorn the values are in files that all workers share (metrics/multiprocess.py);
+elsewhere they are this process's own.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from drawing import NotDrawn
-from flights import Pool
-from journey import GaveUp
-from keeping import Drawn
+from dialect.judging import Outcome
+from drawing.backend import NotDrawn
+from drawing.pool import Pool
+from drawing.record import GaveUp
+from drawing.storing import Drawn
 from metrics import Kind, Metrics
 from metrics.families import COUNTERS, GAUGES, PREFIX, TIMINGS, Family
 from metrics.watching import Call, Watched, methods_of, watched
 from storage import State
 from storage.store import Store
 from upstream.deadline import Deadline
-from upstream.judging import Outcome
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -7,7 +7,7 @@ from dataclasses import fields
 from functools import cache, partial
 from typing import Any
 
-from formats import EXTENSIONS
+from images.formats import EXTENSIONS
 from storage import Row
 
 # A text that is not UTF-8 must not hide the rows beside its own.

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from formats import EXTENSIONS
+from images.formats import EXTENSIONS
 from storage import LockTimeout, Note, Row, State, Unavailable
 from storage.store import Store
 from storage.upkeep import store_errors

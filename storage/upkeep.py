@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import islice
 
-from formats import EXTENSIONS
+from images.formats import EXTENSIONS
 from picture import ImageRequest
 from storage import Row, State, Unavailable
 from storage.store import Store, Stored, Task

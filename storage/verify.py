@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from io import FileIO
 
-from formats import media_type_of
+from images.formats import media_type_of
 from storage import Row, Unavailable
 from storage.store import Store
 

@@ -22,9 +22,9 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
 from app import create_app
-from environment.objects import ObjectSettings
+from settings.buckets import ObjectSettings
 from storage import State
-from storage.sqlite import SqliteState
+from storage.local.sqlite import SqliteState
 
 from .objectstore import ObjectServer
 from .postgres import MISSING, Postgres, find_program

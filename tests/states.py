@@ -14,13 +14,13 @@ from typing import Any, ClassVar, cast
 
 import psycopg
 
-from environment.objects import ObjectSettings
+from settings.buckets import ObjectSettings
 from storage import Note, State
-from storage.copies import Copies
-from storage.folder import Folder
-from storage.objects import Objects
-from storage.postgres import PostgresState
-from storage.sqlite import SqliteState
+from storage.cluster.copies import Copies
+from storage.cluster.objects import Objects
+from storage.cluster.postgres import PostgresState
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
 from storage.store import Store
 
 from .link import Link

@@ -15,9 +15,9 @@ import pytest
 from markdown_it import MarkdownIt
 
 from access import MAX_EXPIRES_IN, Access, Unauthorised
-from environment.access import KeySettings
 from limits import Caller
 from picture import BadRequest, ImageRequest
+from settings.keys import KeySettings
 
 from .conftest import ADMIN, KEY, InProcess
 from .servers import Got, ScriptedServer, png

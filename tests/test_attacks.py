@@ -13,8 +13,8 @@ import pytest
 from cache import Cache
 from llm import Rewritten
 from storage import Row, Unavailable
-from storage.folder import Folder
-from storage.sqlite import SqliteState
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
 from storage.unwritten import MAX_NOTES, Unwritten
 
 from .conftest import (

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from backends import Backends, Round
-from drawing import Backend
-from environment.servers import BackendSettings
+from dialect.judging import Outcome
+from drawing.backend import Backend
 from picture import ImageRequest
+from settings.servers import BackendSettings
 from storage import State
+from storage.local.sqlite import SqliteState
 from storage.memory import Memory
-from storage.sqlite import SqliteState
 from upstream.client import Deadline, Upstream
-from upstream.judging import Outcome
 
 from .conftest import REFUSAL, drawing
 from .servers import Say, ScriptedServer, Seen, png

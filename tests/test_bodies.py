@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dialect.answers import find_picture
 from upstream.bodies import PIECE, STAND_IN, cut_picture
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
-from upstream.pictures import find_picture
 
 from .servers import Say, ScriptedServer
 

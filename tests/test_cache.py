@@ -19,8 +19,8 @@ import pytest
 from cache import Cache, NotKept, Picture
 from picture import ImageRequest
 from storage import Row, Totals, Unavailable
-from storage.folder import Folder
-from storage.sqlite import SqliteState
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
 from storage.store import STALE_SECONDS, Task
 from storage.unsaved import Backlog
 from storage.upkeep import repeat
@@ -290,7 +290,7 @@ def refuse_to_write(*_: object) -> None:
 def is_locked_elsewhere(folder: Path, key: str) -> bool:
     """Return whether another process cannot have the lock of a key."""
     program = (
-        "import sys; from pathlib import Path; from storage.locks import Locks\n"
+        "import sys; from pathlib import Path; from storage.local.locks import Locks\n"
         "with Locks(Path(sys.argv[1])).hold(sys.argv[2], 0): pass"
     )
     command = [sys.executable, "-c", program, str(folder / "locks"), key]
@@ -659,8 +659,8 @@ import sys
 from pathlib import Path
 from cache import Cache
 from picture import ImageRequest
-from storage.folder import Folder
-from storage.sqlite import SqliteState
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
 from storage.unsaved import Backlog
 from tests.servers import png
 folder = Path(sys.argv[1])

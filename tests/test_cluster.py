@@ -18,10 +18,10 @@ import pytest
 
 import config
 from cache import Cache
-from checks import Problem, check_cache
 from picture import ImageRequest
-from storage.folder import Folder
-from storage.sqlite import SqliteState
+from storage.checks import Problem, check_cache
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
 
 from .conftest import (
     ADMIN,

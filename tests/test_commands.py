@@ -17,8 +17,8 @@ import pytest
 
 from cache import Cache
 from picture import ImageRequest
-from storage.folder import Folder
-from storage.sqlite import SqliteState
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, Run, drawing
 from .servers import GIF, Gate, Say, ScriptedServer, Seen, fetch, png, wait_until

@@ -20,17 +20,16 @@ import pytest
 from dotenv import dotenv_values
 
 import config
-import values as parsers
 from access import Access
 from config import Settings, SettingsError
-from environment import reader
-from environment.access import KeySettings
-from environment.dotenv import Dotenv
-from environment.network import NetworkSettings
-from environment.objects import ObjectSettings
-from environment.proxies import Proxy
-from environment.servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
 from picture import ImageRequest
+from settings import parsers, reader
+from settings.buckets import ObjectSettings
+from settings.dotenv import Dotenv
+from settings.keys import KeySettings
+from settings.network import NetworkSettings
+from settings.proxies import Proxy
+from settings.servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
 
 from .conftest import ROOT
 

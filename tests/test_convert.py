@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
-from convert import MAX_PIXELS, Converter, thumbnail
-from formats import Inconvertible, media_type_of
+from images.convert import MAX_PIXELS, Converter, thumbnail
+from images.formats import Inconvertible, media_type_of
 from picture import ImageRequest
-from storage.folder import Folder
+from storage.local.folder import Folder
 
 from .conftest import KEY, InProcess, drawing, hosting_settings
 from .servers import WEBP, Say, ScriptedServer, png

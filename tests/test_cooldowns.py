@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cooldowns import Cooldown, Cooldowns
+from dialect.judging import Fault, Outcome
+from drawing.cooldowns import Cooldown, Cooldowns
 from storage import State
 from storage.memory import Memory
-from upstream.judging import Fault, Outcome
 
 from .states import Clock
 

@@ -16,14 +16,14 @@ from typing import TypeVar
 import pytest
 
 from cache import Cache, NotKept
-from environment.objects import ObjectSettings
 from picture import ImageRequest
+from settings.buckets import ObjectSettings
 from storage import Row, Totals, Unavailable
-from storage.copies import Copies
-from storage.folder import Folder
-from storage.objects import Objects
-from storage.recent import Recent
-from storage.sqlite import SqliteState
+from storage.cluster.copies import Copies
+from storage.cluster.objects import Objects
+from storage.cluster.recent import Recent
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
 from storage.store import DAY
 from storage.transfer import Place, transfer
 
@@ -136,9 +136,9 @@ def test_many_openings_are_one_fetch(here: Machine, there: Machine) -> None:
 OPEN = """
 import sys
 from pathlib import Path
-from environment.objects import ObjectSettings
-from storage.copies import Copies
-from storage.objects import Objects
+from settings.buckets import ObjectSettings
+from storage.cluster.copies import Copies
+from storage.cluster.objects import Objects
 name, folder, *bucket = sys.argv[1:]
 store = Copies(Objects(ObjectSettings(*bucket)), Path(folder), "there")
 print("ready", flush=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from formats import media_type_of
+from images.formats import media_type_of
 
 from .conftest import ROOT, InProcess
 from .servers import Got, ScriptedServer, fetch, free_port, wait_until

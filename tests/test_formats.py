@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats import EXTENSIONS, media_type_of
+from images.formats import EXTENSIONS, media_type_of
 
 from .servers import GIF, JPEG, WEBP, png
 

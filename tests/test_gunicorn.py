@@ -397,7 +397,7 @@ def test_reload_after_an_upgrade_runs_the_new_version(upgradable: Upgradable) ->
 @pytest.mark.parametrize(
     ("name", "line", "error"),
     [
-        ("web/errors.py", "def broken(:", "SyntaxError"),
+        ("web/problems.py", "def broken(:", "SyntaxError"),
         ("backends.py", "import missing_requirement", "ModuleNotFoundError"),
         ("config.py", "SECRETS / 0", "TypeError"),
     ],

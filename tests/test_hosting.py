@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from environment.objects import ObjectSettings
-from environment.servers import HostingSettings
 from hosting import ImageHost, UploadFailed, image_host
+from settings.buckets import ObjectSettings
+from settings.servers import HostingSettings
 from upstream.client import Deadline, Upstream
 
 from .conftest import KEY

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dialect.endpoint import Answer, clean_text
+from dialect.error_text import ErrorText
+from dialect.judging import Fault, Outcome, judge_without_picture, retry_after
 from upstream.client import Reply
-from upstream.errortext import ErrorText
-from upstream.judging import Fault, Outcome, judge_without_picture, retry_after
-from upstream.openai import Answer, clean_text
 
 # A busy machine proves nothing: an example may take as long as it likes.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

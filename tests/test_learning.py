@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from upstream.errortext import ErrorText
-from upstream.learning import Learned
-from upstream.sizes import ASPECT_RATIOS, Size, SizeRule, listed_ratios, nearest_ratio
+from dialect.error_text import ErrorText
+from dialect.learning import Learned
+from dialect.sizes import ASPECT_RATIOS, Size, SizeRule, listed_ratios, nearest_ratio
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

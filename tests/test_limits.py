@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from flights import Pool
-from keeping import Drawn
+from drawing.pool import Pool
+from drawing.storing import Drawn
 from limits import Caller, Limits, OverLimit
 from storage import State, Unavailable
-from storage.sqlite import SqliteState
+from storage.local.sqlite import SqliteState
 
 from .conftest import ADMIN, BROKEN, KEY, REFUSAL, Gunicorn, InProcess, drawing
 from .servers import Gate, Got, Say, ScriptedServer, wait_until

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from environment.servers import LlmSettings
 from llm import Llm, RewriteFailed, message_in, read_prompt
+from settings.servers import LlmSettings
 from storage import State
 from storage.memory import Memory
 from upstream.client import Deadline, Upstream

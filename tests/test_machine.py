@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from storage.machine import machine_name
+from storage.cluster.machine import machine_name
 
 
 def test_machine_keeps_its_name(tmp_path: Path) -> None:

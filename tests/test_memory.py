@@ -9,8 +9,8 @@ import pytest
 
 from llm import Rewritten
 from storage import State
+from storage.local.sqlite import SqliteState
 from storage.memory import Memory
-from storage.sqlite import SqliteState
 
 from .states import Clock, CountingState
 

@@ -21,7 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from metrics.families import COUNTERS, FACTS, GAUGES, PREFIX, TIMINGS
-from metrics.files import Files
+from metrics.multiprocess import Files
 
 from .conftest import (
     ADMIN,
@@ -402,7 +402,7 @@ def test_full_disk_costs_numbers_and_nothing_else(gunicorn: Start, backend: Scri
 def test_folders_of_services_that_were_killed_are_removed_at_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metrics.files._SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("metrics.multiprocess._SHARED_MEMORY", tmp_path)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
     with subprocess.Popen(["true"]) as ended:
         pass

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from environment.network import NetworkSettings
-from environment.objects import ObjectSettings
-from environment.proxies import Proxy
-from storage.objects import Objects
+from settings.buckets import ObjectSettings
+from settings.network import NetworkSettings
+from settings.proxies import Proxy
+from storage.cluster.objects import Objects
 
 from .link import Link
 from .proxy import HttpProxy
@@ -177,8 +177,8 @@ def test_unreachable_store_is_a_failure(answering: ScriptedServer) -> None:
 
 FORKING = """
 import os, sys
-from environment.objects import ObjectSettings
-from storage.objects import Objects
+from settings.buckets import ObjectSettings
+from storage.cluster.objects import Objects
 objects = Objects(ObjectSettings(*sys.argv[1:]))
 if child := os.fork():
     assert os.waitpid(child, 0)[1] == 0

@@ -20,7 +20,7 @@ from selenium.webdriver.common.keys import Keys
 
 from metrics.families import _STAGES
 from storage import Row
-from storage.sqlite import SqliteState
+from storage.local.sqlite import SqliteState
 from web.cards import card, in_chinese
 
 from .browser import IS_CI, IS_MISSING, MISSING, STATE, Page, start_chromium

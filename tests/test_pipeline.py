@@ -14,9 +14,9 @@ import pytest
 import app
 from cache import Cache
 from config import Settings
-from flights import StillRunning
+from drawing.pool import StillRunning
 from picture import ImageRequest
-from storage.sqlite import SqliteState
+from storage.local.sqlite import SqliteState
 
 from .conftest import (
     BROKEN,

@@ -16,9 +16,10 @@ from hashlib import sha256
 import psycopg
 import pytest
 
-from storage import IncompatibleSchema, LockTimeout, Row, State, Totals, Unavailable, tables
-from storage.postgres import CONNECTIONS, PostgresState
-from storage.seen import MAX_ROWS, SeenRows
+from storage import IncompatibleSchema, LockTimeout, Row, State, Totals, Unavailable
+from storage.cluster import tables
+from storage.cluster.postgres import CONNECTIONS, PostgresState
+from storage.cluster.seen import MAX_ROWS, SeenRows
 from storage.sql import SCHEMA_VERSION
 
 from .link import Link

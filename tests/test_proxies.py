@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from environment.proxies import Proxies, Proxy
+from settings.proxies import Proxies, Proxy
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from .proxy import HttpProxy, SocksProxy

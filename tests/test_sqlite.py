@@ -21,11 +21,12 @@ from typing import Any
 
 import pytest
 
-from storage import IncompatibleSchema, Row, Totals, Unavailable, schema
-from storage.database import BUSY_SECONDS
+from storage import IncompatibleSchema, Row, Totals, Unavailable
+from storage.local import schema
+from storage.local.database import BUSY_SECONDS
+from storage.local.sqlite import SqliteState
 from storage.rows import to_columns
 from storage.sql import MAX_NOTES, SCHEMA_VERSION
-from storage.sqlite import SqliteState
 
 from .disks import full, read_only, small_disk
 from .states import ROOT, Clock, Word
@@ -194,7 +195,7 @@ def test_migrated_schema_is_that_of_a_new_database(index: Path, open_state: Open
 CHECK = """
 import sys
 from pathlib import Path
-from storage.sqlite import SqliteState
+from storage.local.sqlite import SqliteState
 state = SqliteState(Path(sys.argv[1]))
 print(state.totals().entries)
 state.close()
@@ -524,7 +525,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from tests.test_sqlite import hosted
-from storage.sqlite import SqliteState
+from storage.local.sqlite import SqliteState
 state = SqliteState(Path(sys.argv[1]))
 state.store(hosted(1))
 os.kill(os.getpid(), 9)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from picture import ImageRequest
-from storage.folder import THUMBNAIL, Folder
+from storage.local.folder import THUMBNAIL, Folder
 
 from .conftest import ADMIN, InProcess, drawing, hosting_settings
 from .servers import Got, Say, ScriptedServer, png

@@ -15,8 +15,8 @@ from cache import Cache
 from commands.typescript import import_typescript
 from picture import ImageRequest
 from storage import Unavailable, transfer
-from storage.folder import Folder
-from storage.sqlite import SqliteState
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
 from storage.transfer import Place
 
 from .conftest import InProcess, Run

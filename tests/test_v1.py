@@ -17,7 +17,7 @@ import pytest
 
 from access import Access, Forbidden
 from picture import ImageRequest
-from storage.folder import Folder
+from storage.local.folder import Folder
 
 from .conftest import BROKEN, KEY, REFUSAL, InProcess, drawing, hosting_settings
 from .servers import Gate, Got, Say, ScriptedServer, Seen, fetch, png, wait_until

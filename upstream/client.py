@@ -16,8 +16,8 @@ from typing import Any
 
 import urllib3
 
-from environment.proxies import Proxies
 from metrics import Metrics
+from settings.proxies import Proxies
 from upstream.addresses import IpNetwork, Resolver, is_public
 from upstream.bodies import has_more_values, read_body, read_picture
 from upstream.deadline import Deadline

@@ -11,8 +11,8 @@ from pathlib import Path
 import urllib3
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-from environment.proxies import Proxy
 from metrics import Metrics
+from settings.proxies import Proxy
 from upstream import connections
 from upstream.addresses import Address, IpNetwork, Resolver, is_in, is_public, resolved
 from upstream.deadline import Deadline

@@ -7,7 +7,7 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
-from environment.proxies import Origin
+from settings.proxies import Origin
 from upstream.failure import UpstreamError, Why
 
 _PORTS = {"http": 80, "https": 443}

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from environment.proxies import Proxy
+from settings.proxies import Proxy
 from upstream.addresses import Address, Resolver, resolved
 from upstream.deadline import Deadline
 from upstream.failure import ProxyFailure

@@ -15,14 +15,14 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from access import MAX_EXPIRES_IN, Access
 from cache import Cache
 from config import Settings
-from journey import Blocked, Failure
+from drawing.record import Blocked, Failure
 from limits import Limits
 from picture import PARAMETERS, BadRequest, ImageRequest, Link
 from storage import Row, Unavailable
-from thumbnails import Thumbnails
-from web.errors import MAX_BODY, NotFound, as_json
 from web.pictures import Pictures
+from web.problems import MAX_BODY, NotFound, as_json
 from web.status import Status
+from web.thumbnails import Thumbnails
 
 ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
 _NO_PICTURE = "There is no such picture in the cache."

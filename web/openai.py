@@ -20,16 +20,16 @@ from flask import Response, request
 from access import Access, Forbidden
 from cache import Cache, Picture
 from config import Settings
-from flights import Busy
-from journey import GaveUp
-from keeping import Drawn
+from drawing.pool import Busy
+from drawing.record import GaveUp
+from drawing.storing import Drawn
 from limits import Caller, OverLimit, Reservation
 from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, Link
 from pipeline import Pipeline
 from storage import Unavailable
 from web.api import read_body
-from web.errors import NotFound, as_json
 from web.openai_errors import MAX_BODY, may_retry
+from web.problems import NotFound, as_json
 
 MAX_PICTURES = 10
 # Random seeds stay below: JavaScript's numbers hold nine digits exactly.

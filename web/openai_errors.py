@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from flask import Response
 
-from flights import Busy
-from journey import GaveUp
+from drawing.pool import Busy
+from drawing.record import GaveUp
 from picture import BadRequest
 from storage import Unavailable
-from web.errors import NotFound, as_json, describe
+from web.problems import NotFound, as_json, describe
 
 PREFIX = "/v1/"
 MAX_BODY = 64 * 1024

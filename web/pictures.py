@@ -22,10 +22,10 @@ from werkzeug.wsgi import FileWrapper
 from access import Access, Unauthorised
 from cache import Cache, Picture
 from config import Settings
-from drawing import Image
-from formats import EXTENSIONS
-from journey import Stage
-from keeping import Drawn
+from drawing.backend import Image
+from drawing.record import Stage
+from drawing.storing import Drawn
+from images.formats import EXTENSIONS
 from limits import Caller
 from picture import BadRequest, ImageRequest
 from pipeline import Pipeline

@@ -9,14 +9,14 @@ from typing import Any
 from backends import Backends
 from cache import Cache
 from config import Settings
-from cooldowns import Cooldown, Cooldowns
-from drawing import Backend
-from keeping import HOST_KEY
+from dialect.learning import Learned
+from drawing.backend import Backend
+from drawing.cooldowns import Cooldown, Cooldowns
+from drawing.storing import HOST_KEY
 from llm import Llm
+from settings.parsers import printable_url
 from storage import Note, Unavailable
 from storage.memory import Memory
-from upstream.learning import Learned
-from values import printable_url
 
 
 class Status:

@@ -10,12 +10,12 @@ from contextlib import closing
 from benchmarks import servers
 from benchmarks.figures.cluster import quantiles
 from benchmarks.figures.plan import Figure, Plan, median
-from cooldowns import Cooldown
+from drawing.cooldowns import Cooldown
 from picture import ImageRequest
 from storage import Row, State
-from storage.postgres import PostgresState
-from storage.sqlite import SqliteState
-from storage.tables import translate
+from storage.cluster.postgres import PostgresState
+from storage.cluster.tables import translate
+from storage.local.sqlite import SqliteState
 
 MEASURED = 500
 CALLS = 1000

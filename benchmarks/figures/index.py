@@ -15,8 +15,8 @@ from cache import Cache
 from demo.canvas import pad_png
 from demo.picture import draw
 from picture import ImageRequest
-from storage.folder import Folder
-from storage.sqlite import SqliteState
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
 
 MEASURED = 500  # entries with files, the only ones that are looked up
 

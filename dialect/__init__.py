@@ -1,0 +1,1 @@
+"""What vendors say: endpoints, answers, errors, and what is learned from them."""

@@ -1,0 +1,164 @@
+"""The OpenAI dialect as its many speakers really speak it: what backends and LLMs share."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from dialect.error_text import ErrorText
+from dialect.judging import Fault, Outcome, judge
+from dialect.learning import LEARNED_TTL, Learned
+from dialect.sizes import Size
+from storage.memory import Memory
+from upstream.bodies import is_json
+from upstream.client import Deadline, Reply, Upstream, UpstreamError
+
+# A vendor that rejects one field after the other is given up on after so many requests.
+MAX_REQUESTS = 8
+
+
+def operation_url(base: str, operation: str) -> str:
+    """Return the URL of `operation`, such as `images/generations`; the base's query is kept.
+
+    A URL that ends in the operation stays as it is; one whose path has a version segment gets
+    the operation appended; any other gets `v1/` before it.
+    """
+    parts = urlsplit(base)
+    path = parts.path.rstrip("/")
+    if not path.endswith(f"/{operation}"):
+        has_version = re.search(r"/v[0-9]+[a-z0-9]*(/|$)", path, re.IGNORECASE)
+        path += f"/{operation}" if has_version else f"/v1/{operation}"
+    return parts._replace(path=path).geturl()
+
+
+def clean_text(value: Any) -> str | None:
+    """Return a server's text as valid Unicode without NUL, or None for any other value."""
+    if not isinstance(value, str):
+        return None
+    return value.encode("utf-8", "replace").decode().replace("\0", "").strip() or None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A server's answer: its JSON, None for any other body, and its fault, None for success."""
+
+    reply: Reply
+    json: Any
+    fault: Fault | None
+    error: ErrorText | None
+
+    @classmethod
+    def of(cls, reply: Reply, prompt: str = "") -> Answer:
+        """Read an answer; `prompt` is what an error may repeat of the request."""
+        answer = _json_of(reply)
+        complaint = _complaint(answer)
+        if reply.status < 300 and not complaint:
+            return cls(reply, answer, None, None)
+        body = reply.body[:4000].decode("utf-8", "replace") if answer is None else answer
+        status = reply.status if reply.status >= 300 else _inner_status(complaint)
+        error = ErrorText.read(status, body, prompt)
+        return cls(reply, answer, judge(reply.status, error, reply.headers, answer), error)
+
+
+def _json_of(reply: Reply) -> Any:
+    if not is_json(reply.body):
+        return None
+    with contextlib.suppress(UpstreamError):
+        return reply.json()
+    return None
+
+
+def _complaint(answer: Any) -> Any:
+    """Return what an answer of any status says went wrong, None where it says nothing."""
+    if not isinstance(answer, dict):
+        return None
+    if error := answer.get("error"):
+        return error
+    has_content = any(answer.get(name) for name in ("data", "images", "choices"))
+    complains = any(answer.get(name) for name in ("errors", "message", "msg", "detail"))
+    return answer if complains and not has_content else None
+
+
+def _inner_status(error: Any) -> int:
+    """Return the status that an error inside a 200 gives itself; 400 where it gives none."""
+    code = str(error.get("code") or error.get("status") or "") if isinstance(error, dict) else ""
+    return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 400
+
+
+class Endpoint:
+    """One operation of one server; requests are adapted to what it is known to accept."""
+
+    def __init__(self, upstream: Upstream, base: str, operation: str, token: str | None) -> None:
+        self.upstream = upstream
+        self.url = operation_url(base, operation)
+        self.draws = operation == "images/generations"
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def note_key(self, *model: str | None) -> str:
+        """Return the key of notes about this server, or about a model of it (None: its default).
+
+        It reveals no part of the URL, which may hold a password.
+        """
+        return hashlib.sha256(repr((self.url, *model)).encode()).hexdigest()[:32]
+
+    def ask(
+        self,
+        body: Mapping[str, Any],
+        *,
+        memory: Memory,
+        deadline: Deadline,
+        limit: int,
+        size: Size | None = None,
+        base64: bool = False,
+    ) -> Answer:
+        """POST `body`, adapted to what is known of its model, and again as rejections teach.
+
+        `size` is sent in the field and fitted to the sizes that the model takes. `base64` asks
+        for bytes in place of a URL. Returns the last answer. Raises UpstreamError.
+        """
+        key = self.note_key(body.get("model"))
+        recalled = memory.get(Learned, key)
+        known = recalled.note if recalled else Learned()
+        learned = replace(known, wants_base64=True) if base64 else known
+        for _ in range(MAX_REQUESTS):
+            sent = learned.fields(body, size)
+            answer = self._post(sent, deadline, limit)
+            news = _lesson(answer, learned, sent, size)
+            if news is None:
+                break
+            learned = news
+        # Only what helped is kept: an error may name a field that is innocent.
+        if learned != known and (answer.fault is None or answer.fault.outcome is Outcome.REFUSED):
+            # What is older is not known for longer because something newer was learned.
+            memory.remember(learned, key, recalled.left if recalled else LEARNED_TTL)
+        return answer
+
+    def _post(self, sent: Mapping[str, Any], deadline: Deadline, limit: int) -> Answer:
+        reply = self.upstream.request(
+            "POST",
+            self.url,
+            deadline=deadline,
+            limit=limit,
+            headers=self.headers,
+            json=sent,
+            cut_picture=self.draws,
+        )
+        return Answer.of(reply, str(sent.get("prompt", "")))
+
+
+def _lesson(
+    answer: Answer, learned: Learned, sent: Mapping[str, Any], size: Size | None
+) -> Learned | None:
+    """Return what is known after a rejection, or None where it teaches nothing new."""
+    fault, error = answer.fault, answer.error
+    if fault is None or error is None or error.status not in (400, 422):
+        return None
+    if fault.outcome is Outcome.REFUSED:
+        return None
+    news = learned.learn(error, sent, size)
+    return news if news != learned else None

@@ -1,0 +1,200 @@
+"""One drawing by one backend: OpenAI-compatible, or Pollinations as the last resort."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dialect.answers import NoPicture, find_picture
+from dialect.endpoint import Answer, Endpoint
+from dialect.judging import Fault, Outcome, judge_without_picture
+from dialect.learning import SIZE_FIELDS
+from dialect.pollinations import PollinationsApi
+from images.formats import media_type_of
+from picture import ImageRequest
+from settings.parsers import printable_url
+from settings.servers import BackendSettings, PollinationsSettings
+from storage.memory import Memory
+from upstream.client import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError, Why, joined
+
+# Gateways and LocalAI name pictures by addresses, or host names, of their own network, but can
+# send the bytes as well.
+_UNFETCHABLE = (Why.FORBIDDEN, Why.UNREACHABLE)
+
+
+class NotDrawn(Exception):
+    """One backend gave no picture. `fault` says what follows: another backend, or rewriting."""
+
+    def __init__(self, fault: Fault, detail: str) -> None:
+        super().__init__(detail)
+        self.fault = fault
+
+    @classmethod
+    def failed(cls, why: str, detail: str) -> NotDrawn:
+        return cls(Fault(Outcome.FAILED, why), detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture just drawn: its bytes, their media type, who drew it, and the prompt it revised."""
+
+    data: bytes
+    media_type: str
+    drawn_by: str
+    revised_prompt: str | None = None
+
+
+# --- one backend --------------------------------------------------------------------------------
+
+
+class Backend:
+    """One OpenAI-compatible image backend."""
+
+    def __init__(
+        self, settings: BackendSettings, upstream: Upstream, *, timeout: float, max_image_bytes: int
+    ) -> None:
+        self.settings = settings
+        self.name = printable_url(settings.url)
+        self.weight = settings.weight
+        self.timeout = timeout
+        self.max_image_bytes = max_image_bytes
+        self.upstream = upstream
+        self.endpoint = Endpoint(upstream, settings.url, "images/generations", settings.token)
+
+    def model(self, request: ImageRequest) -> str | None:
+        """Return the name of the model as this backend knows it, or None for its default."""
+        name = self._mapped_model(request)
+        model: str | None = self.settings.extra(name).get("model", name)
+        return model
+
+    def _mapped_model(self, request: ImageRequest) -> str | None:
+        return self.settings.models.get(request.model, request.model) if request.model else None
+
+    def note_keys(self, request: ImageRequest) -> tuple[str, str]:
+        """Return the keys of what is noted about this backend and about its model."""
+        return self.endpoint.note_key(), self.endpoint.note_key(self.model(request))
+
+    def draw(self, prompt: str, request: ImageRequest, deadline: Deadline, memory: Memory) -> Image:
+        """Draw `prompt` at the size, seed and model of `request`. Raises NotDrawn."""
+        bounded = deadline.within(self.timeout)
+        try:
+            return self._draw(prompt, request, bounded, memory)
+        except UpstreamError as error:
+            detail = str(error)
+            if error.why is Why.TIMED_OUT:
+                detail = f"no answer within {self.timeout:g} s (BACKEND_TIMEOUT)"
+                if bounded.at == deadline.at:
+                    detail = "no answer by the deadline (GENERATION_DEADLINE)"
+            raise NotDrawn.failed(error.why, detail) from error
+        except NoPicture as error:
+            raise NotDrawn.failed("not a picture", str(error)) from error
+
+    def _draw(
+        self, prompt: str, request: ImageRequest, deadline: Deadline, memory: Memory
+    ) -> Image:
+        data, revised_prompt = self._ask(prompt, request, deadline, memory)
+        media_type = media_type_of(data)
+        if media_type is None:
+            raise NoPicture("its answer is not a complete picture")
+        if len(data) > self.max_image_bytes:
+            raise NotDrawn.failed(Why.TOO_LARGE, "its picture is larger than MAX_IMAGE_BYTES")
+        return Image(data, media_type, self.name, revised_prompt)
+
+    def _ask(
+        self, prompt: str, request: ImageRequest, deadline: Deadline, memory: Memory
+    ) -> tuple[bytes, str | None]:
+        """Return the bytes of the picture and the prompt as the backend revised it."""
+        for base64 in (False, True):
+            answer = self._answer(prompt, request, deadline, memory, base64=base64)
+            if answer.fault is not None:
+                raise NotDrawn(answer.fault, f"{answer.fault.why} (HTTP {answer.reply.status})")
+            if answer.json is None:
+                return answer.reply.body, None
+            found = find_picture(answer.json, answer.reply.picture)
+            if found is None:
+                fault = judge_without_picture(answer.json)
+                raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
+            if found.data is not None:
+                return found.data, found.revised_prompt
+            try:
+                return self._download(str(found.url), deadline), found.revised_prompt
+            except UpstreamError as error:
+                if base64 or error.why not in _UNFETCHABLE:
+                    raise
+        raise AssertionError("the second answer returns or raises")
+
+    def _answer(
+        self,
+        prompt: str,
+        request: ImageRequest,
+        deadline: Deadline,
+        memory: Memory,
+        *,
+        base64: bool,
+    ) -> Answer:
+        extra = self.settings.extra(self._mapped_model(request))
+        fields = {"n": 1, "seed": request.seed, "model": self.model(request), **request.options}
+        sent = {name: value for name, value in (fields | extra).items() if value is not None}
+        return self.endpoint.ask(
+            {"prompt": prompt, **sent},
+            memory=memory,
+            deadline=deadline,
+            # A picture as base64 is a third larger, and some JSON stands around it.
+            limit=self.max_image_bytes * 4 // 3 + JSON_LIMIT,
+            size=None if extra.keys() & SIZE_FIELDS else request.pixels,
+            base64=base64,
+        )
+
+    def _download(self, url: str, deadline: Deadline) -> bytes:
+        reply = self.upstream.download(
+            joined(self.endpoint.url, url),
+            home=self.settings.url,
+            deadline=deadline,
+            limit=self.max_image_bytes,
+            headers=self.endpoint.headers,
+        )
+        if reply.status != 200:
+            raise NoPicture(f"the URL of its picture answered {reply.status}")
+        return reply.body
+
+
+# --- the last resort ----------------------------------------------------------------------------
+
+
+class Pollinations:
+    """Pollinations.ai, asked when no backend has drawn. It has no cooldown."""
+
+    name = "pollinations"
+
+    def __init__(
+        self,
+        settings: PollinationsSettings,
+        upstream: Upstream,
+        *,
+        timeout: float,
+        max_image_bytes: int,
+    ) -> None:
+        self.timeout = timeout
+        self.max_image_bytes = max_image_bytes
+        self.api = PollinationsApi(upstream, settings.url, settings.token, settings.model)
+
+    def draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
+        """Draw `prompt` at the size and seed of `request`. Raises NotDrawn."""
+        width, height = request.pixels or (None, None)
+        query = {"width": width, "height": height, "seed": request.seed}
+        try:
+            reply = self.api.get(prompt, query, deadline.within(self.timeout), self.max_image_bytes)
+        except UpstreamError as error:
+            raise NotDrawn.failed(error.why, str(error)) from error
+        return self._image_in(reply)
+
+    def _image_in(self, reply: Reply) -> Image:
+        if reply.status != 200:
+            fault = Answer.of(reply).fault or Fault(Outcome.FAILED, "down")
+            raise NotDrawn(fault, f"{fault.why} (HTTP {reply.status})")
+        if "X-Error-Type" in reply.headers:
+            # A rate limit can come as a 200 with a placeholder in place of a picture.
+            raise NotDrawn.failed("rate limited", "sent a placeholder")
+        media_type = media_type_of(reply.body)
+        if media_type is None:
+            raise NotDrawn.failed("not a picture", "its answer is not a complete picture")
+        return Image(reply.body, media_type, self.name)

@@ -1,0 +1,1 @@
+"""Picture formats: magic bytes, completeness, conversion."""

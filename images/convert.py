@@ -1,0 +1,194 @@
+"""Pictures in another format or in fewer bytes, and thumbnails. Only this module imports Pillow.
+
+Metadata is dropped: EXIF, prompts, content credentials. Orientation and colour profile are
+applied to the pixels, which are sRGB afterwards.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
+
+from PIL import Image, ImageCms, ImageOps
+
+from images.formats import Inconvertible
+
+MAX_PIXELS = 50_000_000
+# Where a picture is still too large at this quality, it is scaled down.
+LEAST_QUALITY = 40
+QUALITY_STEP = 10
+# PNG has no quality: a picture that is too large gets a palette instead.
+PALETTE = 256
+THUMBNAIL_SIDE = 320
+THUMBNAIL_QUALITY = 80
+
+# Pillow refuses twice as many pixels, after the header and before it allocates any memory.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+# Conversions in a process run one after another, which bounds their memory.
+_turn = threading.Lock()
+
+# What Pillow raises for files that are damaged or of an unusual kind.
+_UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+class Converter:
+    """Converts pictures to `picture_format` (original, webp, jpeg, png), in `max_bytes` at most.
+
+    With `original`, only pictures that are too large are converted: WebP stays WebP, and of the
+    others transparent ones become WebP, opaque ones JPEG. `quality` is that of WebP and JPEG;
+    `max_bytes` is at least 1,000, in which any picture fits once it is small enough.
+    """
+
+    def __init__(self, picture_format: str, quality: int, max_bytes: int | None) -> None:
+        self.picture_format = picture_format
+        self.quality = quality
+        self.max_bytes = max_bytes
+
+    def is_needed(self, data: bytes, media_type: str) -> bool:
+        """Return whether a picture has another format than the wanted one, or is too large."""
+        wanted = ("original", media_type.removeprefix("image/"))
+        return self.picture_format not in wanted or not self._fits(data)
+
+    def convert(self, data: bytes, media_type: str) -> tuple[bytes, str]:
+        """Return the converted picture and its media type. Raises Inconvertible."""
+        with _pillow():
+            opened = _open(io.BytesIO(data), media_type)
+            if getattr(opened, "is_animated", False):
+                raise Inconvertible("is animated")
+            image = _normalise(opened)
+            name = self._format_for(image, media_type)
+            return self._encode(image, name), f"image/{name}"
+
+    def _fits(self, data: bytes) -> bool:
+        return self.max_bytes is None or len(data) <= self.max_bytes
+
+    def _format_for(self, image: Image.Image, media_type: str) -> str:
+        if self.picture_format != "original":
+            return self.picture_format
+        return "webp" if media_type == "image/webp" or image.mode == "RGBA" else "jpeg"
+
+    def _encode(self, image: Image.Image, name: str) -> bytes:
+        """Encode in at most `max_bytes`: in less detail, and if that is not enough, smaller."""
+        for detail in self._details(name):
+            data = _encode(image, name, detail)
+            if self._fits(data):
+                return data
+        factor = 1.0
+        while self.max_bytes and not self._fits(data):
+            factor *= min(0.9, 0.97 * math.sqrt(self.max_bytes / len(data)))
+            data = _encode(_scaled(image, factor), name, detail)
+        return data
+
+    def _details(self, name: str) -> tuple[int, ...]:
+        """Return what is tried in turn: qualities or, for PNG, numbers of colours."""
+        if name == "png":
+            return 2**24, PALETTE
+        least = min(self.quality, LEAST_QUALITY)
+        return *range(self.quality, least, -QUALITY_STEP), least
+
+
+def thumbnail(file: IO[bytes], media_type: str) -> bytes:
+    """Return a picture as WebP of at most 320 by 320 pixels. Raises Inconvertible.
+
+    Of an animation it is the first frame.
+    """
+    side = THUMBNAIL_SIDE
+    with _pillow():
+        opened = _open(file, media_type)
+        opened.draft(None, (2 * side, 2 * side))  # spares a JPEG most of the decoding
+        image = _normalise(opened)
+        image.thumbnail((side, side))
+        return _encode(image, "webp", THUMBNAIL_QUALITY)
+
+
+@contextmanager
+def _pillow() -> Iterator[None]:
+    """Wait for the turn to use Pillow, and turn what it raises into Inconvertible.
+
+    Its warnings, about metadata mostly, are of no use to anyone here.
+    """
+    with _turn, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Image.DecompressionBombError as error:
+            raise Inconvertible("has over 50 megapixels") from error
+        except _UNREADABLE as error:
+            raise Inconvertible(f"cannot be read or written ({type(error).__name__})") from error
+
+
+def _open(file: IO[bytes], media_type: str) -> Image.Image:
+    """Read the header, with the decoder of that format alone: Pillow has many more."""
+    return Image.open(file, formats=[media_type.removeprefix("image/")])
+
+
+def _normalise(image: Image.Image) -> Image.Image:
+    """Return upright pixels in sRGB, RGBA if any of them is transparent and RGB otherwise."""
+    profile = image.info.get("icc_profile")
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # greyscale of 16 bits, which convert() would clip
+        image = image.point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        image = _in_mode("RGBA", image)
+    elif image.mode not in ("L", "CMYK"):
+        image = _in_mode("RGB", image)
+    image = _in_srgb(image, profile)
+    image.info.clear()
+    is_opaque = image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255)
+    return image.convert("RGB") if is_opaque else image
+
+
+def _in_mode(mode: str, image: Image.Image) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Return RGB or RGBA; a profile that is damaged or of another colour space is ignored."""
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    if profile:
+        with suppress(ImageCms.PyCMSError):
+            source, srgb = io.BytesIO(profile), ImageCms.createProfile("sRGB")
+            if converted := ImageCms.profileToProfile(image, source, srgb, outputMode=mode):
+                return converted
+    return _in_mode(mode, image)
+
+
+def _scaled(image: Image.Image, factor: float) -> Image.Image:
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _encode(image: Image.Image, name: str, detail: int) -> bytes:
+    """Encode RGB or RGBA; `detail` is the quality or, for PNG, the number of colours."""
+    if name == "jpeg" and image.mode == "RGBA":
+        transparent, image = image, Image.new("RGB", image.size, "white")
+        image.paste(transparent, mask=transparent)
+    if name == "png" and detail <= PALETTE:
+        # Median cut, the default for RGB, looks a little better but can take 20 seconds.
+        colours = min(detail, image.width * image.height)
+        image = image.quantize(colours, Image.Quantize.FASTOCTREE)
+    buffer = io.BytesIO()
+    # Not optimised or progressive: Pillow would then hold the GIL for the whole JPEG.
+    image.save(buffer, name, quality=detail)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""The storage of several machines: PostgreSQL and a bucket."""

@@ -1,0 +1,1 @@
+"""The storage of a single machine: SQLite and a folder."""

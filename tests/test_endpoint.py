@@ -1,0 +1,377 @@
+"""How a server is asked again until it takes the request, and what the next request sends."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dialect.endpoint import MAX_REQUESTS, Answer, Endpoint, operation_url
+from dialect.judging import Outcome
+from dialect.learning import LEARNED_TTL, Learned
+from dialect.sizes import Size
+from storage import Note, State
+from storage.memory import Memory
+from upstream.client import Deadline, Upstream, UpstreamError, Why
+
+from .servers import RawServer, Say, ScriptedServer, Seen, read_request
+from .states import Clock
+from .wire import MakeRawServer, MakeServer
+
+BODY = {"prompt": "a red apple", "n": 1, "seed": 42, "model": "m"}
+DRAWN = Say({"data": [{"b64_json": "AAAA"}]})
+
+
+class Asking:
+    """One request after the other to one server, each as a drawing of its own."""
+
+    def __init__(self, server: ScriptedServer | RawServer, state: State) -> None:
+        self.server = server
+        self.state = state
+        self.endpoint = Endpoint(Upstream(), server.url, "images/generations", "t")
+
+    def __call__(self, body: dict[str, Any], size: Size | None = None, **more: Any) -> Answer:
+        wanted: list[tuple[type[Note], str]] = [(Learned, self.key(body.get("model")))]
+        memory = Memory(self.state, wanted)
+        options: dict[str, Any] = {"deadline": Deadline.after(10), "limit": 2**20, **more}
+        return self.endpoint.ask(body, memory=memory, size=size, **options)
+
+    def key(self, model: str | None) -> str:
+        return self.endpoint.note_key(model)
+
+    def learned(self, model: str | None = "m") -> Learned | None:
+        key = self.key(model)
+        found = self.state.recall([(Learned, key)]).get(Learned, key)
+        return found.note if found else None
+
+    def left(self) -> float:
+        found = self.state.recall([(Learned, self.key("m"))]).get(Learned, self.key("m"))
+        assert found
+        return found.left
+
+
+# --- where a URL leads --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "where"),
+    [
+        ("https://a.example", "https://a.example/v1/*"),
+        ("https://a.example/", "https://a.example/v1/*"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080/v1/*"),
+        ("https://a.example/sd///", "https://a.example/sd/v1/*"),
+        ("https://a.example/vision", "https://a.example/vision/v1/*"),
+        ("https://a.example/dev2", "https://a.example/dev2/v1/*"),
+        ("https://v1.example", "https://v1.example/v1/*"),
+        ("https://a.example?v=/v1", "https://a.example/v1/*?v=/v1"),
+        ("https://a.example/v1/", "https://a.example/v1/*"),
+        ("https://a.example/V2", "https://a.example/V2/*"),
+        ("https://a.example/api/v3", "https://a.example/api/v3/*"),
+        ("https://a.example/v1beta/openai/", "https://a.example/v1beta/openai/*"),
+        ("https://a.example/inference/v1", "https://a.example/inference/v1/*"),
+        ("https://a/openai/v1?api-version=p", "https://a/openai/v1/*?api-version=p"),
+        ("https://a.example/*", "https://a.example/*"),
+        ("https://a.example/v1/*/", "https://a.example/v1/*"),
+        ("https://a.example/d/*?api-version=1&a=b", "https://a.example/d/*?api-version=1&a=b"),
+        ("https://u:p@a.example/v1", "https://u:p@a.example/v1/*"),
+    ],
+)
+def test_url_leads_to_the_operation(base: str, where: str) -> None:
+    for operation in ("images/generations", "chat/completions"):
+        expected = where.replace("*", operation)
+        assert operation_url(base.replace("*", operation), operation) == expected
+
+
+def test_full_path_of_one_operation_is_not_that_of_another() -> None:
+    url = "https://a.example/v1/chat/completions"
+    assert operation_url(url, "images/generations") == url + "/images/generations"
+
+
+# --- whole servers ------------------------------------------------------------------------------
+
+
+def rejection(message: str, param: str | None = None, code: str | None = None) -> Say:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return Say({"error": error}, 400)
+
+
+def area(size: str) -> int:
+    width, height = map(int, size.split("x"))
+    return width * height
+
+
+def gpt_image(seen: Seen) -> Say:
+    body, sizes = seen.json, ("1024x1024", "1024x1536", "1536x1024")
+    for name in ("response_format", "seed"):
+        if name in body:
+            return rejection(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
+    if body.get("size", "auto") not in (*sizes, "auto"):
+        listed = ", ".join(f"'{size}'" for size in sizes)
+        message = f"Invalid value: '{body['size']}'. Supported values are: {listed}, and 'auto'."
+        return rejection(message, "size", "invalid_value")
+    return DRAWN
+
+
+def gpt_image_2(seen: Seen) -> Say:
+    body = seen.json
+    if "seed" in body:
+        return rejection("Unknown parameter: 'seed'.", "seed", "unknown_parameter")
+    size = body.get("size", "1024x1024")
+    if any(int(side) % 16 for side in size.split("x")):
+        message = f"Invalid size '{size}'. Width and height must both be divisible by 16."
+        return rejection(message, "size")
+    if area(size) < 655_360:
+        message = "Requested resolution is below the current minimum pixel budget."
+        return rejection(f"Invalid size '{size}'. {message}")
+    if max(map(int, size.split("x"))) > 3840:
+        return rejection("The longest edge must be less than or equal to 3840", "size")
+    return DRAWN
+
+
+def ark(seen: Seen) -> Say:
+    if area(seen.json.get("size", "2048x2048")) >= 3_686_400:
+        return DRAWN
+    message = "The parameter `size` specified in the request is not valid: image size must be at"
+    return rejection(f"{message} least 3686400 pixels.", "size", "InvalidParameter")
+
+
+def xai(seen: Seen) -> Say:
+    for name in ("size", "seed"):
+        if name in seen.json:
+            return Say({"code": "400", "error": f"Argument not supported: {name}"}, 400)
+    return DRAWN
+
+
+def gemini(seen: Seen) -> Say:
+    for name in seen.json:
+        if name not in ("prompt", "n", "model"):
+            message = f'Invalid JSON payload received. Unknown name "{name}": Cannot find field.'
+            return Say([{"error": {"code": 400, "message": message}}], 400)
+    return DRAWN
+
+
+def siliconflow(seen: Seen) -> Say:
+    if "image_size" not in seen.json:
+        return Say({"code": 20015, "message": "image_size is required", "data": None}, 400)
+    return DRAWN
+
+
+def together(seen: Seen) -> Say:
+    if "size" in seen.json:
+        return rejection("Unrecognized key 'size'. Use 'width' and 'height' instead.")
+    if seen.json["width"] % 8 or seen.json["height"] % 8:
+        return rejection("width and height must be multiples of 8", "height")
+    return DRAWN
+
+
+def fastapi(seen: Seen) -> Say:
+    detail: list[dict[str, Any]] = [
+        {"type": "extra_forbidden", "loc": ["body", name], "msg": "Extra inputs are not permitted"}
+        for name in seen.json
+        if name not in ("prompt", "model", "width", "height")
+    ]
+    for name in ("width", "height"):
+        if name not in seen.json:
+            detail.append({"type": "missing", "loc": ["body", name], "msg": "Field required"})
+        elif seen.json[name] > 1000:
+            message = "Input should be less than or equal to 1000"
+            detail.append({"loc": ["body", name], "msg": message, "ctx": {"le": 1000}})
+    return Say({"detail": detail}, 422) if detail else DRAWN
+
+
+def zhipu(low: int, high: int, multiple: int, power: int) -> Callable[[Seen], Say]:
+    def answer(seen: Seen) -> Say:
+        sides = [int(side) for side in seen.json.get("size", "1024x1024").split("x")]
+        fits = all(low <= side <= high and side % multiple == 0 for side in sides)
+        if fits and sides[0] * sides[1] <= 2**power:
+            return DRAWN
+        rule = f"长宽均需满足{low}px-{high}px之间, 需被{multiple}整除, 最大像素数不超过2^{power}px"
+        return Say({"error": {"code": "1214", "message": f"size参数非法：{rule}"}}, 400)
+
+    return answer
+
+
+def diffusers(seen: Seen) -> Say:
+    width, height = map(int, seen.json["size"].split("x"))
+    if width % 16 or height % 16:
+        message = "have to be divisible by 16 but are"
+        return Say({"detail": f"`height` and `width` {message} {height} and {width}."}, 400)
+    return DRAWN
+
+
+ODD = (1000, 700)
+# How many requests the first drawing takes, and what the second sends beside prompt, n and model.
+SERVERS: dict[str, tuple[Callable[[Seen], Say], Size, int, dict[str, Any]]] = {
+    "gpt-image": (gpt_image, (1024, 768), 3, {"size": "1536x1024"}),
+    "gpt-image-2": (gpt_image_2, (1024, 768), 2, {"size": "1024x768"}),
+    "gpt-image-2, odd": (gpt_image_2, ODD, 3, {"size": "1008x704"}),
+    "gpt-image-2, small": (gpt_image_2, (512, 512), 4, {"size": "1056x1056"}),
+    "gpt-image-2, tiny": (gpt_image_2, (64, 64), 5, {}),
+    "gpt-image-2, large": (gpt_image_2, (4096, 2048), 3, {"size": "3840x1920"}),
+    "Ark": (ark, (1024, 768), 2, {"size": "2224x1664", "seed": 42}),
+    "xAI": (xai, (1024, 768), 3, {"aspect_ratio": "4:3"}),
+    "Gemini": (gemini, (1024, 768), 4, {}),
+    "SiliconFlow": (siliconflow, (1024, 768), 2, {"image_size": "1024x768", "seed": 42}),
+    "Together": (together, (1024, 768), 2, {"width": 1024, "height": 768, "seed": 42}),
+    "Together, odd": (together, (1000, 700), 3, {"width": 1000, "height": 704, "seed": 42}),
+    "FastAPI": (fastapi, (1024, 768), 5, {"width": 1000, "height": 750}),
+    "CogView": (zhipu(512, 2048, 16, 21), (1024, 300), 2, {"size": "1744x512", "seed": 42}),
+    "CogView, README": (zhipu(512, 2048, 16, 21), (1024, 768), 1, {"size": "1024x768", "seed": 42}),
+    "glm-image": (zhipu(1024, 2048, 32, 22), (1024, 768), 2, {"size": "1376x1024", "seed": 42}),
+    "Diffusers": (diffusers, ODD, 2, {"size": "1008x704", "seed": 42}),
+}
+
+
+@pytest.mark.parametrize("vendor", SERVERS)
+def test_second_request_is_taken_at_once(server: MakeServer, state: State, vendor: str) -> None:
+    answer, size, requests, expected = SERVERS[vendor]
+    backend = server()
+    backend.say(answer)
+    ask = Asking(backend, state)
+    assert ask(BODY, size).fault is None
+    assert len(backend.seen) == requests
+    assert ask(BODY, size).fault is None
+    assert len(backend.seen) == requests + 1
+    sent = backend.seen[-1].json
+    assert {name: sent[name] for name in sent if name not in ("prompt", "n", "model")} == expected
+
+
+def test_every_size_is_fitted_once_the_rules_are_known(server: MakeServer, state: State) -> None:
+    backend = server()
+    backend.say(gpt_image)
+    ask = Asking(backend, state)
+    ask(BODY, (1024, 768))
+    for size in ((64, 64), (768, 1024), (4096, 4096)):
+        assert ask(BODY, size).fault is None
+    sizes = [seen.json["size"] for seen in backend.seen[3:]]
+    assert sizes == ["1024x1024", "1024x1536", "1024x1024"]
+
+
+# --- what is remembered -------------------------------------------------------------------------
+
+SEED_UNKNOWN = rejection("Unknown parameter: 'seed'.", "seed", "unknown_parameter")
+REFUSED = rejection("Rejected by the safety system; unknown parameter: 'seed'.", "seed")
+
+
+def test_lesson_is_of_one_model_of_one_server(server: MakeServer, state: State) -> None:
+    picky, easy = server(), server()
+    picky.say(SEED_UNKNOWN, DRAWN)
+    easy.say(DRAWN)
+    ask = Asking(picky, state)
+    ask(BODY)
+    ask(BODY | {"model": "other"})
+    ask({"prompt": "a", "seed": 42})
+    Asking(easy, state)(BODY)
+    assert ["seed" in seen.json for seen in picky.seen + easy.seen] == [True, False] + [True] * 3
+    assert ask.learned() == Learned(dropped=("seed",))
+    assert ask.learned("other") is None
+
+
+def test_lesson_holds_for_a_day(backend: ScriptedServer, state: State, clock: Clock) -> None:
+    backend.say(gpt_image)
+    ask = Asking(backend, state)
+    ask(BODY)
+    clock.now += LEARNED_TTL - 100
+    ask(BODY, (512, 512))
+    assert ask.left() == pytest.approx(100, abs=1)
+    clock.now += 101
+    assert ask.learned() is None
+
+
+@pytest.mark.parametrize(
+    "then", [rejection("Invalid request."), Say("", 500), Say("", 429), Say("", 401), Say("", 302)]
+)
+def test_lesson_that_did_not_help_is_not_remembered(
+    backend: ScriptedServer, state: State, then: Say
+) -> None:
+    backend.say(SEED_UNKNOWN, then)
+    ask = Asking(backend, state)
+    assert ask(BODY).reply.status == then.status
+    assert len(backend.seen) == 2
+    assert ask.learned() is None
+
+
+def test_refusal_teaches_nothing_but_proves_that_a_lesson_helped(
+    backend: ScriptedServer, state: State
+) -> None:
+    backend.say(REFUSED)
+    ask = Asking(backend, state)
+    fault = ask(BODY).fault
+    assert fault is not None
+    assert fault.outcome is Outcome.REFUSED
+    assert (len(backend.seen), ask.learned()) == (1, None)
+    backend.say(SEED_UNKNOWN, REFUSED)
+    ask(BODY)
+    assert ask.learned() == Learned(dropped=("seed",))
+
+
+@pytest.mark.parametrize("status", [401, 404, 429, 500])
+def test_only_a_rejection_is_asked_again(server: MakeServer, state: State, status: int) -> None:
+    backend = server()
+    backend.say(Say(SEED_UNKNOWN.body, status))
+    Asking(backend, state)(BODY)
+    assert len(backend.seen) == 1
+
+
+def test_error_inside_a_200_is_learned_from(backend: ScriptedServer, state: State) -> None:
+    backend.say(Say(SEED_UNKNOWN.body), Say({"message": "n is not supported", "data": None}), DRAWN)
+    assert Asking(backend, state)({"prompt": "a", "seed": 1, "style": "x"}).fault is not None
+    assert [sorted(seen.json) for seen in backend.seen][1] == ["prompt", "style"]
+
+
+def test_server_that_contradicts_itself_is_not_asked_for_ever(
+    backend: ScriptedServer, state: State
+) -> None:
+
+    def contradict(seen: Seen) -> Say:
+        side = int(re.findall(r"\d+", seen.json.get("size", "5"))[0])
+        return rejection(f"size must be at least {side + 64}x{side + 64}", "size")
+
+    backend.say(contradict)
+    assert Asking(backend, state)(BODY, (512, 512)).fault is not None
+    assert len(backend.seen) <= MAX_REQUESTS
+
+
+def test_bytes_are_asked_for_and_that_is_remembered(backend: ScriptedServer, state: State) -> None:
+    backend.say(DRAWN)
+    ask = Asking(backend, state)
+    ask(BODY, base64=True)
+    ask(BODY)
+    assert [seen.json["response_format"] for seen in backend.seen] == ["b64_json"] * 2
+    backend.say(gpt_image)
+    ask(BODY)
+    ask(BODY, base64=True)
+    assert "response_format" not in backend.seen[-1].json
+
+
+def test_token_goes_as_bearer(backend: ScriptedServer, state: State) -> None:
+    backend.say(DRAWN)
+    ask = Asking(backend, state)
+    ask(BODY)
+    ask.endpoint = Endpoint(Upstream(), backend.url, "images/generations", None)
+    ask(BODY)
+    assert [seen.headers["Authorization"] for seen in backend.seen] == ["Bearer t", None]
+
+
+def test_deadline_bounds_all_requests_together(raw_server: MakeRawServer, state: State) -> None:
+    rejections = [SEED_UNKNOWN, rejection("Unknown parameter: 'n'.", "n")]
+
+    def talk(connection: socket.socket) -> None:
+        read_request(connection)
+        if rejections:
+            content = json.dumps(rejections.pop(0).body).encode()
+            connection.sendall(b"HTTP/1.1 400 Bad\r\nConnection: close\r\n\r\n" + content)
+        else:
+            connection.recv(1)
+
+    began = time.monotonic()
+    with pytest.raises(UpstreamError) as caught:
+        Asking(raw_server(talk), state)(BODY, deadline=Deadline.after(0.5))
+    assert caught.value.why is Why.TIMED_OUT
+    assert rejections == []
+    assert time.monotonic() - began == pytest.approx(0.5, abs=0.4)
