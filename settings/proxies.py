@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ipaddress
 from collections.abc import Mapping
@@ -47,29 +46,11 @@ class Proxy:
         return cls(parts.scheme, host, port or _PORTS[parts.scheme], user, password)
 
     @property
-    def forwards(self) -> bool:
-        """Say whether it takes whole requests for http:// URLs."""
-        return self.scheme == "http"
-
-    @property
-    def resolves(self) -> bool:
-        """Say whether it looks up names itself."""
-        return self.scheme != "socks5"
-
-    @property
     def url(self) -> str:
         """The URL that `parse` reads."""
         login = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}@" if self.user else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{login}{host}:{self.port}"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The header with its credentials, if it has any."""
-        if not self.user:
-            return {}
-        pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-        return {"Proxy-Authorization": f"Basic {pair}"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,17 +17,16 @@ from .proxy import HttpProxy, SocksProxy
 from .servers import RawServer, Say, ScriptedServer, free_port, png
 from .wire import (
     DRAWN,
-    MIB,
     PUBLIC,
     SHORT,
     MakeRawServer,
     MakeServer,
-    Names,
+    Net,
     Talk,
     assert_ends_at_deadline,
+    download,
     dripping,
     guarded_net,
-    hang,
     over_tls,
     reason_of,
     saying,
@@ -37,10 +36,6 @@ HOME = "https://home.example/v1"
 NOT_PUBLIC = "it named an address that is not public"
 FAKE = "198.18.0.7"
 net = pytest.fixture(autouse=True)(guarded_net)
-
-
-def no_names(host: str, *_: Any) -> list[Any]:
-    raise AssertionError(f"{host} was looked up here")
 
 
 @pytest.fixture
@@ -61,34 +56,29 @@ def tls(raw_server: MakeRawServer, certificates: tuple[Path, Path]) -> RawServer
     return raw_server(over_tls(certificates[1], saying(DRAWN, saying(DRAWN))))
 
 
-def through(proxy: str, resolve: Any = no_names, **more: Any) -> Upstream:
-    return Upstream(resolve, proxies=Proxies({"all": Proxy.parse(proxy)}), **more)
+def through(proxy: str, **more: Any) -> Upstream:
+    return Upstream(proxies=Proxies({"all": Proxy.parse(proxy)}), **more)
 
 
 def ask(upstream: Upstream, url: str, seconds: float = 10.0, **more: Any) -> Reply:
     return upstream.request("POST", url, deadline=Deadline.after(seconds), **more)
 
 
-def download(upstream: Upstream, url: str) -> Reply:
-    return upstream.download(url, home=HOME, deadline=Deadline.after(10), limit=MIB)
-
-
 # --- what a proxy is asked for ------------------------------------------------------------------
 
 
 def test_https_goes_through_a_tunnel_that_is_kept(
-    proxy: HttpProxy, tls: RawServer, certificates: tuple[Path, Path]
+    proxy: HttpProxy, tls: RawServer, certificates: tuple[Path, Path], net: Net
 ) -> None:
     upstream = through(f"http://us%65r:pa%3Ass@{proxy.address}", ca_bundle=certificates[0])
     url = f"https://pics.example:{tls.port}/v1"
     sent = {"Authorization": "Bearer of-the-backend"}
     assert [ask(upstream, url, headers=sent).body for _ in range(2)] == [b"drawn"] * 2
     credentials = base64.b64encode(b"user:pa:ss").decode()
-    authority = f"pics.example:{tls.port}"
-    assert proxy.heads == [
-        f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n"
-        f"Proxy-Authorization: Basic {credentials}\r\n\r\n"
-    ]
+    assert proxy.targets == [f"CONNECT pics.example:{tls.port}"]
+    assert f"\r\nProxy-Authorization: Basic {credentials}\r\n" in proxy.heads[0]
+    assert "of-the-backend" not in proxy.heads[0]
+    assert net.resolved == []
 
 
 def test_certificate_is_checked_through_a_tunnel(
@@ -100,7 +90,9 @@ def test_certificate_is_checked_through_a_tunnel(
     assert caught.value.why is Why.UNTRUSTED
 
 
-def test_http_request_is_handed_to_the_proxy(proxy: HttpProxy, backend: ScriptedServer) -> None:
+def test_http_request_is_handed_to_the_proxy(
+    proxy: HttpProxy, backend: ScriptedServer, net: Net
+) -> None:
     backend.say(Say("drawn"))
     upstream = through(f"user:password@{proxy.address}")
     url = f"http://backend.example:{backend.port}/v1/images?a=b"
@@ -110,85 +102,91 @@ def test_http_request_is_handed_to_the_proxy(proxy: HttpProxy, backend: Scripted
     assert f"Host: backend.example:{backend.port}\r\n" in proxy.heads[0]
     assert "Proxy-Authorization: Basic dXNlcjpwYXNzd29yZA==\r\n" in proxy.heads[0]
     assert backend.seen[0].json == {"prompt": "a cat"}
+    assert net.resolved == []
 
 
 def test_picture_is_fetched_from_its_checked_address(
-    proxy: HttpProxy, server: MakeServer, tls: RawServer, certificates: tuple[Path, Path]
+    proxy: HttpProxy, server: MakeServer, tls: RawServer, certificates: tuple[Path, Path], net: Net
 ) -> None:
     plain = server()
     plain.say(Say(png()))
-    upstream = through(proxy.address, Names([PUBLIC]), ca_bundle=certificates[0])
-    assert download(upstream, f"http://pics.example:{plain.port}/a.png").body == png()
-    assert download(upstream, f"https://pics.example:{tls.port}/a.png").body == b"drawn"
-    assert proxy.targets == [f"CONNECT {PUBLIC}:{plain.port}", f"CONNECT {PUBLIC}:{tls.port}"]
+    net.name("pics.example", [PUBLIC])
+    upstream = through(proxy.address, ca_bundle=certificates[0])
+    for url, body in (
+        (f"http://pics.example:{plain.port}/a.png", png()),
+        (f"https://pics.example:{tls.port}/a.png", b"drawn"),
+    ):
+        assert download(url, upstream=upstream).body == body
+    assert proxy.targets == [
+        f"GET http://{PUBLIC}:{plain.port}/a.png",
+        f"CONNECT {PUBLIC}:{tls.port}",
+    ]
     assert plain.seen[0].headers["Host"] == f"pics.example:{plain.port}"
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], [PUBLIC, "10.0.0.1"], [FAKE]], ids=" ".join)
 def test_private_picture_is_refused_before_the_proxy_is_asked(
-    proxy: HttpProxy, addresses: list[str]
+    proxy: HttpProxy, addresses: list[str], net: Net
 ) -> None:
-    upstream = through(proxy.address, Names(addresses))
-    assert reason_of(lambda: download(upstream, "https://pics.example/a.png")) == NOT_PUBLIC
+    net.name("pics.example", addresses)
+    upstream = through(proxy.address)
+    reason = reason_of(lambda: download("https://pics.example/a.png", upstream=upstream))
+    assert reason == NOT_PUBLIC
     assert proxy.heads == []
 
 
-def test_redirect_to_a_private_address_is_refused(proxy: HttpProxy, server: MakeServer) -> None:
-    other = server()
-    other.say(Say("moved", 302, {"Location": "http://127.0.0.1:1/"}))
-    upstream = through(proxy.address, Names([PUBLIC]))
-    url = f"http://pics.example:{other.port}/"
-    assert reason_of(lambda: download(upstream, url)) == NOT_PUBLIC
-    assert proxy.targets == [f"CONNECT {PUBLIC}:{other.port}"]
-
-
-def test_proxy_gets_the_name_for_a_fake_address(proxy: HttpProxy, server: MakeServer) -> None:
-    other = server()
-    other.say(Say(png()))
+def test_proxy_gets_the_name_for_a_fake_address(
+    proxy: HttpProxy, tls: RawServer, certificates: tuple[Path, Path], net: Net
+) -> None:
+    net.name("pics.example", [FAKE])
     networks = [ipaddress.ip_network("198.18.0.0/15")]
-    upstream = through(proxy.address, Names([FAKE]), picture_networks=networks)
-    assert download(upstream, f"http://pics.example:{other.port}/").body == png()
-    assert proxy.targets == [f"CONNECT pics.example:{other.port}"]
+    upstream = through(proxy.address, picture_networks=networks, ca_bundle=certificates[0])
+    assert download(f"https://pics.example:{tls.port}/", upstream=upstream).body == b"drawn"
+    assert proxy.targets == [f"CONNECT pics.example:{tls.port}"]
 
 
-def test_next_address_is_tried_when_a_tunnel_fails(proxy: HttpProxy, server: MakeServer) -> None:
-    other = server()
-    other.say(Say(png()))
+def test_next_address_is_tried_when_a_tunnel_fails(
+    proxy: HttpProxy, tls: RawServer, certificates: tuple[Path, Path], net: Net
+) -> None:
+    net.name("pics.example", [PUBLIC, "8.8.8.8"])
     proxy.refusals = 1
-    upstream = through(proxy.address, Names([PUBLIC, "8.8.8.8"]))
-    assert download(upstream, f"http://pics.example:{other.port}/").body == png()
-    port = other.port
-    assert proxy.targets == [f"CONNECT {PUBLIC}:{port}", f"CONNECT 8.8.8.8:{port}"]
+    upstream = through(proxy.address, ca_bundle=certificates[0])
+    assert download(f"https://pics.example:{tls.port}/", upstream=upstream).body == b"drawn"
+    assert proxy.targets == [f"CONNECT {PUBLIC}:{tls.port}", f"CONNECT 8.8.8.8:{tls.port}"]
 
 
 # --- SOCKS --------------------------------------------------------------------------------------
 
 
 def test_socks5h_gets_the_name(
-    socks: SocksProxy, tls: RawServer, certificates: tuple[Path, Path]
+    socks: SocksProxy, tls: RawServer, certificates: tuple[Path, Path], net: Net
 ) -> None:
     upstream = through(f"socks5h://user:pa%3Ass@{socks.address}", ca_bundle=certificates[0])
     url = f"https://pics.example:{tls.port}/"
     assert [ask(upstream, url).body for _ in range(2)] == [b"drawn"] * 2
     assert socks.asked == [("pics.example", tls.port)]
     assert socks.users == ["user:pa:ss"]
+    assert net.resolved == []
 
 
-def test_socks5_gets_the_address(socks: SocksProxy, backend: ScriptedServer) -> None:
+def test_socks5_gets_the_address(socks: SocksProxy, backend: ScriptedServer, net: Net) -> None:
     backend.say(Say("drawn"))
-    upstream = through(f"socks5://{socks.address}", Names([PUBLIC]))
+    net.name("backend.example", [PUBLIC])
+    upstream = through(f"socks5://{socks.address}")
     assert ask(upstream, f"http://backend.example:{backend.port}/").body == b"drawn"
     assert socks.asked == [(PUBLIC, backend.port)]
 
 
 def test_socks_proxy_gets_the_checked_address_of_a_picture(
-    socks: SocksProxy, server: MakeServer
+    socks: SocksProxy, server: MakeServer, net: Net
 ) -> None:
     other = server()
     other.say(Say(png()))
-    upstream = through(f"socks5h://{socks.address}", Names([PUBLIC], ["10.0.0.1"]))
-    assert download(upstream, f"http://a.example:{other.port}/").body == png()
-    assert reason_of(lambda: download(upstream, "http://b.example/")) == NOT_PUBLIC
+    net.name("a.example", [PUBLIC])
+    net.name("b.example", ["10.0.0.1"])
+    upstream = through(f"socks5h://{socks.address}")
+    assert download(f"http://a.example:{other.port}/", upstream=upstream).body == png()
+    assert reason_of(lambda: download("http://b.example/", upstream=upstream)) == NOT_PUBLIC
     assert socks.asked == [(PUBLIC, other.port)]
 
 
@@ -208,8 +206,7 @@ def drip_socks(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "talk"),
-    [("http", hang), ("http", dripping(b"H")), ("socks5h", hang), ("socks5h", drip_socks)],
+    ("scheme", "talk"), [("http", saying(b"H", dripping(b"H"))), ("socks5h", drip_socks)]
 )
 def test_stalling_proxy_ends_at_the_deadline(
     raw_server: MakeRawServer, scheme: str, talk: Talk
@@ -218,36 +215,36 @@ def test_stalling_proxy_ends_at_the_deadline(
     assert_ends_at_deadline(lambda: ask(upstream, HOME, SHORT))
 
 
-FAILURES = [
-    (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "its proxy answered CONNECT with 407"),
-    (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "its proxy answered CONNECT with 502"),
-    (b"HTTP/1.1 200 Connection", "its proxy gave no HTTP answer"),
-    (b"SSH-2.0-OpenSSH_9.9\r\n", "its proxy gave no HTTP answer"),
-    (b"", "its proxy gave no HTTP answer"),
+def refuse_socks(connection: socket.socket) -> None:
+    connection.recv(9)
+    connection.sendall(b"\x05\xff")
+
+
+NO_HTTP = "its proxy gave no HTTP answer"
+FAILURES: list[tuple[str, Talk, str]] = [
+    ("http", saying(b"HTTP/1.1 407 Login\r\n\r\n"), "its proxy answered CONNECT with 407"),
+    ("http", saying(b"HTTP/1.1 502 Bad\r\n\r\n"), "its proxy answered CONNECT with 502"),
+    ("http", saying(b"SSH-2.0-OpenSSH_9.9\r\n"), NO_HTTP),
+    ("http", saying(b""), NO_HTTP),
+    ("socks5h", refuse_socks, "its proxy did not connect to it"),
 ]
 
 
-@pytest.mark.parametrize(("answer", "reason"), FAILURES)
-def test_refused_tunnel_says_so(raw_server: MakeRawServer, answer: bytes, reason: str) -> None:
-    upstream = through(f"user:secret@127.0.0.1:{raw_server(saying(answer)).port}")
+@pytest.mark.parametrize(("scheme", "talk", "reason"), FAILURES)
+def test_refused_tunnel_says_so(
+    raw_server: MakeRawServer, scheme: str, talk: Talk, reason: str
+) -> None:
+    upstream = through(f"{scheme}://user:secret@127.0.0.1:{raw_server(talk).port}")
     with pytest.raises(UpstreamError) as caught:
         ask(upstream, HOME)
     assert (str(caught.value), caught.value.why) == (reason, Why.UNREACHABLE)
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5h"])
-def test_unreachable_proxy_says_so(scheme: str) -> None:
+@pytest.mark.parametrize("url", [HOME, "http://home.example/v1"])
+def test_unreachable_proxy_says_so(scheme: str, url: str) -> None:
     upstream = through(f"{scheme}://127.0.0.1:{free_port()}")
-    assert reason_of(lambda: ask(upstream, HOME)) == "its proxy could not be reached"
-
-
-def test_refusing_socks_proxy_says_so(raw_server: MakeRawServer) -> None:
-    def refuse(connection: socket.socket) -> None:
-        connection.recv(9)
-        connection.sendall(b"\x05\xff")
-
-    upstream = through(f"socks5h://127.0.0.1:{raw_server(refuse).port}")
-    assert reason_of(lambda: ask(upstream, HOME)) == "its proxy did not connect to it"
+    assert reason_of(lambda: ask(upstream, url)) == "its proxy could not be reached"
 
 
 # --- which proxy --------------------------------------------------------------------------------
