@@ -77,6 +77,8 @@ class Proxies:
         return self.schemes.get(scheme) or self.schemes.get("all")
 
 
+# requests.utils.should_bypass_proxies sets an environment variable while it looks, which threads
+# restore wrongly for each other, and knows no IPv6 networks.
 def _is_excepted(host: str, port: int, no_proxy: str) -> bool:
     entries = no_proxy.lower().replace(",", " ").split()
     return "*" in entries or any(_covers(entry, host, port) for entry in entries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.client
 import socket
@@ -80,14 +81,11 @@ class PictureAdapter(Adapter):
         self.networks = networks
 
     def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
-        """Send a request to the first address that can be reached."""
+        """Send a request to the host's addresses in turn, until one answers: it costs nothing."""
         *others, last = self._hosts(request, more["proxies"])
         for host in others:
-            try:
+            with contextlib.suppress(requests.ConnectionError):
                 return super().send(_addressed(request, host), *args, **more)
-            except requests.ConnectionError:
-                if current_call.get().has_sent:
-                    raise
         return super().send(_addressed(request, last), *args, **more)
 
     def build_connection_pool_key_attributes(
@@ -139,7 +137,7 @@ class ObservedConnection(HTTPConnection):
             call.calls.metrics.connected(is_new=False)
         call.sends(self, is_kept=is_kept)
         super().request(*args, **more)
-        call.has_sent_over(self.sock)
+        call.socket = self.sock
 
     def getresponse(self) -> Any:
         response = super().getresponse()

@@ -34,25 +34,22 @@ class Call:
         self.calls = calls
         self.deadline = deadline
         self.was_left = False
-        self._stale_until = 0.0
+        # The socket of a request that has gone out: http.client itself forgets it if the answer
+        # ends with the connection.
+        self.socket: socket.socket | None = None
         self._connection: HTTPConnection | None = None
-        self._socket: socket.socket | None = None
+        self._stale_until = 0.0
 
     @property
     def seconds(self) -> float:
         """What is left of its time, as a time-out of sockets, for which 0 means something else."""
         return max(0.001, self.deadline.remaining())
 
-    @property
-    def has_sent(self) -> bool:
-        """Return whether a request has gone out."""
-        return self._socket is not None
-
     def leave(self) -> None:
         """End the thread: whatever it waits for, the shut socket ends it."""
         self.was_left = True
         connected = self._connection and self._connection.sock
-        for sock in (connected, self._socket):
+        for sock in (connected, self.socket):
             if sock:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
@@ -60,6 +57,7 @@ class Call:
     @contextlib.contextmanager
     def connecting(self, connection: HTTPConnection | None = None) -> Iterator[None]:
         """Resolve a name or connect in this block. Raises TimeoutError if nobody waits for it."""
+        self._check()
         self._connection = connection
         with self.calls.place(self):
             yield
@@ -70,10 +68,6 @@ class Call:
         self._connection = connection
         self._stale_until = time.monotonic() + STALE_SECONDS if is_kept else 0.0
         self._check()
-
-    def has_sent_over(self, sock: socket.socket | None) -> None:
-        """Note the socket, which http.client forgets if the answer ends with the connection."""
-        self._socket = sock
 
     def was_stale(self, error: BaseException) -> bool:
         """Return whether a request failed because the other side had closed a kept connection.
