@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from settings.parsers import InvalidEntries, json_object
+from settings.parsers import json_object
 
 # The name under which PROXY_ACCESS_KEY and signed URLs are logged and counted.
 SHARED_NAME = "PROXY_ACCESS_KEY"
@@ -35,7 +35,7 @@ def access_keys(text: str) -> tuple[KeySettings, ...]:
         except ValueError as error:
             faults.append(str(error))
     if faults:
-        raise InvalidEntries(faults, tuple(keys))
+        raise ValueError(*faults)
     return tuple(keys)
 
 

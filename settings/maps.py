@@ -1,40 +1,15 @@
-"""Parsers of settings by backend: JSON objects whose keys are backends' URLs."""
+"""Parsers of the values in settings by backend, which are JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from settings.parsers import InvalidEntries, base_url, header_value, json_object, printable_url
+from settings.parsers import header_value
 from settings.proxies import Proxy
 
-T = TypeVar("T")
-
 _MAX_WEIGHT = 1_000_000
-
-
-def by_backend(parse: Callable[[Any], T]) -> Callable[[str], dict[str, T]]:
-    """Return a parser of a JSON object: backends' URLs, and values that `parse` takes."""
-
-    def parse_object(text: str) -> dict[str, T]:
-        found, faults = {}, []
-        for key, value in json_object(text).items():
-            try:
-                url = base_url(key.strip())
-            except ValueError:
-                # Not quoted: if key and value were swapped, it is a token.
-                faults.append('has a key that is not a URL; write {"https://backend/v1": …}')
-                continue
-            try:
-                found[url] = parse(value)
-            except ValueError as error:
-                faults.append(f"{printable_url(url)!r}: {error}")
-        if faults:
-            raise InvalidEntries(faults, found)
-        return found
-
-    return parse_object
 
 
 def weight(value: Any) -> float:

@@ -1,7 +1,8 @@
 """Parsers of single settings: text in, value out.
 
-An invalid text raises ValueError with a sentence in two halves: what is wrong; what to write.
-The reader puts the variable's name in front of it. No sentence quotes what may be a secret.
+An invalid text raises ValueError; each of its arguments is a sentence in two halves: what is
+wrong; what to write. The reader puts the variable's name in front. No sentence quotes what may be
+a secret.
 """
 
 from __future__ import annotations
@@ -32,14 +33,6 @@ HOSTING_PROVIDERS = {
 _DATABASE = "write postgresql://user:password@host/database"
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-class InvalidEntries(ValueError):
-    """Some entries of a setting are invalid: a sentence for each, and the value of the others."""
-
-    def __init__(self, faults: list[str], rest: object) -> None:
-        super().__init__(*faults)
-        self.rest = rest
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:

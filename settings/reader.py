@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from settings.extras import check_extra
-from settings.parsers import InvalidEntries
+from settings.parsers import base_url, json_object, printable_url
 from settings.setting import Setting
 from settings.table import ROWS
 
@@ -15,17 +15,20 @@ from settings.table import ROWS
 class Reader:
     """Parses variables; a blank one is not set.
 
-    After a fault the default, or what is valid of several entries, stands for the value, so that
-    all faults are found. `faults` has a sentence for each, variable first.
+    After a fault the default stands for the value, so that all faults are found; `faults` holds a
+    sentence for each, variable first.
     """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self.faults: list[str] = []
+        self.values: dict[str, Any] = {}
         self._texts = {name: text.strip() for name, text in variables.items() if text.strip()}
 
     def read(self) -> dict[str, Any]:
         """Return the values of the table's fields."""
-        return {row.field: self._value(row) for row in ROWS}
+        for row in ROWS:
+            self.values[row.field] = self._value(row)
+        return self.values
 
     def fault(self, name: str, sentence: str | Exception) -> None:
         self.faults.append(f"{name}: {sentence}")
@@ -61,14 +64,31 @@ class Reader:
         if not text:
             return row.default_value
         try:
-            value = row.parse(text)
+            value = self._by_backend(row, text) if row.is_by_backend else row.parse(text)
             if row.extra and value != row.default_value:
                 check_extra(row.extra)
         except ValueError as error:
             for sentence in error.args:
                 self.fault(name, sentence)
-            return error.rest if isinstance(error, InvalidEntries) else row.default_value
+            return row.default_value
         return value
+
+    def _by_backend(self, row: Setting, text: str) -> dict[str, Any]:
+        found, backends = {}, self.values["backend_api_urls"]
+        for key, value in json_object(text).items():
+            try:
+                url = base_url(key.strip())
+            except ValueError:
+                # Not quoted: if key and value were swapped, it is a token.
+                self.fault(row.name, 'has a key that is not a URL; write {"https://backend/v1": …}')
+                continue
+            try:
+                if backends and url not in backends:
+                    raise ValueError("is not a backend; write a URL from BACKEND_API_URLS")
+                found[url] = row.parse(value)
+            except ValueError as error:
+                self.fault(row.name, f"{printable_url(url)!r}: {error}")
+        return found
 
     def _read_secret_file(self, name: str) -> None:
         """Give a variable the contents of the file that `NAME_FILE` names, if that is set."""

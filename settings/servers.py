@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from settings.buckets import ObjectSettings, make_objects
-from settings.parsers import HOSTING_PROVIDERS, printable_url
+from settings.parsers import HOSTING_PROVIDERS
 from settings.reader import Reader
 from settings.table import Table
 
@@ -81,7 +81,6 @@ class PollinationsSettings:
 
 def make_backends(table: Table, reader: Reader) -> tuple[BackendSettings, ...]:
     reader.require("BACKEND_API_URLS", "write one or more URLs, separated by commas")
-    _check_urls(table, reader)
     backends = tuple(
         BackendSettings(
             url,
@@ -95,21 +94,6 @@ def make_backends(table: Table, reader: Reader) -> tuple[BackendSettings, ...]:
     if backends and not any(backend.weight for backend in backends):
         reader.fault("BACKEND_WEIGHTS", "drains every backend; leave at least one above 0")
     return backends
-
-
-def _check_urls(table: Table, reader: Reader) -> None:
-    """Report URLs for which there are settings, and that are not backends."""
-    by_backend: dict[str, Mapping[str, Any]] = {
-        "BACKEND_WEIGHTS": table.backend_weights,
-        "TOKEN_MAP": table.token_map,
-        "MODEL_MAP": table.model_map,
-        "BACKEND_PARAMS": table.backend_params,
-        "BACKEND_PROXIES": table.backend_proxies,
-    }
-    for name, values in by_backend.items() if table.backend_api_urls else ():
-        for url in values.keys() - set(table.backend_api_urls):
-            sentence = "is not a backend; write a URL from BACKEND_API_URLS"
-            reader.fault(name, f"{printable_url(url)!r}: {sentence}")
 
 
 def make_llm(table: Table, reader: Reader) -> LlmSettings | None:
@@ -155,11 +139,9 @@ def make_hosting(table: Table, reader: Reader) -> HostingSettings | None:
     reader.require("IMAGE_HOSTING_PROVIDER", f"write one of {', '.join(HOSTING_PROVIDERS)}")
     for name, value in HOSTING_PROVIDERS.get(provider, {}).items():
         reader.require(f"IMAGE_HOSTING_{name}", f"{provider} needs it: write {value}")
-    is_bucket = url.startswith("s3://")
-    if provider == "s3" and url and not is_bucket:
-        reader.fault("IMAGE_HOSTING_URL", "is not a bucket of the provider s3; write s3://…")
-    elif provider != "s3" and is_bucket:
-        reader.fault("IMAGE_HOSTING_URL", "is a bucket; write s3 as IMAGE_HOSTING_PROVIDER too")
+    if url and (provider == "s3") != url.startswith("s3://"):
+        advice = "write s3://bucket/prefix for s3, https://host for the others"
+        reader.fault("IMAGE_HOSTING_URL", f"does not suit the provider; {advice}")
     if provider == "s3":
         objects = make_objects("IMAGE_HOSTING_URL", url, table, reader)
         public_url = table.image_hosting_public_url or ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ class Setting:
     extra: str | None = None
     shown: str = ""
     heading: str = ""
+    is_by_backend: bool = False  # JSON; `parse` takes the value for each URL
     names: tuple[str, ...] = ()  # variables to read: the first that is set counts
 
     @property
@@ -53,6 +54,12 @@ def setting(parse: Callable[[str], T], default: T | str, **more: Any) -> T:
     """
     declared: Any = field(repr=False, metadata={"parse": parse, "default": default, **more})
     return declared  # type: ignore[no-any-return] # a Field, as dataclasses want it
+
+
+def by_backend(parse: Callable[[Any], T], **more: Any) -> Mapping[str, T]:
+    """Declare a setting that is a JSON object of backends' URLs and values for `parse`."""
+    parse_value: Any = parse
+    return setting(parse_value, {}, is_by_backend=True, **more)
 
 
 def rows(table: Any) -> list[Setting]:

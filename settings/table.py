@@ -15,7 +15,7 @@ from typing import Any
 from settings import keys, maps
 from settings import parsers as p
 from settings.proxies import Proxy
-from settings.setting import rows, setting
+from settings.setting import by_backend, rows, setting
 
 # Threads of each worker that only serve cached pictures, /status and refusals, so that a cache
 # hit never waits for a drawing.
@@ -63,18 +63,16 @@ class Table:
 
     auth_token: str | None = setting(p.header_value, None, is_secret=True, heading="Backends")
     """The Bearer token for every backend that `TOKEN_MAP` does not name."""
-    token_map: Mapping[str, str] = setting(maps.by_backend(maps.token), {}, is_secret=True)
+    token_map: Mapping[str, str] = by_backend(maps.token, is_secret=True)
     """Tokens by backend: `{"https://api.openai.com/v1": "sk-…"}`."""
-    backend_weights: Mapping[str, float] = setting(maps.by_backend(maps.weight), {}, shown="1 each")
+    backend_weights: Mapping[str, float] = by_backend(maps.weight, shown="1 each")
     """How often each backend is chosen: `{"https://api.openai.com/v1": 2.5}`. 0 drains one."""
-    model_map: Mapping[str, Mapping[str, str]] = setting(maps.by_backend(maps.model_names), {})
+    model_map: Mapping[str, Mapping[str, str]] = by_backend(maps.model_names)
     """Model names by backend: `{"https://api.x.ai/v1": {"dall-e-3": "grok-2-image"}}`."""
     models: tuple[str, ...] = setting(p.models, (), shown="the names in `MODEL_MAP`")
     """The models that [`/v1/models`](api.md#get-v1models) lists for clients to choose from,
     separated by commas: `gpt-image-1,flux`. Others can be requested too."""
-    backend_params: Mapping[str, Mapping[str, Mapping[str, Any]]] = setting(
-        maps.by_backend(maps.parameters), {}
-    )
+    backend_params: Mapping[str, Mapping[str, Mapping[str, Any]]] = by_backend(maps.parameters)
     """[Extra parameters](backends.md#extra-parameters) by backend and model, `*` for every model;
     `null` removes one: `{"https://api.openai.com/v1": {"*": {"moderation": "low"}}}`."""
     blocked_retry_attempts: int = setting(p.integer(0, 100), "2")
@@ -93,9 +91,7 @@ class Table:
     no_proxy: str = setting(str, "", names=("no_proxy", "NO_PROXY"))
     """Destinations reached without a proxy, separated by commas: host names with their subdomains,
     `host:port`, addresses, networks, or `*`."""
-    backend_proxies: Mapping[str, Proxy | None] = setting(
-        maps.by_backend(maps.proxy_or_none), {}, is_secret=True
-    )
+    backend_proxies: Mapping[str, Proxy | None] = by_backend(maps.proxy_or_none, is_secret=True)
     """A proxy for one backend, or `null` for a direct connection, which takes precedence over the
     four above: `{"https://api.openai.com/v1": "http://host:3128"}`."""
     ca_bundle: Path | None = setting(

@@ -99,10 +99,6 @@ def test_all_faults_are_reported_together() -> None:
             "'a' has the same key as 'PROXY_ACCESS_KEY'",
         ),
         ({"BACKEND_WEIGHTS": f'{{"{URL}": 0}}'}, "BACKEND_WEIGHTS", "drains every backend"),
-        *(
-            ({name: '{"https://u:word@b/v1?k=word": {}}'}, name, "'https://b/v1': is not a backend")
-            for name in ("MODEL_MAP", "BACKEND_PARAMS")
-        ),
         ({"CACHE_MAX_BYTES": "9", "MAX_IMAGE_BYTES": "10"}, "CACHE_MAX_BYTES", "MAX_IMAGE_BYTES"),
         ({"LLM_OPTIMIZATION_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "LLM_OPTIMIZATION_ENABLED"),
         ({"DE_NSFW_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "DE_NSFW_ENABLED needs it"),
@@ -114,14 +110,18 @@ def test_all_faults_are_reported_together() -> None:
         (hosted_by("smms"), "IMAGE_HOSTING_KEY", "smms needs it"),
         (hosted_by("picgo", URL="https://host"), "IMAGE_HOSTING_KEY", "picgo needs it"),
         (hosted_by("picgo", KEY="k"), "IMAGE_HOSTING_URL", "picgo needs it"),
-        (hosted_by("picgo", KEY="k", URL="s3://bucket"), "IMAGE_HOSTING_URL", "is a bucket"),
+        (
+            hosted_by("picgo", KEY="k", URL="s3://bucket"),
+            "IMAGE_HOSTING_URL",
+            "does not suit the provider",
+        ),
         (hosted_by("cloudflare_imgbed"), "IMAGE_HOSTING_URL", "cloudflare_imgbed needs it"),
         (S3_KEYS | hosted_by("s3", PUBLIC_URL="https://a"), "IMAGE_HOSTING_URL", "s3 needs it"),
         (S3_KEYS | hosted_by("s3", URL="s3://bucket"), "IMAGE_HOSTING_PUBLIC_URL", "s3 needs it"),
         (
             S3_KEYS | hosted_by("s3", URL="https://bucket", PUBLIC_URL="https://a"),
             "IMAGE_HOSTING_URL",
-            "is not a bucket",
+            "does not suit the provider",
         ),
         (DATABASE, "STORAGE_URL", "DATABASE_URL needs it"),
         (S3_KEYS | {"STORAGE_URL": "s3://bucket"}, "DATABASE_URL", "STORAGE_URL needs it"),
@@ -204,6 +204,28 @@ def test_cache_of_one_machine_is_no_folder_for_copies(tmp_path: Path) -> None:
     assert read(**values).storage == ObjectSettings("gs://bucket")
     (tmp_path / "index.sqlite3").touch()
     assert_fault(values, "CACHE_DIR", "cache import")
+
+
+@pytest.mark.parametrize("name", [row.name for row in ROWS if row.is_by_backend])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is not JSON at character 2"),
+        ("[1]", "not an object"),
+        ('{"api.example.com": 1}', "has a key that is not a URL"),
+        ('{"https://user:word@b/v1?key=word": 1}', "'https://b/v1': is not a backend"),
+        (f'{{"{URL}": true}}', repr(URL)),
+    ],
+)
+def test_map_is_a_json_object_by_backend(name: str, text: str, reason: str) -> None:
+    assert_fault({name: text}, name, reason)
+
+
+def test_every_invalid_entry_of_a_map_is_a_fault() -> None:
+    weights = json.dumps({URL: -1, "https://b": "x", "https://c": 1})
+    values = {"BACKEND_API_URLS": f"{URL},https://b", "BACKEND_WEIGHTS": weights}
+    urls = [fault.split("'")[1] for fault in faults({**LEAST, **values})]
+    assert urls == [URL, "https://b", "https://c"]
 
 
 # --- values
@@ -340,8 +362,11 @@ def test_one_server_has_one_proxy() -> None:
     own = {urls[0]: "http://one", urls[1]: None}
     values = {"BACKEND_API_URLS": ",".join(urls), "BACKEND_PROXIES": json.dumps(own)}
     assert_fault(values, "BACKEND_PROXIES", "'https://a' has two proxies")
-    values["BACKEND_PROXIES"] = json.dumps({urls[0]: "http://one"})
-    assert read(**values).network.backend_proxies == {urls[0]: Proxy("http", "one", 80)}
+    values["BACKEND_PROXIES"] = json.dumps({urls[0]: " http://one ", urls[1]: "one"})
+    expected = dict.fromkeys(urls, Proxy("http", "one", 80))
+    assert read(**values).network.backend_proxies == expected
+    values["BACKEND_PROXIES"] = json.dumps({urls[0]: None, urls[1]: ""})
+    assert read(**values).network.backend_proxies == dict.fromkeys(urls)
 
 
 def test_first_file_of_certificates_that_is_named_counts(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,9 @@ import pytest
 from settings import maps, table
 from settings import parsers as p
 from settings.keys import KeySettings, access_keys
-from settings.proxies import Proxy
 
 Parse = Callable[[str], Any]
 
-URL = "https://api.example.com/v1"
 MAP = '{"https://backend/v1": …}'
 
 PARSED: list[tuple[Parse, dict[str, Any]]] = [
@@ -38,26 +38,6 @@ PARSED: list[tuple[Parse, dict[str, Any]]] = [
     (p.hosting_url, {"s3://bucket/": "s3://bucket", "https://bed/": "https://bed"}),
     (p.database_url, {url: url for url in ("postgresql://h", "postgres://u@one,two:5433/db?a=b")}),
     (p.absolute_path, {"/a/b": Path("/a/b"), "a": Path.cwd() / "a"}),
-    (
-        maps.by_backend(maps.weight),
-        {
-            '{" https://a//": 0.25, "https://b/v1/?x=1": 3}': {
-                "https://a": 0.25,
-                "https://b/v1?x=1": 3,
-            }
-        },
-    ),
-    (maps.by_backend(maps.token), {'{"https://a": " t "}': {"https://a": "t"}}),
-    (
-        maps.by_backend(maps.proxy_or_none),
-        {
-            '{"https://a": "http://proxy:1", "https://b": null, "https://c": ""}': {
-                "https://a": Proxy("http", "proxy", 1),
-                "https://b": None,
-                "https://c": None,
-            }
-        },
-    ),
     (
         access_keys,
         {
@@ -170,37 +150,26 @@ def test_invalid_text_has_a_reason(parse: Parse, reason: str, texts: tuple[str, 
 @pytest.mark.parametrize(
     ("parse", "reason", "values"),
     [
-        (maps.weight, "is not a number", ('"2"', "true", "null")),
-        (maps.weight, "is not usable", ("-1", "NaN", "1e999", "1" + "0" * 400)),
-        (maps.token, "is not a token", ("1", '" "', "null")),
-        (maps.token, "printable ASCII", ('"schlüssel"',)),
-        (maps.model_names, "does not map model names", ('"m"', '{"m": 1}')),
-        (maps.parameters, "is not an object of objects", ("1", "[]", '{"*": {}, "m": null}')),
-        (maps.parameters, "has the field 'prompt'", ('{"*": {}, "m": {"prompt": "x"}}',)),
-        (maps.parameters, "has the field 'n'", ('{"*": {"n": null}}',)),
-        (maps.parameters, "has a model that is not a name", ('{"*": {"model": 1}}',)),
-        (maps.parameters, "has a value that JSON cannot hold", ('{"*": {"a": [NaN]}}',)),
-        (maps.proxy_or_none, "is not a proxy", ("1",)),
-        (maps.proxy_or_none, "a proxy is http://, socks5://", ('"ftp://secret@host"',)),
+        (maps.weight, "is not a number", ("2", True, None)),
+        (maps.weight, "is not usable", (-1, math.nan, math.inf, 10**400)),
+        (maps.token, "is not a token", (1, " ", None)),
+        (maps.token, "printable ASCII", ("schlüssel",)),
+        (maps.model_names, "does not map model names", ("m", {"m": 1})),
+        (maps.parameters, "is not an object of objects", (1, [], {"*": {}, "m": None})),
+        (maps.parameters, "has the field 'prompt'", ({"*": {}, "m": {"prompt": "x"}},)),
+        (maps.parameters, "has the field 'n'", ({"*": {"n": None}},)),
+        (maps.parameters, "has a model that is not a name", ({"*": {"model": 1}},)),
+        (maps.parameters, "has a value that JSON cannot hold", ({"*": {"a": [math.nan]}},)),
+        (maps.proxy_or_none, "is not a proxy", (1,)),
+        (maps.proxy_or_none, "a proxy is http://, socks5://", ("ftp://secret@host",)),
     ],
 )
-def test_invalid_entry_names_its_backend(
-    parse: Callable[[Any], Any], reason: str, values: tuple[str, ...]
+def test_invalid_value_for_a_backend_has_a_reason(
+    parse: Callable[[Any], Any], reason: str, values: tuple[Any, ...]
 ) -> None:
     for value in values:
-        with pytest.raises(p.InvalidEntries) as caught:
-            maps.by_backend(parse)(f'{{"{URL}": {value}, "https://b": 1}}')
-        assert caught.value.args[0].startswith(f"{URL!r}: ")
-        assert reason in caught.value.args[0]
-
-
-def test_valid_entries_are_used_beside_invalid_ones() -> None:
-    with pytest.raises(p.InvalidEntries) as caught:
-        maps.by_backend(maps.weight)('{"https://a": -1, "b": 2, "https://c": 3}')
-    assert len(caught.value.args) == 2
-    assert "'https://a'" in caught.value.args[0]
-    assert "has a key that is not a URL" in caught.value.args[1]
-    assert caught.value.rest == {"https://c": 3.0}
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            parse(value)
 
 
 def test_printable_url_has_no_credentials() -> None:
