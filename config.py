@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from urllib.parse import quote
 
+from settings.access_keys import clashes
 from settings.buckets import ObjectSettings, make_objects
 from settings.dotenv import Dotenv
-from settings.keys import clashes
 from settings.network import NetworkSettings, make_network
 from settings.parsers import check_folder
 from settings.reader import Reader

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import unquote, urlsplit
 
-from settings.keys import KeySettings
+from settings.access_keys import KeySettings
 from settings.proxies import Proxy
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from settings import keys, maps
+from settings import maps
 from settings import parsers as p
+from settings.access_keys import MAX_PER_DAY, KeySettings, named_keys
 from settings.proxies import Proxy
 from settings.setting import by_backend, rows, setting
 
@@ -31,7 +32,7 @@ def usable_cores() -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Every setting as it was written. Times are seconds, sizes bytes."""
+    """Every setting, parsed. Times are seconds, sizes bytes."""
 
     backend_api_urls: tuple[str, ...] = setting(p.base_urls, (), heading="Required")
     """The [image backends](backends.md), OpenAI-compatible, such as `https://api.openai.com/v1`;
@@ -40,12 +41,10 @@ class Table:
     """The access key that clients send as `?key=` or as a Bearer token: a long random string, for
     example from `openssl rand -hex 24`. Not required with `ACCESS_KEYS`."""
 
-    access_keys: tuple[keys.KeySettings, ...] = setting(
-        keys.access_keys, (), is_secret=True, heading="Access"
-    )
+    access_keys: tuple[KeySettings, ...] = setting(named_keys, (), is_secret=True, heading="Access")
     """Further access keys by name, each with an optional [limit and last day](#keys-and-limits):
     `{"blog": {"key": "long random string", "per_day": 50, "expires": "2027-01-31"}}`."""
-    drawings_per_day: int | None = setting(p.integer(0, keys.MAX_PER_DAY), None, shown="no limit")
+    drawings_per_day: int | None = setting(p.integer(0, MAX_PER_DAY), None, shown="no limit")
     """Drawings per UTC day for `PROXY_ACCESS_KEY` and all signed URLs together."""
     admin_token: str | None = setting(str, None, is_secret=True, shown="admin functions are off")
     """Opens the gallery, `GET /cache` and `POST /cache/delete` (as the header `X-Admin-Token`),

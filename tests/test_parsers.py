@@ -14,7 +14,7 @@ import pytest
 
 from settings import maps, table
 from settings import parsers as p
-from settings.keys import KeySettings, access_keys
+from settings.access_keys import KeySettings, named_keys
 
 Parse = Callable[[str], Any]
 
@@ -39,7 +39,7 @@ PARSED: list[tuple[Parse, dict[str, Any]]] = [
     (p.database_url, {url: url for url in ("postgresql://h", "postgres://u@one,two:5433/db?a=b")}),
     (p.absolute_path, {"/a/b": Path("/a/b"), "a": Path.cwd() / "a"}),
     (
-        access_keys,
+        named_keys,
         {
             '{"手机": {"key": " k ", "per_day": 0, "expires": "2027-01-31"}}': (
                 KeySettings("手机", "k", 0, datetime.date(2027, 1, 31)),
@@ -104,15 +104,15 @@ REJECTED: list[tuple[Parse, str, tuple[str, ...]]] = [
     (p.json_object, f"is not JSON at character 2; write {MAP}", ("{",)),
     (p.json_object, "is not JSON;", ("[" * 100_000,)),
     (p.json_object, "not an object", ("[1]", "null")),
-    (access_keys, "not an object; write", ("[]", '{"blog": "k"}')),
-    (access_keys, "besides key, per_day and expires", ('{"blog": {"key": "k", "perday": 5}}',)),
+    (named_keys, "not an object; write", ("[]", '{"blog": "k"}')),
+    (named_keys, "besides key, per_day and expires", ('{"blog": {"key": "k", "perday": 5}}',)),
     (
-        access_keys,
+        named_keys,
         "'blog': has no key",
         tuple(f'{{"blog": {fields}}}' for fields in ("{}", '{"key": " "}', '{"key": 5}')),
     ),
     (
-        access_keys,
+        named_keys,
         "'blog': per_day is not usable",
         tuple(
             f'{{"blog": {{"key": "k", "per_day": {wrong}}}}}'
@@ -120,7 +120,7 @@ REJECTED: list[tuple[Parse, str, tuple[str, ...]]] = [
         ),
     ),
     (
-        access_keys,
+        named_keys,
         "'blog': expires is not a day",
         tuple(
             f'{{"blog": {{"key": "k", "expires": {wrong}}}}}'
@@ -128,7 +128,7 @@ REJECTED: list[tuple[Parse, str, tuple[str, ...]]] = [
         ),
     ),
     (
-        access_keys,
+        named_keys,
         "has an unusable name",
         tuple(
             f'{{"{name}": {{"key": "k"}}}}'

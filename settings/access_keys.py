@@ -26,7 +26,7 @@ class KeySettings:
     expires: datetime.date | None = None
 
 
-def access_keys(text: str) -> tuple[KeySettings, ...]:
+def named_keys(text: str) -> tuple[KeySettings, ...]:
     """Parse a JSON object of named keys."""
     keys, faults = [], []
     for name, value in json_object(text, _EXAMPLE).items():
