@@ -140,7 +140,7 @@ class Table:
     )
     """The PostgreSQL database that all machines share: `postgresql://user:password@host/database`,
     with special characters percent-encoded (`%40` for `@`)."""
-    storage_url: str | None = setting(p.bucket_url, None, shown="`CACHE_DIR`")
+    storage_url: str | None = setting(p.bucket_url, None, shown="the folder `CACHE_DIR`")
     """Where pictures are stored: `s3://bucket/prefix`, `gs://bucket/prefix` or
     `az://container/prefix`. `CACHE_DIR` then holds copies on this machine."""
     s3_endpoint_url: str | None = setting(p.url_without_query, None, shown="Amazon's")
