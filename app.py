@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import click
 from flask import Blueprint, Flask, Response, request
 from werkzeug.routing import BaseConverter
 from werkzeug.wrappers import Response as BaseResponse
 
-import commands
 import config
 from access import Access
 from backends import Backends
@@ -61,10 +58,13 @@ class WholePath(BaseConverter):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts with a lifetime of their own; gunicorn.conf.py starts and stops them."""
+    """The parts that requests and commands work with."""
 
+    access: Access
     cache: Cache
     upstream: Upstream
+    backends: Backends
+    llm: Llm | None
     pipeline: Pipeline
 
     def maintain(self, stop: threading.Event) -> None:
@@ -78,46 +78,42 @@ class Services:
         self.cache.close()
 
 
-def create_app(settings: Settings | None = None, clock: Callable[[], float] = time.time) -> Flask:
-    """Build the application from `settings`, or from the environment and `.env`.
-
-    `clock` returns Unix time. Raises config.SettingsError. Starts no thread, opens no file.
-    """
-    command = click.get_current_context(silent=True)
-    try:
-        settings = settings or config.load(is_flask_command=bool(command))
-    except config.SettingsError as faults:
-        if command:
-            sys.exit(str(faults))  # a command's user reads sentences, not a traceback
-        raise
-    is_measured = settings.metrics and not command
-    metrics = _make_metrics() if is_measured else Metrics()
-    cache = make_cache(settings, clock, metrics)
-    upstream = _make_upstream(settings.network, metrics)
-    llm = Llm(settings.llm, upstream, timeout=settings.llm_timeout) if settings.llm else None
-    backends = _make_backends(settings, upstream, metrics)
-    pipeline = _make_pipeline(settings, upstream, cache, backends, llm, metrics)
-    access = _make_access(settings, clock)
+def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Flask:
+    """Build the application. `clock` returns Unix time. Starts no thread, opens no file."""
+    metrics = _make_metrics() if settings.metrics else Metrics()
+    services = make_services(settings, clock, metrics)
+    access, cache, pipeline = services.access, services.cache, services.pipeline
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["whole_path"] = WholePath
     watched = metrics.watch("look-ups", cache)
     pictures = Pictures(app.wsgi_app, settings, access, watched, pipeline)
     app.wsgi_app = metrics.watch_requests(pictures)  # type: ignore[assignment,method-assign]
-    status = Status(__version__, settings, cache, backends, llm)
+    status = Status(__version__, settings, cache, services.backends, services.llm)
     thumbnails = Thumbnails(Folder(settings.cache_dir))
     api = Api(settings, access, cache, status, pictures, pipeline.limits, thumbnails)
     openai = OpenAi(settings, access, watched, pipeline, api.link)
-    show = _show_metrics(metrics, access, status, pipeline.limits) if is_measured else None
+    show = _show_metrics(metrics, access, status, pipeline.limits) if settings.metrics else None
     app.register_blueprint(_routes(pictures, api, openai, show))
     app.register_error_handler(Exception, _error_handler(has_cards=settings.error_images))
-    services = app.extensions["prompt_image_proxy"] = Services(cache, upstream, pipeline)
-    if command:
-        for warning in settings.warnings:
-            click.echo(f"Warning: {warning}", err=True)
-        command.call_on_close(services.close)
-    commands.register(app.cli, settings, access, cache, pipeline)
+    app.extensions["prompt_image_proxy"] = services
     return app
+
+
+def make_services(
+    settings: Settings,
+    clock: Callable[[], float] = time.time,
+    metrics: Metrics | None = None,
+) -> Services:
+    """Build the parts that the settings describe. Starts no thread, opens no file."""
+    metrics = metrics or Metrics()
+    cache = make_cache(settings, clock, metrics)
+    upstream = _make_upstream(settings.network, metrics)
+    llm = Llm(settings.llm, upstream, timeout=settings.llm_timeout) if settings.llm else None
+    backends = _make_backends(settings, upstream, metrics)
+    pipeline = _make_pipeline(settings, upstream, cache, backends, llm, metrics)
+    access = _make_access(settings, clock)
+    return Services(access, cache, upstream, backends, llm, pipeline)
 
 
 def make_cache(

@@ -248,7 +248,9 @@ def _check_machines(reader: Reader, settings: Settings) -> None:
     if settings.database_url and (settings.cache_dir / "index.sqlite3").exists():
         # Its files would be taken for copies of what is in the bucket, and deleted one day.
         sentence = "holds the index of a single machine; write another folder, and import this one"
-        reader.fault("CACHE_DIR", f"{sentence} into it: .venv/bin/flask --app app cache import …")
+        reader.fault(
+            "CACHE_DIR", f"{sentence} into it: .venv/bin/python -m commands cache import …"
+        )
 
 
 def load(*, is_flask_command: bool = False) -> Settings:

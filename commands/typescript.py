@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from cache import Cache, NotKept
-from commands.arguments import cache_errors
+from commands.session import cache_errors
 from config import Settings
 from drawing.record import Blocked
 from images.formats import media_type_of

@@ -22,6 +22,8 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
 from app import create_app
+from commands.__main__ import cli, open_session
+from commands.session import Door
 from settings.buckets import ObjectSettings
 from storage import State
 from storage.local.sqlite import SqliteState
@@ -380,15 +382,12 @@ Run = Callable[..., click.testing.Result]
 
 @pytest.fixture
 def run(environment: dict[str, str], backend: ScriptedServer) -> Run:
-    """Run `flask --app app …` in this process."""
+    """Run `python -m commands …` in this process."""
 
     def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
         values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
-        app = create_app(config.parse(values))
-        try:
-            return app.test_cli_runner().invoke(args=list(arguments), input=answer)
-        finally:
-            app.extensions["prompt_image_proxy"].cache.close()
+        door = Door(lambda: config.parse(values), open_session)
+        return click.testing.CliRunner().invoke(cli, arguments, input=answer, obj=door)
 
     return invoke
 

@@ -8,8 +8,6 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from io import StringIO
@@ -20,9 +18,7 @@ import pytest
 from dotenv import dotenv_values
 
 import config
-from access import Access
 from config import Settings, SettingsError
-from picture import ImageRequest
 from settings import parsers, reader
 from settings.buckets import ObjectSettings
 from settings.dotenv import Dotenv
@@ -706,50 +702,6 @@ def test_secret_in_the_environment_overrides_both_forms_in_dotenv(
     monkeypatch.setenv("ADMIN_TOKEN", "from-environment")
     found = config.load()
     assert (found.access_key, found.admin_token) == ("from-file", "from-environment")
-
-
-# --- the flask command, which reads .env into its environment before our own code runs
-
-
-def signature(folder: Path, **environment: str) -> str:
-    """Return the signature that `flask sign x` prints in a folder, on an otherwise empty shell."""
-    run = subprocess.run(
-        [sys.executable, "-m", "flask", "--app", str(ROOT / "app.py"), "sign", "x"],
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "HOME": "/home/somebody", **environment},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    return run.stdout.strip().rpartition("sig=")[2]
-
-
-def signature_by(access_key: str) -> str:
-    return str(Access(access_key).sign(ImageRequest("x"))["sig"])
-
-
-def test_command_signs_with_the_key_as_it_is_written(dotenv: Path) -> None:
-    key = "a$b-${HOME}-${PORT}-${LATER}"
-    text = f"BACKEND_API_URLS={URL}\nPORT=7\nPROXY_ACCESS_KEY={key}\nLATER=x\n"
-    dotenv.write_text(text)
-    assert signature(dotenv.parent) == signature_by(key)
-    # In the environment, even the expanded key is what somebody wrote.
-    expanded = "a$b-/home/somebody-7-"
-    assert signature(dotenv.parent, PROXY_ACCESS_KEY=expanded) == signature_by(expanded)
-
-
-def test_command_finds_a_secret_where_the_service_does(dotenv: Path) -> None:
-    (dotenv.parent / "key").write_text("key-from-a-file")
-    dotenv.write_text(f"BACKEND_API_URLS={URL}\nPROXY_ACCESS_KEY_FILE=key\n")
-    assert signature(dotenv.parent) == signature_by("key-from-a-file")
-    assert signature(dotenv.parent, PROXY_ACCESS_KEY="of-the-shell") == signature_by("of-the-shell")
-
-
-def test_command_reads_no_dotenv_of_another_folder(dotenv: Path) -> None:
-    dotenv.write_text("SIGNING_KEY=of-the-folder-above\n")
-    (below := dotenv.parent / "below").mkdir()
-    assert signature(below, **LEAST) == signature_by(KEY)
 
 
 # --- access keys

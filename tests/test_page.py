@@ -639,7 +639,8 @@ VIOLATIONS = (
 # Proper names, keys, units and commands, which are the same in Chinese.
 LATIN = re.compile(
     r"Prompt Image Proxy|English|Markdown|HTML|URL|Shift|Enter|Esc|\bN\b|ADMIN_TOKEN|localhost"
-    r"|/status|POST /cache/delete|flask cache delete|\d (kB|MB)|flux/1-schnell|gpt-image-1"
+    r"|/status|POST /cache/delete|python -m commands cache delete|\d (kB|MB)"
+    r"|flux/1-schnell|gpt-image-1"
 )
 PLACEHOLDERS = (
     "return [...document.querySelectorAll('[placeholder]')]"
@@ -919,7 +920,7 @@ def test_text_of_a_card_stays_inside_it(page: Page, server: MakeServer) -> None:
     sentences = (
         "No backend could draw the picture. The operator has to fix it: /status says why."
         " This is remembered until 2026-11-25 10:00:00 UTC. An administrator can clear it:"
-        " POST /cache/delete or flask cache delete."
+        " POST /cache/delete or python -m commands cache delete."
     )
     # As long as a line gets: each letter that a text may be full of, and what reads most often.
     texts = (sentences, in_chinese(sentences), *(letter * 200 for letter in "aeimsMWQ1"))

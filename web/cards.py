@@ -158,8 +158,8 @@ _SENTENCES = {
     r"The next day begins at midnight UTC\. Pictures drawn before are still served\.": (
         "新的一天从 UTC 零点开始。已画好的图片仍可查看。"
     ),
-    r"An administrator can clear it: POST /cache/delete or flask cache delete\.": (
-        "管理员可以清除它：POST /cache/delete 或 flask cache delete。"
+    r"An administrator can clear it: POST /cache/delete or python -m commands cache delete\.": (
+        "管理员可以清除它：POST /cache/delete 或 python -m commands cache delete。"
     ),
 }
 # Titles are whole texts.

@@ -67,7 +67,7 @@ _ADVICE = {
     "reload": "It will be here soon: load it again in {seconds} s.",
     "tomorrow": "The next day begins at midnight UTC. Pictures drawn before are still served.",
 }
-_CLEARING = " An administrator can clear it: POST /cache/delete or flask cache delete."
+_CLEARING = " An administrator can clear it: POST /cache/delete or python -m commands cache delete."
 
 
 def as_json(value: Any) -> Response:

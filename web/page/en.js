@@ -103,7 +103,7 @@ export default {
   'error.ready': 'You can try again now.',
   'error.operator': 'Waiting does not help: the operator has to fix it. /status or the log says why.',
   'error.until':
-    'This is remembered until {time}. An administrator can clear it: POST /cache/delete or flask cache delete.',
+    'This is remembered until {time}. An administrator can clear it: POST /cache/delete or python -m commands cache delete.',
   'error.0': 'The service cannot be reached. Please check your network.',
   'error.400': 'The prompt or one of the settings is invalid.',
   'error.414': 'The prompt is too long.',

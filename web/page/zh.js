@@ -102,7 +102,7 @@ export default {
   'error.wait': '{time} 后可以重试',
   'error.ready': '现在可以重试了。',
   'error.operator': '等待没有用，需要服务的管理者来解决。原因见 /status 或日志。',
-  'error.until': '此结果会记住到 {time}。管理员可以清除它：POST /cache/delete 或 flask cache delete。',
+  'error.until': '此结果会记住到 {time}。管理员可以清除它：POST /cache/delete 或 python -m commands cache delete。',
   'error.0': '无法连接到服务，请检查网络。',
   'error.400': '提示词或设置有误。',
   'error.414': '提示词太长。',
