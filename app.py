@@ -26,11 +26,9 @@ from metrics import Metrics
 from pipeline import Pipeline
 from settings.network import NetworkSettings
 from settings.proxies import Proxies
-from storage import State
-from storage.cluster.machine import machine_name
+from storage.choose import choose_storage
 from storage.local.folder import Folder
-from storage.local.sqlite import SqliteState
-from storage.store import Store, Task
+from storage.store import Task
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.files import page_file
@@ -121,28 +119,9 @@ def make_cache(
 ) -> Cache:
     """Return the cache that the settings describe, not yet opened."""
     metrics = metrics or Metrics()
-    state, store, limit = _make_storage(settings, clock)
+    state, store, limit = choose_storage(settings, clock)
     state, store = metrics.watch("state", state), metrics.watch("store", store)
     return Cache(state, store, limit, clock, metrics)
-
-
-def _make_storage(settings: Settings, clock: Callable[[], float]) -> tuple[State, Store, int]:
-    """Return where rows and bytes live, and how many bytes the cache may hold; 0 for no limit."""
-    folder, limit = settings.cache_dir, settings.cache_max_bytes
-    if not settings.database_url:
-        return SqliteState(folder, clock), Folder(folder), limit
-    # Imported here, since they need requirements-cluster.txt.
-    from storage.cluster.postgres import PostgresState
-
-    state, machine = PostgresState(settings.database_url), machine_name(folder)
-    if not settings.storage:
-        return state, Folder(folder, machine=machine), limit
-    from storage.cluster.copies import Copies
-    from storage.cluster.objects import Objects
-
-    objects = Objects(settings.storage, settings.network)
-    # The limit is that of the copies: nothing is deleted from the bucket to make room.
-    return state, Copies(objects, folder, machine, limit), 0
 
 
 def _make_metrics() -> Metrics:

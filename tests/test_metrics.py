@@ -21,7 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from metrics.families import COUNTERS, FACTS, GAUGES, PREFIX, TIMINGS
-from metrics.multiprocess import Files
+from metrics.multiprocess import CountFiles
 
 from .conftest import (
     ADMIN,
@@ -411,7 +411,7 @@ def test_folders_of_services_that_were_killed_are_removed_at_a_start(
     kept = [tmp_path / name for name in names]
     for folder in gone + kept:
         folder.mkdir()
-    made = Files.make()
+    made = CountFiles.make()
     assert set(tmp_path.iterdir()) == {*kept, made.folder}
 
 

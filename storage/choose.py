@@ -1,0 +1,37 @@
+"""Which state and which store the settings describe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from config import Settings
+from storage import State
+from storage.cluster.machine import machine_name
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
+from storage.store import Store
+
+
+def choose_storage(
+    settings: Settings, clock: Callable[[], float] = time.time
+) -> tuple[State, Store, int]:
+    """Return the state, the store, and how many bytes the cache may hold; 0 for no limit.
+
+    Nothing is opened yet.
+    """
+    folder, limit = settings.cache_dir, settings.cache_max_bytes
+    if not settings.database_url:
+        return SqliteState(folder, clock), Folder(folder), limit
+    # Imported here, since they need requirements-cluster.txt.
+    from storage.cluster.postgres import PostgresState
+
+    state, machine = PostgresState(settings.database_url), machine_name(folder)
+    if not settings.storage:
+        return state, Folder(folder, machine=machine), limit
+    from storage.cluster.copies import Copies
+    from storage.cluster.objects import Objects
+
+    objects = Objects(settings.storage, settings.network)
+    # The limit is that of the copies: nothing is deleted from the bucket to make room.
+    return state, Copies(objects, folder, machine, limit), 0
