@@ -10,6 +10,7 @@ import click
 import config
 from app import make_services
 from commands.cache_group import cache_group
+from commands.check import check
 from commands.keys import keys
 from commands.session import Door, Session
 from commands.sign import sign
@@ -25,7 +26,7 @@ def cli() -> None:
     """
 
 
-for _command in (sign, warm, cache_group, keys):
+for _command in (sign, warm, cache_group, keys, check):
     cli.add_command(_command)
 
 

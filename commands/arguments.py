@@ -70,3 +70,12 @@ def age(context: click.Context, option: click.Parameter, text: str | None) -> fl
     if not (number.isascii() and number.isdecimal() and len(number) <= 6 and unit in _UNITS):
         raise click.BadParameter("write a number and s, m, h, d or w, such as 30d")
     return float(int(number) * _UNITS[unit])
+
+
+def valid_text(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    """Return a text that is valid Unicode, for click's `callback`."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("write valid UTF-8") from None
+    return text

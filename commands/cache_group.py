@@ -11,9 +11,9 @@ from itertools import islice
 import click
 
 from cache import Cache
-from commands.arguments import AS_JSON, age, counted, picture_options, read_request
+from commands.arguments import AS_JSON, age, counted, picture_options, read_request, valid_text
 from commands.migrate import adopt_pictures, export, import_directory
-from commands.session import Session, cache_errors, with_session
+from commands.session import Session, with_session
 from drawing.record import Blocked, Failure
 from storage import Row
 
@@ -28,7 +28,9 @@ for _command in (import_directory, export, adopt_pictures):
 
 
 @cache_group.command("list")
-@click.option("--match", default="", help="Only prompts that contain this text.")
+@click.option(
+    "--match", default="", callback=valid_text, help="Only prompts that contain this text."
+)
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @AS_JSON
 @with_session
@@ -45,8 +47,7 @@ def list_pictures(session: Session, match: str, limit: int, as_json: bool) -> No
 def stats(session: Session, as_json: bool) -> None:
     """Print how much is in the cache."""
     session.announce_cache()
-    with cache_errors():
-        totals = session.cache.state.totals()
+    totals = session.cache.state.totals()
     limit = session.cache.max_bytes
     if as_json:
         found = {"entries": totals.entries, "bytes": totals.bytes, "max_bytes": limit}
@@ -60,7 +61,7 @@ def stats(session: Session, as_json: bool) -> None:
 @click.argument("prompt", required=False)
 @picture_options
 @click.option("--older-than", metavar="AGE", callback=age, help="Such as 30d, 12h or 90m.")
-@click.option("--match", metavar="TEXT", help="All whose prompt contains this text.")
+@click.option("--match", callback=valid_text, help="All whose prompt contains this text.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @AS_JSON
 @with_session
@@ -95,20 +96,18 @@ def delete(
 def _delete_all(cache: Cache, keys: list[str]) -> int:
     """Delete pictures and their notes; return how many there were."""
     count = 0
-    with cache_errors():
-        for key in keys:
-            notes = [cache.forget(kind, key) for kind in (Blocked, Failure)]
-            count += cache.delete(key) or any(notes)
+    for key in keys:
+        notes = [cache.forget(kind, key) for kind in (Blocked, Failure)]
+        count += cache.delete(key) or any(notes)
     return count
 
 
 def _rows(cache: Cache, match: str) -> Iterator[Row]:
     """Yield all rows, a page at a time."""
     last: Row | None = None
-    with cache_errors():
-        while rows := cache.state.newest(match, 200, (last.created, last.key) if last else None):
-            yield from rows
-            last = rows[-1]
+    while rows := cache.state.newest(match, 200, (last.created, last.key) if last else None):
+        yield from rows
+        last = rows[-1]
 
 
 def _line(row: Row) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from commands.arguments import AS_JSON
-from commands.session import Session, cache_errors, with_session
+from commands.session import Session, with_session
 
 
 @click.command()
@@ -17,8 +17,7 @@ from commands.session import Session, cache_errors, with_session
 def keys(session: Session, as_json: bool) -> None:
     """List the access keys by name, with their drawings since midnight UTC."""
     session.announce_cache()
-    with cache_errors():
-        found = session.access.usage(session.pipeline.limits)
+    found = session.access.usage(session.pipeline.limits)
     if as_json:
         click.echo(json.dumps(found))
         return

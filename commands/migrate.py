@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from commands.arguments import AS_JSON, counted
-from commands.session import Session, cache_errors, with_session
+from commands.session import Session, with_session
 from commands.typescript import import_typescript
 from storage import Unavailable
 from storage.local.folder import Folder
@@ -69,8 +69,7 @@ def adopt_pictures(session: Session, as_json: bool) -> None:
     after an older backup of the database was restored.
     """
     session.announce_cache()
-    with cache_errors():
-        count = session.cache.adopt()
+    count = session.cache.adopt()
     click.echo(json.dumps({"adopted": count}) if as_json else f"{counted(count)} adopted")
 
 
@@ -78,17 +77,14 @@ def _transfer(source: Place, target: Place, done: str, *, as_json: bool) -> None
     """Copy all pictures with a progress bar, print how many, and exit."""
     counts = {done: 0, "there": 0, "unusable": 0}
     problems = []
-    with (
-        cache_errors(),
-        click.progressbar(
-            transfer(source, target),
-            length=source.state.totals().entries,
-            label="Copying",
-            show_pos=True,
-            file=sys.stderr,
-            hidden=as_json,
-        ) as outcomes,
-    ):
+    with click.progressbar(
+        transfer(source, target),
+        length=source.state.totals().entries,
+        label="Copying",
+        show_pos=True,
+        file=sys.stderr,
+        hidden=as_json,
+    ) as outcomes:
         for copied in outcomes:
             counts["unusable" if copied.problem else done if copied.row else "there"] += 1
             problems += [copied.problem] if copied.problem else []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import os
+import pwd
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import update_wrapper
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -31,8 +35,14 @@ class Session:
     pipeline: Pipeline
 
     def announce_cache(self) -> None:
-        """Say on stderr which cache a command works on: CACHE_DIR may be the service's only."""
-        settings, totals = self.settings, self.cache.totals()
+        """Say on stderr which cache the command works on: the service may have another one.
+
+        Ends the command where it would create files that the service cannot write.
+        """
+        settings = self.settings
+        if fault := owner_fault(settings.cache_dir):
+            raise click.ClickException(fault)
+        totals = self.cache.totals()
         found = f" ({counted(totals.entries)})" if totals else ""
         places = [str(settings.cache_dir.absolute())]
         if settings.database_url:
@@ -60,20 +70,45 @@ class Door:
 
 
 def with_session(command: Callable[..., R]) -> Callable[..., R]:
-    """Open a session before the command, pass it as the first argument, and close it after."""
+    """Open a session before the command, pass it as the first argument, and close it after.
+
+    A cache or a file that cannot be used ends the command with a sentence.
+    """
 
     @click.pass_obj
     def run(door: Door, /, **arguments: Any) -> R:
-        with door.open(door.settings()) as session:
-            return command(session, **arguments)
+        try:
+            with door.open(door.settings()) as session:
+                return command(session, **arguments)
+        except Unavailable as error:
+            raise click.ClickException(f"The cache cannot be used: {error}.") from error
+        except OSError as error:
+            if error.filename is None:  # of standard output, for click
+                raise
+            raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
 
     return update_wrapper(run, command)
 
 
-@contextmanager
-def cache_errors() -> Iterator[None]:
-    """End the command with a sentence if the cache cannot be used."""
+def owner_fault(folder: Path) -> str | None:
+    """Return what is wrong if a file made in CACHE_DIR has another owner than the folder."""
     try:
-        yield
-    except Unavailable as error:
-        raise click.ClickException(f"The cache cannot be used: {error}.") from error
+        owner = folder.stat().st_uid
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            made = os.fstat(trial.fileno()).st_uid
+    except OSError:  # no folder yet, or one in which nothing can be created
+        return None
+    if made == owner:
+        return None
+    user = _user(owner)
+    return (
+        f"CACHE_DIR: {str(folder)!r} belongs to {user}, and files of this command would belong to"
+        f" {_user(made)}, so that the service could not write them; run the command as {user}"
+    )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"

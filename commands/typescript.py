@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from cache import Cache, NotKept
-from commands.session import cache_errors
 from config import Settings
 from drawing.record import Blocked
 from images.formats import media_type_of
@@ -29,8 +28,7 @@ def import_typescript(directory: Path, settings: Settings, cache: Cache, *, as_j
         metas, label="Importing", show_pos=True, file=sys.stderr, hidden=as_json
     ) as files:
         for meta in files:
-            with cache_errors():
-                counts[_import_one(meta, settings, cache)] += 1
+            counts[_import_one(meta, settings, cache)] += 1
     text = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
     click.echo(json.dumps(counts) if as_json else text)
     sys.exit(1 if counts["unusable"] else 0)

@@ -104,6 +104,7 @@ def test_link_is_printed_in_three_formats(run: Run) -> None:
         ("sign", "x", "--expires-in", "0"),
         ("sign", "x", "--format", "gif"),
         ("sign", "--in-place", "no-such-file"),
+        ("cache", "list", "--match", "\udcff"),
         ("cache", "delete", "--older-than", "soon"),
         ("cache", "delete"),
         ("cache", "delete", "x", "--match", "y"),
@@ -426,9 +427,44 @@ def test_faults_and_warnings_of_settings_are_sentences(tmp_path: Path) -> None:
     assert result.stderr.startswith("Warning: PROXY_ACCESS_KEY: under 16 characters;")
 
 
+def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
+    assert "the cache can be used" in run("check").stdout
+    servers = {
+        "DATABASE_URL": "postgresql://user@127.0.0.1:1/pictures",
+        "STORAGE_URL": "s3://bucket",
+        "S3_ENDPOINT_URL": "http://127.0.0.1:1",
+        "S3_ACCESS_KEY_ID": "id",
+        "S3_SECRET_ACCESS_KEY": "secret",
+        "CACHE_DIR": str(tmp_path / "copies"),
+    }
+    result = run("check", **servers)
+    assert (result.exit_code, result.stdout) == (1, "")
+    *_, head, database, objects = result.stderr.splitlines()
+    assert head == "Error: The cache cannot be used:"
+    assert database.startswith("  DATABASE_URL: no server listens")
+    assert objects.startswith("  S3_ENDPOINT_URL: object store: cannot be reached; write")
+    assert run("check", "--settings", **servers).exit_code == 0
+    assert run("check", "--settings", PORT="x").exit_code == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
+def test_command_of_another_user_leaves_the_cache_alone(
+    run: Run, environment: dict[str, str]
+) -> None:
+    (folder := Path(environment["CACHE_DIR"])).mkdir()
+    os.chown(folder, 12345, -1)
+    for arguments in (("cache", "list"), ("check",), ("warm", __file__)):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert "belongs to user 12345, and files of this command would" in result.stderr
+    assert list(folder.iterdir()) == []
+    assert run("sign", "x").exit_code == 0
+
+
 def test_every_command_has_help(run: Run) -> None:
-    assert {"sign", "warm", "cache"} <= set(run("--help").output.split())
+    commands = {"sign", "warm", "keys", "check", "cache"}
+    assert commands <= set(run("--help").output.split())
     of_cache = {"list", "stats", "delete", "import", "export", "adopt"}
     assert of_cache <= set(run("cache", "--help").output.split())
-    for command in ("sign", "warm", "keys", *(f"cache {name}" for name in of_cache)):
-        assert run(*command.split(), "--help").exit_code == 0
+    for name in (*commands, *(f"cache {name}" for name in of_cache)):
+        assert run(*name.split(), "--help").exit_code == 0
