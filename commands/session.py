@@ -59,11 +59,8 @@ class Door:
     open: Callable[[Settings], AbstractContextManager[Session]]
 
     def settings(self) -> Settings:
-        """Return the settings, with their warnings on stderr; end the command if they are wrong."""
-        try:
-            settings = self.load()
-        except SettingsError as faults:
-            raise click.ClickException(str(faults)) from None
+        """Return the settings, and print their warnings on stderr. Raises SettingsError."""
+        settings = self.load()
         for warning in settings.warnings:
             click.echo(f"Warning: {warning}", err=True)
         return settings
@@ -72,7 +69,7 @@ class Door:
 def with_session(command: Callable[..., R]) -> Callable[..., R]:
     """Open a session before the command, pass it as the first argument, and close it after.
 
-    A cache or a file that cannot be used ends the command with a sentence.
+    Settings, a cache or a file that cannot be used end the command with a sentence.
     """
 
     @click.pass_obj
@@ -80,6 +77,8 @@ def with_session(command: Callable[..., R]) -> Callable[..., R]:
         try:
             with door.open(door.settings()) as session:
                 return command(session, **arguments)
+        except SettingsError as error:
+            raise click.ClickException(str(error)) from error
         except Unavailable as error:
             raise click.ClickException(f"The cache cannot be used: {error}.") from error
         except OSError as error:

@@ -443,6 +443,9 @@ def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
     assert head == "Error: The cache cannot be used:"
     assert database.startswith("  DATABASE_URL: no server listens")
     assert objects.startswith("  S3_ENDPOINT_URL: object store: cannot be reached; write")
+    in_one_go = run("check", **servers, PORT="x").stderr.splitlines()
+    assert in_one_go[0] == "Error: Invalid settings:"
+    assert in_one_go[2:] == [head.removeprefix("Error: "), database, objects]
     assert run("check", "--settings", **servers).exit_code == 0
     assert run("check", "--settings", PORT="x").exit_code == 1
 
