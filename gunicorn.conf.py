@@ -36,8 +36,8 @@ access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(b)s %(M)sms'
 proc_name = "prompt-image-proxy"
 
 
-def _following() -> dict[str, Any]:
-    """Return gunicorn's settings that follow from ours."""
+def _derived() -> dict[str, Any]:
+    """Return gunicorn's settings that are derived from ours."""
     settings, counts = _master.settings, _master.counts
     return {
         "bind": _master.address,
@@ -94,4 +94,4 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 # Last, since at a reload the names of the start replace those above.
-globals().update(_master.names(globals(), _following, _create_app))
+globals().update(_master.names(globals(), _derived, _create_app))

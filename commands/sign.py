@@ -10,7 +10,7 @@ import click
 
 from access import MAX_EXPIRES_IN, Access
 from commands.arguments import AS_JSON, picture_options, read_request, read_text
-from commands.documents import Found, Left, find_keys, replace_urls, signed_in_place
+from commands.documents import FoundUrl, LeftKey, find_keys, replace_urls, signed_in_place
 from commands.session import Session, with_session
 from config import Settings
 from picture import Link
@@ -61,7 +61,7 @@ def sign(
 def _sign_files(
     files: list[Path], settings: Settings, access: Access, expires_in: int | None, as_json: bool
 ) -> None:
-    def replacement(found: Found) -> str | None:
+    def replacement(found: FoundUrl) -> str | None:
         if "key" not in found.credentials or not access.opens(found.request, found.credentials):
             return None
         return signed_in_place(found, access.sign(found.request, expires_in))
@@ -83,7 +83,7 @@ def _sign_files(
     sys.exit(0 if is_clean else 1)
 
 
-def _report(file: Path, signed: int, left: list[Left], *, is_quiet: bool) -> None:
+def _report(file: Path, signed: int, left: list[LeftKey], *, is_quiet: bool) -> None:
     """Print the counts, and on stderr each line in which the access key is left."""
     elsewhere = sum(one.is_elsewhere for one in left)
     counts = {"left": len(left) - elsewhere, "left on other hosts": elsewhere}

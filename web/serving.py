@@ -1,7 +1,7 @@
-"""How gunicorn's master serves: by settings that it reads anew at each reload (SIGHUP).
+"""What gunicorn's master does: it reads the settings at the start and at each reload (SIGHUP).
 
-gunicorn executes gunicorn.conf.py again at each reload, in the master. This module is imported
-once, and so is the rest of the program: what has to outlive a reload is here.
+gunicorn executes gunicorn.conf.py again at each reload. This module is imported once, like the
+rest of the program: what outlives a reload is here.
 """
 
 from __future__ import annotations
@@ -59,27 +59,27 @@ class Master:
     address: str
     counts: CountFiles | None = None
     _conf: dict[str, Any] | None = None
-    _following: Callable[[], dict[str, Any]]
+    _derived: Callable[[], dict[str, Any]]
     _create_app: Callable[[Settings], object]
 
     def names(
         self,
         conf: dict[str, Any],
-        following: Callable[[], dict[str, Any]],
+        derived: Callable[[], dict[str, Any]],
         create_app: Callable[[Settings], object],
     ) -> dict[str, Any]:
-        """Read the settings; return the names of gunicorn.conf.py and those of `following()`.
+        """Read the settings; return the names of gunicorn.conf.py and those of `derived()`.
 
-        At a reload, too, they are the names of the start, whatever the arguments: the file may be
-        a newer version's by then, and the program is not. Faulty settings end the master at the
-        start; a reload keeps the settings that it has, and logs why.
+        A reload returns the names of the start and ignores its arguments: by then the file may
+        belong to a newer version than the program in memory. If the settings are faulty, the
+        start ends with a sentence, and a reload logs one and keeps the settings that it has.
         """
         if self._conf is None:
-            self._conf, self._following, self._create_app = dict(conf), following, create_app
+            self._conf, self._derived, self._create_app = dict(conf), derived, create_app
             self._start()
         else:
             self._reload()
-        return self._conf | self._following()
+        return self._conf | self._derived()
 
     def _start(self) -> None:
         try:
@@ -113,8 +113,8 @@ class Master:
             raise CannotServe("\n  ".join(["The cache cannot be used:", *faults]))
         if settings.metrics and not self.counts:
             self.counts = _make_counts()
-        # Imports all that workers will need: they must depend on nothing that lies on disk when
-        # they respawn. And one that cannot build the app would end the service.
+        # Imports everything that workers need, so that one that respawns depends on nothing on
+        # disk. And a worker that could not build the app would end the service.
         self._create_app(settings)
         self.settings = settings
 
