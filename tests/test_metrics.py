@@ -184,7 +184,7 @@ print([name for name in sys.modules if "prometheus" in name or name == "web.metr
 """
 
 
-def test_without_the_setting_nothing_is_imported_and_there_is_no_route(
+def test_without_the_setting_nothing_is_imported(
     environment: dict[str, str],
 ) -> None:
     settings = {**environment, "BACKEND_API_URLS": "http://127.0.0.1:9"}
@@ -359,7 +359,7 @@ def folders_of(service: Gunicorn) -> list[Path]:
     return [*Path("/dev/shm").glob(pattern), *Path(tempfile.gettempdir()).glob(pattern)]
 
 
-def test_counters_survive_deaths_and_reloads_in_few_files_and_gauges_do_not(
+def test_counters_survive_deaths_and_reloads_but_gauges_do_not(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
     gate = Gate(drawing())
@@ -399,7 +399,7 @@ def test_full_disk_costs_numbers_and_nothing_else(gunicorn: Start, backend: Scri
     assert Numbers(service)("pictures_total", source="hit") == 2
 
 
-def test_folders_of_services_that_were_killed_are_removed_at_a_start(
+def test_folders_of_killed_services_are_removed_at_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("metrics.multiprocess._SHARED_MEMORY", tmp_path)

@@ -336,7 +336,7 @@ def test_picture_is_deleted_by_its_key(serve: Serve, backend: ScriptedServer) ->
     assert listing(service).json["entries"] == []
 
 
-def test_options_are_those_of_the_url_wherever_a_picture_is_named(
+def test_options_are_accepted_wherever_a_picture_is_named(
     serve: Serve, backend: ScriptedServer
 ) -> None:
     service = serve(backend)
@@ -418,7 +418,7 @@ def test_listing_shows_the_largest_first_page_by_page(
     assert second["next"] is None
 
 
-def test_listing_searches_prompts_and_tells_the_final_ones_as_signing_does(
+def test_listing_searches_prompts_and_shows_final_ones(
     serve: Serve, backend: ScriptedServer
 ) -> None:
     backend.say(drawing(revised_prompt="a revised cat"))
@@ -475,7 +475,7 @@ def test_status_shows_everything_but_secrets(
         assert secret not in got.body.decode()
 
 
-def test_status_says_when_each_server_drew_and_why_and_when_it_failed(
+def test_status_says_when_and_why_each_server_failed(
     serve: Serve, backend: ScriptedServer, server: MakeServer
 ) -> None:
     llm = server()
