@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
-from functools import wraps
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from access import Access
-from cache import Cache
 from picture import ImageRequest
 
 from .conftest import ADMIN, BROKEN, KEY, InProcess, drawing, llm_settings
@@ -150,43 +146,6 @@ def test_unknown_parameter_is_ignored(serve: Serve, backend: ScriptedServer) -> 
     service = serve(backend)
     assert service.picture("x", utm_source="readme").status == 200
     assert service.picture("x").headers["Cache-Status"] == HIT
-
-
-def test_request_is_parsed_authorised_and_looked_up_once(
-    serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: Counter[str] = Counter()
-
-    def count(owner: Any, name: str) -> None:
-        work = getattr(owner, name)
-
-        @wraps(work)
-        def counted(*arguments: Any, **more: Any) -> Any:
-            calls[name] += 1
-            return work(*arguments, **more)
-
-        monkeypatch.setattr(owner, name, counted)
-
-    count(ImageRequest, "from_url")
-    count(Access, "authorise")
-    count(Cache, "get")
-    service = serve(backend)
-    target = f"/prompt/parsed-once?key={KEY}"
-    requests: list[tuple[dict[str, Any], dict[str, int]]] = [
-        ({"method": "HEAD"}, {"from_url": 1, "authorise": 1, "get": 1}),
-        # A drawing looks again, now that nobody else can be drawing the same picture.
-        ({}, {"authorise": 1, "get": 2}),
-        ({}, {"authorise": 1, "get": 1}),
-        ({"method": "HEAD"}, {"authorise": 1, "get": 1}),
-        ({"headers": {"Range": "bytes=0-1"}}, {"authorise": 1, "get": 1}),
-    ]
-    for sent, expected in requests:
-        calls.clear()
-        assert service.get(target, **sent).status in (200, 206)
-        assert calls == expected, sent
-    calls.clear()
-    assert service.get("/prompt/parsed-once?key=wrong").status == 401
-    assert calls == {"from_url": 1, "authorise": 1}
 
 
 # --- HEAD, OPTIONS, conditions, ranges ----------------------------------------------------------

@@ -15,8 +15,6 @@ from typing import Any
 import openai
 import pytest
 
-from access import Access, Forbidden
-from picture import ImageRequest
 from storage.local.folder import Folder
 
 from .conftest import BROKEN, KEY, REFUSAL, InProcess, drawing, hosting_settings
@@ -391,16 +389,12 @@ def test_null_and_unknown_fields_are_as_good_as_absent(
     assert backend.seen[0].json.keys() == {"prompt", "n", "seed"}
 
 
-def test_url_is_a_400_where_signing_is_off(
-    serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(access: Access, wanted: ImageRequest, expires_in: int | None = None) -> None:
-        raise Forbidden("signing_off")
-
-    monkeypatch.setattr(Access, "sign", refuse)
-    got = post(serve(backend), {"prompt": "a cat", "response_format": "url"})
+def test_url_is_a_400_where_signing_is_off(serve: Serve, backend: ScriptedServer) -> None:
+    keys = json.dumps({"blog": {"key": "blog-key"}})
+    service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
+    got = post(service, {"prompt": "a cat", "response_format": "url"}, "blog-key")
     assert (got.status, got.json["error"]["param"]) == (400, "response_format")
-    assert not backend.seen
+    assert not backend.seen, "nothing is spent"
 
 
 def test_body_may_have_64_kib(serve: Serve, backend: ScriptedServer) -> None:
