@@ -166,7 +166,8 @@ class Page:
             " else if (Date.now() > end) done(false); else setTimeout(look, 20); })()"
         )
         is_met = self.driver.execute_async_script(script, arguments)
-        assert is_met, f"waited in vain for {condition} with {arguments}"
+        what = f"{condition} with {arguments}"
+        assert is_met, f"waited in vain for {what}, and saw: {self.text('#stage')}"
 
     def wait_for_state(self, state: str) -> None:
         self.wait_until("document.querySelector('#stage').dataset.state === given[0]", state)

@@ -45,6 +45,12 @@ from .wire import make_authority
 
 pytest_plugins = ["tests.npm", "tests.studio"]
 
+# They come first, so that at the end no process is alone with one of them for minutes.
+SLOWEST_FILES = (
+    *("test_gunicorn", "test_nginx", "test_faults", "test_metrics", "test_cluster", "test_page"),
+    *("test_docs", "test_postgres", "test_sqlite", "test_demo", "test_cache", "test_copies"),
+)
+
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "access-key-of-the-tests"
 ADMIN = "admin-token-of-the-tests"
@@ -227,6 +233,11 @@ class Gunicorn(_Client):
                     os.kill(pid, signal.SIGKILL)
                 self.process.kill()
                 self.process.wait()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture
