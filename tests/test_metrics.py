@@ -499,25 +499,6 @@ def test_expressions_for_alerts_are_about_metrics_that_exist(observed: Observed)
         wait_until(partial(observed.prometheus.query, value), what=row)
 
 
-def test_dashboard_is_laid_out_without_gaps_or_overlaps() -> None:
-    assert DASHBOARD["schemaVersion"] >= 39
-    ids = [panel["id"] for panel in DASHBOARD["panels"]]
-    assert len(set(ids)) == len(ids)
-    taken = Counter(
-        (x, y)
-        for place in (panel["gridPos"] for panel in DASHBOARD["panels"])
-        for x in range(place["x"], place["x"] + place["w"])
-        for y in range(place["y"], place["y"] + place["h"])
-    )
-    height = max(y for _, y in taken) + 1
-    assert taken == Counter((x, y) for x in range(24) for y in range(height))
-    for panel in panels():
-        assert panel["title"]
-        assert panel["description"]
-        references = [target["refId"] for target in panel["targets"]]
-        assert len(set(references)) == len(references) > 0
-
-
 def test_guide_lists_every_metric_with_its_labels() -> None:
     listed = re.findall(rf"(?m)^\| `{PREFIX}(\w+)` \| (.*?) ?\| ", GUIDE)
     measured = {

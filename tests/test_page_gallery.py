@@ -6,10 +6,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from .browser import Page
-from .conftest import (
-    ADMIN,
-    drawing,
-)
+from .conftest import ADMIN, drawing
 from .servers import png
 from .studio import Studio, picture_by_seed
 

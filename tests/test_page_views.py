@@ -18,14 +18,7 @@ from web.cards import card
 from web.sentences import ADVICE, CLEARING, SENTENCES, Language
 
 from .browser import Page
-from .conftest import (
-    ADMIN,
-    KEY,
-    REFUSAL,
-    ROOT,
-    InProcess,
-    drawing,
-)
+from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, drawing
 from .servers import Gate, Say, ScriptedServer, png
 from .studio import Studio
 
