@@ -29,6 +29,7 @@ from metrics import OFF, Metrics
 from pipeline import Pipeline
 from settings.network import NetworkSettings
 from settings.proxies import Proxies
+from settings.table import THREADS_KEPT_FREE
 from storage import State
 from storage.cluster.machine import machine_name
 from storage.local.folder import Folder
@@ -86,7 +87,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     """
     command = click.get_current_context(silent=True)
     try:
-        settings = settings or config.load(is_flask_command=bool(command))
+        settings = settings or config.load()
     except config.SettingsError as faults:
         if command:
             sys.exit(str(faults))  # a command's user reads sentences, not a traceback
@@ -272,7 +273,7 @@ def _make_pipeline(
     host = None
     if settings.hosting:
         host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
-    places = settings.threads - config.THREADS_KEPT_FREE
+    places = settings.threads - THREADS_KEPT_FREE
     return Pipeline(
         cache,
         backends,

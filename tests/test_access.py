@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from access import MAX_EXPIRES_IN, Access, Unauthorised
 from limits import Caller
 from picture import BadRequest, ImageRequest
-from settings.keys import KeySettings
+from settings.access_keys import KeySettings
 
 from .conftest import ADMIN, KEY, InProcess
 from .servers import Got, ScriptedServer, png
