@@ -12,7 +12,6 @@ from flask import Blueprint, Flask, Response, request
 from werkzeug.routing import BaseConverter
 from werkzeug.wrappers import Response as BaseResponse
 
-import config
 from access import Access
 from backends import Backends
 from cache import Cache
@@ -22,15 +21,17 @@ from drawing.pool import Pool
 from hosting import image_host
 from limits import Limits
 from llm import Llm
-from metrics import Metrics
+from metrics import OFF, Metrics
 from pipeline import Pipeline
 from settings.network import NetworkSettings
 from settings.proxies import Proxies
+from settings.table import THREADS_KEPT_FREE
 from storage.choose import choose_storage
 from storage.local.folder import Folder
 from storage.store import Task
 from upstream.client import Upstream, origin
 from web.api import Api
+from web.counting import counting
 from web.files import page_file
 from web.openai import OpenAi
 from web.openai_errors import PREFIX, openai_error
@@ -78,19 +79,19 @@ class Services:
 
 def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Flask:
     """Build the application. `clock` returns Unix time. Starts no thread, opens no file."""
-    metrics = _make_metrics() if settings.metrics else Metrics()
+    metrics = _make_metrics() if settings.metrics else OFF
     services = make_services(settings, clock, metrics)
     access, cache, pipeline = services.access, services.cache, services.pipeline
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["whole_path"] = WholePath
-    watched = metrics.watch("look-ups", cache)
-    pictures = Pictures(app.wsgi_app, settings, access, watched, pipeline)
-    app.wsgi_app = metrics.watch_requests(pictures)  # type: ignore[assignment,method-assign]
+    pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline, metrics)
+    app.wsgi_app = pictures  # type: ignore[method-assign]
+    app.after_request(counting(metrics))
     status = Status(__version__, settings, cache, services.backends, services.llm)
     thumbnails = Thumbnails(Folder(settings.cache_dir))
     api = Api(settings, access, cache, status, pictures, pipeline.limits, thumbnails)
-    openai = OpenAi(settings, access, watched, pipeline, api.link)
+    openai = OpenAi(settings, access, cache, pipeline, api.link, metrics)
     show = _show_metrics(metrics, access, status, pipeline.limits) if settings.metrics else None
     app.register_blueprint(_routes(pictures, api, openai, show))
     app.register_error_handler(Exception, _error_handler(has_cards=settings.error_images))
@@ -99,28 +100,21 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Fl
 
 
 def make_services(
-    settings: Settings,
-    clock: Callable[[], float] = time.time,
-    metrics: Metrics | None = None,
+    settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics = OFF
 ) -> Services:
     """Build the parts that the settings describe. Starts no thread, opens no file."""
-    metrics = metrics or Metrics()
     cache = make_cache(settings, clock, metrics)
     upstream = _make_upstream(settings.network, metrics)
-    llm = Llm(settings.llm, upstream, timeout=settings.llm_timeout) if settings.llm else None
+    llm = _make_llm(settings, upstream, metrics)
     backends = _make_backends(settings, upstream, metrics)
     pipeline = _make_pipeline(settings, upstream, cache, backends, llm, metrics)
     access = _make_access(settings, clock)
     return Services(access, cache, upstream, backends, llm, pipeline)
 
 
-def make_cache(
-    settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics | None = None
-) -> Cache:
+def make_cache(settings: Settings, clock: Callable[[], float], metrics: Metrics) -> Cache:
     """Return the cache that the settings describe, not yet opened."""
-    metrics = metrics or Metrics()
-    state, store, limit = choose_storage(settings, clock)
-    state, store = metrics.watch("state", state), metrics.watch("store", store)
+    state, store, limit = choose_storage(settings, clock, metrics)
     return Cache(state, store, limit, clock, metrics)
 
 
@@ -191,6 +185,12 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | N
     return routes
 
 
+def _make_llm(settings: Settings, upstream: Upstream, metrics: Metrics) -> Llm | None:
+    if not settings.llm:
+        return None
+    return Llm(settings.llm, upstream, timeout=settings.llm_timeout, metrics=metrics)
+
+
 def _make_backends(settings: Settings, upstream: Upstream, metrics: Metrics) -> Backends:
     backends = [
         Backend(
@@ -198,23 +198,25 @@ def _make_backends(settings: Settings, upstream: Upstream, metrics: Metrics) -> 
             upstream,
             timeout=settings.backend_timeout,
             max_image_bytes=settings.max_image_bytes,
+            metrics=metrics,
         )
         for backend in settings.backends
     ]
-    watched = [metrics.watch("backend", backend) for backend in backends]
-    return Backends(watched, blocked_retry_attempts=settings.blocked_retry_attempts)
+    return Backends(
+        backends, blocked_retry_attempts=settings.blocked_retry_attempts, metrics=metrics
+    )
 
 
 def _make_fallback(settings: Settings, upstream: Upstream, metrics: Metrics) -> Pollinations | None:
     if not settings.pollinations:
         return None
-    fallback = Pollinations(
+    return Pollinations(
         settings.pollinations,
         upstream,
         timeout=settings.backend_timeout,
         max_image_bytes=settings.max_image_bytes,
+        metrics=metrics,
     )
-    return metrics.watch("backend", fallback)
 
 
 def _make_converter(settings: Settings) -> Converter | None:
@@ -236,17 +238,18 @@ def _make_pipeline(
     host = None
     if settings.hosting:
         host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
-    places = settings.threads - config.THREADS_KEPT_FREE
+    places = settings.threads - THREADS_KEPT_FREE
     return Pipeline(
         cache,
-        metrics.watch("backends", backends),
-        metrics.watch_pool(Pool(cache.state, settings.drawings, places)),
-        llm=metrics.watch("llm", llm) if llm else None,
+        backends,
+        Pool(cache.state, settings.drawings, places, metrics),
+        llm=llm,
         fallback=_make_fallback(settings, upstream, metrics),
-        host=metrics.watch("image host", host) if host else None,
+        host=host,
         converter=_make_converter(settings),
         generation_deadline=settings.generation_deadline,
         upload_timeout=settings.upload_timeout,
         blocked_ttl=settings.blocked_ttl,
         fingerprint=settings.fingerprint,
+        metrics=metrics,
     )

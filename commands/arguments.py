@@ -10,6 +10,7 @@ import click
 
 from config import Settings
 from picture import PARAMETERS, BadRequest, ImageRequest
+from web.sentences import explain
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -59,7 +60,7 @@ def read_request(
             prompt, max_prompt_length=settings.max_prompt_length, **parameters
         )
     except BadRequest as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(explain(error)) from error
 
 
 def age(context: click.Context, option: click.Parameter, text: str | None) -> float | None:

@@ -14,10 +14,11 @@ import click
 from commands.arguments import AS_JSON, FILES, read_text
 from commands.documents import find_urls
 from commands.session import Session, with_session
-from config import THREADS_KEPT_FREE
 from drawing.record import GaveUp
 from picture import ImageRequest
+from settings.table import THREADS_KEPT_FREE
 from storage import Unavailable
+from web.sentences import explain
 
 Outcomes = list[tuple[ImageRequest, str]]
 
@@ -57,7 +58,7 @@ def _draw(session: Session, request: ImageRequest) -> str:
             return "there"
         session.pipeline.draw(request)
     except GaveUp as error:
-        return error.sentence
+        return explain(error)
     except Unavailable as error:
         return str(error)
     return "drawn"

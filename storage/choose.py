@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from config import Settings
+from metrics import OFF, Metrics
 from storage import State
 from storage.cluster.machine import machine_name
 from storage.local.folder import Folder
@@ -14,7 +15,7 @@ from storage.store import Store
 
 
 def choose_storage(
-    settings: Settings, clock: Callable[[], float] = time.time
+    settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics = OFF
 ) -> tuple[State, Store, int]:
     """Return the state, the store, and how many bytes the cache may hold; 0 for no limit.
 
@@ -22,16 +23,18 @@ def choose_storage(
     """
     folder, limit = settings.cache_dir, settings.cache_max_bytes
     if not settings.database_url:
-        return SqliteState(folder, clock), Folder(folder), limit
+        state = SqliteState(folder, clock, metrics=metrics)
+        return state, Folder(folder, metrics=metrics), limit
     # Imported here, since they need requirements-cluster.txt.
     from storage.cluster.postgres import PostgresState
 
-    state, machine = PostgresState(settings.database_url), machine_name(folder)
+    machine = machine_name(folder)
+    shared = PostgresState(settings.database_url, metrics=metrics)
     if not settings.storage:
-        return state, Folder(folder, machine=machine), limit
+        return shared, Folder(folder, machine=machine, metrics=metrics), limit
     from storage.cluster.copies import Copies
     from storage.cluster.objects import Objects
 
     objects = Objects(settings.storage, settings.network)
     # The limit is that of the copies: nothing is deleted from the bucket to make room.
-    return state, Copies(objects, folder, machine, limit), 0
+    return shared, Copies(objects, folder, machine, limit, metrics=metrics), 0

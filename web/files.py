@@ -37,9 +37,9 @@ _HEADERS = (
 
 
 def page_file(name: str = "page.html") -> Response:
-    """GET / and /page/{name}: the page for people, and what it is made of."""
+    """GET / and /page/{name}: the page and its files."""
     if name not in _FILES:
-        raise NotFound("There is no such file.")
+        raise NotFound("no_such_file")
     is_compressed = request.accept_encodings["gzip"] > 0
     data, etag = _encoded(name, is_compressed)
     response = Response(data, headers=_HEADERS, mimetype=_TYPES[Path(name).suffix])

@@ -1,4 +1,4 @@
-"""Thumbnails for the gallery: made at the first look, and kept beside their pictures."""
+"""Thumbnails for the gallery: made on first use, and stored beside their pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage.local.folder import THUMBNAIL, Folder
 
 
 class Thumbnails:
-    """Keeps thumbnails in a folder of this machine, which deletes them with their pictures."""
+    """Stores thumbnails in a folder of this machine, which deletes them with their pictures."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -49,6 +49,6 @@ class Thumbnails:
             source.seek(0)
             return None
         if picture.file:
-            with suppress(OSError):  # The next look makes it again.
+            with suppress(OSError):  # It is made again next time.
                 self.folder.write(f"{picture.row.file}{THUMBNAIL}", data, picture.row.created)
         return data

@@ -12,6 +12,7 @@ from io import FileIO
 from pathlib import Path
 
 from images.formats import media_type_of
+from metrics import OFF, Metrics
 from storage import LockTimeout, State
 from storage.cluster.objects import Objects
 from storage.cluster.recent import Recent
@@ -45,8 +46,10 @@ class Copies:
         machine: str,
         max_bytes: int = 0,
         clock: Callable[[], float] = time.time,
+        metrics: Metrics = OFF,
     ) -> None:
         self.machine = machine
+        self._metrics = metrics
         self._objects = objects
         self._copies = Recent(directory, max_bytes, clock)
         self._pending = Folder(directory / "pending", clock)
@@ -64,6 +67,10 @@ class Copies:
         self._objects.check()
 
     def write(self, name: str, data: bytes, created: float) -> str | None:
+        with self._metrics.store_call("write"):
+            return self._write(name, data, created)
+
+    def _write(self, name: str, data: bytes, created: float) -> str | None:
         try:
             self._upload(name, data)
         except OSError:
@@ -74,6 +81,10 @@ class Copies:
         return None
 
     def open(self, name: str) -> FileIO:
+        with self._metrics.store_call("open"):
+            return self._open(name)
+
+    def _open(self, name: str) -> FileIO:
         with suppress(OSError):
             return self._copies.open(name)
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -94,9 +105,10 @@ class Copies:
         return True
 
     def delete(self, name: str) -> None:
-        self._objects.delete(name)
-        self._copies.delete(name)
-        self._pending.delete(name)
+        with self._metrics.store_call("delete"):
+            self._objects.delete(name)
+            self._copies.delete(name)
+            self._pending.delete(name)
 
     def names(self) -> Iterator[Stored]:
         """Yield what is in the object store, dated by its upload."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 
+from metrics import OFF, Metrics
 from storage import State
 from storage.store import STALE_SECONDS, Stored, Task
 
@@ -32,16 +33,23 @@ class Folder:
         directory: Path,
         clock: Callable[[], float] = time.time,
         machine: str | None = None,
+        metrics: Metrics = OFF,
     ) -> None:
         """`machine` names this one where others share the state, and cannot read the folder."""
         self.directory = directory
         self.machine = machine
         self._clock = clock
+        self._metrics = metrics
 
     def check(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, data: bytes, created: float) -> str | None:
+        with self._metrics.store_call("write"):
+            self._write(name, data, created)
+        return self.machine
+
+    def _write(self, name: str, data: bytes, created: float) -> None:
         self.check()
         temporary = self.directory / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
@@ -56,17 +64,18 @@ class Folder:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        return self.machine
 
     def open(self, name: str) -> FileIO:
-        return FileIO(f"{self.directory}/{name}")
+        with self._metrics.store_call("open"):
+            return FileIO(f"{self.directory}/{name}")
 
     def drop_copy(self, name: str) -> bool:
         return False  # the file is the picture itself
 
     def delete(self, name: str) -> None:
-        for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
-            path.unlink(missing_ok=True)
+        with self._metrics.store_call("delete"):
+            for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
+                path.unlink(missing_ok=True)
 
     def names(self) -> Iterator[Stored]:
         for entry, found in self.scan(PICTURE):
