@@ -31,11 +31,7 @@ from .wire import MakeRawServer, MakeServer, Net, guarded_net, hang, unhurried
 REQUEST = ImageRequest("a red apple", 640, 480, "any", 7)
 LIMIT = 2**20
 PNG = png()
-net = pytest.fixture(guarded_net)
-
-
-def no_names(host: str, *_: Any) -> list[Any]:
-    raise socket.gaierror(socket.EAI_NONAME, f"{host} is not known")
+net = pytest.fixture(autouse=True)(guarded_net)
 
 
 Draw = Callable[..., Image]
@@ -56,7 +52,7 @@ def draw(state: State) -> Draw:
     ) -> Image:
         there = Backend(
             BackendSettings(url, **of_backend),
-            Upstream(no_names),
+            Upstream(),
             timeout=timeout,
             max_image_bytes=LIMIT,
         )
@@ -375,7 +371,7 @@ def fall_back(
 ) -> Image:
     there = Pollinations(
         PollinationsSettings(url, settings.get("token"), settings.get("model")),
-        Upstream(no_names),
+        Upstream(),
         timeout=settings.get("timeout", 10),
         max_image_bytes=LIMIT,
     )
