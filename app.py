@@ -30,7 +30,6 @@ from pipeline import Pipeline
 from settings.network import NetworkSettings
 from settings.proxies import Proxies
 from storage import State
-from storage.cluster.machine import machine_name
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 from storage.store import Store, Task
@@ -138,15 +137,17 @@ def _make_storage(settings: Settings, clock: Callable[[], float]) -> tuple[State
     # Imported here, since they need requirements-cluster.txt.
     from storage.cluster.postgres import PostgresState
 
-    state, machine = PostgresState(settings.database_url), machine_name(folder)
+    state = PostgresState(settings.database_url)
     if not settings.storage:
-        return state, Folder(folder, machine=machine), limit
+        from storage.cluster.copies import Nowhere
+
+        return state, Nowhere(), limit
     from storage.cluster.copies import Copies
     from storage.cluster.objects import Objects
 
     objects = Objects(settings.storage, settings.network)
     # The limit is that of the copies: nothing is deleted from the bucket to make room.
-    return state, Copies(objects, folder, machine, limit), 0
+    return state, Copies(objects, folder, limit), 0
 
 
 def _make_metrics() -> Metrics:

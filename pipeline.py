@@ -6,9 +6,8 @@ However many requests ask for a picture, it is drawn once. This module knows not
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -65,7 +64,6 @@ class Pipeline:
         self.fingerprint = fingerprint
         self.limits = Limits(cache.state, cache.clock)
         self._drawings = pool
-        self._saving_money = threading.Lock()
         self._answers: SingleFlight[str] = SingleFlight(cache.state)
 
     def draw(
@@ -148,9 +146,7 @@ class Pipeline:
                 raise failure
         reservation.take()
         journey = Journey(request, deadline, reservation.caller)
-        # While pictures cannot be saved, one after the other is drawn: each costs money again.
-        with self._saving_money if self.cache.is_degraded else nullcontext():
-            journey = self._find_image(journey, memory)
+        journey = self._find_image(journey, memory)
         if not journey.made_a_call:
             reservation.give_back()
         whom = f", for {journey.caller.name}" if journey.caller else ""

@@ -74,11 +74,8 @@ def _import_picture(
         media_type = media_type_of(data)
         if media_type is None:
             return "unusable"
-        row = cache.put(key, data, media_type, created=created, **prompts)
+        cache.put(key, data, media_type, created=created, **prompts)
     except (OSError, NotKept):
-        return "unusable"
-    if row.machine:  # See storage/transfer.py.
-        cache.delete(key)
         return "unusable"
     return "imported"
 

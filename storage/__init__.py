@@ -22,6 +22,10 @@ class IncompatibleSchema(Unavailable):
     """A newer version of the program has written this state; it is left as it is."""
 
 
+class NoRoom(Unavailable):
+    """A new picture could not be stored, so none is drawn. The text says why."""
+
+
 class LockTimeout(Exception):
     """Another process held the lock for longer than the caller would wait."""
 
@@ -31,9 +35,8 @@ class Row:
     """All that is known of one picture. Sizes are pixels and bytes, `created` a Unix time.
 
     A picture lies either in the store, as `file`, or at an image host, at `url`. `digest` is
-    the SHA-256 of its bytes in hex, None for an adopted file until its first hit. `machine` is
-    set while only the machine of that name can read the file. The fields from `prompt` on are
-    None where they are unknown.
+    the SHA-256 of its bytes in hex, None for an adopted file until its first hit. The fields from
+    `prompt` on are None where they are unknown.
     """
 
     key: str
@@ -56,7 +59,6 @@ class Row:
     rewritten: str | None = None
     revised: str | None = None
     drawn_by: str | None = None
-    machine: str | None = None
 
     @property
     def request(self) -> ImageRequest | None:
@@ -209,10 +211,7 @@ class State(Protocol):
         ...
 
     def remember(self, note: Note, key: str, ttl: float) -> None:
-        """Keep a note for `ttl` seconds, in place of one of the same kind and key.
-
-        If it raises, this process alone still recalls the note.
-        """
+        """Keep a note for `ttl` seconds, in place of one of the same kind and key."""
         ...
 
     def forget(self, kind: type[Note], key: str) -> bool:
@@ -232,22 +231,17 @@ class State(Protocol):
         """Return the counts of those keys that have one."""
         ...
 
-    def refresh(self) -> None:
-        """Forget rows remembered for an outage that others have since removed or replaced."""
-        ...
-
     def expire(self) -> None:
         """Drop notes and counts that have expired, and the oldest where there are too many."""
         ...
 
     def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
-        """Hold the lock of `key` (hex digits) against all other processes while in the block.
+        """Hold the lock of `key` (hex digits) against everybody else while in the block.
 
-        Yields whether another process was waited for. A process may hold a lock several times,
-        and the lock ends with it, however that ends. Threads of one process must be kept apart
-        by the caller. Raises LockTimeout after `seconds`. On a file system without locks, each
-        process works alone; without a connection to the server that keeps them, it raises
-        Unavailable.
+        Yields whether another holder was waited for. The lock ends with its process, however
+        that ends; it belongs to no thread. Raises LockTimeout after `seconds`. On a file system
+        without locks, each process works alone; without a connection to the server that keeps
+        them, it raises Unavailable.
         """
         ...
 

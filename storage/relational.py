@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from storage import Note, Notes, Recalled, Row, Unavailable, sql
+from storage import Note, Notes, Recalled, Row, sql
 from storage.rows import from_columns, to_columns
-from storage.unwritten import Unwritten
 
 _NO_LIMIT = 2**53
 
@@ -20,14 +19,10 @@ Found = Sequence[Any]
 
 
 class RelationalState(ABC):
-    """All of `State` but `refresh`, its totals, its locks and its lifetime.
+    """All of `State` but its totals, its locks and its lifetime.
 
     A subclass runs the statements of storage/sql.py and supplies `:now`.
     """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock` measures, in seconds, how long notes could not be written."""
-        self._unwritten = Unwritten(clock)
 
     # --- ways to run statements; all of them raise Unavailable
 
@@ -100,16 +95,7 @@ class RelationalState(ABC):
         kinds = {(kind.kind, key): kind for kind, key in wanted}
         if not kinds:
             return Notes()
-        found = self._unwritten.recall(kinds)
-        try:
-            for name, recalled in self._recall(kinds).items():
-                # The newer one: another process may have written since.
-                if name not in found or recalled.age < found[name].age:
-                    found[name] = recalled
-        except Unavailable:
-            if not found:
-                raise
-        return Notes(found)
+        return Notes(self._recall(kinds))
 
     def _recall(self, kinds: Mapping[tuple[str, str], type[Note]]) -> dict[Any, Recalled[Any]]:
         values: dict[str, str] = {}
@@ -124,16 +110,10 @@ class RelationalState(ABC):
 
     def remember(self, note: Note, key: str, ttl: float) -> None:
         value = json.dumps(note.to_json())
-        try:
-            self._write(sql.REMEMBER, [{"kind": note.kind, "key": key, "value": value, "ttl": ttl}])
-        except Unavailable:
-            self._unwritten.keep(note, key, ttl)
-            raise
-        self._unwritten.drop((note.kind, key))
+        self._write(sql.REMEMBER, [{"kind": note.kind, "key": key, "value": value, "ttl": ttl}])
 
     def forget(self, kind: type[Note], key: str) -> bool:
-        was_unwritten = self._unwritten.drop((kind.kind, key))
-        return self._write(sql.FORGET, [{"kind": kind.kind, "key": key}]) > 0 or was_unwritten
+        return self._write(sql.FORGET, [{"kind": kind.kind, "key": key}]) > 0
 
     def count(self, key: str, amount: int, ttl: float, limit: int | None = None) -> bool:
         values = {"key": key, "amount": abs(amount), "ttl": ttl}

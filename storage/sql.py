@@ -11,7 +11,7 @@ from functools import cache
 
 from storage.rows import COLUMNS
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_NOTES = 100_000
 MAX_INTEGER = 2**63 - 1
 
@@ -28,8 +28,7 @@ TABLES = (
         used DOUBLE PRECISION NOT NULL,
         prompt TEXT, width BIGINT, height BIGINT, model TEXT, seed BIGINT,
         quality TEXT, style TEXT, background TEXT, negative_prompt TEXT,
-        optimized TEXT, rewritten TEXT, revised TEXT, drawn_by TEXT,
-        machine TEXT                        -- that alone can read the file; NULL: all can
+        optimized TEXT, rewritten TEXT, revised TEXT, drawn_by TEXT
     )
     """,
     "CREATE INDEX entries_by_age ON entries (created, key)",

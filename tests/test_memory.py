@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-from pathlib import Path
-
 import pytest
 
 from llm import Rewritten
 from storage import State
-from storage.local.sqlite import SqliteState
 from storage.memory import Memory
 
 from .states import Clock, CountingState
@@ -65,17 +61,3 @@ def test_note_that_was_not_expected_is_one_more_call(state: State, clock: Clock)
     assert memory.get(Rewritten, "late") is None
     assert memory.recall(Rewritten, "late") == Rewritten("x")
     assert memory.recall(Rewritten, "never") is None
-
-
-def test_state_that_cannot_be_used_recalls_only_what_this_process_noted(
-    tmp_path: Path, clock: Clock
-) -> None:
-    (tmp_path / "index.sqlite3").mkdir()
-    with closing(SqliteState(tmp_path, clock)) as state:
-        memory = Memory(state, WANTED, clock)
-        assert prompts(memory) == [None, None]
-        memory.remember(Rewritten("mine"), "a", 60)
-        memory.refresh()
-        assert prompts(memory) == ["mine", None]
-        assert memory.recall(Rewritten, "a") == Rewritten("mine")
-        assert memory.recall(Rewritten, "b") is None

@@ -159,13 +159,6 @@ def test_stop_finishes_what_is_running_and_drops_the_queue(callers: Make) -> Non
     stopping.result(20)
 
 
-def test_lock_is_free_after_every_ending(state: SqliteState, callers: Make) -> None:
-    some = callers(1, 4)
-    some.gate.set()
-    some.call(KEYS[0]).result(20)
-    assert state._locks._holders == {}
-
-
 def test_unavailable_locks_leave_nothing_behind(
     callers: Make, state: SqliteState, monkeypatch: pytest.MonkeyPatch
 ) -> None:

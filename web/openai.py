@@ -218,7 +218,7 @@ class OpenAi:
 
 
 def _from_cache(picture: Picture) -> _Found:
-    data = picture.data
+    data = None
     if picture.file:
         with picture.file as file:
             data = file.read()

@@ -132,9 +132,6 @@ class Pictures:
 
     def found(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
         """Answer with a cached picture, a range of it, or 304 Not Modified."""
-        if picture.data is not None:
-            image = Image(picture.data, picture.row.media_type, picture.row.drawn_by or "")
-            return self._image(prompt, image, picture.row, cache_status)
         if picture.file is None:
             return self._redirect(str(picture.row.url), cache_status)
         # Werkzeug's own wrapper, since gunicorn's cannot seek to the start of a range.

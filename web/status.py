@@ -37,7 +37,7 @@ class Status:
         drew = self._last_drawn()
         backends = [self._backend(b, memory, drew.get(b.name)) for b in self.backends.all]
         is_ready = any(backend["state"] == "ready" for backend in backends)
-        is_kept = not (self.cache.is_degraded or self.cache.store.has_pending)
+        is_kept = self.settings.hosting is not None or self.cache.fault is None
         is_ok = is_ready and totals is not None and is_kept
         return {
             "status": "ok" if is_ok else "degraded",

@@ -24,7 +24,6 @@ class SqliteState(RelationalState):
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(clock)
         self._database = Database(directory / "index.sqlite3", monotonic)
         self._locks = Locks(directory / "locks")
         self._clock = clock
@@ -43,9 +42,6 @@ class SqliteState(RelationalState):
             return Totals(**row)
 
         return self._database.run(work)
-
-    def refresh(self) -> None:
-        pass  # no row is remembered
 
     def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
         return self._locks.hold(key, seconds)
