@@ -101,7 +101,7 @@ class Pipeline:
                     raise
             except StillRunning:
                 if deadline.is_over:
-                    raise GaveUp(504, "The picture was not drawn in time.") from None
+                    raise GaveUp("deadline_passed") from None
                 if until.is_over:
                     raise
 
@@ -152,7 +152,7 @@ class Pipeline:
         whom = f", for {journey.caller.name}" if journey.caller else ""
         if journey.image is None:
             gave_up = self._give_up(journey, memory)
-            log.info("Gave up on %s%s: %s", journey.label, whom, gave_up.summary)
+            log.info("Gave up on %s%s: %s", journey.label, whom, gave_up)
             raise gave_up
         drawn_by = journey.image.drawn_by
         log.info("Drew %s%s: %s, by %s", journey.label, whom, journey.source, drawn_by)

@@ -9,18 +9,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from picture import Problem
 from storage import LockTimeout, State
 from upstream.deadline import Deadline
 
 T = TypeVar("T")
 
 
-class Busy(Exception):
+class Busy(Problem):
     """Too much is queued, under way or waited for."""
 
+    def __init__(self) -> None:
+        super().__init__("too_many_drawings")
 
-class StillRunning(Exception):
+
+class StillRunning(Problem):
     """The work was not done when its caller had to stop waiting. It goes on."""
+
+    def __init__(self) -> None:
+        super().__init__("still_drawing")
 
 
 @dataclass(slots=True)

@@ -196,7 +196,10 @@ class _WatchedPool(Watched):
             outcome, stages = "drawn", drawn.stages
             self._values.count("pictures", drawn.source)
         elif isinstance(error, GaveUp) and not error.is_repeated:
-            outcome, stages = "refused" if error.status == 422 else "failed", error.stages
+            outcome, stages = (
+                "refused" if error.code == "moderation_refused" else "failed",
+                error.stages,
+            )
         else:
             return
         self._values.time("drawing", call.seconds, outcome)
