@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from metrics.families import _STAGES
+from metrics.families import STAGES
 from storage import Row
 from storage.local.sqlite import SqliteState
 from web.cards import card
@@ -761,7 +761,7 @@ def test_no_two_texts_are_the_same_and_none_is_missing(page: Page, studio: Studi
         assert {value for value in values if values.count(value) > 1} == set()
     html = (ROOT / "web/page/page.html").read_text("utf-8")
     named = re.findall(r'data-(?:text|label|title|placeholder)="(.+?)"', html)
-    assert {*named, *(f"stage.{stage}" for stage in _STAGES)} <= english.keys()
+    assert {*named, *(f"stage.{stage}" for stage in STAGES)} <= english.keys()
     page.draw("a red apple")
     page.click("#language")
     assert page.run("return document.documentElement.lang") == "zh"

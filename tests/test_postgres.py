@@ -422,4 +422,4 @@ def test_read_only_server_is_read(open_state: Open, state: PostgresState, url: s
 
 def test_server_is_told_to_notice_lost_machines(state: PostgresState) -> None:
     for name, value in {"idle": "5", "interval": "2", "count": "3"}.items():
-        assert state._select(f"SHOW tcp_keepalives_{name}", {}) == [(value,)]
+        assert state._select("show", f"SHOW tcp_keepalives_{name}", {}) == [(value,)]

@@ -24,6 +24,7 @@ from drawing.pool import Busy
 from drawing.record import GaveUp
 from drawing.storing import Drawn
 from limits import Caller, OverLimit, Reservation
+from metrics import Metrics
 from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, Link
 from pipeline import Pipeline
 from storage import Unavailable
@@ -113,7 +114,7 @@ def _read_seeds(body: Mapping[str, Any]) -> range:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Obtained:
     """A picture from the cache or just drawn; `data` is None where only its image host has it."""
 
     data: bytes | None
@@ -132,12 +133,14 @@ class OpenAi:
         cache: Cache,
         pipeline: Pipeline,
         link: Callable[[ImageRequest], Link],
+        metrics: Metrics,
     ) -> None:
         self.settings = settings
         self.access = access
         self.cache = cache
         self.pipeline = pipeline
         self.link = link
+        self.metrics = metrics
 
     def generate(self) -> Response:
         """POST /v1/images/generations: draw pictures, or find those of a given seed."""
@@ -180,7 +183,7 @@ class OpenAi:
         except Forbidden as error:
             raise BadRequest(error.code, name="response_format") from error
 
-    def _draw_all(self, order: Order, reserved: Reservation) -> dict[ImageRequest, _Found]:
+    def _draw_all(self, order: Order, reserved: Reservation) -> dict[ImageRequest, Obtained]:
         """Return the pictures that could be drawn. Raises an error only if all drawings failed."""
         first, *others = order.pictures
         # Each waits in a thread, and in a place of the pipeline's, for its own drawing.
@@ -193,37 +196,37 @@ class OpenAi:
         return {
             picture: outcome
             for picture, outcome in zip(order.pictures, outcomes, strict=True)
-            if isinstance(outcome, _Found)
+            if isinstance(outcome, Obtained)
         }
 
-    def _draw(self, wanted: ImageRequest, reserved: Reservation) -> _Found | Exception:
+    def _draw(self, wanted: ImageRequest, reserved: Reservation) -> Obtained | Exception:
         """Return a picture from the cache or draw it; return the error if that fails."""
         try:
             if picture := self.cache.get(wanted.key, wanted):
+                self.metrics.hit()
                 return _from_cache(picture)
             return self._found(wanted, self.pipeline.draw(wanted, reserved=reserved))
         except (Busy, GaveUp, OverLimit, Unavailable) as error:
             return error
 
-    def _found(self, wanted: ImageRequest, drawn: Drawn) -> _Found:
+    def _found(self, wanted: ImageRequest, drawn: Drawn) -> Obtained:
         if drawn.image:
             revised = drawn.row.final_prompt if drawn.row else drawn.image.revised_prompt
-            return _Found(drawn.image.data, drawn.hosted_url, drawn.row is not None, revised)
-        # Not self.cache, where look-ups count as hits: this request has waited.
-        if picture := self.pipeline.cache.get(wanted.key, wanted):
+            return Obtained(drawn.image.data, drawn.hosted_url, drawn.row is not None, revised)
+        if picture := self.cache.get(wanted.key, wanted):
             return _from_cache(picture)
         raise Unavailable("the picture was drawn by another process and is gone")
 
 
-def _from_cache(picture: Picture) -> _Found:
+def _from_cache(picture: Picture) -> Obtained:
     data = None
     if picture.file:
         with picture.file as file:
             data = file.read()
-    return _Found(data, picture.row.url, True, picture.row.final_prompt)
+    return Obtained(data, picture.row.url, True, picture.row.final_prompt)
 
 
-def _describe_picture(wanted: ImageRequest, found: _Found, signed: str | None) -> dict[str, Any]:
+def _describe_picture(wanted: ImageRequest, found: Obtained, signed: str | None) -> dict[str, Any]:
     more = {"revised_prompt": found.revised_prompt, "seed": wanted.seed}
     # At its URL, a picture that could not be stored would be drawn and paid for again.
     if found.data is not None and not (signed and found.is_stored):

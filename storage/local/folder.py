@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
+from metrics import OFF, Metrics
 from storage.store import STALE_SECONDS, Stored, Task
 
 _NAME = r"[0-9a-f]{64}-[0-9a-f]{16}\.(png|jpg|webp|gif)"
@@ -31,9 +32,11 @@ class Folder:
         self,
         directory: Path,
         clock: Callable[[], float] = time.time,
+        metrics: Metrics = OFF,
     ) -> None:
         self.directory = directory
         self._clock = clock
+        self._metrics = metrics
 
     @property
     def fault(self) -> str | None:
@@ -46,6 +49,10 @@ class Folder:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, data: bytes, created: float) -> None:
+        with self._metrics.store_call("write"):
+            self._write(name, data, created)
+
+    def _write(self, name: str, data: bytes, created: float) -> None:
         self.check()
         temporary = self.directory / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
@@ -62,11 +69,13 @@ class Folder:
             raise
 
     def open(self, name: str) -> FileIO:
-        return FileIO(f"{self.directory}/{name}")
+        with self._metrics.store_call("open"):
+            return FileIO(f"{self.directory}/{name}")
 
     def delete(self, name: str) -> None:
-        for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
-            path.unlink(missing_ok=True)
+        with self._metrics.store_call("delete"):
+            for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
+                path.unlink(missing_ok=True)
 
     def names(self) -> Iterator[Stored]:
         for entry, found in self.scan(PICTURE):
