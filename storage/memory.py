@@ -37,7 +37,7 @@ class Memory:
     def refresh(self) -> None:
         """Read the notes again: other drawings may have written since."""
         with contextlib.suppress(Unavailable):
-            self._recalled = self.state.recall(self.wanted)
+            self._recalled = self.state.recall_all(self.wanted)
             self._read_at = self.clock()
             self._written.clear()
 
@@ -61,6 +61,6 @@ class Memory:
     def recall(self, kind: type[N], key: str) -> N | None:
         """Return a note whose key was not known when the drawing started: one more call."""
         with contextlib.suppress(Unavailable):
-            if found := self.state.recall([(kind, key)]).get(kind, key):
+            if found := self.state.recall(kind, key):
                 return found.note
         return None

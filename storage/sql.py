@@ -81,6 +81,14 @@ VALUES (:kind, :key, :value, :now, :now + :ttl)
 ON CONFLICT (kind, key) DO UPDATE SET
     value = excluded.value, created = excluded.created, expires = excluded.expires
 """
+REMEMBER_NEW = f"{REMEMBER} WHERE notes.expires <= :now"
+EXCHANGE = """
+UPDATE notes SET value = :value, created = :now, expires = :now + :ttl
+WHERE kind = :kind AND key = :key AND value = :before AND expires > :now
+"""
+# After the clock was set back, the time of notes from its future begins anew.
+RESTART = "UPDATE notes SET expires = expires - created + :now, created = :now WHERE created > :now"
+NOW = "SELECT :now AS now"
 FORGET = "DELETE FROM notes WHERE kind = :kind AND key = :key"
 # A count is a note whose value is a number: it expires, is trimmed and is salvaged like one.
 _COUNT = "CASE WHEN notes.expires > :now THEN CAST(notes.value AS BIGINT) ELSE 0 END"
@@ -122,14 +130,11 @@ def last_drawn(count: int) -> str:
 
 @cache
 def recall(count: int) -> str:
-    """Parameters: `kind0`, `key0`, `kind1`, `key1` …
-
-    A clock that was set back by more than a minute makes the notes "of the future" invalid.
-    """
+    """Parameters: `now`, `kind0`, `key0`, `kind1`, `key1` …"""
     wanted = _numbered("kind = :kind{0} AND key = :key{0}", " OR ", count)
     return (
         "SELECT kind, key, value, :now - created AS age, expires - :now AS remaining"
-        f" FROM notes WHERE created <= :now + 60 AND expires > :now AND ({wanted})"
+        f" FROM notes WHERE expires > :now AND ({wanted})"
     )
 
 

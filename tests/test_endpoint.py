@@ -46,11 +46,11 @@ class Asking:
 
     def learned(self, model: str | None = "m") -> Learned | None:
         key = self.key(model)
-        found = self.state.recall([(Learned, key)]).get(Learned, key)
+        found = self.state.recall(Learned, key)
         return found.note if found else None
 
     def left(self) -> float:
-        found = self.state.recall([(Learned, self.key("m"))]).get(Learned, self.key("m"))
+        found = self.state.recall(Learned, self.key("m"))
         assert found
         return found.left
 

@@ -8,7 +8,7 @@ from llm import Rewritten
 from storage import State
 from storage.memory import Memory
 
-from .states import Clock, CountingState
+from .states import Clock
 
 WANTED = [(Rewritten, "a"), (Rewritten, "b")]
 
@@ -16,17 +16,6 @@ WANTED = [(Rewritten, "a"), (Rewritten, "b")]
 def prompts(memory: Memory) -> list[str | None]:
     found = [memory.get(kind, key) for kind, key in WANTED]
     return [recalled.note.prompt if recalled else None for recalled in found]
-
-
-def test_all_notes_are_read_in_one_call(state: State, clock: Clock) -> None:
-    state.remember(Rewritten("x"), "a", 60)
-    counting = CountingState(state)
-    memory = Memory(counting.counted, WANTED, clock)
-    assert prompts(memory) == ["x", None]
-    memory.remember(Rewritten("y"), "b", 60)
-    assert prompts(memory) == ["x", "y"]
-    assert counting.calls == {"recall": 1, "remember": 1}
-    assert prompts(Memory(state, WANTED, clock)) == ["x", "y"]
 
 
 def test_note_grows_older_and_ends_without_a_call(state: State, clock: Clock) -> None:

@@ -1,22 +1,16 @@
-"""A drawing from its first stage to its last, and what it costs: calls, drawings, places."""
+"""A drawing from its first stage to its last, and what it costs: drawings and places."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import app
-from cache import Cache
-from config import Settings
 from drawing.pool import StillRunning
 from picture import ImageRequest
-from storage.local.sqlite import SqliteState
 
 from .conftest import (
     BROKEN,
@@ -30,7 +24,7 @@ from .conftest import (
     saying,
 )
 from .servers import Gate, Say, ScriptedServer, Seen, png, send_and_leave, wait_until
-from .states import Clock, CountingState, SqlitePlace, held_elsewhere
+from .states import Clock, SqlitePlace, held_elsewhere
 
 Serve = Callable[..., InProcess]
 MakeServer = Callable[[], ScriptedServer]
@@ -493,73 +487,3 @@ def test_image_host_that_fails_is_one_warning_and_stands_in_status(
     assert [record.levelname for record in said].count("WARNING") == 1
     hosting = service.get("/status").json["image_hosting"]
     assert (hosting["why"], bool(hosting["last_failed"])) == ("upload failed", True)
-
-
-# --- calls of the state -------------------------------------------------------------------------
-
-
-Count = Callable[[Callable[[], object]], dict[str, int]]
-MISS = {"find": 2, "hold": 1, "recall": 1, "store": 1}
-
-
-@pytest.fixture
-def calls_of(monkeypatch: pytest.MonkeyPatch) -> Count:
-    """Return the calls of the state that a piece of work makes in the service of this test."""
-    counting: list[CountingState] = []
-    make = app.make_cache
-
-    def make_counted(settings: Settings, *more: Any) -> Cache:
-        cache = make(settings, *more)
-        assert isinstance(cache.state, SqliteState)
-        counting.append(CountingState(cache.state))
-        cache.state = counting[0].counted
-        return cache
-
-    def count(work: Callable[[], object]) -> dict[str, int]:
-        counting[0].calls.clear()
-        work()
-        return dict(counting[0].calls)
-
-    monkeypatch.setattr(app, "make_cache", make_counted)
-    return count
-
-
-def test_hit_is_one_call_and_a_plain_miss_five(
-    serve: Serve, backend: ScriptedServer, calls_of: Count
-) -> None:
-    service = serve(backend)
-    service.picture("first")  # settles what an earlier process may have left behind
-    assert calls_of(lambda: service.picture("x")) == MISS
-    assert calls_of(lambda: service.picture("x")) == {"find": 1}
-    assert calls_of(lambda: service.get("/status")) == {"recall": 1, "totals": 1, "last_drawn": 1}
-    assert calls_of(lambda: service.picture("x", key="wrong")) == {}
-
-
-def test_llm_call_is_three_calls_more(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer, calls_of: Count
-) -> None:
-    llm.say(saying("<prompt>a better cat</prompt>"))
-    service = serve(backend, **llm_settings(llm, optimise=True))
-    service.picture("first")
-    optimised = calls_of(lambda: service.picture("a%20cat"))
-    assert optimised == Counter(MISS) + Counter({"hold": 1, "recall": 1, "remember": 1})
-    assert calls_of(lambda: service.picture("a%20cat", width=8)) == MISS
-
-
-def test_refusal_or_failure_is_one_call_more(
-    serve: Serve, backend: ScriptedServer, calls_of: Count
-) -> None:
-    service = serve(BACKEND_API_URLS=urls_of(backend, "ab"))
-    service.picture("first")
-    failure = Say("", 500, {"Retry-After": "0"})
-    undrawn = {name: count for name, count in MISS.items() if name != "store"}
-    backend.say(REFUSAL)
-    assert calls_of(lambda: service.picture("refused")) == undrawn | {"remember": 1}
-    assert calls_of(lambda: service.picture("refused")) == undrawn
-    assert calls_of(lambda: service.picture("refused", "HEAD")) == {"find": 1, "recall": 1}
-    backend.say(failure, drawing())
-    assert calls_of(lambda: service.picture("drawn")) == MISS | {"remember": 1}
-    backend.say(failure)
-    # Each backend's cooldown and the failure of the picture.
-    assert calls_of(lambda: service.picture("failed")) == undrawn | {"remember": 3}
-    assert calls_of(lambda: service.picture("failed")) == {"find": 1, "recall": 1}
