@@ -22,7 +22,7 @@ from commands.arguments import (
 )
 from commands.migrate import adopt_command, export_command, import_command
 from config import Settings
-from drawing.record import Blocked, Failure
+from drawing.verdict import forget_failures
 from storage import Row
 
 
@@ -114,8 +114,9 @@ def _delete_all(cache: Cache, keys: list[str]) -> int:
     count = 0
     with cache_errors():
         for key in keys:
-            notes = [cache.forget(kind, key) for kind in (Blocked, Failure)]
-            count += cache.delete(key) or any(notes)
+            # In this order: while the picture is being drawn, nothing is deleted.
+            was_cached, had_failed = cache.delete(key), forget_failures(cache.state, key)
+            count += was_cached or had_failed
     return count
 
 

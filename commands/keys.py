@@ -23,7 +23,7 @@ def keys_command(
         """List the access keys by name, with their drawings since midnight UTC."""
         announce(settings, cache)
         with cache_errors():
-            found = access.usage(pipeline.limits)
+            found = access.usage(pipeline.cache.state)
         if as_json:
             click.echo(json.dumps(found))
             return

@@ -226,7 +226,8 @@ class State(Protocol):
         """Return a note, None if there is none or it has expired.
 
         One that cannot be read, such as another version's, is forgotten. If the clock was set
-        back to before notes were written, their time begins anew.
+        back to before notes were written, their time begins anew; by more than 12 hours, it was
+        wrong before, and those notes are void.
         """
         ...
 

@@ -435,7 +435,7 @@ def test_patient_caller_outlasts_one_that_has_to_be_answered(
     place = SqlitePlace(Path(environment["CACHE_DIR"]), Clock())
     with held_elsewhere(place, wanted.key) as process, ThreadPoolExecutor(2) as pool:
         hasty = pool.submit(pipeline.draw, wanted, answer_within=1.0)
-        wait_until(lambda: pipeline._drawings._waiting == 1)
+        wait_until(lambda: pipeline.pool.waiting == 1)
         patient = pool.submit(pipeline.draw, wanted)
         with pytest.raises(StillRunning):
             hasty.result(10)

@@ -314,6 +314,18 @@ def test_clock_that_is_set_back_begins_the_time_of_notes_anew(state: State, cloc
     assert state.recall(Colour, "k") is None
 
 
+def test_note_of_a_clock_that_was_wrong_is_void(state: State, clock: Clock) -> None:
+    state.remember(RED, "k", 1e6)
+    clock.now -= 86400
+    assert state.recall(Colour, "k") is None
+    state.remember(RED, "l", 1e6)
+    assert state.exchange(None, RED, "k", 10)
+    clock.now -= 86400
+    state.expire()
+    clock.now += 86400
+    assert state.recall(Colour, "l") is None, "it was dropped"
+
+
 def test_note_replaces_one_of_its_kind_and_can_be_forgotten(state: State) -> None:
     state.remember(Colour("old", []), "k", 100)
     state.remember(RED, "k", 100)
