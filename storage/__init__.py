@@ -17,8 +17,10 @@ from picture import OPTIONS, ImageRequest, Problem
 class Unavailable(Problem):
     """The state cannot be used at the moment. `reason`, its text, names no file and no key."""
 
+    _code: ClassVar[str] = "cache_unavailable"
+
     def __init__(self, reason: str) -> None:
-        super().__init__("cache_unavailable")
+        super().__init__(self._code)
         self.reason = reason
 
     def __str__(self) -> str:
@@ -31,6 +33,14 @@ class IncompatibleSchema(Unavailable):
 
 class NoRoom(Unavailable):
     """A new picture could not be stored, so none is drawn. The text says why."""
+
+    _code = "no_room"
+
+
+class BeingDrawn(Unavailable):
+    """The picture is being drawn, and cannot be deleted."""
+
+    _code = "still_drawing"
 
 
 class LockTimeout(Exception):

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from drawing.pool import StillRunning
+from backends import Backends
+from cache import Cache
+from drawing.backend import Backend
+from drawing.pool import Pool, StillRunning
+from drawing.storing import Drawn
+from llm import Llm
 from picture import ImageRequest
+from pipeline import Pipeline
+from settings.servers import BackendSettings, LlmSettings
+from storage import NoRoom, State
+from storage.cluster.copies import Nowhere
+from upstream.client import Upstream
 
 from .conftest import (
     BROKEN,
@@ -441,6 +453,74 @@ def test_patient_caller_outlasts_one_that_has_to_be_answered(
             hasty.result(10)
         process.kill()
         assert patient.result(10).source == "backend"
+
+
+# --- what cannot be written down is not drawn ---------------------------------------------------
+
+
+def test_nothing_is_paid_for_unless_the_state_takes_a_write(
+    serve: Serve, backend: ScriptedServer, llm: ScriptedServer, tmp_path: Path
+) -> None:
+    service = serve(backend, **llm_settings(llm, optimise=True))
+    backend.say(BROKEN)
+    llm.say(saying("no"))
+    assert service.picture("failed").status == 502
+    index = tmp_path / "cache" / "index.sqlite3"
+    with closing(sqlite3.connect(index, isolation_level=None)) as other:
+        refuse = "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+        other.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON notes {refuse}")
+        for _ in range(2):
+            got = service.picture("new")
+            assert (got.status, int(got.headers["Retry-After"]) > 0) == (503, True)
+        assert service.picture("new", method="HEAD").status == 200
+        assert service.picture("failed").status == 502
+        assert (len(backend.seen), len(llm.seen)) == (1, 1)
+        other.execute("DROP TRIGGER refuse")
+    backend.say(drawing())
+    service.ahead = 6  # the cooldown
+    assert service.picture("new").status == 200
+
+
+def test_nothing_is_paid_for_unless_there_is_room(
+    state: State, backend: ScriptedServer, llm: ScriptedServer
+) -> None:
+    upstream = Upstream()
+    chat = LlmSettings(llm.url, "model", None, "IMPROVE {ORIGINAL_PROMPT}", None, 0)
+    there = Backend(
+        BackendSettings(backend.url), upstream, state, timeout=10, max_image_bytes=2**20
+    )
+    pool: Pool[Drawn] = Pool(state, 1, 4)
+    pipeline = Pipeline(
+        Cache(state, Nowhere()),
+        Backends([there], state),
+        pool,
+        llm=Llm(chat, upstream, state, timeout=10),
+        generation_deadline=10,
+        upload_timeout=10,
+        blocked_ttl=10,
+    )
+    with closing(pool), pytest.raises(NoRoom):
+        pipeline.draw(ImageRequest("x"))
+    assert backend.seen == llm.seen == []
+
+
+def test_picture_under_way_is_not_deleted(serve: Serve, backend: ScriptedServer) -> None:
+    failure = Say("", 500, {"Retry-After": "0"})
+    backend.say(failure, gate := Gate(failure))
+    service = serve(backend)
+    assert service.picture("x").headers["Retry-After"] == "2"
+    service.ahead = 3
+    with ThreadPoolExecutor(1) as pool:
+        again = pool.submit(service.picture, "x")
+        wait_until(lambda: len(backend.seen) == 2)
+        got = service.delete(b'{"description": "x"}')
+        assert (got.status, "being drawn" in got.detail) == (503, True)
+        assert int(got.headers["Retry-After"]) > 0
+        gate.opened.set()
+        assert again.result().headers["Retry-After"] == "4", "the first failure is remembered"
+    assert service.delete(b'{"description": "x"}').status == 200
+    service.ahead += 5
+    assert service.picture("x").headers["Retry-After"] == "2"
 
 
 # --- image hosting ------------------------------------------------------------------------------
