@@ -232,7 +232,7 @@ def test_signing_needs_the_access_key(serve: Serve, backend: ScriptedServer) -> 
     assert sign(service, {"description": "x"}, Host='x"><script>').status == 400
 
 
-def test_markdown_and_html_are_one_image_whose_alt_is_the_prompt(
+def test_markdown_and_html_have_the_prompt_as_alt(
     serve: Serve, backend: ScriptedServer
 ) -> None:
     service = serve(backend)

@@ -63,7 +63,7 @@ def test_hundreds_of_misses_are_all_drawn_in_turn(gunicorn: Start, backend: Scri
 # --- money
 
 
-def test_blocked_picture_whose_fallback_fails_is_one_call_for_many_views(
+def test_blocked_picture_with_failing_fallback_is_called_for_once(
     serve: Serve, backend: ScriptedServer, server: MakeServer
 ) -> None:
     backend.say(REFUSAL)

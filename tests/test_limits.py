@@ -109,7 +109,7 @@ def test_waiting_for_the_drawing_of_another_key_is_free(
 
 
 def waiting(service: InProcess) -> int:
-    pool: Pool[Drawn] = service._services.pipeline.pool
+    pool: Pool[Drawn] = service.services.pipeline.pool
     return pool.waiting
 
 
@@ -202,7 +202,7 @@ def test_closing_gives_back_what_was_not_needed(state: State, caller: Caller) ->
     assert drawings(state, caller) == 0
 
 
-def test_place_is_given_back_to_the_day_it_was_taken_from(state: State, clock: Clock) -> None:
+def test_place_is_given_back_to_its_own_day(state: State, clock: Clock) -> None:
     reservation = Reservation(state, BLOG)
     reservation.take()
     clock.now += 86400

@@ -336,7 +336,7 @@ def test_llm_is_asked_with_the_filled_template_and_the_token(
 
 
 @pytest.mark.parametrize("prompt", ["红 {x} \\n", "a {ORIGINAL_PROMPT} b"])
-def test_each_task_has_its_template_and_the_prompt_is_put_in_once(
+def test_each_task_has_its_own_template(
     api: ScriptedServer, make_llm: MakeLlm, prompt: str
 ) -> None:
     rewrite(make_llm(api.url), "rewrite", prompt)
@@ -427,7 +427,7 @@ def test_silent_server_is_a_failure_in_time(
     assert time.monotonic() - start < 5
 
 
-def test_fault_of_the_server_is_one_warning_and_stands_in_the_state(
+def test_fault_of_the_server_is_one_warning(
     api: ScriptedServer, make_llm: MakeLlm, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -445,7 +445,7 @@ def test_fault_of_the_server_is_one_warning_and_stands_in_the_state(
 @pytest.mark.parametrize(
     "say", [saying("I'm sorry, I can't."), Say({"error": {"code": "content_filter"}}, 400)]
 )
-def test_what_is_wrong_with_a_prompt_is_no_fault_of_the_server(
+def test_refused_prompt_is_no_fault_of_the_server(
     api: ScriptedServer, make_llm: MakeLlm, caplog: pytest.LogCaptureFixture, say: Say
 ) -> None:
     caplog.set_level(logging.WARNING)

@@ -35,7 +35,7 @@ from .conftest import (
     pollinations_settings,
     saying,
 )
-from .servers import Gate, Say, ScriptedServer, Seen, png, send_and_leave, wait_until
+from .servers import Gate, Say, ScriptedServer, Seen, png, wait_until
 from .states import Clock, SqlitePlace, held_elsewhere
 
 Serve = Callable[..., InProcess]
@@ -102,26 +102,14 @@ def test_one_prompt_in_four_sizes_costs_one_llm_call(
 # --- generate -----------------------------------------------------------------------------------
 
 
-def urls_of(backend: ScriptedServer, names: str) -> str:
-    """Return the URLs of several backends that share one script, for BACKEND_API_URLS."""
-    return ",".join(f"{backend.url}/{name}" for name in names)
-
-
-def test_failure_moves_on_until_a_backend_draws(serve: Serve, backend: ScriptedServer) -> None:
-    backend.say(BROKEN, BROKEN, BROKEN, drawing())
-    assert serve(BACKEND_API_URLS=urls_of(backend, "abcd")).picture("x").status == 200
-    assert len({seen.path for seen in backend.seen}) == 4
-
-
-@pytest.mark.parametrize(("attempts", "backends"), [("0", 1), ("1", 1), ("3", 3)])
 def test_blocked_retry_attempts_counts_the_backends_that_refuse(
-    serve: Serve, backend: ScriptedServer, attempts: str, backends: int
+    serve: Serve, backend: ScriptedServer
 ) -> None:
     backend.say(REFUSAL)
-    urls = urls_of(backend, "abcd")
-    service = serve(BACKEND_API_URLS=urls, BLOCKED_RETRY_ATTEMPTS=attempts)
+    urls = ",".join(f"{backend.url}/{name}" for name in "abcd")
+    service = serve(BACKEND_API_URLS=urls, BLOCKED_RETRY_ATTEMPTS="3")
     assert service.picture("x").status == 422
-    assert len(backend.seen) == backends
+    assert len(backend.seen) == 3
 
 
 def test_backend_has_its_own_token_models_and_weight(
@@ -142,14 +130,6 @@ def test_backend_has_its_own_token_models_and_weight(
     backend.say(BROKEN)
     assert service.picture("y").status == 502
     assert drained.seen == []
-
-
-def test_rejected_parameter_is_omitted_from_then_on(serve: Serve, backend: ScriptedServer) -> None:
-    error = {"message": "Unknown parameter: 'seed'.", "param": "seed", "code": "unknown_parameter"}
-    backend.say(lambda seen: Say({"error": error}, 400) if "seed" in seen.json else drawing())
-    service = serve(backend)
-    assert [service.picture(prompt).status for prompt in "xy"] == [200, 200]
-    assert ["seed" in seen.json for seen in backend.seen] == [True, False, False]
 
 
 # --- rewrite and retry --------------------------------------------------------------------------
@@ -387,30 +367,6 @@ def test_head_answers_a_remembered_failure_without_drawing(
 # --- one drawing for many -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("say", "status"), [(drawing(), 200), (BROKEN, 502)])
-def test_identical_requests_share_one_drawing_and_its_failure(
-    serve: Serve, backend: ScriptedServer, say: Say, status: int
-) -> None:
-    backend.say(gate := Gate(say))
-    service = serve(backend)
-    with ThreadPoolExecutor(20) as pool:
-        answers = [pool.submit(service.picture, "x") for _ in range(20)]
-        wait_until(lambda: backend.seen)
-        gate.opened.set()
-        assert {answer.result().status for answer in answers} == {status}
-    assert len(backend.seen) == 1
-
-
-def test_drawing_goes_on_when_its_client_is_gone(serve: Serve, backend: ScriptedServer) -> None:
-    backend.say(gate := Gate(drawing()))
-    service = serve(backend)
-    send_and_leave(service.url, f"/prompt/x?key={KEY}")
-    wait_until(lambda: backend.seen)
-    gate.opened.set()
-    wait_until(lambda: service.picture("x", method="HEAD").headers["Cache-Status"] == HIT)
-    assert len(backend.seen) == 1
-
-
 def test_answer_comes_before_a_long_drawing_which_goes_on(
     serve: Serve, backend: ScriptedServer
 ) -> None:
@@ -443,7 +399,7 @@ def test_patient_caller_outlasts_one_that_has_to_be_answered(
     """While another process draws, both wait for its lock, the impatient one first."""
     wanted = ImageRequest("x")
     service = serve(backend)
-    pipeline = service._services.pipeline
+    pipeline = service.services.pipeline
     place = SqlitePlace(Path(environment["CACHE_DIR"]), Clock())
     with held_elsewhere(place, wanted.key) as process, ThreadPoolExecutor(2) as pool:
         hasty = pool.submit(pipeline.draw, wanted, answer_within=1.0)
@@ -526,7 +482,7 @@ def test_picture_under_way_is_not_deleted(serve: Serve, backend: ScriptedServer)
 # --- image hosting ------------------------------------------------------------------------------
 
 
-def test_hosted_picture_is_a_redirect_at_first_and_on_every_hit(
+def test_hosted_picture_is_always_a_redirect(
     serve: Serve, backend: ScriptedServer, server: MakeServer, tmp_path: Path
 ) -> None:
     host = server()
@@ -555,7 +511,7 @@ def test_picture_is_kept_as_a_file_if_its_upload_fails(
     assert (len(host.seen), len(backend.seen)) == (1, 1)
 
 
-def test_image_host_that_fails_is_one_warning_and_stands_in_status(
+def test_failing_image_host_is_one_warning_and_in_status(
     serve: Serve, backend: ScriptedServer, server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     host = server()

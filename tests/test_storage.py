@@ -137,7 +137,7 @@ def test_stored_row_is_found_whole_by_every_process(state: State, place: Place) 
     assert state.find(key_of("another")) is None
 
 
-def test_row_of_a_hosted_picture_has_a_url_and_no_file(state: State) -> None:
+def test_hosted_row_has_a_url_and_no_file(state: State) -> None:
     [row] = store(state, "a", file=None, url="https://img.example/a.png")
     assert state.find(row.key) == row
     assert state.files([row.key]) == {row.key: None}
@@ -303,7 +303,7 @@ def test_note_ends_when_its_time_is_over(state: State, clock: Clock) -> None:
     assert state.recall(Colour, "k") is None, "it was dropped"
 
 
-def test_clock_that_is_set_back_begins_the_time_of_notes_anew(state: State, clock: Clock) -> None:
+def test_notes_begin_anew_when_the_clock_is_set_back(state: State, clock: Clock) -> None:
     state.remember(RED, "k", 100)
     clock.now -= 3600
     for age in (0, 60):

@@ -99,9 +99,7 @@ def test_stage_names_each_reason_once() -> None:
         (drawing_of(), False),
     ],
 )
-def test_only_a_prompt_that_all_refused_in_every_round_is_blocked(
-    drawing: Drawing, blocked: bool
-) -> None:
+def test_prompt_is_blocked_if_all_refused_in_every_round(drawing: Drawing, blocked: bool) -> None:
     assert is_blocked(drawing) is blocked
 
 
