@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from picture import BadRequest, ImageRequest, Problem
-from settings.keys import SHARED_NAME, KeySettings
+from settings.access_keys import SHARED_NAME, KeySettings
 from storage import State, Unavailable
 
 SIGNATURE_LENGTH = 32

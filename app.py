@@ -28,6 +28,7 @@ from metrics import OFF, Metrics
 from pipeline import Pipeline
 from settings.network import NetworkSettings
 from settings.proxies import Proxies
+from settings.table import THREADS_KEPT_FREE
 from storage import State
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
@@ -84,7 +85,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     """
     command = click.get_current_context(silent=True)
     try:
-        settings = settings or config.load(is_flask_command=bool(command))
+        settings = settings or config.load()
     except config.SettingsError as faults:
         if command:
             sys.exit(str(faults))  # a command's user reads sentences, not a traceback
@@ -274,7 +275,7 @@ def _make_pipeline(
     host = None
     if settings.hosting:
         host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
-    places = settings.threads - config.THREADS_KEPT_FREE
+    places = settings.threads - THREADS_KEPT_FREE
     return Pipeline(
         cache,
         backends,
