@@ -220,7 +220,7 @@ class Reservation:
     def take(self) -> None:
         """Take a place for a drawing. Raises OverLimit and Unavailable.
 
-        It writes to the state in any case: a drawing could not be written down if that failed.
+        It always writes to the state: if that fails, the picture could not be stored either.
         """
         with self._mutex:
             self._add(0 if self._left else 1)

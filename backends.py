@@ -68,7 +68,7 @@ class Backends:
                 # One drawing after the other, over all workers, sees whether backends draw again.
                 with self.state.hold(_PROBE_KEY, deadline.remaining()):
                     known = self.recall(request)
-                    if not self._has_been_settled(request, known):
+                    if not self._has_been_probed(request, known):
                         return self._ask(prompt, request, deadline, known)
             except LockTimeout:
                 return Round(None, (), is_cut=True)
@@ -88,8 +88,8 @@ class Backends:
     def _ready_in(self, request: ImageRequest, known: Known) -> float:
         return min(_wait_for(backend, request, known) for backend in self.in_use)
 
-    def _has_been_settled(self, request: ImageRequest, known: Known) -> bool:
-        """Return whether the drawing that asked first is the answer: the others follow, or wait."""
+    def _has_been_probed(self, request: ImageRequest, known: Known) -> bool:
+        """Return whether another drawing has asked: a backend draws again, or all are cooling."""
         has_failures = any(cooldown.failures for cooldown in known.values())
         return self._ready_in(request, known) > 0 or not has_failures
 

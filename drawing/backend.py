@@ -90,7 +90,7 @@ class Backend:
         return self.settings.models.get(request.model, request.model) if request.model else None
 
     def outages(self, request: ImageRequest) -> tuple[Outages, Outages]:
-        """Return what counts the outages of this backend, and those of its model alone."""
+        """Return the outages of this backend, and those of its model alone."""
         endpoint, model, name = self.endpoint, self.model(request), f"Backend {self.name}"
         of_model = f"{name}, model {model}" if model else f"{name}, default model"
         return (
@@ -99,7 +99,7 @@ class Backend:
         )
 
     def draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
-        """Draw `prompt` at the size, seed and model of `request`. Raises NotDrawn."""
+        """Draw `prompt` at the size, seed and model of `request`. Raises NotDrawn, Unavailable."""
         with _counted(self.metrics, self.name):
             return self._draw(prompt, request, deadline)
 

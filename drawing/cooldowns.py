@@ -34,10 +34,9 @@ _PICTURE_LENGTH = 16
 class Cooldown(Note):
     """A series of failures of a server, or of one of its models.
 
-    `seconds` is for how long to avoid it from the moment at which this was read or written;
-    `failed_at` is the Unix time of the last failure that began a cooldown. `failing` and
-    `rejecting` are the beginnings of the keys of the pictures that failed and that were rejected
-    since the server last answered.
+    `seconds` is how long to avoid it, from the moment this was read or written; `failed_at` the
+    Unix time of the last failure that began a cooldown. `failing` and `rejecting` are shortened
+    keys of the pictures that failed, and that were rejected, since the server last answered.
     """
 
     kind: ClassVar[str] = "cooldown"
@@ -111,10 +110,10 @@ class Cooldown(Note):
 
 @dataclass(frozen=True, slots=True)
 class Outages:
-    """The outages of a server, or of one of its models: what counts and ends them.
+    """Counts the failures of a server, or of one of its models, until it answers again.
 
-    `name` is for the log. `is_avoided` is False for a server that has no substitute, and is asked
-    all the same.
+    `name` is for the log. `is_avoided` is False for a server without a substitute: it is asked
+    whatever its cooldown.
     """
 
     state: State

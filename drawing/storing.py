@@ -62,7 +62,7 @@ class Storing:
     def reserve(self) -> AbstractContextManager[None]:
         """Raise NoRoom or Unavailable unless a picture drawn in the block could be stored.
 
-        The cache counts where there is no image host, and while uploads to it fail.
+        Room in the cache matters only without an image host, or while uploads to it fail.
         """
         is_hosted = self.host is not None and not self._outages.recall().seconds
         return self.cache.reserve(is_hosted=is_hosted)

@@ -44,7 +44,7 @@ class BeingDrawn(Unavailable):
 
 
 class LockTimeout(Exception):
-    """Another process held the lock for longer than the caller would wait."""
+    """Others held the lock, or did the work, for longer than the caller would wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
