@@ -19,16 +19,15 @@ from config import Settings
 from drawing.backend import Backend, Pollinations
 from drawing.pool import Pool
 from hosting import image_host
-from limits import Limits
 from llm import Llm
 from metrics import OFF, Metrics
 from pipeline import Pipeline
 from settings.network import NetworkSettings
 from settings.proxies import Proxies
 from settings.table import THREADS_KEPT_FREE
+from storage import State
 from storage.choose import choose_storage
 from storage.local.folder import Folder
-from storage.store import Task
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.counting import counting
@@ -67,8 +66,8 @@ class Services:
     pipeline: Pipeline
 
     def maintain(self, stop: threading.Event) -> None:
-        """Keep the cache in order and write down counts until `stop` is set."""
-        self.cache.maintain(stop, Task(self.pipeline.limits.flush, first=5, period=5))
+        """Keep the cache in order until `stop` is set."""
+        self.cache.maintain(stop)
 
     def close(self) -> None:
         """Finish the drawings under way, and close every connection and file."""
@@ -90,9 +89,9 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Fl
     app.after_request(counting(metrics))
     status = Status(__version__, settings, cache, services.backends, services.llm)
     thumbnails = Thumbnails(Folder(settings.cache_dir))
-    api = Api(settings, access, cache, status, pictures, pipeline.limits, thumbnails)
+    api = Api(settings, access, cache, status, pictures, thumbnails)
     openai = OpenAi(settings, access, cache, pipeline, api.link, metrics)
-    show = _show_metrics(metrics, access, status, pipeline.limits) if settings.metrics else None
+    show = _show_metrics(metrics, access, status) if settings.metrics else None
     app.register_blueprint(_routes(pictures, api, openai, show))
     app.register_error_handler(Exception, _error_handler(has_cards=settings.error_images))
     app.extensions["prompt_image_proxy"] = services
@@ -105,8 +104,8 @@ def make_services(
     """Build the parts that the settings describe. Starts no thread, opens no file."""
     cache = make_cache(settings, clock, metrics)
     upstream = _make_upstream(settings.network, metrics)
-    llm = _make_llm(settings, upstream, metrics)
-    backends = _make_backends(settings, upstream, metrics)
+    llm = _make_llm(settings, upstream, cache.state, metrics)
+    backends = _make_backends(settings, upstream, cache.state, metrics)
     pipeline = _make_pipeline(settings, upstream, cache, backends, llm, metrics)
     access = _make_access(settings, clock)
     return Services(access, cache, upstream, backends, llm, pipeline)
@@ -124,12 +123,12 @@ def _make_metrics() -> Metrics:
     return Prometheus()
 
 
-def _show_metrics(metrics: Metrics, access: Access, status: Status, limits: Limits) -> View:
+def _show_metrics(metrics: Metrics, access: Access, status: Status) -> View:
     from metrics.prometheus import Prometheus
     from web.metrics import MetricsPage
 
     assert isinstance(metrics, Prometheus)
-    return MetricsPage(metrics, access, status, limits).show
+    return MetricsPage(metrics, access, status).show
 
 
 def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
@@ -185,17 +184,20 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | N
     return routes
 
 
-def _make_llm(settings: Settings, upstream: Upstream, metrics: Metrics) -> Llm | None:
+def _make_llm(settings: Settings, upstream: Upstream, state: State, metrics: Metrics) -> Llm | None:
     if not settings.llm:
         return None
-    return Llm(settings.llm, upstream, timeout=settings.llm_timeout, metrics=metrics)
+    return Llm(settings.llm, upstream, state, timeout=settings.llm_timeout, metrics=metrics)
 
 
-def _make_backends(settings: Settings, upstream: Upstream, metrics: Metrics) -> Backends:
+def _make_backends(
+    settings: Settings, upstream: Upstream, state: State, metrics: Metrics
+) -> Backends:
     backends = [
         Backend(
             backend,
             upstream,
+            state,
             timeout=settings.backend_timeout,
             max_image_bytes=settings.max_image_bytes,
             metrics=metrics,
@@ -203,7 +205,7 @@ def _make_backends(settings: Settings, upstream: Upstream, metrics: Metrics) -> 
         for backend in settings.backends
     ]
     return Backends(
-        backends, blocked_retry_attempts=settings.blocked_retry_attempts, metrics=metrics
+        backends, state, blocked_retry_attempts=settings.blocked_retry_attempts, metrics=metrics
     )
 
 

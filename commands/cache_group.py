@@ -14,7 +14,7 @@ from cache import Cache
 from commands.arguments import AS_JSON, age, counted, picture_options, read_request, valid_text
 from commands.migrate import adopt_pictures, export, import_directory
 from commands.session import Session, with_session
-from drawing.record import Blocked, Failure
+from drawing.verdict import forget_failures
 from storage import Row
 
 
@@ -97,8 +97,9 @@ def _delete_all(cache: Cache, keys: list[str]) -> int:
     """Delete pictures and their notes; return how many there were."""
     count = 0
     for key in keys:
-        notes = [cache.forget(kind, key) for kind in (Blocked, Failure)]
-        count += cache.delete(key) or any(notes)
+        # In this order: while the picture is being drawn, nothing is deleted.
+        was_cached, had_failed = cache.delete(key), forget_failures(cache.state, key)
+        count += was_cached or had_failed
     return count
 
 

@@ -17,7 +17,7 @@ from commands.session import Session, with_session
 def keys(session: Session, as_json: bool) -> None:
     """List the access keys by name, with their drawings since midnight UTC."""
     session.announce_cache()
-    found = session.access.usage(session.pipeline.limits)
+    found = session.access.usage(session.cache.state)
     if as_json:
         click.echo(json.dumps(found))
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sys
@@ -15,9 +14,8 @@ import click
 
 from cache import Cache, NotKept
 from config import Settings
-from drawing.record import Blocked
+from drawing.verdict import Blocked
 from images.formats import media_type_of
-from storage import Unavailable
 
 
 def import_typescript(directory: Path, settings: Settings, cache: Cache, *, as_json: bool) -> None:
@@ -49,8 +47,7 @@ def _import_one(meta: Path, settings: Settings, cache: Cache) -> str:
         left = created + settings.blocked_ttl - time.time()
         note = Blocked(prompts["optimized"], prompts["rewritten"], settings.fingerprint)
         if left > 0:
-            with contextlib.suppress(Unavailable):
-                cache.state.remember(note, key, left)
+            note.write(cache.state, key, left)
     for field, outcome in _WITHOUT_PICTURE.items():
         if about.get(field):
             return outcome
@@ -72,11 +69,8 @@ def _import_picture(
         media_type = media_type_of(data)
         if media_type is None:
             return "unusable"
-        row = cache.put(key, data, media_type, created=created, **prompts)
+        cache.put(key, data, media_type, created=created, **prompts)
     except (OSError, NotKept):
-        return "unusable"
-    if row.machine:  # See storage/transfer.py.
-        cache.delete(key)
         return "unusable"
     return "imported"
 

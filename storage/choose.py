@@ -8,7 +8,6 @@ from collections.abc import Callable
 from config import Settings
 from metrics import OFF, Metrics
 from storage import State
-from storage.cluster.machine import machine_name
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 from storage.store import Store
@@ -28,13 +27,14 @@ def choose_storage(
     # Imported here, since they need requirements-cluster.txt.
     from storage.cluster.postgres import PostgresState
 
-    machine = machine_name(folder)
     shared = PostgresState(settings.database_url, metrics=metrics)
     if not settings.storage:
-        return shared, Folder(folder, machine=machine, metrics=metrics), limit
+        from storage.cluster.copies import Nowhere
+
+        return shared, Nowhere(), limit
     from storage.cluster.copies import Copies
     from storage.cluster.objects import Objects
 
     objects = Objects(settings.storage, settings.network)
     # The limit is that of the copies: nothing is deleted from the bucket to make room.
-    return shared, Copies(objects, folder, machine, limit, metrics=metrics), 0
+    return shared, Copies(objects, folder, limit, metrics=metrics), 0

@@ -162,7 +162,7 @@ class InProcess(_Client):
     def __init__(self, environment: dict[str, str]) -> None:
         self.ahead = 0.0
         app = create_app(config.parse(environment), lambda: time.time() + self.ahead)
-        self._services = app.extensions["prompt_image_proxy"]
+        self.services = app.extensions["prompt_image_proxy"]
         self._server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(
@@ -173,7 +173,7 @@ class InProcess(_Client):
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._services.close()
+        self.services.close()
 
 
 class Gunicorn(_Client):

@@ -164,7 +164,7 @@ class CopiesPlace(FolderPlace):
         self.bucket = replace(bucket, endpoint_url=self.link.url)
 
     def open(self) -> Store:
-        return Copies(Objects(self.bucket), self.folder, "here", clock=self.clock)
+        return Copies(Objects(self.bucket), self.folder, clock=self.clock)
 
     @contextmanager
     def obstructed(self, name: str) -> Iterator[None]:

@@ -266,25 +266,6 @@ def test_other_machine_takes_over_from_a_killed_one(cluster: Cluster) -> None:
 # --- faults -------------------------------------------------------------------------------------
 
 
-def test_bucket_that_is_away_costs_no_picture(cluster: Cluster) -> None:
-    one, other = cluster.one, cluster.other
-    assert one.picture("known").status == 200
-    for machine in (one, other):
-        machine.objects.cut()
-    assert is_hit(one.picture("known"))
-    drawn = one.picture("kept")
-    assert (drawn.status, drawn.headers["Cache-Status"]) == (200, STORED)
-    assert is_hit(one.picture("kept"))
-    for unknown in ("known", "kept"):  # in the bucket, and not yet
-        assert is_unavailable(other.picture(unknown))
-    assert is_unavailable(one.service.delete(b'{"description": "known"}'))
-    for machine in (one, other):
-        machine.objects.mend()
-    wait_until(lambda: other.picture("kept").status == 200)
-    assert is_hit(other.picture("known"))
-    assert len(cluster.backend.seen) == 2
-
-
 def test_database_that_restarts_is_used_again_at_once(cluster: Cluster) -> None:
     one, other, backend = cluster.one, cluster.other, cluster.backend
     assert one.picture("lasting").status == 200

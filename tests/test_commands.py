@@ -23,6 +23,7 @@ from storage.local.sqlite import SqliteState
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, Run, drawing
 from .servers import GIF, Gate, Say, ScriptedServer, Seen, fetch, png, wait_until
+from .states import Clock, SqlitePlace, held_elsewhere
 
 BASE = "https://pics.example.org"
 
@@ -280,6 +281,16 @@ def test_deleting_asks_first(run: Run, cache: Cache) -> None:
     assert run("cache", "delete", "ONE", answer="y\n").exit_code == 0
     assert cache.state.newest("", 9, None) == []
     assert run("cache", "delete", "ONE", "--yes").exit_code == 1
+
+
+def test_picture_under_way_is_not_deleted(
+    run: Run, cache: Cache, environment: dict[str, str]
+) -> None:
+    key = put(cache, "one")
+    with held_elsewhere(SqlitePlace(environment["CACHE_DIR"], Clock()), key):
+        refused = run("cache", "delete", "one", "--yes")
+    assert (refused.exit_code, "being drawn" in refused.output) == (1, True)
+    assert [row.key for row in cache.state.newest("", 9, None)] == [key]
 
 
 def test_pictures_are_deleted_by_age_and_by_text(run: Run, cache: Cache) -> None:

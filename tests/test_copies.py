@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from cache import Cache, NotKept
+from cache import Cache
 from picture import ImageRequest
 from settings.buckets import ObjectSettings
 from storage import Row, Totals, Unavailable
@@ -24,12 +23,11 @@ from storage.cluster.objects import Objects
 from storage.cluster.recent import Recent
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
-from storage.store import DAY
 from storage.transfer import Place, transfer
 
 from .link import Link
 from .servers import GIF, png, wait_until
-from .states import ROOT, Clock, SqlitePlace, held_elsewhere
+from .states import ROOT, Clock
 
 T = TypeVar("T")
 
@@ -47,7 +45,7 @@ class Machine:
         self.link = Link(int(str(bucket.endpoint_url).rpartition(":")[2]))
         # Long enough for a test on a busy machine, short enough for one that waits for it.
         objects = Objects(replace(bucket, endpoint_url=self.link.url), seconds=4.0)
-        self.store = Copies(objects, self.folder, name, max_bytes, clock)
+        self.store = Copies(objects, self.folder, max_bytes, clock)
         self.state = SqliteState(folder / "database", clock)
         self.cache = Cache(self.state, self.store, clock=clock)
 
@@ -68,7 +66,7 @@ class Machine:
 
     def upkeep(self, number: int = 0) -> None:
         """Do a task of the store: 0 uploads, 1 writes down what was used, 2 tidies up."""
-        self.store.tasks(self.state)[number].work()
+        self.store.tasks()[number].work()
 
     def close(self) -> None:
         self.cache.close()
@@ -112,20 +110,6 @@ def stored(machine: Machine) -> list[str]:
 # --- copies
 
 
-def test_picture_drawn_by_one_machine_is_fetched_once_by_another(
-    here: Machine, there: Machine
-) -> None:
-    row = here.put()
-    assert (row.machine, stored(here)) == (None, [row.file])
-    for machine, calls in ((here, 0), (there, 1)):
-        machine.link.requests.clear()
-        assert [machine.read(), machine.read()] == [PNG, PNG]
-        assert len(machine.link.requests) == calls
-        assert machine.files() == [row.file]
-        mtime = (machine.folder / str(row.file)).stat().st_mtime_ns
-        assert mtime == int(row.created) * 10**9, "the next hit does not read it"
-
-
 def test_many_openings_are_one_fetch(here: Machine, there: Machine) -> None:
     here.put()
     with ThreadPoolExecutor(200) as pool:
@@ -165,37 +149,11 @@ def test_processes_of_a_machine_fetch_once(
     assert len(there.link.requests) == 1
 
 
-def test_damaged_copy_is_fetched_again(here: Machine) -> None:
-    row = here.put()
-    (here.folder / str(row.file)).write_bytes(PNG[:-1])
-    assert here.read() == PNG
-    assert here.state.find(row.key) == row
-
-
-def test_damaged_object_is_lost(here: Machine, there: Machine) -> None:
-    row = here.put()
-    there.store._objects.put(str(row.file), png(shade=1, size=500), "image/png")
-    assert there.read() is None
-    assert (here.read(), stored(here)) == (None, [])
-
-
 def test_missing_object_is_lost(here: Machine, there: Machine) -> None:
     """A rule of the bucket may have removed it."""
     there.store._objects.delete(str(here.put().file))
     assert there.read() is None
     assert here.cache.totals() == Totals(0, 0)
-
-
-def test_machine_without_a_usable_folder_serves_what_it_fetches(
-    make: Make, here: Machine, tmp_path: Path
-) -> None:
-    (tmp_path / "broken").write_text("a file where the folder should be")
-    broken = make("broken")
-    row = broken.put()
-    assert row.machine is None
-    assert [broken.read(), here.read()] == [PNG, PNG]
-    assert broken.link.requests[1:] == [broken.link.requests[0].replace("PUT", "GET")]
-    assert broken.store.has_pending, "/status says that something is wrong"
 
 
 # --- the room for copies
@@ -229,35 +187,7 @@ def test_use_is_written_down_for_other_processes(tmp_path: Path, clock: Clock) -
     assert {int(path.stat().st_mtime) for path in tmp_path.iterdir()} == {10**9}
 
 
-def test_pictures_that_are_not_uploaded_yet_take_no_room(make: Make) -> None:
-    limited = make("limited", 900)
-    limited.link.cut()
-    requests = [ImageRequest(str(number)) for number in range(3)]
-    for request in requests:
-        limited.put(request)
-    assert [limited.read(request) for request in requests] == [PNG] * 3
-
-
 # --- the object store fails
-
-
-def test_drawing_is_kept_here_until_the_store_is_back(here: Machine, there: Machine) -> None:
-    there.link.cut()
-    row = cut_during(here, here.put)
-    assert (row.machine, here.read(), here.files("pending")) == ("here", PNG, [row.file])
-    assert here.store.has_pending
-    with pytest.raises(Unavailable):
-        there.read()
-    with pytest.raises(Unavailable):
-        here.upkeep()
-    there.link.mend()
-    with pytest.raises(Unavailable, match="has yet to upload it"):
-        there.read()
-    here.link.mend()
-    wait_until(lambda: is_uploaded(here), seconds=2)
-    assert (there.read(), here.read()) == (PNG, PNG)
-    assert here.state.find(row.key) == replace(row, machine=None)
-    assert (here.files(), here.store.has_pending) == ([row.file], False)
 
 
 def cut_during(machine: Machine, call: Callable[[], T]) -> T:
@@ -277,39 +207,6 @@ def is_uploaded(machine: Machine) -> bool:
     except Unavailable:
         return False
     return True
-
-
-def test_upload_is_made_up_after_a_restart(make: Make, here: Machine, there: Machine) -> None:
-    here.link.cut()
-    here.put()
-    stop, again = threading.Event(), make("here")
-    upkeep = threading.Thread(target=again.cache.maintain, args=(stop,))
-    upkeep.start()
-    wait_until(lambda: stored(there), what="the upload")
-    stop.set()
-    upkeep.join()
-    assert there.read() == PNG
-
-
-def test_rows_are_written_while_an_upload_hangs(
-    here: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here.link.cut()
-    here.put()
-    stop, other = threading.Event(), ImageRequest("another")
-    with ExitStack() as stack:
-        with monkeypatch.context() as patch:
-            patch.setattr(here.state, "store", refuse)
-            here.put(other)
-            here.link.mend()
-            here.link.freeze()
-            here.link.requests.clear()
-            upkeep = threading.Thread(target=here.cache.maintain, args=(stop,))
-            upkeep.start()
-            for ending in (upkeep.join, here.link.mend, stop.set):
-                stack.callback(ending)
-            wait_until(lambda: here.link.requests, what="an upload")
-        wait_until(lambda: here.state.find(other.key), seconds=2)
 
 
 def test_hits_go_on_and_copies_wait_while_the_store_fails(here: Machine, there: Machine) -> None:
@@ -334,48 +231,6 @@ def read_or_none(machine: Machine, request: ImageRequest) -> bytes | None:
         return None
 
 
-def test_picture_goes_to_memory_if_the_folder_fails_too(
-    make: Make, there: Machine, tmp_path: Path
-) -> None:
-    (tmp_path / "broken").write_text("a file where the folder should be")
-    broken = make("broken")
-    broken.link.cut()
-    with pytest.raises(NotKept):
-        broken.put()
-    picture = broken.cache.get(REQUEST.key)
-    assert picture
-    assert picture.data == PNG
-    broken.link.mend()
-    wait_until(lambda: is_saved(broken), seconds=2)
-    assert there.read() == PNG
-
-
-def is_saved(machine: Machine) -> bool:
-    try:
-        machine.cache._backlog.save()
-    except Unavailable:
-        return False
-    return True
-
-
-def test_machine_that_never_uploads_is_waited_for_a_day(
-    here: Machine, there: Machine, clock: Clock
-) -> None:
-    here.link.cut()
-    row = here.put()
-    clock.now += DAY - 1
-    with pytest.raises(Unavailable):
-        there.read()
-    assert there.state.find(row.key) == row
-    clock.now += 1
-    assert there.read() is None
-    there.put(data=GIF)
-    here.link.mend()
-    assert here.read() == GIF
-    here.upkeep()
-    assert len(stored(there)) == 1
-
-
 def test_import_ends_while_the_store_fails(here: Machine, tmp_path: Path) -> None:
     """Its pictures can be older than others wait for them."""
     source = Place(SqliteState(tmp_path / "single"), Folder(tmp_path / "single"))
@@ -391,28 +246,6 @@ def test_import_ends_while_the_store_fails(here: Machine, tmp_path: Path) -> Non
 # --- deleted and replaced
 
 
-def test_deletion_reaches_every_machine(here: Machine, there: Machine, clock: Clock) -> None:
-    here.put()
-    assert there.read() == PNG
-    assert there.cache.delete(REQUEST.key)
-    assert (here.read(), there.files(), stored(there)) == (None, [], [])
-    here.upkeep(2)
-    assert len(here.files()) == 1, "its row may be about to be written"
-    clock.now += 601
-    here.upkeep(2)
-    assert here.files() == []
-
-
-def test_stale_copy_is_never_served(here: Machine, there: Machine, clock: Clock) -> None:
-    here.put()
-    assert there.read() == PNG
-    row = here.put(data=GIF)
-    assert there.read() == GIF
-    clock.now += 601
-    there.upkeep(2)
-    assert there.files() == [row.file]
-
-
 def test_nothing_is_deleted_while_the_store_fails(here: Machine) -> None:
     row = here.put()
     here.link.cut()
@@ -422,51 +255,6 @@ def test_nothing_is_deleted_while_the_store_fails(here: Machine) -> None:
     here.link.mend()
     assert here.cache.delete(row.key)
     assert (here.read(), stored(here)) == (None, [])
-
-
-def test_picture_deleted_while_it_is_uploaded_does_not_come_back(
-    here: Machine, there: Machine
-) -> None:
-    here.link.cut()
-    here.put()
-    here.link.mend()
-    here.link.freeze()
-    with ThreadPoolExecutor(1) as pool:
-        uploading = pool.submit(wait_until, lambda: is_uploaded(here))
-        wait_until(lambda: here.link.requests)
-        assert there.cache.delete(REQUEST.key)
-        here.link.mend()
-        uploading.result()
-    assert (stored(there), here.files(), here.files("pending")) == ([], [], [])
-
-
-def test_pending_picture_without_a_row_goes_after_a_day_unless_it_is_held(
-    here: Machine, there: Machine, clock: Clock, tmp_path: Path
-) -> None:
-    here.link.cut()
-    row = here.put()
-    there.cache.delete(row.key)
-    here.link.mend()
-    here.upkeep()
-    assert stored(there) == [], "a deleted picture is not uploaded"
-    clock.now += DAY + 60
-    with held_elsewhere(SqlitePlace(tmp_path / "database", clock), row.key):
-        here.upkeep(2)
-        assert here.files("pending") == [row.file]
-    here.upkeep(2)
-    assert here.files("pending") == []
-
-
-def test_nothing_is_tidied_up_while_the_state_cannot_be_written(
-    here: Machine, there: Machine, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here.put()
-    there.cache.delete(REQUEST.key)
-    clock.now += 601
-    monkeypatch.setattr(here.state, "expire", refuse)
-    with pytest.raises(Unavailable):
-        here.upkeep(2)
-    assert len(here.files()) == 1
 
 
 def refuse(*_: object) -> None:
@@ -489,67 +277,3 @@ def test_bucket_is_adopted_by_command_only(here: Machine, there: Machine) -> Non
 
 
 # --- hosted pictures: each machine has the files that could not be uploaded to the host
-
-
-@pytest.fixture
-def hosted(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., Cache]]:
-    """Start a machine without a bucket."""
-    with ExitStack() as stack:
-
-        def start(name: str, max_bytes: int = 0) -> Cache:
-            store = Folder(tmp_path / name, clock, name)
-            state = SqliteState(tmp_path / "database", clock)
-            stack.callback((made := Cache(state, store, max_bytes, clock)).close)
-            return made
-
-        yield start
-
-
-def test_file_of_another_machine_is_waited_for_a_day(
-    hosted: Callable[..., Cache], clock: Clock
-) -> None:
-    here, there = hosted("here"), hosted("there")
-    row = here.put(REQUEST.key, PNG, "image/png")
-    assert row.machine == "here"
-    with pytest.raises(Unavailable):
-        there.get(REQUEST.key)
-    clock.now += DAY
-    assert there.get(REQUEST.key) is None
-
-
-def test_machine_evicts_and_adopts_no_picture_of_another(
-    hosted: Callable[..., Cache], clock: Clock
-) -> None:
-    here, there = hosted("here"), hosted("there", max_bytes=1)
-    row = here.put(REQUEST.key, PNG, "image/png")
-    there.store.write(f"{row.key}-{0:016x}.png", PNG, clock.now + 1)
-    there.evict()
-    assert there.adopt() == 0
-    assert there.state.find(row.key) == row
-
-
-def test_deleted_picture_does_not_come_back_from_another_machine(
-    hosted: Callable[..., Cache],
-) -> None:
-    here, there = hosted("here"), hosted("there")
-    here.put(REQUEST.key, PNG, "image/png")
-    assert there.delete(REQUEST.key)
-    restarted = hosted("here")
-    restarted.settle()
-    assert restarted.get(REQUEST.key) is None
-
-
-def test_picture_is_saved_although_locks_are_unavailable(
-    hosted: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = hosted("here")
-    url = "https://img.example/a.png"
-    with monkeypatch.context() as patch:
-        patch.setattr(here.state, "store", refuse)
-        patch.setattr(here.state, "hold", refuse)
-        here.put(REQUEST.key, PNG, "image/png", url=url)
-    assert list(here.store.names()) == [], "nobody would adopt it"
-    here.close()
-    found = hosted("there").get(REQUEST.key)
-    assert found
-    assert found.row.url == url

@@ -19,7 +19,6 @@ import pytest
 from storage import IncompatibleSchema, LockTimeout, Row, State, Totals, Unavailable
 from storage.cluster import tables
 from storage.cluster.postgres import CONNECTIONS, PostgresState
-from storage.cluster.seen import MAX_ROWS, SeenRows
 from storage.sql import SCHEMA_VERSION
 
 from .link import Link
@@ -256,37 +255,14 @@ def test_wrong_clock_of_a_machine_changes_nothing(
     right.remember(Word("x"), "k", 60)
     monkeypatch.setattr(time, "time", lambda: 3600.0)
     wrong.remember(Word("y"), "l", 60)
-    notes = wrong.recall([(Word, "k"), (Word, "l")])
+    notes = wrong.recall_all([(Word, "k"), (Word, "l")])
     for found in (notes.get(Word, "k"), notes.get(Word, "l")):
         assert found
         assert found.age < 10
         assert 50 < found.left <= 60
 
 
-def test_remembered_rows_are_bounded() -> None:
-    seen = SeenRows()
-    for number in range(MAX_ROWS + 1):
-        seen.replace(str(number), row_of(number))
-        seen.replace("0", row_of(0))
-    assert seen.get("0") == row_of(0)
-    assert seen.get("1") is None
-    assert seen.get(str(MAX_ROWS)) == row_of(MAX_ROWS)
-
-
 # --- locks
-
-
-def test_lock_held_twice_is_free_after_the_second_release(
-    state: PostgresState, open_state: Open
-) -> None:
-    other = open_state()
-    with state.hold(KEY, 0.0):
-        with state.hold(KEY, 0.0):
-            pass
-        with pytest.raises(LockTimeout), other.hold(KEY, 0.0):
-            pass
-    with other.hold(KEY, 0.0) as has_waited:
-        assert not has_waited
 
 
 def test_locks_end_with_their_connection(
@@ -341,7 +317,7 @@ class Load:
         self.state.remember(Word("x"), key, 60)
 
     def _recall(self, key: str) -> None:
-        self.state.recall([(Word, f"{key} of another")])
+        self.state.recall_all([(Word, f"{key} of another")])
 
     def go_on(self) -> None:
         """Wait until as many calls are made as take a moment."""
@@ -394,48 +370,6 @@ def test_restart_under_load_fails_calls_only_while_it_lasts(
     assert load.slowest < BACK
 
 
-def test_without_a_server_seen_rows_are_found_and_nothing_else_goes_on(
-    state: PostgresState, postgres: Postgres
-) -> None:
-    known, removed = row_of(1), row_of(2)
-    state.add([known])
-    assert state.find(known.key) == known
-    state.store(removed)
-    state.remove([removed])
-    with state.hold(KEY, 0.0):
-        postgres.stop()
-        assert state.find(known.key) == known
-        began = time.monotonic()
-        for key in [removed.key, row_of(3).key] * 50:
-            with pytest.raises(Unavailable, match="no server listens"):
-                state.find(key)
-        with pytest.raises(Unavailable):
-            state.remember(Word("x"), "k", 60)
-        with pytest.raises(Unavailable), state.hold("b" * 64, 1.0):
-            pass
-        assert time.monotonic() - began < 1, "all but one fail at once"
-        assert state.recall([(Word, "k")]).get(Word, "k")
-    postgres.start()
-    wait_until(lambda: works(state), BACK)
-
-
-def test_rows_that_another_process_removed_are_forgotten(
-    open_state: Open, state: PostgresState, postgres: Postgres, url: str, link: Link
-) -> None:
-    kept, removed, replaced = rows = [row_of(number) for number in range(3)]
-    state.add(rows)
-    linked = open_state(url.replace(f":{postgres.port}/", f":{link.port}/"))
-    assert [linked.find(row.key) for row in rows] == rows
-    state.remove([removed])
-    state.store(row_of(2, generation=1))
-    linked.refresh()
-    link.cut()
-    assert linked.find(kept.key) == kept
-    for row in (removed, replaced):
-        with pytest.raises(Unavailable):
-            linked.find(row.key)
-
-
 def test_partition_ends_every_call_in_time(
     open_state: Open, postgres: Postgres, url: str, link: Link
 ) -> None:
@@ -483,7 +417,7 @@ def test_read_only_server_is_read(open_state: Open, state: PostgresState, url: s
         with pytest.raises(Unavailable, match="read-only"):
             standby.remember(Word("x"), "k", 60)
         assert standby.find(row_of(1).key) == row_of(1)
-    assert standby.recall([(Word, "k")]).get(Word, "k"), "this process recalls it"
+    assert standby.recall(Word, "k"), "this process recalls it"
 
 
 def test_server_is_told_to_notice_lost_machines(state: PostgresState) -> None:

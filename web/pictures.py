@@ -19,14 +19,12 @@ from werkzeug.exceptions import NotFound
 from werkzeug.http import http_date
 from werkzeug.wsgi import FileWrapper
 
-from access import Access, Unauthorised
+from access import Access, Caller, Unauthorised
 from cache import Cache, Picture
 from config import Settings
-from drawing.backend import Image
-from drawing.record import Stage
+from drawing.record import Image, Stage
 from drawing.storing import Drawn
 from images.formats import EXTENSIONS
-from limits import Caller
 from metrics import Metrics
 from picture import BadRequest, ImageRequest
 from pipeline import Pipeline
@@ -135,14 +133,12 @@ class Pictures:
             if failure := self.pipeline.remembered(visit.request):
                 raise failure
             return not_drawn()
+        assert visit.caller
         drawn = self.pipeline.draw(visit.request, visit.caller, answer_within=self.answer_within)
         return self._serve_drawn(visit.request, drawn)
 
     def serve(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
         """Answer with a cached picture, a range of it, or 304 Not Modified."""
-        if picture.data is not None:
-            image = Image(picture.data, picture.row.media_type, picture.row.drawn_by or "")
-            return self._serve_bytes(prompt, image, picture.row, cache_status)
         if picture.file is None:
             return self._redirect(str(picture.row.url), cache_status)
         # Werkzeug's own wrapper, since gunicorn's cannot seek to the start of a range.

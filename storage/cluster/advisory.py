@@ -1,6 +1,6 @@
 """Locks between machines: PostgreSQL's advisory locks, which end with their holder's connection.
 
-See "Advisory Locks" in PostgreSQL's manual. A session may hold one several times.
+See "Advisory Locks" in PostgreSQL's manual.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from storage import LockTimeout, Unavailable
 from storage.cluster.connection import Connection
 from storage.cluster.server import Server
+from storage.key_locks import KeyLocks
 
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.25
@@ -26,6 +27,7 @@ class AdvisoryLocks:
     def __init__(self, server: Server, sleep: Callable[[float], None] = time.sleep) -> None:
         self._server = server
         self._sleep = sleep
+        self._threads = KeyLocks()
 
     def close(self) -> None:
         """Give up every lock; later calls open another connection."""
@@ -33,16 +35,17 @@ class AdvisoryLocks:
 
     @contextmanager
     def hold(self, key: str, seconds: float) -> Iterator[bool]:
-        """Hold the lock of `key` (hex digits); yield whether another process was waited for.
+        """Hold the lock of `key` (hex digits); yield whether it had to be waited for.
 
         Raises LockTimeout after `seconds`, and Unavailable without a server.
         """
-        number = lock_number(key)
-        holder, has_waited = self._acquire(number, time.monotonic() + seconds)
-        try:
-            yield has_waited
-        finally:
-            self._release(holder, number)
+        number, end = lock_number(key), time.monotonic() + seconds
+        with self._threads.hold(key, seconds) as has_waited:
+            holder, was_held = self._acquire(number, end)
+            try:
+                yield has_waited or was_held
+            finally:
+                self._release(holder, number)
 
     def _acquire(self, number: int, end: float) -> tuple[Connection, bool]:
         """Return the connection that holds the lock, and whether another process held it."""

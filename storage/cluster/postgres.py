@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from metrics import OFF, Metrics
-from storage import Row, Totals, Unavailable, sql
+from storage import Totals, sql
 from storage.cluster.advisory import AdvisoryLocks, lock_number
 from storage.cluster.connection import Connection
-from storage.cluster.seen import SeenRows
 from storage.cluster.server import CALL_SECONDS, Server
 from storage.cluster.tables import (
     FILES,
@@ -55,50 +54,14 @@ class PostgresState(RelationalState):
         metrics: Metrics = OFF,
     ) -> None:
         """`now` is the server's time in SQL: seconds since the epoch. `seconds` bound each call."""
-        super().__init__(time.monotonic, metrics)
+        super().__init__(metrics)
         complaints = Complaints(log, "The database cannot be used: %s", time.monotonic)
         self._server = Server(url, CONNECTIONS, complaints, ensure_tables, seconds=seconds)
         one = Server(url, 1, complaints, lifetime=math.inf, seconds=seconds)
         self._locks = AdvisoryLocks(one)
         self._now = now
-        self._seen = SeenRows()
 
-    # --- rows, which are remembered so that hits go on while the server is away
-
-    def find(self, key: str) -> Row | None:
-        try:
-            row = super().find(key)
-        except Unavailable:
-            if row := self._seen.get(key):
-                return row
-            raise
-        self._seen.replace(key, row)
-        return row
-
-    def store(self, row: Row) -> str | None:
-        self._seen.replace(row.key, None)
-        replaced = super().store(row)
-        self._seen.replace(row.key, row)
-        return replaced
-
-    def amend(self, old: Row, new: Row) -> bool:
-        self._seen.replace(old.key, None)
-        is_amended = super().amend(old, new)
-        if is_amended:
-            self._seen.replace(new.key, new)
-        return is_amended
-
-    def remove(self, rows: Sequence[Row]) -> int:
-        for row in rows:
-            self._seen.replace(row.key, None)
-        return super().remove(rows)
-
-    def refresh(self) -> None:
-        rows = self._seen.all()
-        files = self.files([row.key for row in rows])
-        for row in rows:
-            if files.get(row.key, "") != row.file:
-                self._seen.replace(row.key, None)
+    # --- rows
 
     def files(self, keys: Sequence[str]) -> dict[str, str | None]:
         return dict(self._select("files", FILES, {"keys": list(keys)})) if keys else {}

@@ -62,7 +62,7 @@ INSERT INTO totals SELECT {_SUMS} FROM folded
 FILES = "SELECT key, file FROM entries WHERE key = ANY(:keys)"
 
 # What makes each version of the one before. The first in PostgreSQL was 2.
-_MIGRATIONS: dict[int, tuple[str, ...]] = {}
+_MIGRATIONS: dict[int, tuple[str, ...]] = {3: ("ALTER TABLE entries DROP COLUMN machine",)}
 
 
 @cache

@@ -7,12 +7,12 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
 from metrics import OFF, Metrics
-from storage import State
 from storage.store import STALE_SECONDS, Stored, Task
 
 _NAME = r"[0-9a-f]{64}-[0-9a-f]{16}\.(png|jpg|webp|gif)"
@@ -26,28 +26,31 @@ _THUMBNAIL = re.compile(_NAME + re.escape(THUMBNAIL))
 class Folder:
     """The store of a single machine."""
 
-    has_pending = False
+    is_shared = False
 
     def __init__(
         self,
         directory: Path,
         clock: Callable[[], float] = time.time,
-        machine: str | None = None,
         metrics: Metrics = OFF,
     ) -> None:
-        """`machine` names this one where others share the state, and cannot read the folder."""
         self.directory = directory
-        self.machine = machine
         self._clock = clock
         self._metrics = metrics
+
+    @property
+    def fault(self) -> str | None:
+        return None
+
+    def reserve(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def check(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
 
-    def write(self, name: str, data: bytes, created: float) -> str | None:
+    def write(self, name: str, data: bytes, created: float) -> None:
         with self._metrics.store_call("write"):
             self._write(name, data, created)
-        return self.machine
 
     def _write(self, name: str, data: bytes, created: float) -> None:
         self.check()
@@ -69,9 +72,6 @@ class Folder:
         with self._metrics.store_call("open"):
             return FileIO(f"{self.directory}/{name}")
 
-    def drop_copy(self, name: str) -> bool:
-        return False  # the file is the picture itself
-
     def delete(self, name: str) -> None:
         with self._metrics.store_call("delete"):
             for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
@@ -79,7 +79,7 @@ class Folder:
 
     def names(self) -> Iterator[Stored]:
         for entry, found in self.scan(PICTURE):
-            yield Stored(entry.name, found.st_size, found.st_mtime, found.st_ctime, self.machine)
+            yield Stored(entry.name, found.st_size, found.st_mtime, found.st_ctime)
 
     def sweep(self) -> None:
         cutoff = self._clock() - STALE_SECONDS
@@ -90,7 +90,7 @@ class Folder:
             if not (self.directory / entry.name.removesuffix(THUMBNAIL)).exists():
                 self.delete(entry.name)
 
-    def tasks(self, state: State) -> Sequence[Task]:
+    def tasks(self) -> tuple[Task, ...]:
         return ()
 
     def scan(self, wanted: re.Pattern[str]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:

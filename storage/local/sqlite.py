@@ -26,7 +26,7 @@ class SqliteState(RelationalState):
         monotonic: Callable[[], float] = time.monotonic,
         metrics: Metrics = OFF,
     ) -> None:
-        super().__init__(clock, metrics)
+        super().__init__(metrics)
         self._database = Database(directory / "index.sqlite3", monotonic)
         self._locks = Locks(directory / "locks")
         self._clock = clock
@@ -46,9 +46,6 @@ class SqliteState(RelationalState):
 
         with self._metrics.state_call("totals"):
             return self._database.run(work)
-
-    def refresh(self) -> None:
-        pass  # no row is remembered
 
     def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
         return self._locks.hold(key, seconds)
