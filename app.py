@@ -32,6 +32,7 @@ from settings.proxies import Proxies
 from storage import State
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
+from storage.places import Places
 from storage.store import Store, Task
 from upstream.client import Upstream, origin
 from web.api import Api
@@ -147,7 +148,8 @@ def _make_storage(settings: Settings, clock: Callable[[], float]) -> tuple[State
 
     objects = Objects(settings.storage, settings.network)
     # The limit is that of the copies: nothing is deleted from the bucket to make room.
-    return state, Copies(objects, folder, limit), 0
+    places = Places(settings.threads - config.THREADS_KEPT_FREE)
+    return state, Copies(objects, folder, state.files, places, limit), 0
 
 
 def _make_metrics() -> Metrics:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from storage import LockTimeout, Unavailable
 from storage.cluster.connection import Connection
@@ -31,7 +31,7 @@ class AdvisoryLocks:
 
     def close(self) -> None:
         """Give up every lock; later calls open another connection."""
-        self._server.reset()
+        self._server.close()
 
     @contextmanager
     def hold(self, key: str, seconds: float) -> Iterator[bool]:
@@ -68,10 +68,10 @@ class AdvisoryLocks:
             if connection is holder:
                 connection.execute("SELECT pg_advisory_unlock(%s)", (number,))
 
-        # If it fails, the connection is closed and the lock with it.
-        with suppress(Unavailable):
-            if not holder.closed:
-                self._server.run(unlock)
+        try:
+            self._server.run(unlock)
+        except Unavailable:
+            holder.close()  # and give up its other locks, too: nobody else may wait for this one
 
 
 def lock_number(key: str) -> int:

@@ -15,17 +15,16 @@ from contextlib import AbstractContextManager
 from storage import Totals, sql
 from storage.cluster.advisory import AdvisoryLocks, lock_number
 from storage.cluster.connection import Connection
-from storage.cluster.server import CALL_SECONDS, Server
+from storage.cluster.server import Server
 from storage.cluster.tables import (
-    FILES,
     FOLD_TOTALS,
     NOW,
     TOTALS,
-    ensure_tables,
     ensure_writable,
     translate,
 )
 from storage.complaints import Complaints
+from storage.gate import Gate
 from storage.relational import Found, RelationalState, Step, Values
 
 log = logging.getLogger("prompt_image_proxy.database")
@@ -33,6 +32,8 @@ log = logging.getLogger("prompt_image_proxy.database")
 # Connections per process, beside the one of its locks. A call takes a fraction of a millisecond,
 # so eight serve thousands a second, and ten processes stay below PostgreSQL's default of 100.
 CONNECTIONS = 8
+# How long a call may take in all.
+CALL_SECONDS = 5.0
 # A first start has to say within 10 s what is wrong.
 _CHECK_SECONDS = 8.0
 
@@ -47,16 +48,14 @@ class PostgresState(RelationalState):
 
     def __init__(self, url: str, now: str = NOW, seconds: float = CALL_SECONDS) -> None:
         """`now` is the server's time in SQL: seconds since the epoch. `seconds` bound each call."""
-        complaints = Complaints(log, "The database cannot be used: %s", time.monotonic)
-        self._server = Server(url, CONNECTIONS, complaints, ensure_tables, seconds=seconds)
-        one = Server(url, 1, complaints, lifetime=math.inf, seconds=seconds)
+        gate = Gate(log, "The database")
+        complaints = Complaints(log, "The database refused a call: %s", time.monotonic)
+        self._server = Server(url, CONNECTIONS, gate, complaints, seconds=seconds)
+        one = Server(url, 1, gate, complaints, seconds=seconds, lifetime=math.inf)
         self._locks = AdvisoryLocks(one)
         self._now = now
 
     # --- rows
-
-    def files(self, keys: Sequence[str]) -> dict[str, str | None]:
-        return dict(self._select(FILES, {"keys": list(keys)})) if keys else {}
 
     def totals(self) -> Totals:
         [(entries, size)] = self._select(TOTALS, {})

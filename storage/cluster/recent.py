@@ -35,8 +35,8 @@ class Recent(Folder):
         self._room = 0.0
         self._making_room = threading.Lock()
 
-    def open(self, name: str) -> FileIO:
-        file = super().open(name)
+    def open(self, name: str, size: int | None = None) -> FileIO:
+        file = super().open(name, size)
         self._used[name] = self._clock()
         return file
 

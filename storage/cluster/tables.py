@@ -58,9 +58,6 @@ WITH folded AS (DELETE FROM totals RETURNING pictures, bytes)
 INSERT INTO totals SELECT {_SUMS} FROM folded
 """
 
-# sql.files would be another statement, to be prepared anew, for each number of keys.
-FILES = "SELECT key, file FROM entries WHERE key = ANY(:keys)"
-
 # What makes each version of the one before. The first in PostgreSQL was 2.
 _MIGRATIONS: dict[int, tuple[str, ...]] = {3: ("ALTER TABLE entries DROP COLUMN machine",)}
 

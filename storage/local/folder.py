@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -61,8 +62,12 @@ class Folder:
                 temporary.unlink(missing_ok=True)
             raise
 
-    def open(self, name: str) -> FileIO:
-        return FileIO(f"{self.directory}/{name}")
+    def open(self, name: str, size: int | None = None) -> FileIO:
+        file = FileIO(f"{self.directory}/{name}")
+        if size in (None, os.fstat(file.fileno()).st_size):
+            return file
+        file.close()
+        raise FileNotFoundError(errno.ENOENT, "no such file of that size")
 
     def delete(self, name: str) -> None:
         for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
