@@ -16,7 +16,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from limits import Caller, Limits
-from picture import BadRequest, ImageRequest
+from picture import BadRequest, ImageRequest, Problem
 from settings.keys import SHARED_NAME, KeySettings
 
 SIGNATURE_LENGTH = 32
@@ -24,12 +24,12 @@ MAX_EXPIRES_IN = 10 * 365 * 86400
 _DERIVATION_LABEL = b"prompt-image-proxy signing key"
 
 
-class Unauthorised(Exception):
-    """No valid credentials. The text is a sentence for the client."""
+class Unauthorised(Problem):
+    """No valid credentials."""
 
 
-class Forbidden(Exception):
-    """Nobody may do this, whatever the credentials. The text is a sentence for the client."""
+class Forbidden(Problem):
+    """Nobody may do this, whatever the credentials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +96,15 @@ class Access:
             self.verify(request, credentials["sig"], credentials.get("exp"))
             return self._shared
         if matches:
-            raise Unauthorised(f"This access key was valid until {matches[0].expires}.")
-        raise Unauthorised("The access key is wrong." if offered else "An access key is required.")
+            raise Unauthorised("key_expired", day=matches[0].expires)
+        raise Unauthorised("key_wrong" if offered else "key_missing")
 
     def authorise_admin(self, token: str) -> None:
         """Accept the admin token, one character a byte. Raises Unauthorised and Forbidden."""
         if self._admin_token is None:
-            raise Forbidden("Administration is off: ADMIN_TOKEN is not set.")
+            raise Forbidden("administration_off")
         if not hmac.compare_digest(token.encode("latin-1"), self._admin_token):
-            raise Unauthorised("The admin token is wrong or missing.")
+            raise Unauthorised("admin_token_wrong")
 
     def opens(self, request: ImageRequest, credentials: Mapping[str, str]) -> bool:
         """Return whether a URL with these credentials shows its picture."""
@@ -124,7 +124,7 @@ class Access:
         `expires_in` is in seconds. Raises Forbidden where signing is off.
         """
         if not self._signing_keys:
-            raise Forbidden("Signing is off: neither SIGNING_KEY nor PROXY_ACCESS_KEY is set.")
+            raise Forbidden("signing_off")
         if expires_in is None:
             return {"sig": _signature(self._signing_keys[0], request.key, "")}
         exp = int(self.clock()) + expires_in
@@ -133,18 +133,18 @@ class Access:
     def verify(self, request: ImageRequest, sig: str, exp: str | None) -> None:
         """Accept a signature of this picture. Raises Unauthorised, BadRequest for a bad `exp`."""
         if exp is not None and not re.fullmatch(r"[0-9]{1,12}", exp):
-            raise BadRequest("The parameter exp must be a Unix time in seconds.")
+            raise BadRequest("not_a_time", name="exp")
         if len(sig) < SIGNATURE_LENGTH:
-            raise Unauthorised("The signature is incomplete.")
+            raise Unauthorised("signature_incomplete")
         offered = sig.encode()
         matches = [
             hmac.compare_digest(offered, _signature(key, request.key, exp or "").encode())
             for key in self._signing_keys
         ]
         if not any(matches):
-            raise Unauthorised("The signature is wrong: it belongs to another picture or key.")
+            raise Unauthorised("signature_wrong")
         if exp is not None and int(exp) <= self.clock():
-            raise Unauthorised("The signature has expired.")
+            raise Unauthorised("signature_expired")
 
     def usage(self, limits: Limits) -> list[dict[str, Any]]:
         """Return for each key its name, its drawings today and its limits. Raises Unavailable."""

@@ -25,7 +25,7 @@ from drawing.pool import Pool
 from hosting import image_host
 from limits import Limits
 from llm import Llm
-from metrics import Metrics
+from metrics import OFF, Metrics
 from pipeline import Pipeline
 from settings.network import NetworkSettings
 from settings.proxies import Proxies
@@ -36,6 +36,7 @@ from storage.places import Places
 from storage.store import Store, Task
 from upstream.client import Upstream, origin
 from web.api import Api
+from web.counting import counting
 from web.files import page_file
 from web.openai import OpenAi
 from web.openai_errors import PREFIX, openai_error
@@ -91,23 +92,23 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
             sys.exit(str(faults))  # a command's user reads sentences, not a traceback
         raise
     is_measured = settings.metrics and not command
-    metrics = _make_metrics() if is_measured else Metrics()
+    metrics = _make_metrics() if is_measured else OFF
     cache = make_cache(settings, clock, metrics)
     upstream = _make_upstream(settings.network, metrics)
-    llm = Llm(settings.llm, upstream, timeout=settings.llm_timeout) if settings.llm else None
+    llm = _make_llm(settings, upstream, metrics)
     backends = _make_backends(settings, upstream, metrics)
     pipeline = _make_pipeline(settings, upstream, cache, backends, llm, metrics)
     access = _make_access(settings, clock)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["whole_path"] = WholePath
-    watched = metrics.watch("look-ups", cache)
-    pictures = Pictures(app.wsgi_app, settings, access, watched, pipeline)
-    app.wsgi_app = metrics.watch_requests(pictures)  # type: ignore[assignment,method-assign]
+    pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline, metrics)
+    app.wsgi_app = pictures  # type: ignore[method-assign]
+    app.after_request(counting(metrics))
     status = Status(__version__, settings, cache, backends, llm)
     thumbnails = Thumbnails(Folder(settings.cache_dir))
     api = Api(settings, access, cache, status, pictures, pipeline.limits, thumbnails)
-    openai = OpenAi(settings, access, watched, pipeline, api.link)
+    openai = OpenAi(settings, access, cache, pipeline, api.link, metrics)
     show = _show_metrics(metrics, access, status, pipeline.limits) if is_measured else None
     app.register_blueprint(_routes(pictures, api, openai, show))
     app.register_error_handler(Exception, _error_handler(has_cards=settings.error_images))
@@ -121,35 +122,37 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
 
 
 def make_cache(
-    settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics | None = None
+    settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics = OFF
 ) -> Cache:
     """Return the cache that the settings describe, not yet opened."""
-    metrics = metrics or Metrics()
-    state, store, limit = _make_storage(settings, clock)
-    state, store = metrics.watch("state", state), metrics.watch("store", store)
+    state, store, limit = _make_storage(settings, clock, metrics)
     return Cache(state, store, limit, clock, metrics)
 
 
-def _make_storage(settings: Settings, clock: Callable[[], float]) -> tuple[State, Store, int]:
+def _make_storage(
+    settings: Settings, clock: Callable[[], float], metrics: Metrics
+) -> tuple[State, Store, int]:
     """Return where rows and bytes live, and how many bytes the cache may hold; 0 for no limit."""
     folder, limit = settings.cache_dir, settings.cache_max_bytes
     if not settings.database_url:
-        return SqliteState(folder, clock), Folder(folder), limit
+        state = SqliteState(folder, clock, metrics=metrics)
+        return state, Folder(folder, metrics=metrics), limit
     # Imported here, since they need requirements-cluster.txt.
     from storage.cluster.postgres import PostgresState
 
-    state = PostgresState(settings.database_url)
+    shared = PostgresState(settings.database_url, metrics=metrics)
     if not settings.storage:
         from storage.cluster.copies import Nowhere
 
-        return state, Nowhere(), limit
+        return shared, Nowhere(), limit
     from storage.cluster.copies import Copies
     from storage.cluster.objects import Objects
 
     objects = Objects(settings.storage, settings.network)
     # The limit is that of the copies: nothing is deleted from the bucket to make room.
     places = Places(settings.threads - config.THREADS_KEPT_FREE)
-    return state, Copies(objects, folder, state.files, places, limit), 0
+    copies = Copies(objects, folder, shared.files, places, limit, metrics=metrics)
+    return shared, copies, 0
 
 
 def _make_metrics() -> Metrics:
@@ -219,6 +222,12 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | N
     return routes
 
 
+def _make_llm(settings: Settings, upstream: Upstream, metrics: Metrics) -> Llm | None:
+    if not settings.llm:
+        return None
+    return Llm(settings.llm, upstream, timeout=settings.llm_timeout, metrics=metrics)
+
+
 def _make_backends(settings: Settings, upstream: Upstream, metrics: Metrics) -> Backends:
     backends = [
         Backend(
@@ -226,23 +235,25 @@ def _make_backends(settings: Settings, upstream: Upstream, metrics: Metrics) -> 
             upstream,
             timeout=settings.backend_timeout,
             max_image_bytes=settings.max_image_bytes,
+            metrics=metrics,
         )
         for backend in settings.backends
     ]
-    watched = [metrics.watch("backend", backend) for backend in backends]
-    return Backends(watched, blocked_retry_attempts=settings.blocked_retry_attempts)
+    return Backends(
+        backends, blocked_retry_attempts=settings.blocked_retry_attempts, metrics=metrics
+    )
 
 
 def _make_fallback(settings: Settings, upstream: Upstream, metrics: Metrics) -> Pollinations | None:
     if not settings.pollinations:
         return None
-    fallback = Pollinations(
+    return Pollinations(
         settings.pollinations,
         upstream,
         timeout=settings.backend_timeout,
         max_image_bytes=settings.max_image_bytes,
+        metrics=metrics,
     )
-    return metrics.watch("backend", fallback)
 
 
 def _make_converter(settings: Settings) -> Converter | None:
@@ -267,14 +278,15 @@ def _make_pipeline(
     places = settings.threads - config.THREADS_KEPT_FREE
     return Pipeline(
         cache,
-        metrics.watch("backends", backends),
-        metrics.watch_pool(Pool(cache.state, settings.drawings, places)),
-        llm=metrics.watch("llm", llm) if llm else None,
+        backends,
+        Pool(cache.state, settings.drawings, places, metrics),
+        llm=llm,
         fallback=_make_fallback(settings, upstream, metrics),
-        host=metrics.watch("image host", host) if host else None,
+        host=host,
         converter=_make_converter(settings),
         generation_deadline=settings.generation_deadline,
         upload_timeout=settings.upload_timeout,
         blocked_ttl=settings.blocked_ttl,
         fingerprint=settings.fingerprint,
+        metrics=metrics,
     )

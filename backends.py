@@ -13,6 +13,7 @@ from dialect.judging import Outcome
 from dialect.learning import Learned
 from drawing.backend import Backend, Image, NotDrawn
 from drawing.cooldowns import Cooldown, Cooldowns
+from metrics import OFF, Metrics
 from picture import ImageRequest
 from storage import LockTimeout, Note
 from storage.memory import Memory
@@ -59,12 +60,14 @@ class Backends:
         rng: random.Random | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.time,
+        metrics: Metrics = OFF,
     ) -> None:
         self.all = tuple(backends)
         self.in_use = tuple(backend for backend in backends if backend.weight > 0)
         self.max_refusals = max(1, blocked_retry_attempts)
         self.rng = rng or random.Random()
         self.sleep = sleep
+        self.metrics = metrics
         self._cooldowns = {
             backend: Cooldowns(f"Backend {backend.name}", clock=clock) for backend in backends
         }
@@ -127,6 +130,8 @@ class Backends:
         for backend in self.order(request, memory):
             if deadline.is_over:
                 return Round(None, tuple(attempts), is_cut=True)
+            if attempts:
+                self.metrics.retried()
             try:
                 image = backend.draw(prompt, request, deadline, memory)
             except NotDrawn as error:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
 
+from picture import Problem
 from storage import State, Unavailable
 
 DAY = 86400.0
@@ -31,14 +32,11 @@ class Caller:
     per_day: int | None = None
 
 
-class OverLimit(Exception):
-    """A caller has no drawings left today. `retry_after` is in seconds, until midnight UTC.
-
-    The text is a sentence for the client.
-    """
+class OverLimit(Problem):
+    """A caller has no drawings left today. `retry_after` is in seconds, until midnight UTC."""
 
     def __init__(self, caller: Caller, retry_after: int) -> None:
-        super().__init__(f"The limit of {caller.per_day} drawings a day is reached.")
+        super().__init__("daily_limit_reached", limit=caller.per_day)
         self.caller = caller
         self.retry_after = retry_after
 

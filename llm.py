@@ -11,6 +11,7 @@ from dialect.endpoint import Endpoint, clean_text
 from dialect.judging import Fault, Outcome
 from dialect.learning import Learned
 from drawing.cooldowns import Cooldown, Cooldowns
+from metrics import OFF, Metrics
 from settings.servers import PLACEHOLDER, LlmSettings
 from storage import Note
 from storage.memory import Memory
@@ -54,10 +55,13 @@ class Rewritten(Note):
 class Llm:
     """One chat-completions API with the templates that are switched on."""
 
-    def __init__(self, settings: LlmSettings, upstream: Upstream, *, timeout: float) -> None:
+    def __init__(
+        self, settings: LlmSettings, upstream: Upstream, *, timeout: float, metrics: Metrics = OFF
+    ) -> None:
         self.settings = settings
         self.timeout = timeout
         self.endpoint = Endpoint(upstream, settings.url, "chat/completions", settings.token)
+        self.metrics = metrics
         self.cooldowns = Cooldowns("The LLM", is_avoided=False)
 
     def template(self, task: str) -> str | None:
@@ -92,6 +96,10 @@ class Llm:
         A fault of the server is counted, for /status and one WARNING; an answer that is an
         apology, or a refusal, is about the prompt.
         """
+        with self.metrics.llm_call(task):
+            return self._rewrite(task, prompt, deadline, memory)
+
+    def _rewrite(self, task: str, prompt: str, deadline: Deadline, memory: Memory) -> str:
         key = self.endpoint.note_key()
         try:
             message = self._ask(task, prompt, deadline.within(self.timeout), memory)

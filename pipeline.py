@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from drawing.storing import Drawn, Keeper
 from hosting import ImageHost
 from limits import Caller, Limits, OverLimit, Reservation
 from llm import ANSWER_TTL, Llm, RewriteFailed, Rewritten
+from metrics import OFF, Metrics
 from picture import ImageRequest
 from storage import LockTimeout, Note, Unavailable
 from storage.memory import Memory
@@ -52,16 +54,18 @@ class Pipeline:
         upload_timeout: float,
         blocked_ttl: float,
         fingerprint: str = "",
+        metrics: Metrics = OFF,
     ) -> None:
         """`fingerprint` stands for the settings under which failures are remembered."""
         self.cache = cache
         self.backends = backends
         self.llm = llm
         self.fallback = fallback
-        self.keeper = Keeper(cache, host, upload_timeout, converter)
+        self.keeper = Keeper(cache, host, upload_timeout, converter, metrics)
         self.generation_deadline = generation_deadline
         self.blocked_ttl = blocked_ttl
         self.fingerprint = fingerprint
+        self.metrics = metrics
         self.limits = Limits(cache.state, cache.clock)
         self._drawings = pool
         self._answers: SingleFlight[str] = SingleFlight(cache.state)
@@ -101,7 +105,7 @@ class Pipeline:
                     raise
             except StillRunning:
                 if deadline.is_over:
-                    raise GaveUp(504, "The picture was not drawn in time.") from None
+                    raise GaveUp("deadline_passed") from None
                 if until.is_over:
                     raise
 
@@ -139,24 +143,42 @@ class Pipeline:
         self.cache.settle()
         if picture := self.cache.get(request.key):
             picture.close()
+            self.metrics.waited()
             return Drawn("cache", (), picture.row)
         if has_news or memory.age > MAX_MEMORY_AGE:
             memory.refresh()
             if failure := self._recent_failure(request, memory):
                 raise failure
         reservation.take()
-        journey = Journey(request, deadline, reservation.caller)
+        return self._draw_anew(Journey(request, deadline, reservation.caller), memory, reservation)
+
+    def _draw_anew(self, journey: Journey, memory: Memory, reservation: Reservation) -> Drawn:
+        began = time.monotonic()
         journey = self._find_image(journey, memory)
         if not journey.made_a_call:
             reservation.give_back()
         whom = f", for {journey.caller.name}" if journey.caller else ""
         if journey.image is None:
             gave_up = self._give_up(journey, memory)
-            log.info("Gave up on %s%s: %s", journey.label, whom, gave_up.summary)
+            log.info("Gave up on %s%s: %s", journey.label, whom, gave_up)
+            self._count_failure(gave_up, began)
             raise gave_up
         drawn_by = journey.image.drawn_by
         log.info("Drew %s%s: %s, by %s", journey.label, whom, journey.source, drawn_by)
-        return self.keeper.keep(journey, journey.image, memory)
+        drawn = self.keeper.keep(journey, journey.image, memory)
+        self.metrics.drawn(drawn.source)
+        self._count("drawn", drawn.stages, began)
+        return drawn
+
+    def _count_failure(self, gave_up: GaveUp, began: float) -> None:
+        if not gave_up.is_repeated:
+            outcome = "refused" if gave_up.code == "moderation_refused" else "failed"
+            self._count(outcome, gave_up.stages, began)
+
+    def _count(self, outcome: str, stages: Iterable[Stage], began: float) -> None:
+        self.metrics.drawing_ended(outcome, time.monotonic() - began)
+        for stage in stages:
+            self.metrics.stage(stage.stage, stage.outcome, stage.seconds)
 
     def _wanted(self, request: ImageRequest) -> list[tuple[type[Note], str]]:
         wanted: list[tuple[type[Note], str]] = [(Blocked, request.key), (Failure, request.key)]
@@ -224,6 +246,7 @@ class Pipeline:
             rewritten = self._ask_llm(self.llm, "rewrite", journey, memory)
         except RewriteFailed as error:
             return journey.after(Stage.since(began, "rewrite", "failed", error.why))
+        self.metrics.rewritten()
         return replace(journey.after(Stage.since(began, "rewrite", "ok")), rewritten=rewritten)
 
     def _ask_llm(self, llm: Llm, task: str, journey: Journey, memory: Memory) -> str:

@@ -14,6 +14,7 @@ from config import Settings
 from picture import PARAMETERS, BadRequest, ImageRequest
 from settings.parsers import printable_url
 from storage import Unavailable
+from web.sentences import explain
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -83,7 +84,7 @@ def read_request(
             prompt, max_prompt_length=settings.max_prompt_length, **parameters
         )
     except BadRequest as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(explain(error)) from error
 
 
 def age(context: click.Context, option: click.Parameter, text: str | None) -> float | None:

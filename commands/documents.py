@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from picture import BadRequest, ImageRequest
+from web.sentences import explain
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 # The characters that cannot be part of a URL in Markdown or in an attribute, and parentheses.
@@ -114,7 +115,7 @@ def _why_not_read(url: str, max_prompt_length: int) -> str:
     try:
         _read(url, max_prompt_length)
     except BadRequest as error:
-        return str(error)
+        return explain(error)
     except ValueError:
         return "the URL does not name a picture"
     return "the key is not a parameter of its own"

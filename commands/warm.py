@@ -19,6 +19,7 @@ from drawing.record import GaveUp
 from picture import ImageRequest
 from pipeline import Pipeline
 from storage import Unavailable
+from web.sentences import explain
 
 Outcomes = list[tuple[ImageRequest, str]]
 
@@ -33,7 +34,7 @@ def warm_command(
                 return "there"
             pipeline.draw(request)
         except GaveUp as error:
-            return error.sentence
+            return explain(error)
         except Unavailable as error:
             return str(error)
         return "drawn"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dialect.answers import NoPicture, find_picture
@@ -10,6 +13,7 @@ from dialect.judging import Fault, Outcome, judge_without_picture
 from dialect.learning import SIZE_FIELDS
 from dialect.pollinations import PollinationsApi
 from images.formats import media_type_of
+from metrics import OFF, Metrics
 from picture import ImageRequest
 from settings.parsers import printable_url
 from settings.servers import BackendSettings, PollinationsSettings
@@ -43,6 +47,20 @@ class Image:
     revised_prompt: str | None = None
 
 
+@contextmanager
+def _counted(metrics: Metrics, backend: str) -> Iterator[None]:
+    """Count and time a call to a backend by its outcome."""
+    began, outcome = time.perf_counter(), Outcome.FAILED
+    try:
+        yield
+        outcome = Outcome.DRAWN
+    except NotDrawn as error:
+        outcome = error.fault.outcome
+        raise
+    finally:
+        metrics.backend_called(backend, outcome, time.perf_counter() - began)
+
+
 # --- one backend --------------------------------------------------------------------------------
 
 
@@ -50,7 +68,13 @@ class Backend:
     """One OpenAI-compatible image backend."""
 
     def __init__(
-        self, settings: BackendSettings, upstream: Upstream, *, timeout: float, max_image_bytes: int
+        self,
+        settings: BackendSettings,
+        upstream: Upstream,
+        *,
+        timeout: float,
+        max_image_bytes: int,
+        metrics: Metrics = OFF,
     ) -> None:
         self.settings = settings
         self.name = printable_url(settings.url)
@@ -59,6 +83,8 @@ class Backend:
         self.max_image_bytes = max_image_bytes
         self.upstream = upstream
         self.endpoint = Endpoint(upstream, settings.url, "images/generations", settings.token)
+        self.metrics = metrics
+        metrics.backend_listed(self.name)
 
     def model(self, request: ImageRequest) -> str | None:
         """Return the name of the model as this backend knows it, or None for its default."""
@@ -75,9 +101,15 @@ class Backend:
 
     def draw(self, prompt: str, request: ImageRequest, deadline: Deadline, memory: Memory) -> Image:
         """Draw `prompt` at the size, seed and model of `request`. Raises NotDrawn."""
+        with _counted(self.metrics, self.name):
+            return self._draw(prompt, request, deadline, memory)
+
+    def _draw(
+        self, prompt: str, request: ImageRequest, deadline: Deadline, memory: Memory
+    ) -> Image:
         bounded = deadline.within(self.timeout)
         try:
-            return self._draw(prompt, request, bounded, memory)
+            return self._image(prompt, request, bounded, memory)
         except UpstreamError as error:
             detail = str(error)
             if error.why is Why.TIMED_OUT:
@@ -88,7 +120,7 @@ class Backend:
         except NoPicture as error:
             raise NotDrawn.failed("not a picture", str(error)) from error
 
-    def _draw(
+    def _image(
         self, prompt: str, request: ImageRequest, deadline: Deadline, memory: Memory
     ) -> Image:
         data, revised_prompt = self._ask(prompt, request, deadline, memory)
@@ -172,13 +204,20 @@ class Pollinations:
         *,
         timeout: float,
         max_image_bytes: int,
+        metrics: Metrics = OFF,
     ) -> None:
         self.timeout = timeout
         self.max_image_bytes = max_image_bytes
         self.api = PollinationsApi(upstream, settings.url, settings.token, settings.model)
+        self.metrics = metrics
+        metrics.backend_listed(self.name)
 
     def draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
         """Draw `prompt` at the size and seed of `request`. Raises NotDrawn."""
+        with _counted(self.metrics, self.name):
+            return self._draw(prompt, request, deadline)
+
+    def _draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
         width, height = request.pixels or (None, None)
         query = {"width": width, "height": height, "seed": request.seed}
         try:

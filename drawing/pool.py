@@ -9,18 +9,26 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from metrics import OFF, Metrics
+from picture import Problem
 from storage import LockTimeout, State
 from upstream.deadline import Deadline
 
 T = TypeVar("T")
 
 
-class Busy(Exception):
+class Busy(Problem):
     """Too much is queued, under way or waited for."""
 
+    def __init__(self) -> None:
+        super().__init__("too_many_drawings")
 
-class StillRunning(Exception):
+
+class StillRunning(Problem):
     """The work was not done when its caller had to stop waiting. It goes on."""
+
+    def __init__(self) -> None:
+        super().__init__("still_drawing")
 
 
 @dataclass(slots=True)
@@ -36,16 +44,18 @@ class Pool(Generic[T]):
     of whom one piece of work has at most half: a stranger's URL leaves room for others.
     """
 
-    def __init__(self, state: State, threads: int, places: int) -> None:
+    def __init__(self, state: State, threads: int, places: int, metrics: Metrics = OFF) -> None:
         self.state = state
         self.threads = threads
         self.places = places
+        self.metrics = metrics
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="drawing")
         self._flights: dict[str, _Flight[T]] = {}
         self._waiting = 0
         # How many pieces of work have ended: a caller can see whether any did since it looked.
         self.landings = 0
         self._mutex = threading.Lock()
+        metrics.limits(threads, places)
 
     def run(self, key: str, until: Deadline, work: Callable[[bool], T]) -> T:
         """Return the result of `work` for `key`, run once for all concurrent callers.
@@ -57,17 +67,17 @@ class Pool(Generic[T]):
         """
         flight, is_first = self._join(key)
         try:
-            if is_first:
-                self._start(key, flight, until, work)
-            return flight.future.result(until.remaining())
-        except TimeoutError:
-            if not flight.future.done():
-                raise StillRunning from None
-            return flight.future.result()  # done just now, or the work's own TimeoutError
+            with self.metrics.waiting():
+                if is_first:
+                    self._start(key, flight, until, work)
+                result = self._result(flight, until)
         finally:
             with self._mutex:
                 flight.waiting -= 1
                 self._waiting -= 1
+        if not is_first:
+            self.metrics.waited()
+        return result
 
     def close(self) -> None:
         """Finish what is running and drop what is queued: its callers get Busy."""
@@ -87,6 +97,14 @@ class Pool(Generic[T]):
             flight.waiting += 1
             self._waiting += 1
             return flight, is_first
+
+    def _result(self, flight: _Flight[T], until: Deadline) -> T:
+        try:
+            return flight.future.result(until.remaining())
+        except TimeoutError:
+            if not flight.future.done():
+                raise StillRunning from None
+            return flight.future.result()  # done just now, or the work's own TimeoutError
 
     def _start(
         self, key: str, flight: _Flight[T], until: Deadline, work: Callable[[bool], T]
@@ -110,7 +128,7 @@ class Pool(Generic[T]):
 
     def _fly(self, key: str, flight: _Flight[T], lock: ExitStack, work: Callable[[], T]) -> None:
         try:
-            with lock:
+            with lock, self.metrics.drawing():
                 result = work()
         except BaseException as error:
             self._land(key)

@@ -10,18 +10,20 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from backends import Round
 from dialect.judging import Outcome
 from drawing.backend import Image
 from limits import Caller
-from picture import ImageRequest
+from picture import ImageRequest, Problem
 from storage import Note
 from upstream.client import Deadline
 
 FIRST_FAILURE_SECONDS = 2.0
 MAX_FAILURE_SECONDS = 300.0
+# How a drawing can end without a picture.
+Ending = Literal["moderation_refused", "deadline_passed", "all_cooling_down", "no_backend_drew"]
 # How long the number of failures is known: it makes the next pause longer.
 FAILURE_TTL = 3600.0
 
@@ -45,17 +47,18 @@ class Stage:
         return own | ({"why": self.why} if self.why else {})
 
 
-class GaveUp(Exception):
-    """Every stage was tried. `status` is the HTTP status that says why.
+class GaveUp(Problem):
+    """Every stage was tried. `code` says how it ended.
 
     `retry_after` is in seconds, and so is `remembered_for`, None for what is not remembered.
     `is_repeated`: it was remembered, and no upstream was asked.
     """
 
+    code: Ending
+
     def __init__(
         self,
-        status: int,
-        detail: str,
+        code: Ending,
         stages: Iterable[Stage] = (),
         *,
         retry_after: int | None = None,
@@ -63,9 +66,7 @@ class GaveUp(Exception):
         is_repeated: bool = False,
         is_worth_remembering: bool = False,
     ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
+        super().__init__(code)
         self.stages = tuple(stages)
         self.retry_after = retry_after
         self.remembered_for = remembered_for
@@ -80,17 +81,14 @@ class GaveUp(Exception):
         return datetime.now(UTC) + timedelta(seconds=self.remembered_for)
 
     @property
-    def sentence(self) -> str:
-        """The detail and, unless it is a failure made just now, until when it is remembered."""
-        if self.until is None or (self.retry_after and not self.is_repeated):
-            return self.detail
-        return f"{self.detail} This is remembered until {self.until:%Y-%m-%d %H:%M:%S} UTC."
+    def is_lasting(self) -> bool:
+        """Whether to say until when it is remembered: a failure made just now is over in 2 s."""
+        return self.until is not None and (self.is_repeated or not self.retry_after)
 
-    @property
-    def summary(self) -> str:
-        """The sentence and the stages, for the log."""
+    def __str__(self) -> str:
+        """Return the code and the stages, for the log."""
         stages = (f"{s.stage} {s.outcome}" + (f" ({s.why})" if s.why else "") for s in self.stages)
-        return f"{self.detail} {', '.join(stages)}".strip()
+        return "; ".join((self.code, *stages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +108,7 @@ class Failure(Note):
 
     kind: ClassVar[str] = "failure"
 
-    status: int
-    detail: str
+    code: Ending
     stages: tuple[Stage, ...]
     seconds: float
     fingerprint: str = ""
@@ -127,7 +124,7 @@ class Failure(Note):
         is_same = before is not None and before.fingerprint == fingerprint
         seconds = 2 * before.seconds if before and is_same else FIRST_FAILURE_SECONDS
         seconds = min(MAX_FAILURE_SECONDS, seconds)
-        return cls(gave_up.status, gave_up.detail, gave_up.stages, seconds, fingerprint)
+        return cls(gave_up.code, gave_up.stages, seconds, fingerprint)
 
     def again(self, age: float, *, is_first: bool = False) -> GaveUp | None:
         """Return this failure `age` seconds later, or None once it is over."""
@@ -135,8 +132,7 @@ class Failure(Note):
         if left <= 0:
             return None
         return GaveUp(
-            self.status,
-            self.detail,
+            self.code,
             self.stages,
             retry_after=math.ceil(left),
             remembered_for=left,
@@ -240,22 +236,18 @@ def verdict(journey: Journey, ready_in: float, *, has_fallback: bool) -> GaveUp:
     refused = [s for s in stages if s.stage == "fallback" and s.outcome == Outcome.REFUSED]
     made_a_call = journey.made_a_call
     if is_refused(journey) and (refused or not has_fallback):
-        detail = "Moderation refused the prompt everywhere."
         is_free = journey.blocked_for > 0 and not has_fallback
         return GaveUp(
-            422,
-            detail,
+            "moderation_refused",
             stages,
             remembered_for=journey.blocked_for or None,
             is_repeated=not made_a_call,
             is_worth_remembering=made_a_call and not is_free,
         )
     if journey.deadline.is_over:
-        detail = "The picture was not drawn in time."
-        return GaveUp(504, detail, stages, is_worth_remembering=made_a_call)
+        return GaveUp("deadline_passed", stages, is_worth_remembering=made_a_call)
     wait = math.ceil(ready_in) or None
-    if wait and journey.rounds and not any(found.attempts for found in journey.rounds):
-        detail = "All backends have failed lately and are avoided for a while."
-        return GaveUp(503, detail, stages, retry_after=wait, is_worth_remembering=made_a_call)
-    detail = "No backend could draw the picture."
-    return GaveUp(502, detail, stages, retry_after=wait, is_worth_remembering=made_a_call)
+    has_asked = any(found.attempts for found in journey.rounds)
+    is_cooling = wait and journey.rounds and not has_asked
+    code: Ending = "all_cooling_down" if is_cooling else "no_backend_drew"
+    return GaveUp(code, stages, retry_after=wait, is_worth_remembering=made_a_call)

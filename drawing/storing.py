@@ -15,6 +15,7 @@ from drawing.cooldowns import Cooldown, Cooldowns
 from drawing.record import Journey, Stage
 from hosting import ImageHost, UploadFailed
 from images.formats import EXTENSIONS, Inconvertible
+from metrics import OFF, Metrics
 from storage import Note, Row
 from storage.memory import Memory
 
@@ -50,11 +51,13 @@ class Keeper:
         host: ImageHost | None,
         upload_timeout: float,
         converter: Converter | None = None,
+        metrics: Metrics = OFF,
     ) -> None:
         self.cache = cache
         self.host = host
         self.upload_timeout = upload_timeout
         self.converter = converter
+        self.metrics = metrics
         self._unconverted: set[str] = set()
         self._host_failures = Cooldowns("The image host", is_avoided=False)
 
@@ -105,7 +108,8 @@ class Keeper:
         name = f"{key[:32]}.{EXTENSIONS[image.media_type]}"
         deadline = journey.deadline.within(self.upload_timeout)
         try:
-            url = self.host.upload(image.data, name, image.media_type, deadline)
+            with self.metrics.upload():
+                url = self.host.upload(image.data, name, image.media_type, deadline)
         except UploadFailed as error:
             fault = Fault(Outcome.FAILED, "upload failed")
             detail = f"{error}; pictures are stored as files"

@@ -11,11 +11,18 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from picture import OPTIONS, ImageRequest
+from picture import OPTIONS, ImageRequest, Problem
 
 
-class Unavailable(Exception):
-    """The state cannot be used at the moment. The text says why, and names no file and no key."""
+class Unavailable(Problem):
+    """The state cannot be used at the moment. `reason`, its text, names no file and no key."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("cache_unavailable")
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class IncompatibleSchema(Unavailable):

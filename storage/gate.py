@@ -93,8 +93,8 @@ class Gate:
     def _enter(self) -> tuple[float, bool]:
         """Return the time and whether this is a probe. Raises Down unless the caller may ask."""
         with self._mutex:
-            now, is_down = self._monotonic(), self._fault is not None
-            if is_down and now < self._probe_at:
+            now = self._monotonic()
+            if self._fault is not None and now < self._probe_at:
                 raise Down(self._fault)
             self._probe_at = math.inf
-            return now, is_down
+            return now, self._fault is not None

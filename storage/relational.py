@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from metrics import Metrics
 from storage import Note, Notes, Recalled, Row, sql
 from storage.rows import from_columns, to_columns
 
@@ -24,18 +25,21 @@ class RelationalState(ABC):
     A subclass runs the statements of storage/sql.py and supplies `:now`.
     """
 
-    # --- ways to run statements; all of them raise Unavailable
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    # --- ways to run statements, timed by the name of the call; all of them raise Unavailable
 
     @abstractmethod
-    def _select(self, statement: str, values: Values) -> Found:
+    def _select(self, name: str, statement: str, values: Values) -> Found:
         """Return what a statement finds."""
 
     @abstractmethod
-    def _execute(self, statement: str, values: Sequence[Values]) -> int:
+    def _execute(self, name: str, statement: str, values: Sequence[Values]) -> int:
         """Run a statement for each of `values`, all or none; return how many rows it changed."""
 
     @abstractmethod
-    def _transact(self, key: str, *steps: Step) -> list[Found]:
+    def _transact(self, name: str, key: str, *steps: Step) -> list[Found]:
         """Run statements in one transaction; return what each found.
 
         No other transaction of the same `key` (hex digits) runs at the same time.
@@ -44,49 +48,53 @@ class RelationalState(ABC):
     # --- rows
 
     def find(self, key: str) -> Row | None:
-        found = self._select(sql.FIND, {"key": key})
+        found = self._select("find", sql.FIND, {"key": key})
         row = from_columns(found[0]) if found else None
         # A damaged index of the table can lead to the row of another key.
         return row if row and row.key == key else None
 
     def store(self, row: Row) -> str | None:
         columns = to_columns(row)
-        replaced, _ = self._transact(row.key, (sql.FIND_FILE, columns), (sql.STORE, columns))
+        replaced, _ = self._transact(
+            "store", row.key, (sql.FIND_FILE, columns), (sql.STORE, columns)
+        )
         return replaced[0][0] if replaced else None
 
     def add(self, rows: Sequence[Row]) -> int:
-        return self._write(sql.ADD, [to_columns(row) | {"used": row.created} for row in rows])
+        return self._write(
+            "add", sql.ADD, [to_columns(row) | {"used": row.created} for row in rows]
+        )
 
     def amend(self, old: Row, new: Row) -> bool:
         changes = {f"new_{name}": value for name, value in to_columns(new).items()}
-        return self._write(sql.AMEND, [to_columns(old) | changes]) > 0
+        return self._write("amend", sql.AMEND, [to_columns(old) | changes]) > 0
 
     def remove(self, rows: Sequence[Row]) -> int:
-        return self._write(sql.REMOVE, [to_columns(row) for row in rows])
+        return self._write("remove", sql.REMOVE, [to_columns(row) for row in rows])
 
     def newest(self, search: str, limit: int, before: tuple[float, str] | None) -> list[Row]:
-        return self._listed(sql.NEWEST, search, limit, before or (float("inf"), ""))
+        return self._listed("newest", sql.NEWEST, search, limit, before or (float("inf"), ""))
 
     def largest(self, search: str, limit: int, before: tuple[int, str] | None) -> list[Row]:
-        return self._listed(sql.LARGEST, search, limit, before or (sql.MAX_INTEGER, ""))
+        return self._listed("largest", sql.LARGEST, search, limit, before or (sql.MAX_INTEGER, ""))
 
     def oldest(self, limit: int) -> list[Row]:
-        return self._rows(sql.OLDEST, {"limit": limit})
+        return self._rows("oldest", sql.OLDEST, {"limit": limit})
 
     def touch(self, ages: Mapping[str, float]) -> None:
-        self._write(sql.TOUCH, [{"key": key, "age": age} for key, age in ages.items()])
+        self._write("touch", sql.TOUCH, [{"key": key, "age": age} for key, age in ages.items()])
 
     def files(self, keys: Sequence[str]) -> dict[str, str | None]:
         if not keys:
             return {}
         wanted = {f"key{number}": key for number, key in enumerate(keys)}
-        return dict(self._select(sql.files(len(keys)), wanted))
+        return dict(self._select("files", sql.files(len(keys)), wanted))
 
     def last_drawn(self, names: Sequence[str]) -> dict[str, float]:
         if not names:
             return {}
         wanted = {f"name{number}": name for number, name in enumerate(names)}
-        found = self._select(sql.last_drawn(len(names)), wanted)
+        found = self._select("last_drawn", sql.last_drawn(len(names)), wanted)
         return {name: created for name, created in found if created}
 
     # --- notes
@@ -102,7 +110,7 @@ class RelationalState(ABC):
         for number, (kind, key) in enumerate(kinds):
             values |= {f"kind{number}": kind, f"key{number}": key}
         found = {}
-        for kind, key, value, age, left in self._select(sql.recall(len(kinds)), values):
+        for kind, key, value, age, left in self._select("recall", sql.recall(len(kinds)), values):
             name = kind, key
             if name in kinds and (note := _read_note(kinds[name], value)):
                 found[name] = Recalled(note, max(0.0, age), left)
@@ -110,39 +118,42 @@ class RelationalState(ABC):
 
     def remember(self, note: Note, key: str, ttl: float) -> None:
         value = json.dumps(note.to_json())
-        self._write(sql.REMEMBER, [{"kind": note.kind, "key": key, "value": value, "ttl": ttl}])
+        values = {"kind": note.kind, "key": key, "value": value, "ttl": ttl}
+        self._write("remember", sql.REMEMBER, [values])
 
     def forget(self, kind: type[Note], key: str) -> bool:
-        return self._write(sql.FORGET, [{"kind": kind.kind, "key": key}]) > 0
+        return self._write("forget", sql.FORGET, [{"kind": kind.kind, "key": key}]) > 0
 
     def count(self, key: str, amount: int, ttl: float, limit: int | None = None) -> bool:
         values = {"key": key, "amount": abs(amount), "ttl": ttl}
         values["limit"] = _NO_LIMIT if limit is None else limit
-        return self._write(sql.COUNT if amount >= 0 else sql.TAKE_BACK, [values]) > 0
+        return self._write("count", sql.COUNT if amount >= 0 else sql.TAKE_BACK, [values]) > 0
 
     def counts(self, keys: Sequence[str]) -> dict[str, int]:
         if not keys:
             return {}
         wanted = {f"key{number}": key for number, key in enumerate(keys)}
-        return dict(self._select(sql.counts(len(keys)), wanted))
+        return dict(self._select("counts", sql.counts(len(keys)), wanted))
 
     def expire(self) -> None:
-        self._transact("0", (sql.EXPIRE, {}), (sql.TRIM, {}))
+        self._transact("expire", "0", (sql.EXPIRE, {}), (sql.TRIM, {}))
 
     # ---
 
     def _listed(
-        self, statement: str, search: str, limit: int, before: tuple[float, str]
+        self, name: str, statement: str, search: str, limit: int, before: tuple[float, str]
     ) -> list[Row]:
         pattern = "%" + re.sub(r"([!%_])", r"!\1", search) + "%"
         values = {"search": search, "pattern": pattern, "limit": limit}
-        return self._rows(statement, values | {"before": before[0], "key": before[1]})
+        return self._rows(name, statement, values | {"before": before[0], "key": before[1]})
 
-    def _rows(self, statement: str, values: Values) -> list[Row]:
-        return [row for found in self._select(statement, values) if (row := from_columns(found))]
+    def _rows(self, name: str, statement: str, values: Values) -> list[Row]:
+        return [
+            row for found in self._select(name, statement, values) if (row := from_columns(found))
+        ]
 
-    def _write(self, statement: str, values: Sequence[Values]) -> int:
-        return self._execute(statement, values) if values else 0
+    def _write(self, name: str, statement: str, values: Sequence[Values]) -> int:
+        return self._execute(name, statement, values) if values else 0
 
 
 def _read_note(kind: type[Note], value: str) -> Note | None:

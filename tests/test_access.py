@@ -124,7 +124,7 @@ def test_key_is_accepted_until_the_end_of_its_last_day() -> None:
         return Access("k", named_keys=[BLOG], clock=lambda: now)
 
     assert at(LAST_SECOND).authorise({"key": "blog-key"}).name == "blog"
-    with pytest.raises(Unauthorised, match="valid until 2026-12-31"):
+    with pytest.raises(Unauthorised, match="2026-12-31"):
         at(LAST_SECOND + 1).authorise({"key": "blog-key"})
     assert at(LAST_SECOND + 1).authorise({"key": "blog-key"}, "Bearer k")
 

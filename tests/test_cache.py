@@ -336,7 +336,7 @@ def test_row_of_another_key_never_serves_its_picture(cache: Cache) -> None:
     other = put(cache, ImageRequest("another"), png(shade=3))
     assert isinstance(cache.state, SqliteState)
     changes = {"file": other.file, "key": REQUEST.key}
-    cache.state._write("UPDATE entries SET file = :file WHERE key = :key", [changes])
+    cache.state._write("amend", "UPDATE entries SET file = :file WHERE key = :key", [changes])
     assert read(cache) is None
     assert read(cache, ImageRequest("another")) == png(shade=3)
 

@@ -174,7 +174,10 @@ def test_warm_draws_missing_pictures_and_reports_failures(
     result = run("warm", str(page), "--jobs", "2", THREADS="17")
     assert result.exit_code == 1
     assert "2 drawn, 1 there, 1 failed" in result.output
-    assert "Moderation refused the prompt everywhere. This is remembered until" in result.output
+    assert (
+        "Every backend's moderation refused this prompt. This result is cached until"
+        in result.output
+    )
     assert sorted(seen.json["prompt"] for seen in backend.seen) == ["a", "b", "rude"]
     counts = json.loads(run("warm", str(page), "--json").stdout)
     assert (counts["drawn"], counts["there"], list(counts["failed"])) == (0, 3, ["rude"])

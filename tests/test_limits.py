@@ -212,7 +212,7 @@ def test_counts_in_memory_are_written_down_once_and_survive_an_outage(state: Sta
 
         def count(self, key: str, amount: int, ttl: float, limit: int | None = None) -> bool:
             if self.is_down:
-                raise Unavailable
+                raise Unavailable("it is down")
             return state.count(key, amount, ttl, limit)
 
     failing = Failing(Path())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -18,10 +18,11 @@ from markdown_it import MarkdownIt
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from metrics.families import _STAGES
+from metrics.families import STAGES
 from storage import Row
 from storage.local.sqlite import SqliteState
-from web.cards import card, in_chinese
+from web.cards import card
+from web.sentences import ADVICE, CLEARING, SENTENCES, Language
 
 from .browser import IS_CI, IS_MISSING, MISSING, STATE, Page, start_chromium
 from .conftest import (
@@ -214,7 +215,7 @@ def test_seconds_are_counted_and_compared_with_those_of_late(page: Page, studio:
 def test_picture_that_takes_long_is_picked_up_when_it_is_drawn(
     page: Page, serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("web.errors.RELOAD_SECONDS", 0)
+    monkeypatch.setattr("web.problems.RELOAD_SECONDS", 0)
     backend.say(gate := Gate(drawing(png(64, 48))))
     page.open(serve(backend, ANSWER_WITHIN="0.1"))
     page.draw("a red apple", until="waiting")
@@ -760,7 +761,7 @@ def test_no_two_texts_are_the_same_and_none_is_missing(page: Page, studio: Studi
         assert {value for value in values if values.count(value) > 1} == set()
     html = (ROOT / "web/page/page.html").read_text("utf-8")
     named = re.findall(r'data-(?:text|label|title|placeholder)="(.+?)"', html)
-    assert {*named, *(f"stage.{stage}" for stage in _STAGES)} <= english.keys()
+    assert {*named, *(f"stage.{stage}" for stage in STAGES)} <= english.keys()
     page.draw("a red apple")
     page.click("#language")
     assert page.run("return document.documentElement.lang") == "zh"
@@ -916,13 +917,12 @@ WIDEST = (
 
 def test_text_of_a_card_stays_inside_it(page: Page, server: MakeServer) -> None:
     elsewhere = server()
-    sentences = (
-        "No backend could draw the picture. The operator has to fix it: /status says why."
-        " This is remembered until 2026-11-25 10:00:00 UTC. An administrator can clear it:"
-        " POST /cache/delete or flask cache delete."
-    )
+    told = (SENTENCES["all_cooling_down"], ADVICE["operator"], CLEARING)
     # As long as a line gets: each letter that a text may be full of, and what reads most often.
-    texts = (sentences, in_chinese(sentences), *(letter * 200 for letter in "aeimsMWQ1"))
+    texts = [
+        " ".join(sentence.say(language) for sentence in told) for language in get_args(Language)
+    ]
+    texts += [letter * 200 for letter in "aeimsMWQ1"]
     cards = "".join(card("Refused by moderation", text) for text in texts)
     elsewhere.say(Say(f"<!doctype html>{cards}", 200, {"Content-Type": "text/html; charset=utf-8"}))
     page.driver.get(elsewhere.url)

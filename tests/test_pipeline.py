@@ -326,7 +326,7 @@ def test_refusal_is_remembered_until_the_settings_change(
     backend.say(REFUSAL, drawing())
     assert serve(backend).picture("x").status == 422
     again = serve(backend).picture("x")
-    assert (again.status, "remembered until" in again.detail) == (422, True)
+    assert (again.status, "is cached until" in again.detail) == (422, True)
     fallback.say(BROKEN)  # the fallback is not among the settings that count
     assert serve(backend, **pollinations_settings(fallback)).picture("x").status == 502
     assert len(backend.seen) == 1

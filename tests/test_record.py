@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from backends import Attempt, Round
 from dialect.judging import Outcome
 from drawing.backend import Image
-from drawing.record import Failure, GaveUp, Journey, Stage, is_blocked, verdict
+from drawing.record import Ending, Failure, GaveUp, Journey, Stage, is_blocked, verdict
 from picture import ImageRequest
 from upstream.client import Deadline
 
@@ -107,39 +107,42 @@ def test_only_a_prompt_that_all_refused_in_every_round_is_blocked(
 BLOCKED: dict[str, Any] = {"blocked_for": 60.0}
 ALL_REFUSED = round_of(REFUSED)
 NONE_READY = round_of(is_cut=True)
-# The journey, when a backend is ready, whether there is a fallback; the status, whether the
+MODERATED, LATE, COOLING, UNDRAWN = get_args(Ending)
+# The journey, when a backend is ready, whether there is a fallback; the code, whether the
 # client is told when to come back, and whether it is remembered.
-VERDICTS: dict[str, tuple[Journey, float, bool, int, bool, bool]] = {
-    "refused everywhere": (journey_of(ALL_REFUSED, **BLOCKED), 0, False, 422, False, False),
+VERDICTS: dict[str, tuple[Journey, float, bool, str, bool, bool]] = {
+    "refused everywhere": (journey_of(ALL_REFUSED, **BLOCKED), 0, False, MODERATED, False, False),
     "refused by the fallback too": (
-        journey_of(ALL_REFUSED, stages=("fallback refused",), **BLOCKED), 0, True, 422, False, True,
+        journey_of(ALL_REFUSED, stages=("fallback refused",), **BLOCKED),
+        0, True, MODERATED, False, True,
     ),
     "refused, and the fallback failed": (
-        journey_of(ALL_REFUSED, stages=("fallback failed",), **BLOCKED), 0, True, 502, False, True,
+        journey_of(ALL_REFUSED, stages=("fallback failed",), **BLOCKED),
+        0, True, UNDRAWN, False, True,
     ),
     "blocked before, and the fallback failed": (
-        journey_of(stages=("fallback failed",), **BLOCKED), 9, True, 502, True, True,
+        journey_of(stages=("fallback failed",), **BLOCKED), 9, True, UNDRAWN, True, True,
     ),
-    "refused by some": (journey_of(round_of(REFUSED, FAILED)), 4.2, False, 502, True, True),
-    "rejected": (journey_of(round_of(REJECTED)), 0, False, 502, False, True),
-    "failed": (journey_of(round_of(FAILED)), 5, False, 502, True, True),
-    "too late": (journey_of(round_of(FAILED), now=11.0), 5, False, 504, False, True),
-    "too late for any call": (journey_of(NONE_READY, now=11.0), 5, False, 504, False, False),
-    "all cooling": (journey_of(NONE_READY), 30, False, 503, True, False),
+    "refused by some": (journey_of(round_of(REFUSED, FAILED)), 4.2, False, UNDRAWN, True, True),
+    "rejected": (journey_of(round_of(REJECTED)), 0, False, UNDRAWN, False, True),
+    "failed": (journey_of(round_of(FAILED)), 5, False, UNDRAWN, True, True),
+    "too late": (journey_of(round_of(FAILED), now=11.0), 5, False, LATE, False, True),
+    "too late for any call": (journey_of(NONE_READY, now=11.0), 5, False, LATE, False, False),
+    "all cooling": (journey_of(NONE_READY), 30, False, COOLING, True, False),
     "all cooling, and the fallback failed": (
-        journey_of(NONE_READY, stages=("fallback failed",)), 30, True, 503, True, True,
+        journey_of(NONE_READY, stages=("fallback failed",)), 30, True, COOLING, True, True,
     ),
     "cooling in the second round": (
-        journey_of(round_of(REFUSED), NONE_READY), 30, False, 502, True, True,
+        journey_of(round_of(REFUSED), NONE_READY), 30, False, UNDRAWN, True, True,
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", VERDICTS)
-def test_verdict_has_its_status_and_is_remembered_where_a_call_was_made(case: str) -> None:
-    journey, ready_in, has_fallback, status, has_wait, is_remembered = VERDICTS[case]
+def test_verdict_has_its_code_and_is_remembered_after_a_call(case: str) -> None:
+    journey, ready_in, has_fallback, code, has_wait, is_remembered = VERDICTS[case]
     found = verdict(journey, ready_in, has_fallback=has_fallback)
-    assert found.status == status
+    assert found.code == code
     assert (found.retry_after is not None) is has_wait
     assert found.is_worth_remembering is is_remembered
     assert found.stages == journey.stages
@@ -155,7 +158,7 @@ def test_blocked_prompt_is_remembered_and_repeated_without_a_call() -> None:
 
 # --- failures that are remembered ---------------------------------------------------------------
 
-GAVE_UP = GaveUp(502, "No.", [Stage("generate", "failed", 1.5, "down")], retry_after=5)
+GAVE_UP = GaveUp("no_backend_drew", [Stage("generate", "failed", 1.5, "down")], retry_after=5)
 
 
 def failures(count: int) -> list[Failure]:
@@ -185,7 +188,7 @@ def test_remembered_failure_is_answered_again_until_it_is_over() -> None:
     failure = failures(3)[-1]
     again = failure.again(1.5)
     assert again
-    assert (again.status, again.detail, again.stages) == (502, "No.", GAVE_UP.stages)
+    assert (again.code, again.stages) == (GAVE_UP.code, GAVE_UP.stages)
     assert (again.retry_after, again.remembered_for, again.is_repeated) == (7, 6.5, True)
     assert failure.again(8.0) is None
 
@@ -201,5 +204,5 @@ def test_failure_survives_being_stored() -> None:
     assert Failure.from_json(json.loads(json.dumps(failure.to_json()))) == failure
 
 
-def test_log_gets_the_sentence_and_the_stages() -> None:
-    assert GAVE_UP.summary == "No. generate failed (down)"
+def test_log_gets_the_code_and_the_stages() -> None:
+    assert str(GAVE_UP) == "no_backend_drew; generate failed (down)"

@@ -471,7 +471,7 @@ def test_no_statement_reads_a_whole_table(state: SqliteState) -> None:
     for sql in said:
         # SQLite writes infinity as a word that it cannot read.
         plan = f"EXPLAIN QUERY PLAN {sql.replace('(Inf,', '(9e999,')}"
-        steps = " ".join(str(row["detail"]) for row in state._select(plan, {}))
+        steps = " ".join(str(row["detail"]) for row in state._select("plan", plan, {}))
         # In the order of an index it ends at the LIMIT; and `totals` has one row.
         assert not re.search(r"SCAN (?!\w+ USING (COVERING )?INDEX|totals)|TEMP B-TREE", steps), sql
 

@@ -398,7 +398,7 @@ def test_url_is_a_400_before_anything_is_spent_where_signing_is_off(
     serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(access: Access, wanted: ImageRequest, expires_in: int | None = None) -> None:
-        raise Forbidden("Signing is off.")
+        raise Forbidden("signing_off")
 
     monkeypatch.setattr(Access, "sign", refuse)
     got = post(serve(backend), {"prompt": "a cat", "response_format": "url"})

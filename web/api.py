@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any, TypeGuard
 
 from flask import Response, request
-from werkzeug.exceptions import RequestEntityTooLarge
 
 from access import MAX_EXPIRES_IN, Access
 from cache import Cache
@@ -20,12 +19,12 @@ from limits import Limits
 from picture import PARAMETERS, BadRequest, ImageRequest, Link
 from storage import Row, Unavailable
 from web.pictures import Pictures
-from web.problems import MAX_BODY, NotFound, as_json
+from web.problems import MAX_BODY, NotFound, TooLarge, as_json
 from web.status import Status
 from web.thumbnails import Thumbnails
 
+MAX_ENTRIES = 200
 ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
-_NO_PICTURE = "There is no such picture in the cache."
 # Where a page of the listing ended: the moment or the bytes of its last picture, and its key.
 Cursor = tuple[float, str]
 
@@ -83,7 +82,7 @@ class Api:
         self._authorise_admin()
         picture = self.cache.get(key) if _is_key(key) else None
         if picture is None:
-            raise NotFound(_NO_PICTURE)
+            raise NotFound("no_such_picture")
         if "thumbnail" in request.args:
             picture = self.thumbnails.shrink(picture)
         response = self.pictures.found(picture.row.prompt or "", picture)
@@ -101,7 +100,7 @@ class Api:
             key = read_image_request(body, self.settings.max_prompt_length).key
         notes = [self.cache.forget(kind, key) for kind in (Blocked, Failure)]
         if not self.cache.delete(key) and not any(notes):
-            raise NotFound(_NO_PICTURE)
+            raise NotFound("no_such_picture")
         return as_json({"deleted": True, "key": key})
 
     def show_status(self) -> Response:
@@ -144,15 +143,15 @@ class Api:
 
 def _read_limit(query: Mapping[str, str]) -> int:
     limit = query.get("limit", "50")
-    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= 200:
-        raise BadRequest("The parameter limit must be an integer from 1 to 200.")
+    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_ENTRIES:
+        raise BadRequest("not_in_range", name="limit", low=1, high=MAX_ENTRIES)
     return int(limit)
 
 
 def _is_by_size(query: Mapping[str, str]) -> bool:
     order = query.get("order", "newest")
     if order not in ("newest", "largest"):
-        raise BadRequest("The parameter order must be newest or largest.")
+        raise BadRequest("not_a_choice", name="order", one="newest", other="largest")
     return order == "largest"
 
 
@@ -161,7 +160,7 @@ def _read_cursor(query: Mapping[str, str]) -> Cursor | None:
         return None
     match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)-([0-9a-f]{64})", text)
     if not match:
-        raise BadRequest("The parameter before must be the next of an earlier answer.")
+        raise BadRequest("not_a_cursor", name="before")
     return float(match[1]), match[2]
 
 
@@ -174,29 +173,32 @@ def _forwarded_base() -> str:
     scheme = request.headers.get("X-Forwarded-Proto", request.scheme)
     host = request.headers.get("X-Forwarded-Host", request.headers.get("Host", ""))
     if scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host):
-        raise BadRequest("The Host of the request is not a host name; set PUBLIC_URL.")
+        raise BadRequest("not_a_host")
     return f"{scheme}://{host}"
 
 
 def read_body(limit: int = MAX_BODY) -> dict[str, Any]:
-    """Return the request's body, a JSON object. Raises BadRequest; a longer one is a 413."""
+    """Return the request's body, a JSON object of at most `limit` bytes.
+
+    Raises BadRequest and TooLarge.
+    """
     # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
     data = request.stream.read(limit + 1)
     if len(data) > limit:
-        raise RequestEntityTooLarge
+        raise TooLarge("body_too_large", limit=limit)
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
-        raise BadRequest("The body is not JSON.") from None
+        raise BadRequest("body_not_json") from None
     if not isinstance(body, dict):
-        raise BadRequest("The body is not a JSON object.")
+        raise BadRequest("body_not_object")
     return body
 
 
 def read_image_request(body: dict[str, Any], max_prompt_length: int) -> ImageRequest:
     """Read the description and parameters of a picture from JSON. Raises BadRequest."""
     if not isinstance(body.get("description"), str):
-        raise BadRequest("The parameter description must be a string.")
+        raise BadRequest("not_a_string", name="description")
     own = {name: _as_text(name, body.get(name)) for name in PARAMETERS}
     return ImageRequest.from_text(body["description"], max_prompt_length=max_prompt_length, **own)
 
@@ -206,12 +208,12 @@ def _as_text(name: str, value: Any) -> str | None:
         return value
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         return str(value)
-    raise BadRequest(f"The parameter {name} must be a number or a string.")
+    raise BadRequest("not_a_scalar", name=name)
 
 
 def _expires_in(value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_EXPIRES_IN:
-        raise BadRequest(f"The parameter expires_in must be seconds from 1 to {MAX_EXPIRES_IN}.")
+        raise BadRequest("not_in_range", name="expires_in", low=1, high=MAX_EXPIRES_IN)
     return value

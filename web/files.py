@@ -37,7 +37,7 @@ _HEADERS = (
 def page_file(name: str = "page.html") -> Response:
     """GET / and /page/{name}: the page for people, and what it is made of."""
     if name not in _files():
-        raise NotFound("There is no such file.")
+        raise NotFound("no_such_file")
     is_compressed = request.accept_encodings["gzip"] > 0
     data, etag = _encoded(name, is_compressed)
     response = Response(data, headers=_HEADERS, mimetype=_TYPES[Path(name).suffix])

@@ -27,6 +27,7 @@ from drawing.record import Stage
 from drawing.storing import Drawn
 from images.formats import EXTENSIONS
 from limits import Caller
+from metrics import Metrics
 from picture import BadRequest, ImageRequest
 from pipeline import Pipeline
 from storage import Row, Unavailable
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 Headers = list[tuple[str, str]]
 
 VISIT = "prompt_image_proxy.visit"
+ROUTE = "/prompt/{description}"
 CACHE_NAME = "PromptImageProxy"
 HIT = f"{CACHE_NAME}; hit"
 MISS = f"{CACHE_NAME}; fwd=miss"
@@ -76,6 +78,7 @@ class Pictures:
         access: Access,
         cache: Cache,
         pipeline: Pipeline,
+        metrics: Metrics,
     ) -> None:
         self.app = app
         self.max_prompt_length = settings.max_prompt_length
@@ -83,6 +86,7 @@ class Pictures:
         self.access = access
         self.cache = cache
         self.pipeline = pipeline
+        self.metrics = metrics
         for_nginx = ("X-Accel-Expires", str(settings.nginx_cache_seconds))
         caching = ("Cache-Control", settings.cache_control)
         self._headers = (*CROSS_ORIGIN, SANDBOX, caching, for_nginx, ("Accept-Ranges", "bytes"))
@@ -95,6 +99,7 @@ class Pictures:
             if visit.picture and visit.picture.file and _is_plain(environ):
                 assert visit.request
                 headers = self.headers(visit.request.prompt, visit.picture.row)
+                self.metrics.answered(ROUTE, "200")
                 start_response("200 OK", headers)
                 wrap: Callable[[FileIO], Iterable[bytes]]
                 wrap = environ.get("wsgi.file_wrapper", FileWrapper)
@@ -109,7 +114,10 @@ class Pictures:
             )
             authorization = environ.get("HTTP_AUTHORIZATION", "")
             caller = self.access.authorise(credentials, authorization, wanted)
-            return Visit(wanted, self.cache.get(key, wanted), caller=caller)
+            picture = self.cache.get(key, wanted)
+            if picture:
+                self.metrics.hit()
+            return Visit(wanted, picture, caller=caller)
         except (BadRequest, Unauthorised, Unavailable) as error:
             return Visit(error=error)
 
@@ -153,8 +161,7 @@ class Pictures:
             response = self._redirect(drawn.hosted_url, cache_status)
         elif drawn.image:
             response = self._image(wanted.prompt, drawn.image, drawn.row, cache_status)
-        # Not self.cache, where look-ups count as hits: this request has waited.
-        elif picture := self.pipeline.cache.get(wanted.key, wanted):
+        elif picture := self.cache.get(wanted.key, wanted):
             response = self.found(wanted.prompt, picture, cache_status)
         else:
             raise Unavailable("the picture was drawn by another process and is gone")
@@ -207,7 +214,8 @@ def _is_plain(environ: WSGIEnvironment) -> bool:
 
 def _has_one_range() -> bool:
     """Return whether the Range header is one that is served; others are ignored (RFC 9110)."""
-    return bool(re.fullmatch(r"bytes=\s*[0-9]*-[0-9]*\s*", request.headers.get("Range", "")))
+    wanted = request.range
+    return wanted is not None and wanted.units == "bytes" and len(wanted.ranges) == 1
 
 
 def not_drawn() -> Response:

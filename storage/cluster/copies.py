@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from images.formats import media_type_of
+from metrics import OFF, Metrics
 from storage import LockTimeout
 from storage.cluster.objects import READ_SECONDS, Objects
 from storage.cluster.recent import Recent
@@ -40,7 +41,9 @@ class Copies:
         places: Places,
         max_bytes: int = 0,
         clock: Callable[[], float] = time.time,
+        metrics: Metrics = OFF,
     ) -> None:
+        self._metrics = metrics
         self._objects = objects
         self._copies = Recent(directory, max_bytes, clock)
         self._files = files
@@ -61,11 +64,16 @@ class Copies:
         self._objects.check()
 
     def write(self, name: str, data: bytes, created: float) -> None:
-        self._objects.put(name, data, media_type_of(data) or "application/octet-stream")
+        with self._metrics.store_call("write"):
+            self._objects.put(name, data, media_type_of(data) or "application/octet-stream")
         with suppress(OSError):  # Without a copy, the next request fetches the picture.
             self._copies.write(name, data, created)
 
     def open(self, name: str, size: int | None = None) -> FileIO:
+        with self._metrics.store_call("open"):
+            return self._open(name, size)
+
+    def _open(self, name: str, size: int | None) -> FileIO:
         # A damaged copy is no lost picture: it is fetched again.
         with suppress(OSError):
             return self._copies.open(name, size)
@@ -79,8 +87,9 @@ class Copies:
         return _unnamed(data)
 
     def delete(self, name: str) -> None:
-        self._objects.delete(name)
-        self._copies.delete(name)
+        with self._metrics.store_call("delete"):
+            self._objects.delete(name)
+            self._copies.delete(name)
 
     def names(self) -> Iterator[Stored]:
         """Yield what is in the bucket, dated by its upload."""

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
+from metrics import OFF, Metrics
 from storage.store import STALE_SECONDS, Stored, Task
 
 _NAME = r"[0-9a-f]{64}-[0-9a-f]{16}\.(png|jpg|webp|gif)"
@@ -32,9 +33,11 @@ class Folder:
         self,
         directory: Path,
         clock: Callable[[], float] = time.time,
+        metrics: Metrics = OFF,
     ) -> None:
         self.directory = directory
         self._clock = clock
+        self._metrics = metrics
 
     @property
     def fault(self) -> str | None:
@@ -47,6 +50,10 @@ class Folder:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, data: bytes, created: float) -> None:
+        with self._metrics.store_call("write"):
+            self._write(name, data, created)
+
+    def _write(self, name: str, data: bytes, created: float) -> None:
         self.check()
         temporary = self.directory / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
@@ -63,15 +70,17 @@ class Folder:
             raise
 
     def open(self, name: str, size: int | None = None) -> FileIO:
-        file = FileIO(f"{self.directory}/{name}")
-        if size in (None, os.fstat(file.fileno()).st_size):
-            return file
-        file.close()
-        raise FileNotFoundError(errno.ENOENT, "no such file of that size")
+        with self._metrics.store_call("open"):
+            file = FileIO(f"{self.directory}/{name}")
+            if size in (None, os.fstat(file.fileno()).st_size):
+                return file
+            file.close()
+            raise FileNotFoundError(errno.ENOENT, "no such file of that size")
 
     def delete(self, name: str) -> None:
-        for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
-            path.unlink(missing_ok=True)
+        with self._metrics.store_call("delete"):
+            for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
+                path.unlink(missing_ok=True)
 
     def names(self) -> Iterator[Stored]:
         for entry, found in self.scan(PICTURE):
