@@ -17,7 +17,7 @@ from typing import Any
 
 from limits import Caller, Limits
 from picture import BadRequest, ImageRequest, Problem
-from settings.keys import SHARED_NAME, KeySettings
+from settings.access_keys import SHARED_NAME, KeySettings
 
 SIGNATURE_LENGTH = 32
 MAX_EXPIRES_IN = 10 * 365 * 86400

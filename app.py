@@ -29,6 +29,7 @@ from metrics import OFF, Metrics
 from pipeline import Pipeline
 from settings.network import NetworkSettings
 from settings.proxies import Proxies
+from settings.table import THREADS_KEPT_FREE
 from storage import State
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
@@ -86,7 +87,7 @@ def create_app(settings: Settings | None = None, clock: Callable[[], float] = ti
     """
     command = click.get_current_context(silent=True)
     try:
-        settings = settings or config.load(is_flask_command=bool(command))
+        settings = settings or config.load()
     except config.SettingsError as faults:
         if command:
             sys.exit(str(faults))  # a command's user reads sentences, not a traceback
@@ -150,7 +151,7 @@ def _make_storage(
 
     objects = Objects(settings.storage, settings.network)
     # The limit is that of the copies: nothing is deleted from the bucket to make room.
-    places = Places(settings.threads - config.THREADS_KEPT_FREE)
+    places = Places(settings.threads - THREADS_KEPT_FREE)
     copies = Copies(objects, folder, shared.files, places, limit, metrics=metrics)
     return shared, copies, 0
 
@@ -275,7 +276,7 @@ def _make_pipeline(
     host = None
     if settings.hosting:
         host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
-    places = settings.threads - config.THREADS_KEPT_FREE
+    places = settings.threads - THREADS_KEPT_FREE
     return Pipeline(
         cache,
         backends,

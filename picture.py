@@ -35,13 +35,13 @@ class Problem(Exception):
         self.parameters = parameters
 
     def __str__(self) -> str:
-        """Return what the log says of it, such as `prompt_too_long (limit=4000)`."""
+        """Return code and parameters for the log, such as `prompt_too_long (limit=4000)`."""
         named = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
         return f"{self.code} ({named})" if named else self.code
 
 
 class BadRequest(Problem):
-    """An invalid request. The parameter `name`, if there is one, names the field to blame."""
+    """An invalid request. `parameters["name"]`, if given, is the field to blame."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from access import Access
 from cache import Cache
 from commands.arguments import AS_JSON, FILES, announce, read_text
 from commands.documents import find_urls
-from config import THREADS_KEPT_FREE, Settings
+from config import Settings
 from drawing.record import GaveUp
 from picture import ImageRequest
 from pipeline import Pipeline
+from settings.table import THREADS_KEPT_FREE
 from storage import Unavailable
 from web.sentences import explain
 

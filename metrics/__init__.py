@@ -1,6 +1,6 @@
 """Counts and timings. `Metrics` counts nothing; with METRICS, prometheus.py counts in its place.
 
-Each method is called where what it counts happens. No label is a prompt or a key.
+Each method is called in the place where the event happens. No label is a prompt or a key.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from settings.buckets import ObjectSettings
 from storage import State
 from storage.local.sqlite import SqliteState
 
+from . import missing
 from .objectstore import ObjectServer
 from .postgres import MISSING, Postgres, find_program
 from .servers import (
@@ -42,6 +42,14 @@ from .servers import (
 )
 from .states import Clock
 from .wire import make_authority
+
+pytest_plugins = ["tests.npm", "tests.studio"]
+
+# They come first, so that at the end no process is alone with one of them for minutes.
+SLOWEST_FILES = (
+    *("test_gunicorn", "test_nginx", "test_faults", "test_metrics", "test_cluster", "test_page"),
+    *("test_docs", "test_postgres", "test_sqlite", "test_demo", "test_cache", "test_copies"),
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "access-key-of-the-tests"
@@ -227,6 +235,11 @@ class Gunicorn(_Client):
                 self.process.wait()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture
 def opened() -> Iterator[list[Any]]:
     """Things to close when the test is over, the last opened first."""
@@ -292,9 +305,7 @@ def bucket(object_server: ObjectServer) -> ObjectSettings:
 def postgres() -> Iterator[Postgres]:
     """Start a PostgreSQL server, once for all tests."""
     if find_program("initdb") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
+        missing.skip(MISSING)
     with closing(Postgres()) as made:
         yield made
 
@@ -303,36 +314,6 @@ def postgres() -> Iterator[Postgres]:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return what `make_authority` makes, once for all tests."""
     return make_authority(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture(scope="session")
-def npm(request: pytest.FixtureRequest) -> Callable[[str], Path]:
-    """Fetch npm packages: `npm("openai@6.30.1")` returns the folder of its node_modules.
-
-    Each is fetched once, and cached with pytest's own files.
-    """
-
-    def fetch_package(package: str) -> Path:
-        command = shutil.which("npm")
-        if command is None and os.environ.get("CI") != "true":
-            pytest.skip("npm is not installed")
-        assert command, "install npm for this test"
-        folder = Path(request.config.cache.mkdir(package.replace("@", "-")))
-        if not (folder / "node_modules" / package.partition("@")[0]).exists():
-            where = ["--prefix", str(folder), "--cache", str(folder / "npm")]
-            quietly = ["--no-save", "--no-audit", "--no-fund", "--ignore-scripts"]
-            fetched = subprocess.run(
-                [command, "install", *where, *quietly, package],
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
-            if fetched.returncode and os.environ.get("CI") != "true":
-                pytest.skip("npm does not reach its registry")
-            assert not fetched.returncode, fetched.stderr
-        return folder
-
-    return fetch_package
 
 
 @pytest.fixture

@@ -399,7 +399,7 @@ def test_reload_after_an_upgrade_runs_the_new_version(upgradable: Upgradable) ->
     [
         ("web/problems.py", "def broken(:", "SyntaxError"),
         ("backends.py", "import missing_requirement", "ModuleNotFoundError"),
-        ("config.py", "SECRETS / 0", "TypeError"),
+        ("config.py", "MIN_SECRET_LENGTH / 0", "ZeroDivisionError"),
     ],
 )
 def test_reload_after_a_broken_upgrade_keeps_the_old_version(

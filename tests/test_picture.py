@@ -202,7 +202,7 @@ def test_length_counts_characters_after_stripping() -> None:
 
 @BOUNDED
 @given(st.binary(max_size=40), TEXTS)
-def test_any_path_and_query_is_a_value_or_a_bad_request(path: bytes, query: str) -> None:
+def test_any_url_is_a_value_or_a_bad_request(path: bytes, query: str) -> None:
     with contextlib.suppress(BadRequest):
         value, _ = ImageRequest.from_url("/prompt/" + path.decode("latin-1"), query)
         assert from_url(value.to_url())[0] == value

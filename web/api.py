@@ -63,7 +63,7 @@ class Api:
         self._authorise_admin()
         limit, by_size = _read_limit(request.args), _is_by_size(request.args)
         search, before = request.args.get("q", "").strip(), _read_cursor(request.args)
-        # One more than wanted tells whether there is a next page.
+        # One more than the page holds: is there a next page?
         if by_size:
             smaller_than = before and (int(before[0]), before[1])
             rows = self.cache.state.largest(search, limit + 1, smaller_than)
@@ -85,7 +85,7 @@ class Api:
             raise NotFound("no_such_picture")
         if "thumbnail" in request.args:
             picture = self.thumbnails.shrink(picture)
-        response = self.pictures.found(picture.row.prompt or "", picture)
+        response = self.pictures.serve(picture.row.prompt or "", picture)
         response.headers["Cache-Control"] = "private, no-cache"
         response.headers["X-Accel-Expires"] = "0"
         return response
@@ -112,7 +112,7 @@ class Api:
         return as_json(found)
 
     def robots(self) -> Response:
-        """GET /robots.txt: keep crawlers from spending money."""
+        """GET /robots.txt: tell crawlers not to spend money."""
         return Response(ROBOTS, mimetype="text/plain")
 
     def _authorise_admin(self) -> None:

@@ -16,7 +16,7 @@ from flask import request
 from web.sentences import Language
 
 WIDTH, LEAST_HEIGHT = 480, 200
-# What an answer depends on when it is a card for some and JSON for others.
+# The request headers that decide between a card and JSON, and between the languages.
 VARY = "Accept, Accept-Language, Sec-Fetch-Dest, User-Agent, Via"
 _LEFT, _RIGHT = 96, 20
 _TITLE_SIZE, _SIZE, _LINE = 21, 16, 22

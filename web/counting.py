@@ -12,7 +12,7 @@ from metrics import Metrics
 
 
 def counting(metrics: Metrics) -> Callable[[Response], Response]:
-    """Return what counts each answer of Flask's; web/pictures.py counts those in front of it."""
+    """Return a hook that counts Flask's answers; web/pictures.py counts the hits it answers."""
 
     def count(response: Response) -> Response:
         rule = request.url_rule

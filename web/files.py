@@ -35,7 +35,7 @@ _HEADERS = (
 
 
 def page_file(name: str = "page.html") -> Response:
-    """GET / and /page/{name}: the page for people, and what it is made of."""
+    """GET / and /page/{name}: the page and its files."""
     if name not in _files():
         raise NotFound("no_such_file")
     is_compressed = request.accept_encodings["gzip"] > 0

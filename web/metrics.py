@@ -27,7 +27,7 @@ Sample = tuple[Sequence[str], float]
 
 
 class MetricsPage:
-    """The view, and the collector of what is read at each scrape instead of counted."""
+    """The view, and a collector of numbers that are read at each scrape."""
 
     def __init__(self, metrics: Prometheus, access: Access, status: Status, limits: Limits) -> None:
         self.access = access

@@ -40,7 +40,7 @@ _TEXTS = ("prompt", "model", "size", "response_format", "user", *OPTIONS)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a request asks for: pictures that differ in their seeds, as URLs or as bytes."""
+    """The pictures of a request, which differ in their seeds, and whether as URLs or as bytes."""
 
     pictures: tuple[ImageRequest, ...]
     wants_urls: bool
@@ -147,7 +147,7 @@ class OpenAi:
         caller = self._authorise()
         order = Order.from_json(read_body(MAX_BODY), self.settings.max_prompt_length)
         urls = self._sign(order)
-        # All of several drawings are within the day's limit, or none is begun.
+        # If several drawings would exceed the day's limit, none begins.
         places = len(order.pictures) if len(order.pictures) > 1 else 0
         with self.pipeline.reserve(caller, places) as reserved:
             found = self._draw_all(order, reserved)

@@ -1,8 +1,8 @@
 """A picture request: parse, authorise, look up, and then serve, redirect or draw.
 
-The first three steps and a plain hit are done in front of Flask, whose routing and contexts cost
-more than all of them (benchmarks/README.md). Everything else goes on in a view, with what was
-found so far in `environ[VISIT]`: nothing is parsed, authorised or looked up twice.
+The first three steps and a plain hit run in front of Flask, whose routing and contexts cost more
+than all of them (benchmarks/README.md). Every other request goes on to a view, with the result so
+far in `environ[VISIT]`: nothing is parsed, authorised or looked up twice.
 """
 
 from __future__ import annotations
@@ -130,15 +130,15 @@ class Pictures:
             raise visit.error
         assert visit.request
         if visit.picture:
-            return self.found(visit.request.prompt, visit.picture)
+            return self.serve(visit.request.prompt, visit.picture)
         if request.method == "HEAD":
             if failure := self.pipeline.remembered(visit.request):
                 raise failure
             return not_drawn()
         drawn = self.pipeline.draw(visit.request, visit.caller, answer_within=self.answer_within)
-        return self._drawn(visit.request, drawn)
+        return self._serve_drawn(visit.request, drawn)
 
-    def found(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
+    def serve(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
         """Answer with a cached picture, a range of it, or 304 Not Modified."""
         if picture.file is None:
             return self._redirect(str(picture.row.url), cache_status)
@@ -154,22 +154,24 @@ class Pictures:
                 picture.close()
         return response
 
-    def _drawn(self, wanted: ImageRequest, drawn: Drawn) -> Response:
+    def _serve_drawn(self, wanted: ImageRequest, drawn: Drawn) -> Response:
         """Answer with a picture just drawn, whether or not it could be cached."""
         cache_status = f"{MISS}{'; stored' if drawn.row else ''}; detail={drawn.source}"
         if drawn.hosted_url:
             response = self._redirect(drawn.hosted_url, cache_status)
         elif drawn.image:
-            response = self._image(wanted.prompt, drawn.image, drawn.row, cache_status)
+            response = self._serve_bytes(wanted.prompt, drawn.image, drawn.row, cache_status)
         elif picture := self.cache.get(wanted.key, wanted):
-            response = self.found(wanted.prompt, picture, cache_status)
+            response = self.serve(wanted.prompt, picture, cache_status)
         else:
             raise Unavailable("the picture was drawn by another process and is gone")
         if drawn.stages:
             response.headers["Server-Timing"] = _server_timing(drawn.stages)
         return response
 
-    def _image(self, prompt: str, image: Image, row: Row | None, cache_status: str) -> Response:
+    def _serve_bytes(
+        self, prompt: str, image: Image, row: Row | None, cache_status: str
+    ) -> Response:
         """Answer from memory: for a picture just drawn, no file has to be opened."""
         disposition = ("Content-Disposition", _disposition(prompt, image.media_type))
         uncached = [*self._headers, ("Content-Type", image.media_type), disposition]

@@ -30,7 +30,7 @@ _BUSY_SECONDS = 5
 
 
 class NotFound(Problem):
-    """There is nothing by that name."""
+    """No picture, file or model has this name."""
 
 
 class TooLarge(Problem):
@@ -66,9 +66,9 @@ def as_json(value: Any) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that is said of an error: its status, its sentences, and more fields of problem+json.
+    """How an error is answered: status, sentences, headers and more fields of problem+json.
 
-    `retry_after` is in seconds. `advice` are the sentences about what helps.
+    `retry_after` is in seconds.
     """
 
     status: int
@@ -126,7 +126,7 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
 
 
 def report_of(error: Exception) -> Report:
-    """Return what is said of an error; one that nobody foresaw is logged."""
+    """Return how an error is answered; one without a class of ours is logged."""
     if isinstance(error, GaveUp):
         return _report_failure(error)
     if isinstance(error, StillRunning):

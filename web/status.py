@@ -1,4 +1,4 @@
-"""GET /status: what works, what does not and why, without any secret."""
+"""GET /status: the state of backends, cache and options, and why each failed; no secrets."""
 
 from __future__ import annotations
 
