@@ -40,7 +40,7 @@ class Gate:
         self._monotonic = monotonic
         self._mutex = threading.Lock()
         self._fault: str | None = None
-        self._opened_at = 0.0
+        self._answered_at = 0.0
         self._probe_at = 0.0
 
     @property
@@ -54,7 +54,11 @@ class Gate:
 
         Yields whether this is a probe. While the server is down, raises Down at once otherwise.
         """
-        began, is_probe = self._enter()
+        with self._mutex:
+            began, is_probe = self._monotonic(), self._fault is not None
+            if self._fault is not None and began < self._probe_at:
+                raise Down(self._fault)
+            self._probe_at = math.inf
         fault = None
         try:
             yield is_probe
@@ -62,39 +66,26 @@ class Gate:
             fault = str(error)
             raise
         finally:
-            # Any other error is an answer.
+            self.note(fault, began)  # any other error is an answer
+
+    def note(self, fault: str | None, began: float | None = None) -> None:
+        """Note that the server has answered, or has failed with `fault` a call that `began` then.
+
+        A failure counts only if the server has not answered since.
+        """
+        with self._mutex:
+            now, was_down = self._monotonic(), self._fault is not None
+            took = now - began if began is not None else 0.0
             if fault is None:
-                self.open()
-            else:
-                self.close(fault, began)
-
-    def open(self) -> None:
-        """Note that the server has answered."""
-        with self._mutex:
-            was_open, self._fault = self._fault is None, None
-            self._opened_at = self._monotonic()
-        if not was_open:
-            self._log.warning("%s can be %s again", self._server, self._purpose)
-
-    def close(self, fault: str, began: float | None = None) -> None:
-        """Note that the server is down, unless it has answered since the call `began`."""
-        with self._mutex:
-            now = self._monotonic()
-            took = 0.0 if began is None else now - began
-            if now - took < self._opened_at:
+                self._answered_at = now
+            elif now - took < self._answered_at:
                 return
-            was_open, self._fault = self._fault is None, fault
-            # A short accident costs other callers nothing. But a request should not wait for a
-            # server that hangs in one call after the other.
-            self._probe_at = now + (min(took, self._pause) if was_open else self._pause)
-        if was_open:
+            else:
+                # A short accident costs other callers nothing. But a request should not wait for a
+                # server that hangs in one call after the other.
+                self._probe_at = now + (self._pause if was_down else min(took, self._pause))
+            self._fault = fault
+        if fault and not was_down:
             self._log.error("%s cannot be %s: %s", self._server, self._purpose, fault)
-
-    def _enter(self) -> tuple[float, bool]:
-        """Return the time and whether this is a probe. Raises Down unless the caller may ask."""
-        with self._mutex:
-            now = self._monotonic()
-            if self._fault is not None and now < self._probe_at:
-                raise Down(self._fault)
-            self._probe_at = math.inf
-            return now, self._fault is not None
+        elif was_down and not fault:
+            self._log.warning("%s can be %s again", self._server, self._purpose)

@@ -90,7 +90,7 @@ def test_outage_is_logged_once(gate: Gate, clock: Clock, caplog: pytest.LogCaptu
     for _ in range(3):
         ask(gate, "broken")
         clock.now += PAUSE_SECONDS
-    gate.close("refused")
+    gate.note("refused")
     clock.now += PAUSE_SECONDS
     ask(gate)
     ask(gate)

@@ -43,8 +43,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         """Connect, and create or migrate the tables. Raises Unavailable.
 
-        `seconds` is how long a call may take; `report` is told why it failed, or None: a pool
-        tells that nobody but its log.
+        `seconds` is how long a call may take. `report` is told why this failed, or None: a pool
+        tells only its log.
         """
         seconds: float = kwargs["seconds"]
         report: Callable[[str | None], object] = kwargs["report"]

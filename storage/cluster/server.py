@@ -21,10 +21,14 @@ from storage.cluster.diagnosis import explain, explained
 from storage.complaints import Complaints
 from storage.gate import Down, Gate
 
+log = logging.getLogger("prompt_image_proxy.database")
+
 T = TypeVar("T")
 
-# How long a call waits for a connection that is free, and how long a probe may take.
-_FREE_SECONDS = _PROBE_SECONDS = 2.0
+# How long a call waits for a connection that is free; the first host of several may be dead.
+_FREE_SECONDS = 3.0
+# A shorter probe finds out sooner that the server is back.
+_PROBE_SECONDS = 2.0
 _SILENT = "the database does not answer in time"
 
 
@@ -35,21 +39,14 @@ class Server:
     """
 
     def __init__(
-        self,
-        url: str,
-        size: int,
-        gate: Gate,
-        complaints: Complaints,
-        *,
-        seconds: float,
-        lifetime: float = 3600.0,
+        self, url: str, size: int, gate: Gate, seconds: float, lifetime: float = 3600.0
     ) -> None:
         self._url = url
         self._size = size
         self._gate = gate
-        self._complaints = complaints
         self._seconds = seconds
         self._lifetime = lifetime
+        self._complaints = Complaints(log, "The database refused a call: %s", time.monotonic)
         self._pool: ConnectionPool[Connection] | None = None
         self._mutex = threading.Lock()
 
@@ -78,7 +75,7 @@ class Server:
         with self._mutex:
             pool, self._pool = self._pool, None
         if pool:
-            pool.close()
+            pool.close(timeout=0)
 
     def _run(self, work: Callable[[Connection], T], deadline: float) -> T:
         pool = self._open()
@@ -106,22 +103,16 @@ class Server:
                 self._pool = ConnectionPool(
                     self._url,
                     connection_class=Connection,
-                    kwargs={"seconds": self._seconds, "report": self._report},
+                    kwargs={"seconds": self._seconds, "report": self._gate.note},
                     min_size=1,
                     max_size=self._size,
                     max_lifetime=self._lifetime,
                     # It would try again at ever longer intervals; a probe makes it try at once.
-                    reconnect_timeout=1.0,
+                    reconnect_timeout=_PROBE_SECONDS,
                     num_workers=1,
                     open=True,
                 )
             return self._pool
-
-    def _report(self, fault: str | None) -> None:
-        if fault is None:
-            self._gate.open()
-        else:
-            self._gate.close(fault)
 
 
 class _Lost(Down):
