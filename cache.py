@@ -16,7 +16,7 @@ from typing import NamedTuple
 from images.formats import EXTENSIONS
 from metrics import OFF, Metrics
 from picture import ImageRequest
-from storage import LockTimeout, NoRoom, Note, Row, State, Totals, Unavailable
+from storage import BeingDrawn, LockTimeout, NoRoom, Note, Row, State, Totals, Unavailable
 from storage.store import DAY, STALE_SECONDS, Store, Task
 from storage.upkeep import adopt, discard, evict, learn, repeat_both, store_errors, sweep
 from storage.verify import Lost, open_verified
@@ -120,7 +120,7 @@ class Cache:
     def delete(self, key: str) -> bool:
         """Delete a picture; return whether there was one.
 
-        Raises Unavailable, also while the picture is being drawn: it would come back.
+        Raises Unavailable, and BeingDrawn while another one is being drawn in its place.
         """
         # After an older database was put back, the file may not be that of the row.
         self.settle()
@@ -171,7 +171,7 @@ class Cache:
             with self.state.hold(key, 0.0):
                 yield
         except LockTimeout as error:
-            raise Unavailable("the picture is being drawn") from error
+            raise BeingDrawn("the picture is being drawn") from error
 
     def _open(self, row: Row) -> Picture | None:
         try:

@@ -6,13 +6,16 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from metrics import Metrics
-from storage import Note, Notes, Recalled, Row, sql
+from storage import N, Note, Notes, Recalled, Row, Unavailable, sql
 from storage.rows import from_columns, to_columns
 
 _NO_LIMIT = 2**53
+# Seconds by which a note may be ahead of a call that began before it was written.
+_CLOCK_PRECISION = 1.0
 
 Values = Mapping[str, Any]
 Step = tuple[str, Values]
@@ -99,27 +102,51 @@ class RelationalState(ABC):
 
     # --- notes
 
-    def recall(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
+    def now(self) -> float:
+        [(now,)] = self._select("now", sql.NOW, {})
+        return float(now)
+
+    def recall(self, kind: type[N], key: str) -> Recalled[N] | None:
+        return self.recall_all([(kind, key)]).get(kind, key)
+
+    def recall_all(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
         kinds = {(kind.kind, key): kind for kind, key in wanted}
         if not kinds:
             return Notes()
-        return Notes(self._recall(kinds))
-
-    def _recall(self, kinds: Mapping[tuple[str, str], type[Note]]) -> dict[Any, Recalled[Any]]:
         values: dict[str, str] = {}
-        for number, (kind, key) in enumerate(kinds):
-            values |= {f"kind{number}": kind, f"key{number}": key}
-        found = {}
-        for kind, key, value, age, left in self._select("recall", sql.recall(len(kinds)), values):
-            name = kind, key
-            if name in kinds and (note := _read_note(kinds[name], value)):
-                found[name] = Recalled(note, max(0.0, age), left)
-        return found
+        for number, (name, key) in enumerate(kinds):
+            values |= {f"kind{number}": name, f"key{number}": key}
+        rows = self._select("recall", sql.recall(len(kinds)), values)
+        if any(age < -_CLOCK_PRECISION for *_, age, _ in rows):
+            with suppress(Unavailable):
+                self._transact("restart", "0", (sql.RESTART, {}))
+        found: dict[tuple[str, str], Recalled[Any]] = {}
+        for name, key, value, age, left in rows:
+            # A damaged index of the table can lead to the note of another key.
+            kind = kinds.get((name, key))
+            if kind and (note := self._read_note(kind, key, value)):
+                found[name, key] = Recalled(note, max(0.0, age), left + min(0.0, age))
+        return Notes(found)
+
+    def _read_note(self, kind: type[N], key: str, value: str) -> N | None:
+        """Return a note; forget one that is damaged or of another version."""
+        try:
+            return kind.from_json(json.loads(value))
+        except (TypeError, ValueError, KeyError):
+            with suppress(Unavailable):
+                self.forget(kind, key)
+            return None
 
     def remember(self, note: Note, key: str, ttl: float) -> None:
-        value = json.dumps(note.to_json())
-        values = {"kind": note.kind, "key": key, "value": value, "ttl": ttl}
+        values = {"kind": note.kind, "key": key, "value": _text_of(note), "ttl": ttl}
         self._write("remember", sql.REMEMBER, [values])
+
+    def exchange(self, before: Recalled[N] | None, after: N, key: str, ttl: float) -> bool:
+        values = {"kind": after.kind, "key": key, "value": _text_of(after), "ttl": ttl}
+        if before is None:
+            return self._write("exchange", sql.REMEMBER_NEW, [values]) > 0
+        values["before"] = _text_of(before.note)
+        return self._write("exchange", sql.EXCHANGE, [values]) > 0
 
     def forget(self, kind: type[Note], key: str) -> bool:
         return self._write("forget", sql.FORGET, [{"kind": kind.kind, "key": key}]) > 0
@@ -156,9 +183,5 @@ class RelationalState(ABC):
         return self._execute(name, statement, values) if values else 0
 
 
-def _read_note(kind: type[Note], value: str) -> Note | None:
-    """Return a note, or None for one that is damaged or of another version."""
-    try:
-        return kind.from_json(json.loads(value))
-    except (TypeError, ValueError, KeyError):
-        return None
+def _text_of(note: Note) -> str:
+    return json.dumps(note.to_json())

@@ -21,6 +21,8 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
 from app import create_app
+from commands.__main__ import cli, open_session
+from commands.session import Door
 from settings.buckets import ObjectSettings
 from storage import State
 from storage.local.sqlite import SqliteState
@@ -160,7 +162,7 @@ class InProcess(_Client):
     def __init__(self, environment: dict[str, str]) -> None:
         self.ahead = 0.0
         app = create_app(config.parse(environment), lambda: time.time() + self.ahead)
-        self._services = app.extensions["prompt_image_proxy"]
+        self.services = app.extensions["prompt_image_proxy"]
         self._server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(
@@ -171,7 +173,7 @@ class InProcess(_Client):
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._services.close()
+        self.services.close()
 
 
 class Gunicorn(_Client):
@@ -361,15 +363,12 @@ Run = Callable[..., click.testing.Result]
 
 @pytest.fixture
 def run(environment: dict[str, str], backend: ScriptedServer) -> Run:
-    """Run `flask --app app …` in this process."""
+    """Run `python -m commands …` in this process."""
 
     def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
         values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
-        app = create_app(config.parse(values))
-        try:
-            return app.test_cli_runner().invoke(args=list(arguments), input=answer)
-        finally:
-            app.extensions["prompt_image_proxy"].cache.close()
+        door = Door(lambda: config.parse(values), open_session)
+        return click.testing.CliRunner().invoke(cli, arguments, input=answer, obj=door)
 
     return invoke
 

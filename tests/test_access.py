@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from markdown_it import MarkdownIt
 
-from access import MAX_EXPIRES_IN, Access, Unauthorised
-from limits import Caller
+from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
 from picture import BadRequest, ImageRequest
 from settings.access_keys import KeySettings
 

@@ -21,7 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from metrics.families import COUNTERS, FACTS, GAUGES, PREFIX, TIMINGS
-from metrics.multiprocess import Files
+from metrics.multiprocess import CountFiles
 
 from . import missing
 from .conftest import (
@@ -409,7 +409,7 @@ def test_folders_of_killed_services_are_removed_at_start(
     kept = [tmp_path / name for name in names]
     for folder in gone + kept:
         folder.mkdir()
-    made = Files.make()
+    made = CountFiles.make()
     assert set(tmp_path.iterdir()) == {*kept, made.folder}
 
 

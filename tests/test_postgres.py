@@ -302,7 +302,7 @@ class Load:
         self.state.remember(Word("x"), key, 60)
 
     def _recall(self, key: str) -> None:
-        self.state.recall([(Word, f"{key} of another")])
+        self.state.recall_all([(Word, f"{key} of another")])
 
     def go_on(self) -> None:
         """Wait until as many calls are made as take a moment."""

@@ -10,10 +10,10 @@ from datetime import datetime
 
 import pytest
 
-from cache import Cache
 from picture import ImageRequest
 from web.cards import VARY, card, wrap
 from web.sentences import ADVICE, CLEARING, SENTENCES, TITLES
+from web.status import Status
 
 from .conftest import (
     BROKEN,
@@ -253,11 +253,11 @@ def test_unforeseen_error_is_a_500_that_only_the_log_explains(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail(cache: Cache) -> None:
+    def fail(status: Status) -> None:
         raise RuntimeError("an invariant that does not hold")
 
     service = serve(backend)
-    monkeypatch.setattr(Cache, "totals", fail)
+    monkeypatch.setattr(Status, "describe", fail)
     got = service.get("/status")
     assert (got.status, "invariant" in got.body.decode()) == (500, False)
     assert "an invariant that does not hold" in caplog.text

@@ -82,7 +82,7 @@ def hosted(number: int) -> Row:
 
 
 def word(state: SqliteState, key: str = "k") -> str | None:
-    found = state.recall([(Word, key)]).get(Word, key)
+    found = state.recall(Word, key)
     return found.note.text if found else None
 
 
@@ -459,7 +459,7 @@ def test_no_statement_reads_a_whole_table(state: SqliteState) -> None:
     state.newest("a", 10, (1.8e9, row.key))
     state.oldest(10)
     state.remember(Word("x"), "k", 10)
-    state.recall([(Word, "k"), (Word, "l")])
+    state.recall_all([(Word, "k"), (Word, "l")])
     state.forget(Word, "k")
     state.expire()
     state.totals()

@@ -14,8 +14,7 @@ from flask import Response, request
 from access import MAX_EXPIRES_IN, Access
 from cache import Cache
 from config import Settings
-from drawing.record import Blocked, Failure
-from limits import Limits
+from drawing.verdict import forget_failures
 from picture import PARAMETERS, BadRequest, ImageRequest, Link
 from storage import Row, Unavailable
 from web.pictures import Pictures
@@ -39,7 +38,6 @@ class Api:
         cache: Cache,
         status: Status,
         pictures: Pictures,
-        limits: Limits,
         thumbnails: Thumbnails,
     ) -> None:
         self.settings = settings
@@ -47,7 +45,6 @@ class Api:
         self.cache = cache
         self.status = status
         self.pictures = pictures
-        self.limits = limits
         self.thumbnails = thumbnails
 
     def sign(self) -> Response:
@@ -98,8 +95,9 @@ class Api:
         # An adopted picture has a key and no prompt.
         if not _is_key(key):
             key = read_image_request(body, self.settings.max_prompt_length).key
-        notes = [self.cache.forget(kind, key) for kind in (Blocked, Failure)]
-        if not self.cache.delete(key) and not any(notes):
+        # In this order: while the picture is being drawn, nothing is deleted.
+        was_cached, had_failed = self.cache.delete(key), forget_failures(self.cache.state, key)
+        if not (was_cached or had_failed):
             raise NotFound("no_such_picture")
         return as_json({"deleted": True, "key": key})
 
@@ -108,7 +106,7 @@ class Api:
         found = self.status.describe()
         if "X-Admin-Token" in request.headers:
             self._authorise_admin()
-            found["keys"] = self.access.usage(self.limits)
+            found["keys"] = self.access.usage(self.cache.state)
         return as_json(found)
 
     def robots(self) -> Response:

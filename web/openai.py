@@ -17,13 +17,12 @@ from typing import Any
 
 from flask import Response, request
 
-from access import Access, Forbidden
+from access import Access, Caller, Forbidden, OverLimit, Reservation
 from cache import Cache, Picture
 from config import Settings
 from drawing.pool import Busy
 from drawing.record import GaveUp
 from drawing.storing import Drawn
-from limits import Caller, OverLimit, Reservation
 from metrics import Metrics
 from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, Link
 from pipeline import Pipeline

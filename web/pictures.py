@@ -19,14 +19,12 @@ from werkzeug.exceptions import NotFound
 from werkzeug.http import http_date
 from werkzeug.wsgi import FileWrapper
 
-from access import Access, Unauthorised
+from access import Access, Caller, Unauthorised
 from cache import Cache, Picture
 from config import Settings
-from drawing.backend import Image
-from drawing.record import Stage
+from drawing.record import Image, Stage
 from drawing.storing import Drawn
 from images.formats import EXTENSIONS
-from limits import Caller
 from metrics import Metrics
 from picture import BadRequest, ImageRequest
 from pipeline import Pipeline
@@ -135,6 +133,7 @@ class Pictures:
             if failure := self.pipeline.remembered(visit.request):
                 raise failure
             return not_drawn()
+        assert visit.caller
         drawn = self.pipeline.draw(visit.request, visit.caller, answer_within=self.answer_within)
         return self._serve_drawn(visit.request, drawn)
 

@@ -154,6 +154,10 @@ SENTENCES: Mapping[str, Sentence] = {
     "too_many_drawings": Sentence(
         "Too many pictures are being drawn at the moment.", "目前正在生成的图片过多。"
     ),
+    "no_room": Sentence(
+        "New pictures cannot be stored at the moment, so none are drawn.",
+        "目前无法保存新图片，因此不生成。",
+    ),
     "cache_unavailable": Sentence("The cache cannot be used at the moment.", "缓存暂时无法使用。"),
     # the API
     "body_not_json": Sentence("The body is not JSON.", "请求体不是 JSON。"),
