@@ -354,6 +354,25 @@ def test_machine_cut_off_from_the_database_draws_nothing_new(cluster: Cluster) -
     wait_until(lambda: one.service.threads_of(worker) <= threads + 4)
 
 
+def test_hanging_bucket_stops_no_hits_and_no_money_is_spent(cluster: Cluster) -> None:
+    one, other, backend = cluster.one, cluster.other, cluster.backend
+    assert one.picture("near").status == other.picture("far").status == 200
+    one.objects.freeze()
+    with ThreadPoolExecutor(120) as pool:
+        waiting = [pool.submit(is_unavailable, lambda: one.picture("far")) for _ in range(120)]
+        wait_until(lambda: one.objects.requests[-1].startswith("GET"))
+        began = time.monotonic()
+        assert is_hit(one.picture("near"))
+        assert time.monotonic() - began < 1
+        assert all(request.result() for request in waiting)
+    assert is_unavailable(lambda: one.picture("new"))
+    assert one.service.get("/status").json["status"] == "degraded"
+    assert len(backend.seen) == 2
+    one.objects.mend()
+    wait_until(lambda: has(one, "far"), IN_TIME)
+    wait_until(lambda: one.picture("new").status == 200, IN_TIME)
+
+
 def test_picture_being_drawn_elsewhere_is_not_deleted(cluster: Cluster) -> None:
     one, other, backend = cluster.one, cluster.other, cluster.backend
     gate = Gate(drawing())
