@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,12 +27,10 @@ from .conftest import (
     BROKEN,
     KEY,
     REFUSAL,
-    ROOT,
     Gunicorn,
     InProcess,
     Run,
     drawing,
-    hosting_settings,
     llm_settings,
     saying,
 )
@@ -313,19 +309,6 @@ def answer_of(machine: Machine, description: str) -> Got | None:
         return None
 
 
-def test_failover_that_drops_every_connection_costs_no_request(cluster: Cluster) -> None:
-    drop = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'"
-    drop += " AND pid <> pg_backend_pid()"
-
-    def ask(number: int) -> int:
-        if number % 20 == 10:
-            cluster.postgres.execute(drop)
-        return cluster.machines[number % 2].picture(f"over-{number // 4}").status
-
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(ask, range(60))) == {200}
-
-
 def test_machine_cut_off_from_the_database_draws_nothing_new(cluster: Cluster) -> None:
     one, other, backend = cluster.one, cluster.other, cluster.backend
     assert one.picture("held").status == 200
@@ -389,25 +372,6 @@ def test_picture_being_drawn_elsewhere_is_not_deleted(cluster: Cluster) -> None:
     assert other.picture("contested", "HEAD").headers["Content-Length"] is None
 
 
-# --- hosted pictures ----------------------------------------------------------------------------
-
-
-def test_hosted_pictures_need_a_database_only(
-    cluster: Cluster, server: Callable[[], ScriptedServer], tmp_path: Path, opened: list[Any]
-) -> None:
-    host = server()
-    host.say(Say({"image": {"url": "https://images.example.org/1.png"}}), BROKEN)
-    settings = cluster.environment | hosting_settings(host) | {"STORAGE_URL": ""}
-    settings["DATABASE_URL"] = cluster.postgres.schema()
-    one, other = (InProcess(settings | {"CACHE_DIR": str(tmp_path / name)}) for name in "ab")
-    opened += [one, other]
-    for service in (one, other):
-        assert service.picture("hosted").headers["Location"] == "https://images.example.org/1.png"
-    # What cannot be uploaded is delivered and not kept: other machines would not have it.
-    assert one.picture("unkept").status == 200
-    assert list((tmp_path / "a").glob("*.png")) == []
-
-
 # --- commands -----------------------------------------------------------------------------------
 
 
@@ -446,54 +410,37 @@ def test_cache_moves_into_the_cluster_and_out_of_it(
 # --- the start ----------------------------------------------------------------------------------
 
 
-def test_service_does_not_start_without_its_servers(cluster: Cluster, tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py")],
-        cwd=tmp_path,
-        env={
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
-            **cluster.environment,
-            "DATABASE_URL": "postgresql://user:hidden@127.0.0.1:1/pictures",
-            "S3_ENDPOINT_URL": "http://127.0.0.1:1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=False,
-    )
-    assert run.returncode != 0
-    head, database, objects = run.stderr.splitlines()
-    assert head == "Prompt Image Proxy cannot start. The cache cannot be used:"
-    assert database.startswith("  DATABASE_URL: no server answers")
-    assert objects.startswith("  S3_ENDPOINT_URL: object store: cannot be reached")
-
-
-def test_server_that_cannot_be_used_is_a_fault_of_a_setting(cluster: Cluster) -> None:
+def test_server_that_cannot_be_used_is_a_fault_of_a_setting(
+    cluster: Cluster, server: Callable[[], ScriptedServer], opened: list[Any]
+) -> None:
     own = cluster.environment["DATABASE_URL"]
     schema = own.partition("?")[2]
     roles = ("CREATE ROLE weak LOGIN", "CREATE ROLE reader LOGIN IN ROLE pg_read_all_data")
     cluster.postgres.execute(*roles)
-    silent = Link(cluster.postgres.port)
+    opened.append(silent := Link(cluster.postgres.port))
     silent.freeze()
+    refusing = server()
+    refusing.say(Say("<Error><Code>AccessDenied</Code></Error>", 403))
     faults = [
-        ("DATABASE_URL", "postgresql://user:hidden@host.invalid/pictures"),
-        ("DATABASE_URL", cluster.postgres.url("guarded:hidden")),
-        ("DATABASE_URL", cluster.postgres.url("weak") + schema),
-        ("DATABASE_URL", cluster.postgres.url("reader") + schema),
-        ("DATABASE_URL", f"{own}%20-cdefault_transaction_read_only%3Don"),
-        ("DATABASE_URL", cluster.postgres.url(port=silent.port)),
-        ("STORAGE_URL", "s3://nothing-there"),
-        ("STORAGE_URL", "az://without-credentials"),
+        ("DATABASE_URL", {"DATABASE_URL": "postgresql://user:hidden@host.invalid/pictures"}),
+        ("DATABASE_URL", {"DATABASE_URL": cluster.postgres.url("guarded:hidden")}),
+        ("DATABASE_URL", {"DATABASE_URL": cluster.postgres.url("weak") + schema}),
+        ("DATABASE_URL", {"DATABASE_URL": cluster.postgres.url("reader") + schema}),
+        ("DATABASE_URL", {"DATABASE_URL": f"{own}%20-cdefault_transaction_read_only%3Don"}),
+        ("DATABASE_URL", {"DATABASE_URL": cluster.postgres.url(port=silent.port)}),
+        ("STORAGE_URL", {"STORAGE_URL": "s3://nothing-there"}),
+        ("S3_ACCESS_KEY_ID", {"S3_ENDPOINT_URL": refusing.url}),
+        ("STORAGE_URL", {"STORAGE_URL": "az://without-credentials"}),
     ]
 
-    def check(fault: tuple[str, str]) -> list[str]:
-        values = cluster.environment | {"CACHE_DIR": str(cluster.folder / "unused")}
-        return find_faults(config.parse(values | dict([fault])), ("state", "store"))
+    def check(values: dict[str, str]) -> list[str]:
+        settings = {"CACHE_DIR": str(cluster.folder / "unused"), **values}
+        return find_faults(config.parse(cluster.environment | settings), ("state", "store"))
 
-    with closing(silent), ThreadPoolExecutor(len(faults)) as pool:
+    with ThreadPoolExecutor(len(faults)) as pool:
         began = time.monotonic()
-        for (name, _), found in zip(faults, pool.map(check, faults), strict=True):
+        checked = pool.map(check, [values for _, values in faults])
+        for (name, _), found in zip(faults, checked, strict=True):
             assert [sentence.partition(":")[0] for sentence in found] == [name]
             assert "hidden" not in found[0]
         assert "set AZURE_STORAGE_ACCOUNT_NAME" in found[0]

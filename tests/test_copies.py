@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +18,9 @@ from storage import NoRoom, Row, Totals, Unavailable
 from storage.cluster.copies import Copies
 from storage.cluster.objects import Objects
 from storage.cluster.recent import Recent
-from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 from storage.places import Places
 from storage.store import STALE_SECONDS
-from storage.transfer import Place, transfer
 
 from .link import Link
 from .servers import png, wait_until
@@ -200,13 +198,12 @@ def test_least_recently_used_copies_go_first(make: Make, clock: Clock) -> None:
 def test_use_is_written_down_for_other_processes(tmp_path: Path, clock: Clock) -> None:
     one, other = Recent(tmp_path, 250, clock), Recent(tmp_path, 250, clock)
     names = [f"{number:064x}-{number:016x}.png" for number in range(3)]
-    for name in names[:2]:
+    for name in names:
+        if name == names[2]:
+            one.open(names[0]).close()
+            one.flush()
         clock.now += 10
-        one.write(name, b"1" * 100, 1e9)
-    clock.now += 10
-    one.open(names[0]).close()
-    one.flush()
-    other.write(names[2], b"1" * 100, 1e9)
+        other.write(name, b"1" * 100, clock.now)
     assert {path.name for path in tmp_path.iterdir()} == {names[0], names[2]}
 
 
@@ -237,16 +234,6 @@ def test_nothing_is_drawn_for_a_bucket_that_is_down(here: Machine, there: Machin
     wait_until(there.draws_again, 3)
     assert there.store.fault is None
     assert [stored.key for stored in here.store.names()] == [REQUEST.key], "no trial is left"
-
-
-def test_import_ends_while_the_bucket_is_down(here: Machine, tmp_path: Path) -> None:
-    source = Place(SqliteState(tmp_path / "single"), Folder(tmp_path / "single"))
-    with closing(Cache(*source)) as single:
-        single.put(REQUEST.key, PNG, "image/png")
-        here.link.cut()
-        with pytest.raises(Unavailable):
-            list(transfer(source, Place(here.state, here.store)))
-        assert here.cache.totals() == Totals(0, 0)
 
 
 # --- deleted

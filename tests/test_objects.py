@@ -81,20 +81,6 @@ def test_object_has_a_media_type_and_rules_for_caches(answering: ScriptedServer)
     assert request.headers["Cache-Control"] == "public, max-age=1"
 
 
-def test_deleted_object_is_missing(objects: Objects) -> None:
-    objects.put("a.png", b"1", "image/png")
-    for _ in range(2):
-        objects.delete("a.png")
-        with pytest.raises(FileNotFoundError):
-            objects.get("a.png")
-    assert list(objects.list()) == []
-
-
-def test_check_leaves_nothing(objects: Objects) -> None:
-    objects.check()
-    assert list(objects.list()) == []
-
-
 # --- what an answer means
 
 
