@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -68,9 +69,13 @@ class Folder:
                 temporary.unlink(missing_ok=True)
             raise
 
-    def open(self, name: str) -> FileIO:
+    def open(self, name: str, size: int | None = None) -> FileIO:
         with self._metrics.store_call("open"):
-            return FileIO(f"{self.directory}/{name}")
+            file = FileIO(f"{self.directory}/{name}")
+            if size in (None, os.fstat(file.fileno()).st_size):
+                return file
+            file.close()
+            raise FileNotFoundError(errno.ENOENT, "no such file of that size")
 
     def delete(self, name: str) -> None:
         with self._metrics.store_call("delete"):
