@@ -7,18 +7,17 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from io import FileIO
 from typing import NamedTuple
 
 from images.formats import EXTENSIONS
-from metrics import Metrics
+from metrics import OFF, Metrics
 from picture import ImageRequest
-from storage import Note, Row, State, Totals, Unavailable
+from storage import BeingDrawn, LockTimeout, NoRoom, Note, Row, State, Totals, Unavailable
 from storage.store import DAY, STALE_SECONDS, Store, Task
-from storage.unsaved import Backlog, Deleted
 from storage.upkeep import adopt, discard, evict, learn, repeat_both, store_errors, sweep
 from storage.verify import Lost, open_verified
 
@@ -30,14 +29,10 @@ class NotKept(Exception):
 
 
 class Picture(NamedTuple):
-    """A cache hit: its row and, unless it is hosted, its open file, which the receiver closes.
-
-    `data` are the bytes in place of a file while pictures cannot be saved.
-    """
+    """A cache hit: its row and, unless it is hosted, its open file, which the receiver closes."""
 
     row: Row
     file: FileIO | None
-    data: bytes | None = None
 
     def close(self) -> None:
         if self.file:
@@ -56,14 +51,13 @@ class Cache:
         store: Store,
         max_bytes: int = 0,
         clock: Callable[[], float] = time.time,
-        metrics: Metrics | None = None,
+        metrics: Metrics = OFF,
     ) -> None:
         self.state = state
         self.store = store
         self.max_bytes = max_bytes
         self.clock = clock
-        self.metrics = metrics or Metrics()
-        self._backlog = Backlog(state, store)
+        self.metrics = metrics
         self._used: dict[str, float] = {}
         # How many bytes this process may store before it has to look at the totals again.
         self._room = 0.0
@@ -78,9 +72,6 @@ class Cache:
         A row without a prompt learns it from `request`. Raises Unavailable where it cannot be
         known whether there is a picture: drawing might be paid for twice.
         """
-        if self._backlog and (unsaved := self._backlog.get(key)):
-            in_store = unsaved.row.file and unsaved.data is None
-            return self._open(unsaved.row) if in_store else Picture(unsaved.row, None, unsaved.data)
         row = self.state.find(key)
         if row is None:
             return None
@@ -127,22 +118,34 @@ class Cache:
         return self._keep(row, data)
 
     def delete(self, key: str) -> bool:
-        """Delete a picture; return whether there was one. Raises Unavailable."""
+        """Delete a picture; return whether there was one.
+
+        Raises Unavailable, and BeingDrawn while another one is being drawn in its place.
+        """
         # After an older database was put back, the file may not be that of the row.
         self.settle()
-        # On a full disk, this makes room for what is written below.
-        found = self._delete_file(key)
-        # Another process may have the picture in memory, or its row to write yet.
-        self.state.remember(Deleted(), key, Deleted.ttl)
-        was_unsaved = self._backlog.remove(key)
-        # Again: that process may have written the row before it could see the note.
-        if row := self._delete_file(key):
-            # The row last: after a crash in between, it leads to nothing and is a miss.
+        with self._locked(key):
+            row = self.state.find(key)
+            if row is None:
+                return False
+            # The file first, which makes room on a full disk: a row without one is a miss.
+            if row.file:
+                with store_errors():
+                    self.store.delete(row.file)
             self.state.remove([row])
-        if found or row or was_unsaved:
             return True
-        self._backlog.check_elsewhere(key)
-        return False
+
+    @contextmanager
+    def reserve(self, *, is_hosted: bool) -> Iterator[None]:
+        """Raise NoRoom unless a picture drawn in the block could be stored.
+
+        `is_hosted`: an image host takes it, so that the store does not matter.
+        """
+        try:
+            with nullcontext() if is_hosted else self.store.reserve():
+                yield
+        except OSError as error:
+            raise NoRoom(f"new pictures cannot be stored: {error.strerror}") from error
 
     def totals(self) -> Totals | None:
         with suppress(Unavailable):
@@ -150,9 +153,9 @@ class Cache:
         return None
 
     @property
-    def is_degraded(self) -> bool:
-        """Whether pictures are in memory only, because the store cannot be written."""
-        return self._backlog.has_pictures
+    def fault(self) -> str | None:
+        """Why new pictures cannot be stored at the moment, None where they can."""
+        return self.store.fault
 
     def forget(self, kind: type[Note], key: str) -> bool:
         """Forget a note, if the state can be written; return whether there was one."""
@@ -162,19 +165,19 @@ class Cache:
 
     # --- files
 
-    def _delete_file(self, key: str) -> Row | None:
-        """Delete the file of a picture; return its row."""
-        row = self.state.find(key)
-        if row and row.file:
-            with store_errors():
-                self.store.delete(row.file)
-        return row
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        try:
+            with self.state.hold(key, 0.0):
+                yield
+        except LockTimeout as error:
+            raise BeingDrawn("the picture is being drawn") from error
 
     def _open(self, row: Row) -> Picture | None:
         try:
-            known, file = open_verified(self.store, row, self.clock)
+            known, file = open_verified(self.store, row)
         except Lost as why:
-            log.warning("The picture %s %s, and will be drawn again", row.file, why)
+            log.warning("Picture %s %s; it will be redrawn on the next request", row.file, why)
             with suppress(Unavailable):
                 discard(self.state, self.store, [row])
             return None
@@ -188,16 +191,12 @@ class Cache:
             raise NotKept("the picture is larger than CACHE_MAX_BYTES")
         try:
             if row.file:
-                row = replace(row, machine=self.store.write(row.file, data, row.created))
-        except OSError as error:
-            log.debug("A picture could not be written: %s", error.strerror)
-            self._backlog.add(row, data, is_stored=False)
-            raise NotKept(str(error.strerror)) from error
-        try:
+                self.store.write(row.file, data, row.created)
             replaced = self.state.store(row)
-        except Unavailable:
-            self._backlog.add(row, data, is_stored=row.file is not None)
-            return row
+        except (OSError, Unavailable) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            log.error("Picture %s could not be stored: %s", row.key, reason)
+            raise NotKept(str(reason)) from error
         if replaced and replaced != row.file:
             with suppress(OSError):
                 self.store.delete(replaced)
@@ -216,7 +215,7 @@ class Cache:
         meanwhile other threads wait. After it, look the picture up again. Raises Unavailable.
         Where machines share the state, there is nothing to adopt.
         """
-        if self.store.machine or self._settled == self.state.epoch:
+        if self.store.is_shared or self._settled == self.state.epoch:
             return
         with self._settling:
             while self._settled != (epoch := self.state.epoch):
@@ -240,9 +239,6 @@ class Cache:
         quick = [
             Task(self.settle, first=0, period=1),
             Task(self._keep_up, first=0, period=1),
-            Task(self._backlog.save, first=0, period=1),
-            # An outage must not bring back what another machine has deleted.
-            Task(self.state.refresh, first=5, period=5),
             Task(self.flush, first=30, period=30),
             Task(self.state.expire, first=0, period=60),
             *more,
@@ -250,17 +246,16 @@ class Cache:
         slow = [
             # What a crash just before the start left behind is too young for the first sweep.
             *(Task(self.sweep, first, period=DAY) for first in (0, STALE_SECONDS + 60)),
-            *self.store.tasks(self.state),
+            *self.store.tasks(),
         ]
         repeat_both(quick, slow, stop)
         with suppress(Unavailable):
             self.flush()
 
     def close(self) -> None:
-        """Write down what is in memory only, and close the state."""
-        for task in (self._backlog.save, self.flush):
-            with suppress(Unavailable):
-                task()
+        """Write down when pictures were used, and close the state."""
+        with suppress(Unavailable):
+            self.flush()
         self.state.close()
 
     def flush(self) -> None:
@@ -288,7 +283,7 @@ class Cache:
         self.state.expire()
         with store_errors():
             self.store.sweep()
-            if self.store.machine is None:
+            if not self.store.is_shared:
                 sweep(self.state, self.store, self.clock() - STALE_SECONDS)
 
     def _keep_up(self) -> None:

@@ -39,10 +39,14 @@ MIN_SECRET_LENGTH = 16
 
 
 class SettingsError(Exception):
-    """The settings are invalid. `faults` holds a sentence for each fault, variable first."""
+    """The settings are invalid. `faults` holds a sentence for each fault, variable first.
 
-    def __init__(self, faults: list[str]) -> None:
+    `settings` has the default in place of each faulty one, if the others could be read.
+    """
+
+    def __init__(self, faults: list[str], settings: Settings | None = None) -> None:
         self.faults = faults
+        self.settings = settings
         super().__init__("Invalid settings:" + "".join(f"\n  {fault}" for fault in faults))
 
 
@@ -124,7 +128,7 @@ def parse(variables: Mapping[str, str], dotenv: Dotenv | None = None) -> Setting
     )
     _check(settings, reader)
     if reader.faults:
-        raise SettingsError(reader.faults)
+        raise SettingsError(reader.faults, settings)
     return settings
 
 

@@ -7,23 +7,44 @@ SQLite and a folder. tests/test_storage.py runs one behaviour suite over every i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from picture import OPTIONS, ImageRequest
+from picture import OPTIONS, ImageRequest, Problem
 
 
-class Unavailable(Exception):
-    """The state cannot be used at the moment. The text says why, and names no file and no key."""
+class Unavailable(Problem):
+    """The state cannot be used at the moment. `reason`, its text, names no file and no key."""
+
+    _code: ClassVar[str] = "cache_unavailable"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(self._code)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class IncompatibleSchema(Unavailable):
     """A newer version of the program has written this state; it is left as it is."""
 
 
+class NoRoom(Unavailable):
+    """A new picture could not be stored, so none is drawn. The text says why."""
+
+    _code = "no_room"
+
+
+class BeingDrawn(Unavailable):
+    """The picture is being drawn, and cannot be deleted."""
+
+    _code = "still_drawing"
+
+
 class LockTimeout(Exception):
-    """Another process held the lock for longer than the caller would wait."""
+    """Others held the lock, or did the work, for longer than the caller would wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +52,8 @@ class Row:
     """All that is known of one picture. Sizes are pixels and bytes, `created` a Unix time.
 
     A picture lies either in the store, as `file`, or at an image host, at `url`. `digest` is
-    the SHA-256 of its bytes in hex, None for an adopted file until its first hit. `machine` is
-    set while only the machine of that name can read the file. The fields from `prompt` on are
-    None where they are unknown.
+    the SHA-256 of its bytes in hex, None for an adopted file until its first hit. The fields from
+    `prompt` on are None where they are unknown.
     """
 
     key: str
@@ -56,7 +76,6 @@ class Row:
     rewritten: str | None = None
     revised: str | None = None
     drawn_by: str | None = None
-    machine: str | None = None
 
     @property
     def request(self) -> ImageRequest | None:
@@ -92,12 +111,17 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A small fact that expires. Each kind is a frozen dataclass with one owner.
+    """A small fact that expires, stored as JSON under its kind and a key.
 
-    The owner alone writes and reads its kind; the state keeps it as JSON.
+    Each kind is a frozen dataclass, and nothing but that class reads, writes and forgets it.
     """
 
     kind: ClassVar[str]
+
+    def write(self, state: State, key: str, ttl: float) -> None:
+        """Remember this for `ttl` seconds; a drawing goes on if the state cannot be written."""
+        with suppress(Unavailable):
+            state.remember(self, key, ttl)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,7 +137,7 @@ N = TypeVar("N", bound=Note)
 
 @dataclass(frozen=True, slots=True)
 class Recalled(Generic[N]):
-    """A note with its age and what is left of its life, in seconds by the state's clock."""
+    """A note with its age and the time that is left of it, in seconds by the state's clock."""
 
     note: N
     age: float
@@ -121,7 +145,7 @@ class Recalled(Generic[N]):
 
 
 class Notes:
-    """The notes that one call of `State.recall` found."""
+    """The notes that one call of `State.recall_all` found."""
 
     def __init__(self, found: Mapping[tuple[str, str], Recalled[Any]] | None = None) -> None:
         self._found = found or {}
@@ -204,14 +228,31 @@ class State(Protocol):
         """Return when the newest picture of each `drawn_by` was created."""
         ...
 
-    def recall(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
-        """Return the notes of these kinds and keys that have not expired, in one call."""
+    def now(self) -> float:
+        """Return the Unix time of the state's own clock."""
+        ...
+
+    def recall(self, kind: type[N], key: str) -> Recalled[N] | None:
+        """Return a note, None if there is none or it has expired.
+
+        One that cannot be read, such as another version's, is forgotten. If the clock was set
+        back to before notes were written, their time begins anew; by more than 12 hours, it was
+        wrong before, and those notes are void.
+        """
+        ...
+
+    def recall_all(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
+        """Return the notes of several kinds and keys in one call, each as `recall` would."""
         ...
 
     def remember(self, note: Note, key: str, ttl: float) -> None:
-        """Keep a note for `ttl` seconds, in place of one of the same kind and key.
+        """Store a note for `ttl` seconds, in place of one of the same kind and key."""
+        ...
 
-        If it raises, this process alone still recalls the note.
+    def exchange(self, before: Recalled[N] | None, after: N, key: str, ttl: float) -> bool:
+        """Store a note like `remember`, unless `before` is no longer what `recall` would return.
+
+        Return whether it was stored: of several processes that exchange the same note, one does.
         """
         ...
 
@@ -232,22 +273,17 @@ class State(Protocol):
         """Return the counts of those keys that have one."""
         ...
 
-    def refresh(self) -> None:
-        """Forget rows remembered for an outage that others have since removed or replaced."""
-        ...
-
     def expire(self) -> None:
         """Drop notes and counts that have expired, and the oldest where there are too many."""
         ...
 
     def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
-        """Hold the lock of `key` (hex digits) against all other processes while in the block.
+        """Hold the lock of `key` (hex digits) against everybody else while in the block.
 
-        Yields whether another process was waited for. A process may hold a lock several times,
-        and the lock ends with it, however that ends. Threads of one process must be kept apart
-        by the caller. Raises LockTimeout after `seconds`. On a file system without locks, each
-        process works alone; without a connection to the server that keeps them, it raises
-        Unavailable.
+        Yields whether another holder was waited for. The lock ends with its process, however
+        that ends; it belongs to no thread. Raises LockTimeout after `seconds`. On a file system
+        without locks, each process works alone; without a connection to the server that keeps
+        them, it raises Unavailable.
         """
         ...
 

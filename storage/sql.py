@@ -11,7 +11,7 @@ from functools import cache
 
 from storage.rows import COLUMNS
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_NOTES = 100_000
 MAX_INTEGER = 2**63 - 1
 
@@ -28,8 +28,7 @@ TABLES = (
         used DOUBLE PRECISION NOT NULL,
         prompt TEXT, width BIGINT, height BIGINT, model TEXT, seed BIGINT,
         quality TEXT, style TEXT, background TEXT, negative_prompt TEXT,
-        optimized TEXT, rewritten TEXT, revised TEXT, drawn_by TEXT,
-        machine TEXT                        -- that alone can read the file; NULL: all can
+        optimized TEXT, rewritten TEXT, revised TEXT, drawn_by TEXT
     )
     """,
     "CREATE INDEX entries_by_age ON entries (created, key)",
@@ -82,6 +81,20 @@ VALUES (:kind, :key, :value, :now, :now + :ttl)
 ON CONFLICT (kind, key) DO UPDATE SET
     value = excluded.value, created = excluded.created, expires = excluded.expires
 """
+# A note that is further in the future was written while the clock was wrong.
+_MAX_AHEAD = 43_200
+_IS_OVER = f"(notes.expires <= :now OR notes.created > :now + {_MAX_AHEAD})"
+REMEMBER_NEW = f"{REMEMBER} WHERE {_IS_OVER}"
+EXCHANGE = f"""
+UPDATE notes SET value = :value, created = :now, expires = :now + :ttl
+WHERE kind = :kind AND key = :key AND value = :before AND NOT {_IS_OVER}
+"""
+# After the clock was set back, the time of notes from its future begins anew.
+RESTART = f"""
+UPDATE notes SET expires = expires - created + :now, created = :now
+WHERE created > :now AND NOT {_IS_OVER}
+"""
+NOW = "SELECT :now AS now"
 FORGET = "DELETE FROM notes WHERE kind = :kind AND key = :key"
 # A count is a note whose value is a number: it expires, is trimmed and is salvaged like one.
 _COUNT = "CASE WHEN notes.expires > :now THEN CAST(notes.value AS BIGINT) ELSE 0 END"
@@ -97,7 +110,7 @@ TAKE_BACK = f"""
 UPDATE notes SET value = CAST({_COUNT} - :amount AS TEXT)
 WHERE kind = 'count' AND key = :key AND {_COUNT} >= :amount
 """
-EXPIRE = "DELETE FROM notes WHERE expires <= :now"
+EXPIRE = f"DELETE FROM notes WHERE {_IS_OVER}"
 TRIM = f"""
 DELETE FROM notes WHERE created <=
     (SELECT created FROM notes ORDER BY created DESC LIMIT 1 OFFSET {MAX_NOTES})
@@ -123,14 +136,11 @@ def last_drawn(count: int) -> str:
 
 @cache
 def recall(count: int) -> str:
-    """Parameters: `kind0`, `key0`, `kind1`, `key1` …
-
-    A clock that was set back by more than a minute makes the notes "of the future" invalid.
-    """
+    """Parameters: `now`, `kind0`, `key0`, `kind1`, `key1` …"""
     wanted = _numbered("kind = :kind{0} AND key = :key{0}", " OR ", count)
     return (
         "SELECT kind, key, value, :now - created AS age, expires - :now AS remaining"
-        f" FROM notes WHERE created <= :now + 60 AND expires > :now AND ({wanted})"
+        f" FROM notes WHERE NOT {_IS_OVER} AND ({wanted})"
     )
 
 

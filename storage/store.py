@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from io import FileIO
 from typing import NamedTuple, Protocol
-
-from storage import State
 
 DAY = 86400.0
 # Files of work that may still be under way are younger.
@@ -22,16 +21,12 @@ class Task(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """One object of a store: its name, its bytes, and Unix times of creation and last change.
-
-    `machine` is as in its row.
-    """
+    """One object of a store: its name, its bytes, and Unix times of creation and last change."""
 
     name: str
     bytes: int
     created: float
     changed: float
-    machine: str | None = None
 
     @property
     def key(self) -> str:
@@ -45,39 +40,35 @@ class Store(Protocol):
     """
 
     @property
-    def machine(self) -> str | None:
-        """The name of this machine where others share the state, else None.
+    def is_shared(self) -> bool:
+        """Whether other machines use it, too.
 
-        Where they do, a file without a row is not adopted: its picture may have been deleted.
+        A file without a row is then not adopted: its picture may just have been deleted.
         """
         ...
 
     @property
-    def has_pending(self) -> bool:
-        """Whether pictures wait until other machines can read them."""
+    def fault(self) -> str | None:
+        """Why new pictures cannot be stored at the moment, None where they can."""
         ...
 
     def check(self) -> None:
         """Raise OSError unless pictures can be stored."""
         ...
 
-    def write(self, name: str, data: bytes, created: float) -> str | None:
-        """Store new bytes durably, as created at the Unix time `created` (whole seconds).
-
-        Return the name of this machine if for now only it can read them.
-        """
+    def reserve(self) -> AbstractContextManager[None]:
+        """Raise OSError unless one more picture could be written, while in the block."""
         ...
 
-    def open(self, name: str) -> FileIO:
+    def write(self, name: str, data: bytes, created: float) -> None:
+        """Store new bytes durably, as created at the Unix time `created` (whole seconds)."""
+        ...
+
+    def open(self, name: str, size: int | None = None) -> FileIO:
         """Open for reading: a regular local file, so that the kernel can send it.
 
-        Its modification time is `created` in whole seconds if it is unchanged and has been
-        verified. Raises FileNotFoundError if it does not exist.
+        Raises FileNotFoundError if there is none by this name, or none of `size` bytes.
         """
-        ...
-
-    def drop_copy(self, name: str) -> bool:
-        """Drop a damaged copy of bytes that are kept elsewhere; return whether there was one."""
         ...
 
     def delete(self, name: str) -> None:
@@ -92,6 +83,6 @@ class Store(Protocol):
         """Delete what interrupted writes left behind more than ten minutes ago."""
         ...
 
-    def tasks(self, state: State) -> Sequence[Task]:
-        """Return what this store needs done from time to time. They raise Unavailable."""
+    def tasks(self) -> tuple[Task, ...]:
+        """Return what this store needs done from time to time. They raise OSError."""
         ...

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -39,9 +38,8 @@ class Copied(NamedTuple):
 def transfer(source: Place, target: Place) -> Iterator[Copied]:
     """Copy every picture whose key `target` does not have; yield an outcome for each row.
 
-    Files are compared with their digests and written before their rows. One that cannot be read,
-    or that other machines could not read, is a problem of its row alone. Raises Unavailable if a
-    state or the target fails.
+    Files are compared with their digests and written before their rows. One that cannot be read
+    is a problem of its row alone. Raises Unavailable if a state or the target fails.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         for rows in _pages(source.state):
@@ -68,12 +66,8 @@ def _copy(source: Store, target: Store, row: Row) -> Copied:
     except (Lost, Unavailable, OSError) as why:
         return Copied(problem=f"{row.file}: {why}")
     with store_errors():
-        if target.write(str(row.file), data, row.created):
-            # The others would wait a day from its creation, which may be long ago, and draw it
-            # again. If an object store fails, this raises as well.
-            target.delete(str(row.file))
-            return Copied(problem=f"{row.file}: no other machine could read it")
-    return Copied(replace(row, machine=None))
+        target.write(str(row.file), data, row.created)
+    return Copied(row)
 
 
 def _read(store: Store, row: Row) -> tuple[Row, bytes]:

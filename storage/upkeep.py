@@ -46,7 +46,7 @@ def repeat(tasks: Sequence[Task], stop: threading.Event) -> None:
 
 
 def repeat_both(quick: Sequence[Task], slow: Sequence[Task], stop: threading.Event) -> None:
-    """Repeat quick tasks, and slow ones in another thread: a hanging upload delays no row."""
+    """Repeat quick tasks, and slow ones in another thread."""
     aside = threading.Thread(target=repeat, args=(slow, stop), daemon=True)
     aside.start()
     repeat(quick, stop)
@@ -105,8 +105,7 @@ def evict(
     while (total := state.totals().bytes) > limit:
         prepare()
         victims = []
-        # Another machine that has pictures of its own evicts them itself.
-        for row in (row for row in state.oldest(BATCH) if row.machine == store.machine):
+        for row in state.oldest(BATCH):
             if total <= limit and total - row.bytes < target:
                 break
             victims.append(row)
@@ -157,7 +156,7 @@ def _adopt(state: State, store: Store, batch: list[Stored]) -> int:
 def _prefer(state: State, store: Store, stored: Stored) -> bool:
     """Put a file into its key's row if the one there is missing, or was adopted and is older."""
     row = state.find(stored.key)
-    if row is None or row.file is None or row.machine not in (None, store.machine):
+    if row is None or row.file is None:
         return False
     is_better = row.digest is None and row.created < stored.created
     return (is_better or not _exists(store, row.file)) and state.amend(row, _row_of(stored))
@@ -188,5 +187,4 @@ def _row_of(stored: Stored) -> Row:
         bytes=stored.bytes,
         digest=None,
         created=stored.created,
-        machine=stored.machine,
     )

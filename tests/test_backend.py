@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 
 from dialect.answers import NoPicture, decode_base64, find_picture
 from dialect.judging import Outcome
-from dialect.learning import Learned
-from drawing.backend import Backend, Image, NotDrawn, Pollinations
+from drawing.backend import Backend, NotDrawn, Pollinations
+from drawing.record import Image
 from picture import ImageRequest
 from settings.servers import BackendSettings, PollinationsSettings
 from storage import State
-from storage.memory import Memory
 from upstream.client import Deadline, Upstream
 
 from .conftest import REFUSAL, InProcess, drawing
@@ -53,11 +52,11 @@ def draw(state: State) -> Draw:
         there = Backend(
             BackendSettings(url, **of_backend),
             Upstream(),
+            state,
             timeout=timeout,
             max_image_bytes=LIMIT,
         )
-        memory = Memory(state, [(Learned, there.note_keys(request)[1])])
-        return there.draw(prompt or request.prompt, request, Deadline.after(seconds), memory)
+        return there.draw(prompt or request.prompt, request, Deadline.after(seconds))
 
     return call
 

@@ -22,7 +22,6 @@ from storage import Row, Totals, Unavailable
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 from storage.store import STALE_SECONDS, Task
-from storage.unsaved import Backlog
 from storage.upkeep import repeat
 
 from .servers import GIF, png, wait_until
@@ -316,42 +315,6 @@ def test_hit_writes_nothing_until_it_is_flushed(cache: Cache, clock: Clock) -> N
 # --- damaged and unreadable files
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda p: p.write_bytes(p.read_bytes()[:-1]),
-        lambda p: p.write_bytes(b""),
-        lambda p: p.write_bytes(b"x" * p.stat().st_size),
-        lambda p: p.write_bytes(png(shade=1, size=p.stat().st_size)),
-        lambda p: p.write_bytes(b"<html>hello</html>"),
-        lambda p: p.unlink(),
-        lambda p: (p.unlink(), p.mkdir()),
-    ],
-    ids=["cut", "emptied", "garbage", "other-picture", "html", "gone", "folder"],
-)
-def test_damaged_file_is_a_miss_and_goes(
-    cache: Cache, folder: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
-) -> None:
-    put(cache, data=png(size=500))
-    [picture] = pictures(folder)
-    damage(picture)
-    assert read(cache) is None
-    assert not picture.is_file()
-    assert cache.totals() == Totals(0, 0)
-    assert len(caplog.records) == 1
-    put(cache)
-    assert read(cache) == png()
-
-
-def test_file_restored_from_a_backup_is_read_once(cache: Cache, folder: Path) -> None:
-    row = put(cache)
-    [picture] = pictures(folder)
-    os.utime(picture, (1, 1))
-    assert read(cache) == png()
-    assert picture.stat().st_mtime_ns == int(row.created) * 10**9
-    assert cache.state.find(REQUEST.key) == row
-
-
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO])
 def test_file_that_cannot_be_opened_now_is_not_drawn_again(
     cache: Cache, code: int, monkeypatch: pytest.MonkeyPatch
@@ -373,7 +336,7 @@ def test_row_of_another_key_never_serves_its_picture(cache: Cache) -> None:
     other = put(cache, ImageRequest("another"), png(shade=3))
     assert isinstance(cache.state, SqliteState)
     changes = {"file": other.file, "key": REQUEST.key}
-    cache.state._write("UPDATE entries SET file = :file WHERE key = :key", [changes])
+    cache.state._write("amend", "UPDATE entries SET file = :file WHERE key = :key", [changes])
     assert read(cache) is None
     assert read(cache, ImageRequest("another")) == png(shade=3)
 
@@ -565,63 +528,6 @@ def test_deleted_folder_is_made_again(cache: Cache, folder: Path, clock: Clock) 
     assert read(cache) == png()
 
 
-@pytest.mark.parametrize("url", [None, "https://img.example/a.png"])
-def test_row_that_cannot_be_written_is_written_later(
-    cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch, url: str | None
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(cache.state, "store", refuse)
-        row = cache.put(REQUEST.key, png(), "image/png", url=url, request=REQUEST)
-        assert row_of(cache) == row
-        assert not cache.is_degraded
-    cache.close()
-    assert row_of(make()) == row
-
-
-@pytest.mark.parametrize("url", [None, "https://img.example/a.png"])
-def test_picture_whose_row_was_never_written_survives_a_crash(
-    cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch, url: str | None
-) -> None:
-    monkeypatch.setattr(cache.state, "store", refuse)
-    cache.put(REQUEST.key, png(), "image/png", url=url)
-    assert read_settled(make()) == png()
-
-
-def test_picture_that_cannot_be_stored_is_served_from_memory_until_it_can(
-    cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(cache.store, "write", refuse_to_write)
-        with pytest.raises(NotKept):
-            put(cache)
-        found = cache.get(REQUEST.key)
-        assert found
-        assert (found.data, found.file) == (png(), None)
-        assert cache.is_degraded
-    cache.close()
-    assert not cache.is_degraded
-    assert read_settled(make()) == png()
-
-
-def test_deleted_picture_is_not_saved_later_by_a_process_that_kept_it(
-    make: Make, cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = make()
-    with monkeypatch.context() as patch:
-        patch.setattr(other.store, "write", refuse_to_write)
-        with pytest.raises(NotKept):
-            put(other)
-        assert not cache.delete(REQUEST.key)
-        assert other.get(REQUEST.key) is None
-        with pytest.raises(NotKept):
-            put(other)
-        cache.delete(REQUEST.key)
-        with pytest.raises(NotKept):
-            put(other, later := ImageRequest("drawn after its deletion"))
-    other.close()
-    assert (read(cache), read(cache, later)) == (None, png())
-
-
 def test_upkeep_goes_on_although_a_task_fails(caplog: pytest.LogCaptureFixture) -> None:
     stop = threading.Event()
 
@@ -632,28 +538,6 @@ def test_upkeep_goes_on_although_a_task_fails(caplog: pytest.LogCaptureFixture) 
     assert "can't start new thread" in caplog.text
 
 
-def test_memory_for_unsaved_pictures_is_bounded(cache: Cache) -> None:
-    backlog = Backlog(cache.state, cache.store, max_bytes=2 * len(png()))
-    for number in range(3):
-        key = f"{number:064x}"
-        row = Row(key=key, file=f"{key}-{number:016x}.png", media_type="image/png",
-                  bytes=len(png()), digest=None, created=1.0)  # fmt: skip
-        backlog.add(row, png(), is_stored=False)
-    assert backlog.get(f"{0:064x}") is None
-    assert backlog.get(f"{2:064x}")
-
-
-def test_lock_of_an_unwritten_row_keeps_other_processes_from_drawing(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(cache.state, "store", refuse)
-        put(cache)
-    assert is_locked_elsewhere(folder, REQUEST.key)
-    cache.close()
-    assert not is_locked_elsewhere(folder, REQUEST.key)
-
-
 KILL_AT_RANDOM = """
 import sys
 from pathlib import Path
@@ -661,7 +545,6 @@ from cache import Cache
 from picture import ImageRequest
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
-from storage.unsaved import Backlog
 from tests.servers import png
 folder = Path(sys.argv[1])
 cache = Cache(SqliteState(folder), Folder(folder))

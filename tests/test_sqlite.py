@@ -82,7 +82,7 @@ def hosted(number: int) -> Row:
 
 
 def word(state: SqliteState, key: str = "k") -> str | None:
-    found = state.recall([(Word, key)]).get(Word, key)
+    found = state.recall(Word, key)
     return found.note.text if found else None
 
 
@@ -459,7 +459,7 @@ def test_no_statement_reads_a_whole_table(state: SqliteState) -> None:
     state.newest("a", 10, (1.8e9, row.key))
     state.oldest(10)
     state.remember(Word("x"), "k", 10)
-    state.recall([(Word, "k"), (Word, "l")])
+    state.recall_all([(Word, "k"), (Word, "l")])
     state.forget(Word, "k")
     state.expire()
     state.totals()
@@ -471,7 +471,7 @@ def test_no_statement_reads_a_whole_table(state: SqliteState) -> None:
     for sql in said:
         # SQLite writes infinity as a word that it cannot read.
         plan = f"EXPLAIN QUERY PLAN {sql.replace('(Inf,', '(9e999,')}"
-        steps = " ".join(str(row["detail"]) for row in state._select(plan, {}))
+        steps = " ".join(str(row["detail"]) for row in state._select("plan", plan, {}))
         # In the order of an index it ends at the LIMIT; and `totals` has one row.
         assert not re.search(r"SCAN (?!\w+ USING (COVERING )?INDEX|totals)|TEMP B-TREE", steps), sql
 

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-import config
 from cache import Cache
-from commands.typescript import import_typescript
 from picture import ImageRequest
 from storage import Unavailable, transfer
 from storage.local.folder import Folder
@@ -132,24 +130,6 @@ def test_target_that_cannot_be_written_ends_the_copy(
     target = Place(state, Folder(tmp_path / "new"))
     with read_only(tmp_path / "new"), pytest.raises(Unavailable):
         list(transfer.transfer(Place(other.state, other.store), target))
-
-
-def test_file_that_no_other_machine_could_read_is_not_copied(
-    other: Cache, tmp_path: Path, opened: list[Any], environment: dict[str, str]
-) -> None:
-    state, store = SqliteState(tmp_path / "new"), Folder(tmp_path / "new", machine="here")
-    opened.append(cache := Cache(state, store))
-    outcomes = list(transfer.transfer(Place(other.state, other.store), Place(state, store)))
-    assert [copied.row.url for copied in outcomes if copied.row] == [HOSTED]
-    assert sum("no other machine" in str(copied.problem) for copied in outcomes) == 2
-    old = tmp_path / "old"
-    old.mkdir()
-    (old / f"{'0' * 64}.meta.json").write_text("{}")
-    (old / f"{'0' * 64}.data").write_bytes(png())
-    settings = config.parse({**environment, "BACKEND_API_URLS": "http://127.0.0.1:1"})
-    with pytest.raises(SystemExit, match="1"):
-        import_typescript(old, settings, cache, as_json=True)
-    assert (list(store.names()), state.totals().entries) == ([], 1)
 
 
 def test_stored_pictures_without_a_row_are_adopted(

@@ -1,19 +1,21 @@
-"""Thumbnails for the gallery: made at the first look, and kept beside their pictures."""
+"""Thumbnails for the gallery: made on first use, and stored beside their pictures."""
 
 from __future__ import annotations
 
 import hashlib
-import io
+import os
 from contextlib import suppress
 from dataclasses import replace
+from io import FileIO
 
 from cache import Picture
 from images.formats import Inconvertible
+from storage import Row
 from storage.local.folder import THUMBNAIL, Folder
 
 
 class Thumbnails:
-    """Keeps thumbnails in a folder of this machine, which deletes them with their pictures."""
+    """Stores thumbnails in a folder of this machine, which deletes them with their pictures."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -24,31 +26,29 @@ class Thumbnails:
         Without Pillow, and for a picture that is hosted or cannot be converted, returns the
         picture itself.
         """
-        if picture.file is None and picture.data is None:  # hosted
+        if picture.file is None:  # hosted
             return picture
-        data = self._find(picture) or self._make(picture)
-        if data is None:
+        name = f"{picture.row.file}{THUMBNAIL}"
+        thumbnail = self._open(name) or self._make(name, picture.file, picture.row)
+        if thumbnail is None:
             return picture
         picture.close()
-        digest = hashlib.sha256(data).hexdigest()
-        row = replace(picture.row, media_type="image/webp", bytes=len(data), digest=digest)
-        return Picture(row, None, data)
+        size = os.fstat(thumbnail.fileno()).st_size
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        row = replace(picture.row, media_type="image/webp", bytes=size, digest=digest)
+        return Picture(row, thumbnail)
 
-    def _find(self, picture: Picture) -> bytes | None:
-        with suppress(OSError), self.folder.open(f"{picture.row.file}{THUMBNAIL}") as file:
-            return file.readall()
+    def _open(self, name: str) -> FileIO | None:
+        with suppress(OSError):
+            return self.folder.open(name)
         return None
 
-    def _make(self, picture: Picture) -> bytes | None:
-        source = picture.file or io.BytesIO(picture.data or b"")
+    def _make(self, name: str, source: FileIO, row: Row) -> FileIO | None:
         try:
             from images.convert import thumbnail  # needs Pillow, which need not be installed
 
-            data = thumbnail(source, picture.row.media_type)
-        except (ImportError, Inconvertible):
+            self.folder.write(name, thumbnail(source, row.media_type), row.created)
+        except (ImportError, Inconvertible, OSError):
             source.seek(0)
             return None
-        if picture.file:
-            with suppress(OSError):  # The next look makes it again.
-                self.folder.write(f"{picture.row.file}{THUMBNAIL}", data, picture.row.created)
-        return data
+        return self._open(name)

@@ -1,169 +1,139 @@
-"""Pictures in an object store that machines share, with copies in a folder of this machine."""
+"""Pictures in a bucket that machines share, with copies in a folder of this machine."""
 
 from __future__ import annotations
 
 import errno
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 
 from images.formats import media_type_of
-from storage import LockTimeout, State
-from storage.cluster.objects import Objects
+from metrics import OFF, Metrics
+from storage import LockTimeout
+from storage.cluster.objects import READ_SECONDS, Objects
 from storage.cluster.recent import Recent
-from storage.local.folder import PICTURE, Folder
-from storage.local.locks import Locks
+from storage.key_locks import KeyLocks
+from storage.local.folder import PICTURE
+from storage.places import NoPlace, Places
 from storage.single_flight import SingleFlight
-from storage.store import DAY, STALE_SECONDS, Stored, Task
-from storage.upkeep import store_errors, strays
-from storage.verify import PATIENCE_SECONDS
-
-# How long to wait for a picture that another thread or process is fetching.
-_FETCH_SECONDS = 15.0
-# How long one process uploads before it returns to its other work.
-_UPLOAD_SECONDS = 5.0
-# The modification time of a file that has not been compared with its digest yet.
-_UNVERIFIED = 0.0
-_UPLOADS = "f" * 15
+from storage.store import STALE_SECONDS, Stored, Task
+from storage.upkeep import BATCH
 
 
 class Copies:
     """The store of several machines.
 
-    `directory` holds copies, up to about `max_bytes`, and below it, in `pending`, the pictures
-    that could not be uploaded yet. `machine` names the machine; no other has this name.
+    `directory` holds copies, up to about `max_bytes`: what this machine drew or served lately.
+    `files` is that of the state. A request that fetches a picture takes one of the `places`.
     """
+
+    is_shared = True
 
     def __init__(
         self,
         objects: Objects,
         directory: Path,
-        machine: str,
+        files: Callable[[Sequence[str]], Mapping[str, str | None]],
+        places: Places,
         max_bytes: int = 0,
         clock: Callable[[], float] = time.time,
+        metrics: Metrics = OFF,
     ) -> None:
-        self.machine = machine
+        self._metrics = metrics
         self._objects = objects
         self._copies = Recent(directory, max_bytes, clock)
-        self._pending = Folder(directory / "pending", clock)
-        self._locks = Locks(directory / "copies.lock")
-        self._fetches: SingleFlight[bytes] = SingleFlight(self._locks)
+        self._files = files
+        self._places = places
+        self._fetches: SingleFlight[bytes] = SingleFlight(KeyLocks())
         self._clock = clock
 
     @property
-    def has_pending(self) -> bool:
-        with suppress(OSError):
-            return any(True for _ in self._pending.names())
-        return True  # in a folder that cannot be read they may
+    def fault(self) -> str | None:
+        return self._objects.fault
+
+    def reserve(self) -> AbstractContextManager[None]:
+        if fault := self.fault:
+            raise OSError(errno.EIO, fault)
+        return nullcontext()
 
     def check(self) -> None:
         self._objects.check()
 
-    def write(self, name: str, data: bytes, created: float) -> str | None:
-        try:
-            self._upload(name, data)
-        except OSError:
-            self._pending.write(name, data, created)
-            return self.machine
+    def write(self, name: str, data: bytes, created: float) -> None:
+        with self._metrics.store_call("write"):
+            self._objects.put(name, data, media_type_of(data) or "application/octet-stream")
         with suppress(OSError):  # Without a copy, the next request fetches the picture.
             self._copies.write(name, data, created)
-        return None
 
-    def open(self, name: str) -> FileIO:
+    def open(self, name: str, size: int | None = None) -> FileIO:
+        with self._metrics.store_call("open"):
+            return self._open(name, size)
+
+    def _open(self, name: str, size: int | None) -> FileIO:
+        # A damaged copy is no lost picture: it is fetched again.
         with suppress(OSError):
-            return self._copies.open(name)
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return self._pending.open(name)
+            return self._copies.open(name, size)
         try:
-            data = self._fetches.run(name, _FETCH_SECONDS, lambda: self._fetch(name))
-        except (LockTimeout, TimeoutError) as error:
-            raise OSError(errno.ETIMEDOUT, "the picture is still being fetched") from error
+            with self._places.take(name):
+                data = self._fetches.run(name, READ_SECONDS, lambda: self._fetch(name, size))
+        except (LockTimeout, TimeoutError, NoPlace) as error:
+            raise OSError(errno.EBUSY, "too many requests wait for the bucket") from error
         with suppress(OSError):
-            return self._copies.open(name)
+            return self._copies.open(name, size)
         return _unnamed(data)
 
-    def drop_copy(self, name: str) -> bool:
-        try:
-            (self._copies.directory / name).unlink()
-        except OSError:
-            return False
-        return True
-
     def delete(self, name: str) -> None:
-        self._objects.delete(name)
-        self._copies.delete(name)
-        self._pending.delete(name)
+        with self._metrics.store_call("delete"):
+            self._objects.delete(name)
+            self._copies.delete(name)
 
     def names(self) -> Iterator[Stored]:
-        """Yield what is in the object store, dated by its upload."""
+        """Yield what is in the bucket, dated by its upload."""
         for name, size, modified in self._objects.list():
             if PICTURE.fullmatch(name):
                 yield Stored(name, size, modified, modified)
 
     def sweep(self) -> None:
-        self._copies.sweep()
-        self._pending.sweep()
+        """Delete interrupted writes, and copies of pictures that other machines have deleted.
 
-    def tasks(self, state: State) -> Sequence[Task]:
+        Raises Unavailable, too.
+        """
+        self._copies.sweep()
+        cutoff = self._clock() - STALE_SECONDS
+        found = self._copies.scan(PICTURE)
+        old = (entry.name for entry, status in found if status.st_ctime < cutoff)
+        while batch := list(islice(old, BATCH)):
+            known = set(self._files([name.partition("-")[0] for name in batch]).values())
+            for name in batch:
+                if name not in known:
+                    self._copies.delete(name)
+
+    def tasks(self) -> tuple[Task, ...]:
         return (
-            Task(lambda: self._upload_pending(state), first=0, period=1),
             Task(self._copies.flush, first=30, period=30),
-            Task(lambda: self._tidy(state), first=STALE_SECONDS, period=DAY),
+            Task(self._recover, first=2, period=2),
         )
 
-    def _upload(self, name: str, data: bytes) -> None:
-        self._objects.put(name, data, media_type_of(data) or "application/octet-stream")
-
-    def _fetch(self, name: str) -> bytes:
+    def _fetch(self, name: str, size: int | None) -> bytes:
         """Return a picture, and keep a copy of it if possible."""
-        with suppress(OSError), self._copies.open(name) as file:
-            return file.readall()  # another process was first
+        with suppress(OSError), self._copies.open(name, size) as file:
+            return file.readall()  # another thread was first
         data = self._objects.get(name)
+        if size not in (None, len(data)):
+            raise FileNotFoundError(errno.ENOENT, "object store: no such object of that size")
         with suppress(OSError):
-            self._copies.write(name, data, _UNVERIFIED)
+            self._copies.write(name, data, self._clock())
         return data
 
-    # --- upkeep
-
-    def _upload_pending(self, state: State) -> None:
-        """Make up for uploads that failed, in one process at a time."""
-        end = time.monotonic() + _UPLOAD_SECONDS
-        with store_errors():
-            if names := [stored.name for stored in self._pending.names()]:
-                with suppress(LockTimeout), self._locks.hold(_UPLOADS, 0.0):
-                    for name in names:
-                        if time.monotonic() < end:
-                            self._make_up(state, name)
-
-    def _make_up(self, state: State, name: str) -> None:
-        """Upload a picture, and write into its row that every machine can read it."""
-        row = state.find(name.partition("-")[0])
-        if row is None or row.file != name:
-            return  # The row is yet to be written, or it has gone and _tidy sees to the file.
-        with self._pending.open(name) as file:
-            data = file.readall()
-        self._upload(name, data)
-        if state.amend(row, replace(row, machine=None)):
-            (self._pending.directory / name).rename(self._copies.directory / name)
-            self._copies.count(len(data))
-        else:  # deleted or replaced meanwhile
-            self.delete(name)
-
-    def _tidy(self, state: State) -> None:
-        """Delete copies of pictures that were deleted or replaced, perhaps by another machine."""
-        state.expire()  # A state that cannot be written may be out of date.
-        now = self._clock()
-        with store_errors():
-            for stray in strays(state, self._copies, now - STALE_SECONDS):
-                self._copies.delete(stray.name)
-            for stray in strays(state, self._pending, now - PATIENCE_SECONDS):
-                # A process that could not write the row yet holds the lock.
-                with suppress(LockTimeout), state.hold(stray.key, 0.0):
-                    self.delete(stray.name)
+    def _recover(self) -> None:
+        """Try a bucket that has failed: without a drawing, nothing else would write to it."""
+        with suppress(OSError):
+            if self.fault:
+                self.check()
 
 
 def _unnamed(data: bytes) -> FileIO:
@@ -176,3 +146,37 @@ def _unnamed(data: bytes) -> FileIO:
         file.close()
         raise
     return file
+
+
+class Nowhere:
+    """The store of several machines that have an image host and no bucket: it takes nothing.
+
+    A file on one machine would be a picture that the others draw and pay for again.
+    """
+
+    is_shared = True
+    fault = "uploads to the image host fail, and STORAGE_URL is not set"
+
+    def check(self) -> None:
+        pass
+
+    def reserve(self) -> AbstractContextManager[None]:
+        raise OSError(errno.EROFS, self.fault)
+
+    def write(self, name: str, data: bytes, created: float) -> None:
+        raise OSError(errno.EROFS, self.fault)
+
+    def open(self, name: str, size: int | None = None) -> FileIO:
+        raise FileNotFoundError(errno.ENOENT, "there is no store")
+
+    def delete(self, name: str) -> None:
+        pass
+
+    def names(self) -> Iterator[Stored]:
+        return iter(())
+
+    def sweep(self) -> None:
+        pass
+
+    def tasks(self) -> tuple[Task, ...]:
+        return ()

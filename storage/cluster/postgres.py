@@ -6,34 +6,24 @@ connection for as long as the client's ("session mode" in PgBouncer).
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from storage import Row, Totals, Unavailable, sql
+from metrics import OFF, Metrics
+from storage import Totals, sql
 from storage.cluster.advisory import AdvisoryLocks, lock_number
 from storage.cluster.connection import Connection
-from storage.cluster.seen import SeenRows
-from storage.cluster.server import CALL_SECONDS, Server
-from storage.cluster.tables import (
-    FILES,
-    FOLD_TOTALS,
-    NOW,
-    TOTALS,
-    ensure_tables,
-    ensure_writable,
-    translate,
-)
-from storage.complaints import Complaints
+from storage.cluster.server import Server, log
+from storage.cluster.tables import FOLD_TOTALS, NOW, TOTALS, ensure_writable, translate
+from storage.gate import Gate
 from storage.relational import Found, RelationalState, Step, Values
-
-log = logging.getLogger("prompt_image_proxy.database")
 
 # Connections per process, beside the one of its locks. A call takes a fraction of a millisecond,
 # so eight serve thousands a second, and ten processes stay below PostgreSQL's default of 100.
 CONNECTIONS = 8
+# How long a call may take. With a probe after it, a request ends within six seconds.
+CALL_SECONDS = 4.0
 # A first start has to say within 10 s what is wrong.
 _CHECK_SECONDS = 8.0
 
@@ -46,62 +36,28 @@ class PostgresState(RelationalState):
     # It never changes: whoever replaces the database, say by a backup, restarts the service.
     epoch = 0
 
-    def __init__(self, url: str, now: str = NOW, seconds: float = CALL_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        now: str = NOW,
+        seconds: float = CALL_SECONDS,
+        metrics: Metrics = OFF,
+    ) -> None:
         """`now` is the server's time in SQL: seconds since the epoch. `seconds` bound each call."""
-        super().__init__(time.monotonic)
-        complaints = Complaints(log, "The database cannot be used: %s", time.monotonic)
-        self._server = Server(url, CONNECTIONS, complaints, ensure_tables, seconds=seconds)
-        one = Server(url, 1, complaints, lifetime=math.inf, seconds=seconds)
-        self._locks = AdvisoryLocks(one)
+        super().__init__(metrics)
+        gate = Gate(log, "The database")
+        self._server = Server(url, CONNECTIONS, gate, seconds)
+        self._locks = AdvisoryLocks(Server(url, 1, gate, seconds, lifetime=math.inf))
         self._now = now
-        self._seen = SeenRows()
 
-    # --- rows, which are remembered so that hits go on while the server is away
-
-    def find(self, key: str) -> Row | None:
-        try:
-            row = super().find(key)
-        except Unavailable:
-            if row := self._seen.get(key):
-                return row
-            raise
-        self._seen.replace(key, row)
-        return row
-
-    def store(self, row: Row) -> str | None:
-        self._seen.replace(row.key, None)
-        replaced = super().store(row)
-        self._seen.replace(row.key, row)
-        return replaced
-
-    def amend(self, old: Row, new: Row) -> bool:
-        self._seen.replace(old.key, None)
-        is_amended = super().amend(old, new)
-        if is_amended:
-            self._seen.replace(new.key, new)
-        return is_amended
-
-    def remove(self, rows: Sequence[Row]) -> int:
-        for row in rows:
-            self._seen.replace(row.key, None)
-        return super().remove(rows)
-
-    def refresh(self) -> None:
-        rows = self._seen.all()
-        files = self.files([row.key for row in rows])
-        for row in rows:
-            if files.get(row.key, "") != row.file:
-                self._seen.replace(row.key, None)
-
-    def files(self, keys: Sequence[str]) -> dict[str, str | None]:
-        return dict(self._select(FILES, {"keys": list(keys)})) if keys else {}
+    # --- rows
 
     def totals(self) -> Totals:
-        [(entries, size)] = self._select(TOTALS, {})
+        [(entries, size)] = self._select("totals", TOTALS, {})
         return Totals(entries, size)
 
     def expire(self) -> None:
-        self._transact("0", (sql.EXPIRE, {}), (sql.TRIM, {}), (FOLD_TOTALS, {}))
+        self._transact("expire", "0", (sql.EXPIRE, {}), (sql.TRIM, {}), (FOLD_TOTALS, {}))
 
     # --- locks and lifetime
 
@@ -117,11 +73,12 @@ class PostgresState(RelationalState):
 
     # --- ways to run statements, each of them one round trip
 
-    def _select(self, statement: str, values: Values) -> Found:
+    def _select(self, name: str, statement: str, values: Values) -> Found:
         query = translate(statement, self._now)
-        return self._server.run(lambda c: c.execute(query, values, binary=True).fetchall())
+        with self._metrics.state_call(name):
+            return self._server.run(lambda c: c.execute(query, values, binary=True).fetchall())
 
-    def _execute(self, statement: str, values: Sequence[Values]) -> int:
+    def _execute(self, name: str, statement: str, values: Sequence[Values]) -> int:
         query = translate(statement, self._now)
         # In one order for all, so that two of them never wait for each other's rows.
         ordered = sorted(values, key=lambda each: str(each["key"]))
@@ -131,9 +88,10 @@ class PostgresState(RelationalState):
                 cursor.executemany(query, ordered)  # one pipeline, and so one transaction
                 return cursor.rowcount
 
-        return self._server.run(work)
+        with self._metrics.state_call(name):
+            return self._server.run(work)
 
-    def _transact(self, key: str, *steps: Step) -> list[Found]:
+    def _transact(self, name: str, key: str, *steps: Step) -> list[Found]:
         # Negative, so that it is not the lock that `hold` takes for the key.
         lock = _TRANSACTION_LOCK, {"lock": ~lock_number(key)}
         queries = [(translate(query, self._now), values) for query, values in (lock, *steps)]
@@ -144,4 +102,5 @@ class PostgresState(RelationalState):
                 cursors = [connection.execute(*query) for query in queries]
             return [cursor.fetchall() if cursor.description else [] for cursor in cursors[1:]]
 
-        return self._server.run(work)
+        with self._metrics.state_call(name):
+            return self._server.run(work)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
-from storage import State
+from metrics import OFF, Metrics
 from storage.store import STALE_SECONDS, Stored, Task
 
 _NAME = r"[0-9a-f]{64}-[0-9a-f]{16}\.(png|jpg|webp|gif)"
@@ -25,23 +27,33 @@ _THUMBNAIL = re.compile(_NAME + re.escape(THUMBNAIL))
 class Folder:
     """The store of a single machine."""
 
-    has_pending = False
+    is_shared = False
 
     def __init__(
         self,
         directory: Path,
         clock: Callable[[], float] = time.time,
-        machine: str | None = None,
+        metrics: Metrics = OFF,
     ) -> None:
-        """`machine` names this one where others share the state, and cannot read the folder."""
         self.directory = directory
-        self.machine = machine
         self._clock = clock
+        self._metrics = metrics
+
+    @property
+    def fault(self) -> str | None:
+        return None
+
+    def reserve(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def check(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
 
-    def write(self, name: str, data: bytes, created: float) -> str | None:
+    def write(self, name: str, data: bytes, created: float) -> None:
+        with self._metrics.store_call("write"):
+            self._write(name, data, created)
+
+    def _write(self, name: str, data: bytes, created: float) -> None:
         self.check()
         temporary = self.directory / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
@@ -56,21 +68,23 @@ class Folder:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        return self.machine
 
-    def open(self, name: str) -> FileIO:
-        return FileIO(f"{self.directory}/{name}")
-
-    def drop_copy(self, name: str) -> bool:
-        return False  # the file is the picture itself
+    def open(self, name: str, size: int | None = None) -> FileIO:
+        with self._metrics.store_call("open"):
+            file = FileIO(f"{self.directory}/{name}")
+            if size in (None, os.fstat(file.fileno()).st_size):
+                return file
+            file.close()
+            raise FileNotFoundError(errno.ENOENT, "no such file of that size")
 
     def delete(self, name: str) -> None:
-        for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
-            path.unlink(missing_ok=True)
+        with self._metrics.store_call("delete"):
+            for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
+                path.unlink(missing_ok=True)
 
     def names(self) -> Iterator[Stored]:
         for entry, found in self.scan(PICTURE):
-            yield Stored(entry.name, found.st_size, found.st_mtime, found.st_ctime, self.machine)
+            yield Stored(entry.name, found.st_size, found.st_mtime, found.st_ctime)
 
     def sweep(self) -> None:
         cutoff = self._clock() - STALE_SECONDS
@@ -81,7 +95,7 @@ class Folder:
             if not (self.directory / entry.name.removesuffix(THUMBNAIL)).exists():
                 self.delete(entry.name)
 
-    def tasks(self, state: State) -> Sequence[Task]:
+    def tasks(self) -> tuple[Task, ...]:
         return ()
 
     def scan(self, wanted: re.Pattern[str]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:

@@ -9,11 +9,11 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from storage import LockTimeout
+from storage.key_locks import KeyLocks
 
 log = logging.getLogger("prompt_image_proxy.locks")
 
@@ -23,8 +23,8 @@ POLL_SECONDS = 0.02
 class Locks:
     """A lock for each key: one byte of the file at `path`.
 
-    See fcntl(2), "Advisory record locking". The locks belong to the process, so its threads
-    must be kept apart by other means. Where the file system has no locks, each process works
+    See fcntl(2), "Advisory record locking". Those locks belong to the process; its threads are
+    kept apart by locks of their own. Where the file system has no locks, each process works
     alone.
     """
 
@@ -32,24 +32,28 @@ class Locks:
         self.path = path
         self._sleep = sleep
         self._files: list[int] = []
-        self._holders: Counter[int] = Counter()
+        self._threads = KeyLocks()
         self._mutex = threading.Lock()
         self._has_complained = False
 
     @contextlib.contextmanager
     def hold(self, key: str, seconds: float) -> Iterator[bool]:
-        """Hold the lock of `key` (hex digits); yield whether another process was waited for.
+        """Hold the lock of `key` (hex digits); yield whether it had to be waited for.
 
         Raises LockTimeout after `seconds`.
         """
-        file, offset = self._open(), int(key[:15], 16)
-        with self._mutex:
-            self._holders[offset] += 1
-        try:
-            end = time.monotonic() + seconds
-            yield file is not None and self._acquire(file, offset, end)
-        finally:
-            self._release(file, offset)
+        end = time.monotonic() + seconds
+        with self._threads.hold(key, seconds) as has_waited:
+            file, offset = self._open(), int(key[:15], 16)
+            if file is None:
+                yield has_waited
+                return
+            was_held = self._acquire(file, offset, end)
+            try:
+                yield has_waited or was_held
+            finally:
+                with contextlib.suppress(OSError):
+                    fcntl.lockf(file, fcntl.LOCK_UN, 1, offset)
 
     def close(self) -> None:
         with self._mutex:
@@ -73,17 +77,6 @@ class Locks:
                 raise LockTimeout
             has_waited = True
             self._sleep(POLL_SECONDS)
-
-    def _release(self, file: int | None, offset: int) -> None:
-        """Release a lock unless the process holds it for another purpose as well."""
-        with self._mutex:
-            self._holders[offset] -= 1
-            if self._holders[offset]:
-                return
-            del self._holders[offset]
-            if file is not None:
-                with contextlib.suppress(OSError):
-                    fcntl.lockf(file, fcntl.LOCK_UN, 1, offset)
 
     def _open(self) -> int | None:
         """Return the open file, or None where it cannot be opened."""

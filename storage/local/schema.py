@@ -46,6 +46,7 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
         ),
         "CREATE INDEX entries_by_size ON entries (bytes, key)",
     ),
+    3: ("ALTER TABLE entries DROP COLUMN machine",),
 }
 
 

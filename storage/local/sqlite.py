@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from metrics import OFF, Metrics
 from storage import Totals
 from storage.local.database import Database, transaction
 from storage.local.locks import Locks
@@ -23,8 +24,9 @@ class SqliteState(RelationalState):
         directory: Path,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        metrics: Metrics = OFF,
     ) -> None:
-        super().__init__(clock)
+        super().__init__(metrics)
         self._database = Database(directory / "index.sqlite3", monotonic)
         self._locks = Locks(directory / "locks")
         self._clock = clock
@@ -42,10 +44,8 @@ class SqliteState(RelationalState):
                 raise sqlite3.DatabaseError("no such totals")
             return Totals(**row)
 
-        return self._database.run(work)
-
-    def refresh(self) -> None:
-        pass  # no row is remembered
+        with self._metrics.state_call("totals"):
+            return self._database.run(work)
 
     def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
         return self._locks.hold(key, seconds)
@@ -59,20 +59,22 @@ class SqliteState(RelationalState):
 
     # --- ways to run statements
 
-    def _select(self, statement: str, values: Values) -> Found:
+    def _select(self, name: str, statement: str, values: Values) -> Found:
         timed = self._timed(values)
-        return self._database.run(lambda c: c.execute(statement, timed).fetchall())
+        with self._metrics.state_call(name):
+            return self._database.run(lambda c: c.execute(statement, timed).fetchall())
 
-    def _execute(self, statement: str, values: Sequence[Values]) -> int:
+    def _execute(self, name: str, statement: str, values: Sequence[Values]) -> int:
         timed = [self._timed(each) for each in values]
 
         def work(connection: sqlite3.Connection) -> int:
             with transaction(connection):
                 return connection.executemany(statement, timed).rowcount
 
-        return self._database.run(work)
+        with self._metrics.state_call(name):
+            return self._database.run(work)
 
-    def _transact(self, key: str, *steps: Step) -> list[Found]:
+    def _transact(self, name: str, key: str, *steps: Step) -> list[Found]:
         # SQLite runs one writing transaction at a time, whatever its key.
         timed = [(statement, self._timed(values)) for statement, values in steps]
 
@@ -80,7 +82,8 @@ class SqliteState(RelationalState):
             with transaction(connection):
                 return [connection.execute(*step).fetchall() for step in timed]
 
-        return self._database.run(work)
+        with self._metrics.state_call(name):
+            return self._database.run(work)
 
     def _timed(self, values: Values) -> Values:
         return {**values, "now": self._clock()}
