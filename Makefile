@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: run test check bench bench-cluster soak format clean
 
 run: $(VENV)/run.stamp
-	@exec $(BIN)/python -m demo.run
+	@exec $(BIN)/python -m demo.start
 
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest

@@ -1,6 +1,6 @@
 """Measure several machines: `python -m benchmarks.cluster [--quick] [--only NAME …]`.
 
-See README.md, "Several machines". Writes benchmarks/results/<commit>-cluster.json.
+See README.md, "Several machines". Writes benchmarks/results/<commit>-two_services.json.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import sys
 
 from benchmarks import run
-from benchmarks.figures import Figures, cluster, database
+from benchmarks.figures import Figures, state_calls, two_services
 
 FIGURES: Figures = {
-    "hits": cluster.hits,
-    "cold": cluster.cold,
-    "identical": cluster.identical,
-    "takeover": cluster.take_over,
-    "trips": database.round_trips,
-    "rows": database.look_up,
+    "hits": two_services.hits,
+    "cold": two_services.cold,
+    "identical": two_services.identical,
+    "takeover": two_services.take_over,
+    "trips": state_calls.round_trips,
+    "rows": state_calls.look_up,
 }
 
 if __name__ == "__main__":

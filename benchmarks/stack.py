@@ -142,7 +142,7 @@ class Upstream:
 @contextlib.contextmanager
 def backend(size: int = 0, delay: float = 0.0, picture: Path | None = None) -> Iterator[Upstream]:
     """Run a backend that draws pictures of `size` bytes, or a given one, after `delay` seconds."""
-    command = [sys.executable, "-m", "benchmarks.backend", "--bytes", str(size)]
+    command = [sys.executable, "-m", "benchmarks.fake_backend", "--bytes", str(size)]
     command += ["--delay", str(delay)] + (["--picture", str(picture)] if picture else [])
     with running(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

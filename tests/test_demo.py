@@ -26,7 +26,7 @@ from .servers import Got, ScriptedServer, fetch, free_port, wait_until
 def demo() -> Iterator[str]:
     """A demo backend in a process of its own; its URL."""
     with subprocess.Popen(
-        [sys.executable, "-m", "demo.server", "--until-eof"],
+        [sys.executable, "-m", "demo.demo_backend", "--until-eof"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -109,7 +109,7 @@ def checkout(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def start(checkout: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "demo.run"],
+        [sys.executable, "-m", "demo.start"],
         cwd=checkout,
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **variables},
         stdout=subprocess.PIPE,

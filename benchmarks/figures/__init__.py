@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from benchmarks.figures import cold, cost, formats, hits, index, large, processes
+from benchmarks.figures import cold, conversion, cost, hits, index, large, processes
 from benchmarks.figures.plan import Figure, Plan
 
 Figures = dict[str, Callable[[Plan], Iterator[Figure]]]
@@ -20,7 +20,7 @@ ALL: Figures = {
     "identical": cold.identical_requests,
     "busy": hits.beside_misses,
     "large": large.beside_large_answers,
-    "formats": formats.pages_as_webp,
+    "formats": conversion.pages_as_webp,
     "index": index.look_up,
     "start": processes.start,
     "memory": processes.memory,

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.figures.plan import Figure, Plan, median
 from cache import Cache
 from demo.canvas import pad_png
-from demo.picture import draw
+from demo.painting import draw
 from picture import ImageRequest
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState

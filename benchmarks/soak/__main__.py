@@ -21,10 +21,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.soak.backends import FailingBackend
 from benchmarks.soak.clients import ADMIN, Tally, load, verify
 from benchmarks.soak.faults import BACKENDS, Saboteur, Scene, is_ready, reload
 from benchmarks.soak.ledger import Ledger
+from benchmarks.soak.vendors import FailingBackend
 from benchmarks.stack import Unmeasurable, free_port, gunicorn, wait_until
 
 SECONDS_BETWEEN_FAULTS = 1.5

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from urllib.parse import quote
 
-from benchmarks.soak.backends import picture_of
 from benchmarks.soak.ledger import Ledger
+from benchmarks.soak.vendors import picture_of
 from benchmarks.stack import KEY, Answer, App, ask
 
 CLIENTS = 6

@@ -21,8 +21,8 @@ from math import log2
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.soak.backends import UNUSABLE, picture_of
 from benchmarks.soak.ledger import Ledger
+from benchmarks.soak.vendors import UNUSABLE, picture_of
 from benchmarks.stack import KEY, App, Unmeasurable, ask, target_of, wait_until
 from picture import ImageRequest
 

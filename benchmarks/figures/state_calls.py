@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
-from benchmarks import servers
-from benchmarks.figures.cluster import quantiles
+from benchmarks import cluster_servers
 from benchmarks.figures.plan import Figure, Plan, median
+from benchmarks.figures.two_services import quantiles
 from drawing.cooldowns import Cooldown
 from picture import ImageRequest
 from storage import Row, State
@@ -47,7 +47,7 @@ def row_of(number: int) -> Row:
 
 def round_trips(plan: Plan) -> Iterator[Figure]:
     with (
-        servers.postgres() as server,
+        cluster_servers.postgres() as server,
         closing(PostgresState(server.schema())) as state,
         closing(SqliteState(plan.folder / "trips")) as alone,
     ):
@@ -87,7 +87,7 @@ def _seconds(call: Callable[[Row], object], row: Row) -> float:
 
 def look_up(plan: Plan) -> Iterator[Figure]:
     seconds: dict[int, list[float]] = {1000: [], plan.entries: []}
-    with servers.postgres() as server:
+    with cluster_servers.postgres() as server:
         states = {}
         for entries in seconds:
             url = server.schema()

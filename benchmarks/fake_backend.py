@@ -1,4 +1,4 @@
-"""An image backend that costs next to nothing: `python -m benchmarks.backend --bytes 51200`.
+"""An image backend that costs next to nothing: `python -m benchmarks.fake_backend --bytes 51200`.
 
 It answers every prompt with the same picture, encoded once at start, so that the load on the
 machine is the service's. It prints its URL and serves until it is terminated. The demo backend
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.canvas import pad_png
-from demo.picture import draw
+from demo.painting import draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.backend")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fake_backend")
     parser.add_argument("--bytes", type=int, default=0, help="pad the picture to this size")
     parser.add_argument("--picture", type=Path, help="the picture to answer with")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible backend that draws without any account: `python -m demo.server`.
+"""An OpenAI-compatible backend that draws without any account: `python -m demo.demo_backend`.
 
 It prints one line, `demo backend on http://127.0.0.1:PORT`, and serves until SIGINT or SIGTERM.
 """
@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from demo.canvas import pad_png
-from demo.picture import draw
+from demo.painting import draw
 
 MAX_BODY = 1 << 20  # bytes
 MAX_DRAINED = 16 << 20  # bytes
@@ -294,7 +294,7 @@ class DemoHandler(BaseHTTPRequestHandler):
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m demo.server", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m demo.demo_backend", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0, the default: a free one")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each picture")
     parser.add_argument("--bytes", type=int, default=0, help="pad pictures to this size")

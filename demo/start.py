@@ -1,7 +1,7 @@
 """`make run`: gunicorn as in production, and the demo backend if nothing is configured.
 
 With a `.env` or `BACKEND_API_URLS`, this replaces itself by gunicorn. Otherwise it also starts
-`demo.server` in a process of its own, prints URLs to open, and stops both together.
+`demo.demo_backend` in a process of its own, prints URLs to open, and stops both together.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def run_demo() -> int:
     """Run both until gunicorn exits or Ctrl-C; return the exit status."""
     # It exits when its standard input, our pipe, is closed: even if we are killed.
     demo = subprocess.Popen(
-        [sys.executable, "-m", "demo.server", "--until-eof"],
+        [sys.executable, "-m", "demo.demo_backend", "--until-eof"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import servers
+from benchmarks import cluster_servers
 from benchmarks.figures.plan import KB, Figure, Plan, median
 from benchmarks.load import CONNECTIONS, Load, wrk
 from benchmarks.stack import App, Unmeasurable, Upstream, ask, backend, gunicorn, wait_until
@@ -39,7 +39,7 @@ class Contestants:
 @contextmanager
 def contestants(plan: Plan, name: str) -> Iterator[Contestants]:
     folder = plan.folder / name
-    with backend(50 * KB) as upstream, servers.shared() as shared, ExitStack() as stack:
+    with backend(50 * KB) as upstream, cluster_servers.shared() as shared, ExitStack() as stack:
         places: dict[str, dict[str, str]] = {"alone": {}, "one": shared, "other": shared}
         yield Contestants(
             *(
@@ -55,7 +55,7 @@ def services(plan: Plan, name: str, delay: float) -> Iterator[tuple[Upstream, Ap
     folder = plan.folder / name
     with (
         backend(50 * KB, delay) as upstream,
-        servers.shared() as shared,
+        cluster_servers.shared() as shared,
         gunicorn(folder / "one", upstream.url, **shared) as one,
         gunicorn(folder / "other", upstream.url, **shared) as other,
     ):

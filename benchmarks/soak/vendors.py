@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.backend import Backend, Reply, drawing
+from benchmarks.fake_backend import Backend, Reply, drawing
 from benchmarks.soak.ledger import Ledger
 from demo.canvas import IEND, Canvas, chunk
 
