@@ -133,21 +133,22 @@ def _make_storage(settings: Settings, clock: Callable[[], float]) -> tuple[State
     """Return where rows and bytes live, and how many bytes the cache may hold; 0 for no limit."""
     folder, limit = settings.cache_dir, settings.cache_max_bytes
     if not settings.database_url:
-        return SqliteState(folder, clock), Folder(folder), limit
+        state = SqliteState(folder, clock, settings.max_image_bytes)
+        return state, Folder(folder, picture_bytes=settings.max_image_bytes), limit
     # Imported here, since they need requirements-cluster.txt.
     from storage.cluster.postgres import PostgresState
 
-    state = PostgresState(settings.database_url)
+    shared = PostgresState(settings.database_url)
     if not settings.storage:
         from storage.cluster.copies import Nowhere
 
-        return state, Nowhere(), limit
+        return shared, Nowhere(), limit
     from storage.cluster.copies import Copies
     from storage.cluster.objects import Objects
 
     objects = Objects(settings.storage, settings.network)
     # The limit is that of the copies: nothing is deleted from the bucket to make room.
-    return state, Copies(objects, folder, limit), 0
+    return shared, Copies(objects, folder, limit), 0
 
 
 def _make_metrics() -> Metrics:

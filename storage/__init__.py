@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from picture import OPTIONS, ImageRequest
+from storage.store import Task
 
 
 class Unavailable(Exception):
@@ -24,6 +25,10 @@ class IncompatibleSchema(Unavailable):
 
 class NoRoom(Unavailable):
     """A new picture could not be stored, so none is drawn. The text says why."""
+
+
+class BeingDrawn(Unavailable):
+    """The picture is being drawn, and cannot be deleted."""
 
 
 class LockTimeout(Exception):
@@ -141,11 +146,20 @@ class State(Protocol):
     """
 
     @property
-    def epoch(self) -> int:
-        """A number that changes when this process begins to use another database than before.
+    def epoch(self) -> object:
+        """A value that changes when another database is put in the place of this one.
 
-        The rows of a lost database may be missing from the new one. Costs no call.
+        Some rows may be missing from that one. Costs no call.
         """
+        ...
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the state, although calls may work."""
+        ...
+
+    def now(self) -> float:
+        """Return the Unix time on the state's own clock."""
         ...
 
     def find(self, key: str) -> Row | None:
@@ -170,11 +184,19 @@ class State(Protocol):
         """
         ...
 
+    def learn(self, old: Row, new: Row) -> None:
+        """Amend a row while a hit waits: without an error, and at once or not at all."""
+        ...
+
     def remove(self, rows: Sequence[Row]) -> int:
         """Remove rows, except those that have been replaced since they were read.
 
         Return how many were removed. All or none are, if the state fails meanwhile.
         """
+        ...
+
+    def delete(self, key: str) -> bool:
+        """Remove a row here and in every backup of the state's own; return whether it was here."""
         ...
 
     def newest(self, search: str, limit: int, before: tuple[float, str] | None) -> list[Row]:
@@ -251,6 +273,10 @@ class State(Protocol):
         Raises Unavailable, also for one that is another machine's and cannot be written, and
         IncompatibleSchema for a newer one.
         """
+        ...
+
+    def tasks(self) -> tuple[Task, ...]:
+        """Return what this state needs done from time to time."""
         ...
 
     def close(self) -> None:

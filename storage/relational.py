@@ -6,10 +6,12 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from storage import Note, Notes, Recalled, Row, sql
+from storage import Note, Notes, Recalled, Row, Unavailable, sql
 from storage.rows import from_columns, to_columns
+from storage.store import Task
 
 _NO_LIMIT = 2**53
 
@@ -41,6 +43,10 @@ class RelationalState(ABC):
         No other transaction of the same `key` (hex digits) runs at the same time.
         """
 
+    def now(self) -> float:
+        [(now,)] = self._select(sql.NOW, {})
+        return float(now)
+
     # --- rows
 
     def find(self, key: str) -> Row | None:
@@ -58,11 +64,17 @@ class RelationalState(ABC):
         return self._write(sql.ADD, [to_columns(row) | {"used": row.created} for row in rows])
 
     def amend(self, old: Row, new: Row) -> bool:
-        changes = {f"new_{name}": value for name, value in to_columns(new).items()}
-        return self._write(sql.AMEND, [to_columns(old) | changes]) > 0
+        return self._write(sql.AMEND, [amendment(old, new)]) > 0
+
+    def learn(self, old: Row, new: Row) -> None:
+        with suppress(Unavailable):
+            self.amend(old, new)
 
     def remove(self, rows: Sequence[Row]) -> int:
         return self._write(sql.REMOVE, [to_columns(row) for row in rows])
+
+    def delete(self, key: str) -> bool:
+        return self._write(sql.DELETE, [{"key": key}]) > 0
 
     def newest(self, search: str, limit: int, before: tuple[float, str] | None) -> list[Row]:
         return self._listed(sql.NEWEST, search, limit, before or (float("inf"), ""))
@@ -129,6 +141,15 @@ class RelationalState(ABC):
     def expire(self) -> None:
         self._transact("0", (sql.EXPIRE, {}), (sql.TRIM, {}))
 
+    # --- upkeep
+
+    @property
+    def fault(self) -> str | None:
+        return None
+
+    def tasks(self) -> tuple[Task, ...]:
+        return ()
+
     # ---
 
     def _listed(
@@ -143,6 +164,11 @@ class RelationalState(ABC):
 
     def _write(self, statement: str, values: Sequence[Values]) -> int:
         return self._execute(statement, values) if values else 0
+
+
+def amendment(old: Row, new: Row) -> Values:
+    """Return the values of sql.AMEND."""
+    return to_columns(old) | {f"new_{name}": value for name, value in to_columns(new).items()}
 
 
 def _read_note(kind: type[Note], value: str) -> Note | None:

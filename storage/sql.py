@@ -65,6 +65,7 @@ AMEND = (
     f" WHERE {_IS_UNCHANGED}"
 )
 REMOVE = f"DELETE FROM entries WHERE {_IS_UNCHANGED}"
+DELETE = "DELETE FROM entries WHERE key = :key"
 _LISTED = (
     f"SELECT {_COLUMNS} FROM entries WHERE ({{0}}, key) < (:before, :key)"
     " AND (:search = '' OR lower(prompt) LIKE lower(:pattern) ESCAPE '!')"
@@ -75,6 +76,8 @@ LARGEST = _LISTED.format("bytes")
 OLDEST = f"SELECT {_COLUMNS} FROM entries WHERE file IS NOT NULL ORDER BY used LIMIT :limit"
 TOUCH = "UPDATE entries SET used = :now - :age WHERE key = :key"
 
+NOW = "SELECT :now AS now"
+
 REMEMBER = """
 INSERT INTO notes (kind, key, value, created, expires)
 VALUES (:kind, :key, :value, :now, :now + :ttl)
@@ -82,7 +85,7 @@ ON CONFLICT (kind, key) DO UPDATE SET
     value = excluded.value, created = excluded.created, expires = excluded.expires
 """
 FORGET = "DELETE FROM notes WHERE kind = :kind AND key = :key"
-# A count is a note whose value is a number: it expires, is trimmed and is salvaged like one.
+# A count is a note whose value is a number: it expires and is trimmed like one.
 _COUNT = "CASE WHEN notes.expires > :now THEN CAST(notes.value AS BIGINT) ELSE 0 END"
 COUNT = f"""
 INSERT INTO notes (kind, key, value, created, expires)
@@ -100,10 +103,6 @@ EXPIRE = "DELETE FROM notes WHERE expires <= :now"
 TRIM = f"""
 DELETE FROM notes WHERE created <=
     (SELECT created FROM notes ORDER BY created DESC LIMIT 1 OFFSET {MAX_NOTES})
-"""
-KEEP_NOTE = """
-INSERT INTO notes (kind, key, value, created, expires)
-VALUES (:kind, :key, :value, :created, :expires) ON CONFLICT (kind, key) DO NOTHING
 """
 
 

@@ -37,14 +37,15 @@ class Status:
         drew = self._last_drawn()
         backends = [self._backend(b, memory, drew.get(b.name)) for b in self.backends.all]
         is_ready = any(backend["state"] == "ready" for backend in backends)
-        is_kept = self.settings.hosting is not None or self.cache.fault is None
-        is_ok = is_ready and totals is not None and is_kept
+        fault = self.cache.fault(is_hosted=self.settings.hosting is not None)
+        is_ok = is_ready and totals is not None and fault is None
         return {
             "status": "ok" if is_ok else "degraded",
             "version": self.version,
             "backends": backends,
             "cache": {
                 "mode": self._mode(),
+                "fault": fault,
                 "entries": totals.entries if totals else None,
                 "bytes": totals.bytes if totals else None,
                 "max_bytes": self.cache.max_bytes,

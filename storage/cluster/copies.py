@@ -83,7 +83,7 @@ class Copies:
         """Yield what is in the object store, dated by its upload."""
         for name, size, modified in self._objects.list():
             if PICTURE.fullmatch(name):
-                yield Stored(name, size, modified, modified)
+                yield Stored(name, size, modified)
 
     def sweep(self) -> None:
         self._copies.sweep()
