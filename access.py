@@ -1,35 +1,64 @@
-"""Who may do what: access keys, the admin token, and signatures that open one picture each.
+"""Who may do what: access keys and their daily limits, the admin token, and signatures.
 
-`sig` is the first 32 hex digits of HMAC-SHA256 over `{cache key in hex}|{exp}`. `exp` is the
-Unix time in seconds after which the signature is void, or empty if it never expires.
+A signature opens one picture: `sig` is the first 32 hex digits of HMAC-SHA256 over
+`{cache key in hex}|{exp}`. `exp` is the Unix time in seconds after which the signature is void,
+or empty if it never expires.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
-from limits import Caller, Limits
-from picture import BadRequest, ImageRequest
-from settings.keys import SHARED_NAME, KeySettings
+from picture import BadRequest, ImageRequest, Problem
+from settings.access_keys import SHARED_NAME, KeySettings
+from storage import State, Unavailable
 
 SIGNATURE_LENGTH = 32
 MAX_EXPIRES_IN = 10 * 365 * 86400
+DAY = 86400.0
+# A day's count is read during that day only; this leaves room for clocks that differ.
+COUNT_TTL = 2 * DAY
 _DERIVATION_LABEL = b"prompt-image-proxy signing key"
 
 
-class Unauthorised(Exception):
-    """No valid credentials. The text is a sentence for the client."""
+class Unauthorised(Problem):
+    """No valid credentials."""
 
 
-class Forbidden(Exception):
-    """Nobody may do this, whatever the credentials. The text is a sentence for the client."""
+class Forbidden(Problem):
+    """Nobody may do this, whatever the credentials."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the name of an access key, and its drawings per UTC day (None: no limit)."""
+
+    name: str
+    per_day: int | None = None
+
+
+# No access key has a name like this.
+COMMAND_LINE = Caller("(command line)")
+
+
+class OverLimit(Problem):
+    """A caller has no drawings left today. `retry_after` is in seconds, until midnight UTC."""
+
+    def __init__(self, caller: Caller, retry_after: int) -> None:
+        super().__init__("daily_limit_reached", limit=caller.per_day)
+        self.caller = caller
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +125,15 @@ class Access:
             self.verify(request, credentials["sig"], credentials.get("exp"))
             return self._shared
         if matches:
-            raise Unauthorised(f"This access key was valid until {matches[0].expires}.")
-        raise Unauthorised("The access key is wrong." if offered else "An access key is required.")
+            raise Unauthorised("key_expired", day=matches[0].expires)
+        raise Unauthorised("key_wrong" if offered else "key_missing")
 
     def authorise_admin(self, token: str) -> None:
         """Accept the admin token, one character a byte. Raises Unauthorised and Forbidden."""
         if self._admin_token is None:
-            raise Forbidden("Administration is off: ADMIN_TOKEN is not set.")
+            raise Forbidden("administration_off")
         if not hmac.compare_digest(token.encode("latin-1"), self._admin_token):
-            raise Unauthorised("The admin token is wrong or missing.")
+            raise Unauthorised("admin_token_wrong")
 
     def opens(self, request: ImageRequest, credentials: Mapping[str, str]) -> bool:
         """Return whether a URL with these credentials shows its picture."""
@@ -124,7 +153,7 @@ class Access:
         `expires_in` is in seconds. Raises Forbidden where signing is off.
         """
         if not self._signing_keys:
-            raise Forbidden("Signing is off: neither SIGNING_KEY nor PROXY_ACCESS_KEY is set.")
+            raise Forbidden("signing_off")
         if expires_in is None:
             return {"sig": _signature(self._signing_keys[0], request.key, "")}
         exp = int(self.clock()) + expires_in
@@ -133,30 +162,32 @@ class Access:
     def verify(self, request: ImageRequest, sig: str, exp: str | None) -> None:
         """Accept a signature of this picture. Raises Unauthorised, BadRequest for a bad `exp`."""
         if exp is not None and not re.fullmatch(r"[0-9]{1,12}", exp):
-            raise BadRequest("The parameter exp must be a Unix time in seconds.")
+            raise BadRequest("not_a_time", name="exp")
         if len(sig) < SIGNATURE_LENGTH:
-            raise Unauthorised("The signature is incomplete.")
+            raise Unauthorised("signature_incomplete")
         offered = sig.encode()
         matches = [
             hmac.compare_digest(offered, _signature(key, request.key, exp or "").encode())
             for key in self._signing_keys
         ]
         if not any(matches):
-            raise Unauthorised("The signature is wrong: it belongs to another picture or key.")
+            raise Unauthorised("signature_wrong")
         if exp is not None and int(exp) <= self.clock():
-            raise Unauthorised("The signature has expired.")
+            raise Unauthorised("signature_expired")
 
-    def usage(self, limits: Limits) -> list[dict[str, Any]]:
+    def usage(self, state: State) -> list[dict[str, Any]]:
         """Return for each key its name, its drawings today and its limits. Raises Unavailable."""
         expires = {own.caller: own.expires for own in self._keys}
         callers = list(dict.fromkeys([*([self._shared] if self.can_sign else []), *expires]))
-        drawings = limits.drawings([caller.name for caller in callers])
+        now = state.now()
+        keys = {caller: _count_key(now, caller) for caller in callers}
+        counts = state.counts(list(keys.values()))
         return [
             {
                 "name": caller.name,
-                "drawings": drawings[caller.name],
+                "drawings": counts.get(keys[caller], 0),
                 "per_day": caller.per_day,
-                "expires": day.isoformat() if (day := expires.get(caller)) else None,
+                "expires": last.isoformat() if (last := expires.get(caller)) else None,
             }
             for caller in callers
         ]
@@ -167,3 +198,58 @@ class Access:
 
 def _signature(key: bytes, cache_key: str, exp: str) -> str:
     return hmac.digest(key, f"{cache_key}|{exp}".encode(), "sha256").hex()[:SIGNATURE_LENGTH]
+
+
+class Reservation:
+    """Places for drawings of one caller; closing gives back those that were not taken.
+
+    Beyond what was reserved, each place is reserved when it is taken. The places belong to the
+    day, by the state's clock, on which the first was reserved. Thread-safe.
+    """
+
+    def __init__(self, state: State, caller: Caller, amount: int = 0) -> None:
+        """Reserve `amount` places at once, or none of them. Raises OverLimit and Unavailable."""
+        self.caller = caller
+        self._state = state
+        self._mutex = threading.Lock()
+        self._left = 0
+        if amount:
+            self._add(amount)
+            self._left = amount
+
+    def take(self) -> None:
+        """Take a place for a drawing. Raises OverLimit and Unavailable.
+
+        It always writes to the state: if that fails, the picture could not be stored either.
+        """
+        with self._mutex:
+            self._add(0 if self._left else 1)
+            self._left = max(0, self._left - 1)
+
+    def give_back(self, amount: int = 1) -> None:
+        """Return places that were taken: their drawings made no call."""
+        with suppress(Unavailable):
+            self._state.count(self._count_key, -amount, COUNT_TTL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._mutex:
+            left, self._left = self._left, 0
+        if left:
+            self.give_back(left)
+
+    def _add(self, amount: int) -> None:
+        limit = self.caller.per_day if amount else None
+        if not self._state.count(self._count_key, amount, COUNT_TTL, limit):
+            raise OverLimit(self.caller, math.ceil(DAY - self._state.now() % DAY))
+
+    @cached_property
+    def _count_key(self) -> str:
+        return _count_key(self._state.now(), self.caller)
+
+
+def _count_key(now: float, caller: Caller) -> str:
+    day = datetime.fromtimestamp(now, UTC).date()
+    return f"{day.isoformat()} {caller.name}"

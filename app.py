@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import click
 from flask import Blueprint, Flask, Response, request
 from werkzeug.routing import BaseConverter
 from werkzeug.wrappers import Response as BaseResponse
 
-import commands
-import config
 from access import Access
 from backends import Backends
 from cache import Cache
@@ -23,18 +19,18 @@ from config import Settings
 from drawing.backend import Backend, Pollinations
 from drawing.pool import Pool
 from hosting import image_host
-from limits import Limits
 from llm import Llm
-from metrics import Metrics
+from metrics import OFF, Metrics
 from pipeline import Pipeline
 from settings.network import NetworkSettings
 from settings.proxies import Proxies
+from settings.table import THREADS_KEPT_FREE
 from storage import State
+from storage.choose import choose_storage
 from storage.local.folder import Folder
-from storage.local.sqlite import SqliteState
-from storage.store import Store, Task
 from upstream.client import Upstream, origin
 from web.api import Api
+from web.counting import counting
 from web.files import page_file
 from web.openai import OpenAi
 from web.openai_errors import PREFIX, openai_error
@@ -60,15 +56,18 @@ class WholePath(BaseConverter):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts with a lifetime of their own; gunicorn.conf.py starts and stops them."""
+    """The parts that requests and commands work with."""
 
+    access: Access
     cache: Cache
     upstream: Upstream
+    backends: Backends
+    llm: Llm | None
     pipeline: Pipeline
 
     def maintain(self, stop: threading.Event) -> None:
-        """Keep the cache in order and write down counts until `stop` is set."""
-        self.cache.maintain(stop, Task(self.pipeline.limits.flush, first=5, period=5))
+        """Keep the cache in order until `stop` is set."""
+        self.cache.maintain(stop)
 
     def close(self) -> None:
         """Finish the drawings under way, and close every connection and file."""
@@ -77,78 +76,45 @@ class Services:
         self.cache.close()
 
 
-def create_app(settings: Settings | None = None, clock: Callable[[], float] = time.time) -> Flask:
-    """Build the application from `settings`, or from the environment and `.env`.
-
-    `clock` returns Unix time. Raises config.SettingsError. Starts no thread, opens no file.
-    """
-    command = click.get_current_context(silent=True)
-    try:
-        settings = settings or config.load(is_flask_command=bool(command))
-    except config.SettingsError as faults:
-        if command:
-            sys.exit(str(faults))  # a command's user reads sentences, not a traceback
-        raise
-    is_measured = settings.metrics and not command
-    metrics = _make_metrics() if is_measured else Metrics()
-    cache = make_cache(settings, clock, metrics)
-    upstream = _make_upstream(settings.network, metrics)
-    llm = Llm(settings.llm, upstream, timeout=settings.llm_timeout) if settings.llm else None
-    backends = _make_backends(settings, upstream, metrics)
-    pipeline = _make_pipeline(settings, upstream, cache, backends, llm, metrics)
-    access = _make_access(settings, clock)
+def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Flask:
+    """Build the application. `clock` returns Unix time. Starts no thread, opens no file."""
+    metrics = _make_metrics() if settings.metrics else OFF
+    services = make_services(settings, clock, metrics)
+    access, cache, pipeline = services.access, services.cache, services.pipeline
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["whole_path"] = WholePath
-    watched = metrics.watch("look-ups", cache)
-    pictures = Pictures(app.wsgi_app, settings, access, watched, pipeline)
-    app.wsgi_app = metrics.watch_requests(pictures)  # type: ignore[assignment,method-assign]
-    status = Status(__version__, settings, cache, backends, llm)
+    pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline, metrics)
+    app.wsgi_app = pictures  # type: ignore[method-assign]
+    app.after_request(counting(metrics))
+    status = Status(__version__, settings, cache, services.backends, services.llm)
     thumbnails = Thumbnails(Folder(settings.cache_dir))
-    api = Api(settings, access, cache, status, pictures, pipeline.limits, thumbnails)
-    openai = OpenAi(settings, access, watched, pipeline, api.link)
-    show = _show_metrics(metrics, access, status, pipeline.limits) if is_measured else None
+    api = Api(settings, access, cache, status, pictures, thumbnails)
+    openai = OpenAi(settings, access, cache, pipeline, api.link, metrics)
+    show = _show_metrics(metrics, access, status) if settings.metrics else None
     app.register_blueprint(_routes(pictures, api, openai, show))
     app.register_error_handler(Exception, _error_handler(has_cards=settings.error_images))
-    services = app.extensions["prompt_image_proxy"] = Services(cache, upstream, pipeline)
-    if command:
-        for warning in settings.warnings:
-            click.echo(f"Warning: {warning}", err=True)
-        command.call_on_close(services.close)
-    commands.register(app.cli, settings, access, cache, pipeline)
+    app.extensions["prompt_image_proxy"] = services
     return app
 
 
-def make_cache(
-    settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics | None = None
-) -> Cache:
+def make_services(
+    settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics = OFF
+) -> Services:
+    """Build the parts that the settings describe. Starts no thread, opens no file."""
+    cache = make_cache(settings, clock, metrics)
+    upstream = _make_upstream(settings.network, metrics)
+    llm = _make_llm(settings, upstream, cache.state, metrics)
+    backends = _make_backends(settings, upstream, cache.state, metrics)
+    pipeline = _make_pipeline(settings, upstream, cache, backends, llm, metrics)
+    access = _make_access(settings, clock)
+    return Services(access, cache, upstream, backends, llm, pipeline)
+
+
+def make_cache(settings: Settings, clock: Callable[[], float], metrics: Metrics) -> Cache:
     """Return the cache that the settings describe, not yet opened."""
-    metrics = metrics or Metrics()
-    state, store, limit = _make_storage(settings, clock)
-    state, store = metrics.watch("state", state), metrics.watch("store", store)
+    state, store, limit = choose_storage(settings, clock, metrics)
     return Cache(state, store, limit, clock, metrics)
-
-
-def _make_storage(settings: Settings, clock: Callable[[], float]) -> tuple[State, Store, int]:
-    """Return where rows and bytes live, and how many bytes the cache may hold; 0 for no limit."""
-    folder, limit = settings.cache_dir, settings.cache_max_bytes
-    if not settings.database_url:
-        state = SqliteState(folder, clock, settings.max_image_bytes)
-        return state, Folder(folder, picture_bytes=settings.max_image_bytes), limit
-    # Imported here, since they need requirements-cluster.txt.
-    from storage.cluster.postgres import PostgresState
-
-    shared = PostgresState(settings.database_url)
-    if not settings.storage:
-        from storage.cluster.copies import Nowhere
-
-        return shared, Nowhere(), limit
-    from storage.cluster.copies import Copies
-    from storage.cluster.objects import Objects
-
-    objects = Objects(settings.storage, settings.network)
-    # The limit is that of the copies: nothing is deleted from the bucket to make room.
-    return shared, Copies(objects, folder, limit), 0
 
 
 def _make_metrics() -> Metrics:
@@ -157,12 +123,12 @@ def _make_metrics() -> Metrics:
     return Prometheus()
 
 
-def _show_metrics(metrics: Metrics, access: Access, status: Status, limits: Limits) -> View:
+def _show_metrics(metrics: Metrics, access: Access, status: Status) -> View:
     from metrics.prometheus import Prometheus
     from web.metrics import MetricsPage
 
     assert isinstance(metrics, Prometheus)
-    return MetricsPage(metrics, access, status, limits).show
+    return MetricsPage(metrics, access, status).show
 
 
 def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
@@ -218,30 +184,41 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | N
     return routes
 
 
-def _make_backends(settings: Settings, upstream: Upstream, metrics: Metrics) -> Backends:
+def _make_llm(settings: Settings, upstream: Upstream, state: State, metrics: Metrics) -> Llm | None:
+    if not settings.llm:
+        return None
+    return Llm(settings.llm, upstream, state, timeout=settings.llm_timeout, metrics=metrics)
+
+
+def _make_backends(
+    settings: Settings, upstream: Upstream, state: State, metrics: Metrics
+) -> Backends:
     backends = [
         Backend(
             backend,
             upstream,
+            state,
             timeout=settings.backend_timeout,
             max_image_bytes=settings.max_image_bytes,
+            metrics=metrics,
         )
         for backend in settings.backends
     ]
-    watched = [metrics.watch("backend", backend) for backend in backends]
-    return Backends(watched, blocked_retry_attempts=settings.blocked_retry_attempts)
+    return Backends(
+        backends, state, blocked_retry_attempts=settings.blocked_retry_attempts, metrics=metrics
+    )
 
 
 def _make_fallback(settings: Settings, upstream: Upstream, metrics: Metrics) -> Pollinations | None:
     if not settings.pollinations:
         return None
-    fallback = Pollinations(
+    return Pollinations(
         settings.pollinations,
         upstream,
         timeout=settings.backend_timeout,
         max_image_bytes=settings.max_image_bytes,
+        metrics=metrics,
     )
-    return metrics.watch("backend", fallback)
 
 
 def _make_converter(settings: Settings) -> Converter | None:
@@ -263,17 +240,18 @@ def _make_pipeline(
     host = None
     if settings.hosting:
         host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
-    places = settings.threads - config.THREADS_KEPT_FREE
+    places = settings.threads - THREADS_KEPT_FREE
     return Pipeline(
         cache,
-        metrics.watch("backends", backends),
-        metrics.watch_pool(Pool(cache.state, settings.drawings, places)),
-        llm=metrics.watch("llm", llm) if llm else None,
+        backends,
+        Pool(cache.state, settings.drawings, places, metrics),
+        llm=llm,
         fallback=_make_fallback(settings, upstream, metrics),
-        host=metrics.watch("image host", host) if host else None,
+        host=host,
         converter=_make_converter(settings),
         generation_deadline=settings.generation_deadline,
         upload_timeout=settings.upload_timeout,
         blocked_ttl=settings.blocked_ttl,
         fingerprint=settings.fingerprint,
+        metrics=metrics,
     )

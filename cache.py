@@ -14,7 +14,7 @@ from io import FileIO
 from typing import NamedTuple
 
 from images.formats import EXTENSIONS
-from metrics import Metrics
+from metrics import OFF, Metrics
 from picture import ImageRequest
 from storage import BeingDrawn, LockTimeout, NoRoom, Note, Row, State, Totals, Unavailable
 from storage.store import DAY, STALE_SECONDS, Store, Task
@@ -51,13 +51,13 @@ class Cache:
         store: Store,
         max_bytes: int = 0,
         clock: Callable[[], float] = time.time,
-        metrics: Metrics | None = None,
+        metrics: Metrics = OFF,
     ) -> None:
         self.state = state
         self.store = store
         self.max_bytes = max_bytes
         self.clock = clock
-        self.metrics = metrics or Metrics()
+        self.metrics = metrics
         self._used: dict[str, float] = {}
         self._settled: object = None
         self._settling = threading.Lock()

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from dialect.endpoint import Endpoint, clean_text
 from dialect.judging import Fault, Outcome
-from dialect.learning import Learned
-from drawing.cooldowns import Cooldown, Cooldowns
+from drawing.cooldowns import Outages
+from metrics import OFF, Metrics
 from settings.servers import PLACEHOLDER, LlmSettings
-from storage import Note
-from storage.memory import Memory
+from storage import LockTimeout, Note, State
+from storage.single_flight import SingleFlight
 from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
 
 MIN_LENGTH = 5
@@ -22,12 +22,11 @@ MAX_LENGTH = 2000
 MAX_TOKENS = 4096
 ANSWER_TTL = 30 * 86400.0
 
-
 _NO_MESSAGE = Fault(Outcome.FAILED, "no message")
 
 
 class RewriteFailed(Exception):
-    """The LLM gave no usable prompt. `why` is a word as of a backend's fault."""
+    """The LLM gave no usable prompt. `why` is a word like those for the faults of backends."""
 
     def __init__(self, reason: str, why: str = "no prompt") -> None:
         super().__init__(reason)
@@ -54,11 +53,22 @@ class Rewritten(Note):
 class Llm:
     """One chat-completions API with the templates that are switched on."""
 
-    def __init__(self, settings: LlmSettings, upstream: Upstream, *, timeout: float) -> None:
+    def __init__(
+        self,
+        settings: LlmSettings,
+        upstream: Upstream,
+        state: State,
+        *,
+        timeout: float,
+        metrics: Metrics = OFF,
+    ) -> None:
         self.settings = settings
+        self.state = state
         self.timeout = timeout
-        self.endpoint = Endpoint(upstream, settings.url, "chat/completions", settings.token)
-        self.cooldowns = Cooldowns("The LLM", is_avoided=False)
+        self.metrics = metrics
+        self.endpoint = Endpoint(upstream, state, settings.url, "chat/completions", settings.token)
+        self.outages = Outages(state, self.endpoint.note_key(), "The LLM", is_avoided=False)
+        self._answers: SingleFlight[str] = SingleFlight(state)
 
     def template(self, task: str) -> str | None:
         """Return the template of `task` ("optimise" or "rewrite"), None where it is off."""
@@ -70,40 +80,45 @@ class Llm:
         """How often a refused prompt may be rewritten."""
         return self.settings.safety_attempts if self.settings.safety_template else 0
 
-    def answer_key(self, task: str, prompt: str) -> str:
-        """Return the key of a remembered answer: it changes with the model and the template."""
-        parts = (task, self.endpoint.url, self.settings.model, self.template(task) or "", prompt)
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    def rewrite(self, task: str, prompt: str, deadline: Deadline) -> str:
+        """Return `prompt` rewritten as the template of `task` says, now or earlier.
 
-    def wanted(self, prompt: str) -> list[tuple[type[Note], str]]:
-        """Return the notes that rewriting `prompt` reads."""
-        of_model = self.endpoint.note_key(self.settings.model)
-        wanted: list[tuple[type[Note], str]] = [
-            (Learned, of_model),
-            (Cooldown, self.endpoint.note_key()),
-        ]
-        if self.template("optimise"):
-            wanted.append((Rewritten, self.answer_key("optimise", prompt)))
-        return wanted
-
-    def rewrite(self, task: str, prompt: str, deadline: Deadline, memory: Memory) -> str:
-        """Return `prompt` rewritten as the template of `task` says. Raises RewriteFailed.
-
-        A fault of the server is counted, for /status and one WARNING; an answer that is an
-        apology, or a refusal, is about the prompt.
+        Raises RewriteFailed and Unavailable.
         """
-        key = self.endpoint.note_key()
-        try:
-            message = self._ask(task, prompt, deadline.within(self.timeout), memory)
-        except _Unanswered as error:
-            if error.fault.outcome is not Outcome.REFUSED:
-                picture = self.answer_key(task, prompt)
-                self.cooldowns.count(memory, key, error.fault, str(error), picture)
-            raise
-        self.cooldowns.answered(memory, key)
-        return read_prompt(message)
+        # It changes with whatever changes the answer.
+        parts = (task, self.endpoint.url, self.settings.model, self.template(task) or "", prompt)
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        bounded = deadline.within(self.timeout)
 
-    def _ask(self, task: str, prompt: str, deadline: Deadline, memory: Memory) -> str:
+        def work() -> str:
+            if known := self.state.recall(Rewritten, key):
+                return known.note.prompt
+            answer = self._rewrite(task, prompt, key, bounded)
+            Rewritten(answer).write(self.state, key, ANSWER_TTL)
+            return answer
+
+        try:
+            return self._answers.run(key, bounded.remaining(), work)
+        except LockTimeout as error:
+            raise RewriteFailed(self._too_late, Why.TIMED_OUT) from error
+
+    def _rewrite(self, task: str, prompt: str, key: str, deadline: Deadline) -> str:
+        """Ask the LLM. A fault of the server is counted, for /status and one WARNING.
+
+        An answer that is an apology, or a refusal, is about the prompt.
+        """
+        known = self.outages.recall()
+        with self.metrics.llm_call(task):
+            try:
+                message = self._ask(task, prompt, deadline)
+            except _Unanswered as error:
+                if error.fault.outcome is not Outcome.REFUSED:
+                    self.outages.count(known, error.fault, str(error), key)
+                raise
+            self.outages.end(known)
+            return read_prompt(message)
+
+    def _ask(self, task: str, prompt: str, deadline: Deadline) -> str:
         template = self.template(task) or PLACEHOLDER
         body = {
             "model": self.settings.model,
@@ -112,15 +127,17 @@ class Llm:
             "max_tokens": MAX_TOKENS,
         }
         try:
-            answer = self.endpoint.ask(body, memory=memory, deadline=deadline, limit=JSON_LIMIT)
+            answer = self.endpoint.ask(body, deadline=deadline, limit=JSON_LIMIT)
         except UpstreamError as error:
-            reason = str(error)
-            if error.why is Why.TIMED_OUT:
-                reason = f"no answer within {self.timeout:g} s (LLM_TIMEOUT)"
+            reason = self._too_late if error.why is Why.TIMED_OUT else str(error)
             raise _Unanswered(reason, Fault(Outcome.FAILED, error.why)) from error
         if answer.fault is not None:
             raise _Unanswered(f"{answer.fault.why} (HTTP {answer.reply.status})", answer.fault)
         return message_in(answer.json)
+
+    @property
+    def _too_late(self) -> str:
+        return f"no answer within {self.timeout:g} s (LLM_TIMEOUT)"
 
 
 def message_in(answer: Any) -> str:

@@ -1,6 +1,6 @@
-"""The request for a picture: its URL, its value and its cache key.
+"""The request for a picture: its URL, its value and its cache key; and errors in requests.
 
-Plain values that every other module may use; of them it imports only `values`.
+Every other room may use these plain values; of our code they need only settings/parsers.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import hashlib
 import html
 import re
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from settings.parsers import MODEL
@@ -19,14 +20,28 @@ MAX_SIDE = 4096
 OPTIONS = ("quality", "style", "background", "negative_prompt")
 PARAMETERS = ("width", "height", "model", "seed", *OPTIONS)
 CREDENTIALS = ("key", "sig", "exp")
+MAX_FIELDS = 100
 
 
-class BadRequest(Exception):
-    """An invalid request. The text is one sentence that names the parameter."""
+class Problem(Exception):
+    """An error that clients are told about: a code, and the parameters of its sentence.
 
-    def __init__(self, sentence: str, parameter: str | None = None) -> None:
-        super().__init__(sentence)
-        self.parameter = parameter
+    web/sentences.py holds the sentence of each code, in English and in Chinese.
+    """
+
+    def __init__(self, code: str, **parameters: Any) -> None:
+        super().__init__(code)
+        self.code = code
+        self.parameters = parameters
+
+    def __str__(self) -> str:
+        """Return code and parameters for the log, such as `prompt_too_long (limit=4000)`."""
+        named = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
+        return f"{self.code} ({named})" if named else self.code
+
+
+class BadRequest(Problem):
+    """An invalid request. `parameters["name"]`, if given, is the field to blame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +93,7 @@ class ImageRequest:
             # Flask would turn invalid bytes into U+FFFD, and two prompts would share one key.
             description = path.encode("latin-1").decode("utf-8").removeprefix("/prompt/")
         except UnicodeError:
-            raise BadRequest("The description is not valid UTF-8.") from None
+            raise BadRequest("prompt_not_utf8", name="description") from None
         found = _parse_query(query)
         credentials = {name: found.pop(name) for name in CREDENTIALS if name in found}
         request = cls.from_text(description, max_prompt_length=max_prompt_length, **found)
@@ -131,15 +146,15 @@ class ImageRequest:
 def _parse_query(query: str) -> dict[str, str]:
     """Return the parameters that are known here. Raises BadRequest."""
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=100)
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     except UnicodeDecodeError:
-        raise BadRequest("A parameter is not valid UTF-8.") from None
+        raise BadRequest("parameter_not_utf8") from None
     except ValueError:
-        raise BadRequest("There are more than 100 parameters.") from None
+        raise BadRequest("too_many_parameters", limit=MAX_FIELDS) from None
     found: dict[str, str] = {}
     for name, value in pairs:
         if name in found:
-            raise BadRequest(f"The parameter {name} is given twice.")
+            raise BadRequest("parameter_twice", name=name)
         if name in PARAMETERS or name in CREDENTIALS:
             found[name] = value
     return found
@@ -148,15 +163,14 @@ def _parse_query(query: str) -> dict[str, str]:
 def _prompt(description: str, max_length: int) -> str:
     prompt = description.strip()
     if not prompt:
-        raise BadRequest("The description is empty.", "description")
+        raise BadRequest("prompt_empty", name="description")
     if len(prompt) > max_length:
-        sentence = f"The description is longer than {max_length} characters."
-        raise BadRequest(sentence, "description")
+        raise BadRequest("prompt_too_long", name="description", limit=max_length)
     if "\0" in prompt:
-        raise BadRequest("The description contains a NUL character.", "description")
+        raise BadRequest("prompt_has_nul", name="description")
     # JSON can carry half of a surrogate pair.
     if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise BadRequest("The description is not valid Unicode.", "description")
+        raise BadRequest("prompt_not_unicode", name="description")
     return prompt
 
 
@@ -165,15 +179,13 @@ def _side(name: str, text: str | None) -> int | None:
         return None
     # [0-9] first: int() alone would take '٣', '1_000' and ' 5 '.
     if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_SIDE:
-        sentence = f"The parameter {name} must be an integer from 1 to {MAX_SIDE}."
-        raise BadRequest(sentence, name)
+        raise BadRequest("not_in_range", name=name, low=1, high=MAX_SIDE)
     return int(text)
 
 
 def _model(text: str | None) -> str | None:
     if text is not None and not re.fullmatch(MODEL, text):
-        sentence = "The parameter model must be 1 to 100 of A-Z a-z 0-9 . _ : / @ + -"
-        raise BadRequest(sentence, "model")
+        raise BadRequest("not_a_model", name="model")
     return text
 
 
@@ -181,13 +193,13 @@ def _seed(text: str | None) -> int:
     if text is None:
         return DEFAULT_SEED
     if not re.fullmatch(r"-?[0-9]{1,18}", text):
-        raise BadRequest("The parameter seed must be an integer of at most 18 digits.", "seed")
+        raise BadRequest("not_a_seed", name="seed")
     return int(text)
 
 
 def _option(name: str, text: str | None) -> str | None:
     if text is not None and not (1 <= len(text) <= 200 and text.isprintable()):
-        raise BadRequest(f"The parameter {name} must be 1 to 200 printable characters.", name)
+        raise BadRequest("not_an_option", name=name)
     return text
 
 

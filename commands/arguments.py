@@ -1,19 +1,16 @@
-"""Arguments shared by several commands, and the line that names their cache."""
+"""Arguments and formats shared by several commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from cache import Cache
 from config import Settings
 from picture import PARAMETERS, BadRequest, ImageRequest
-from settings.parsers import printable_url
-from storage import Unavailable
+from web.sentences import explain
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -29,7 +26,7 @@ _HELP = {
     "quality": "In the backend's own words, such as high.",
     "style": "In the backend's own words, such as vivid.",
     "background": "In the backend's own words, such as transparent.",
-    "negative_prompt": "What the picture is not to show.",
+    "negative_prompt": "What to leave out.",
 }
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -40,26 +37,6 @@ def picture_options(command: Command) -> Command:
         option = f"--{name.replace('_', '-')}"
         command = click.option(option, name, help=_HELP[name])(command)
     return command
-
-
-def announce(settings: Settings, cache: Cache) -> None:
-    """Say on stderr which cache a command works on: CACHE_DIR may be set for the service only."""
-    totals = cache.totals()
-    found = f" ({counted(totals.entries)})" if totals else ""
-    places = [str(settings.cache_dir.absolute())]
-    if settings.database_url:
-        places = [printable_url(settings.database_url)]
-        places += [settings.storage.url] if settings.storage else []
-    click.echo(f"Cache: {' and '.join(places)}{found}", err=True)
-
-
-@contextmanager
-def cache_errors() -> Iterator[None]:
-    """End the command with a sentence if the cache cannot be used."""
-    try:
-        yield
-    except Unavailable as error:
-        raise click.ClickException(f"The cache cannot be used: {error}.") from error
 
 
 def counted(pictures: int) -> str:
@@ -83,7 +60,7 @@ def read_request(
             prompt, max_prompt_length=settings.max_prompt_length, **parameters
         )
     except BadRequest as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(explain(error)) from error
 
 
 def age(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
@@ -94,3 +71,12 @@ def age(context: click.Context, option: click.Parameter, text: str | None) -> fl
     if not (number.isascii() and number.isdecimal() and len(number) <= 6 and unit in _UNITS):
         raise click.BadParameter("write a number and s, m, h, d or w, such as 30d")
     return float(int(number) * _UNITS[unit])
+
+
+def valid_text(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    """Return a text that is valid Unicode, for click's `callback`."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("write valid UTF-8") from None
+    return text

@@ -6,126 +6,109 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 
 import click
-from flask.cli import AppGroup
 
 from cache import Cache
-from commands.arguments import (
-    AS_JSON,
-    age,
-    announce,
-    cache_errors,
-    counted,
-    picture_options,
-    read_request,
-)
-from commands.migrate import adopt_command, export_command, import_command
-from config import Settings
-from drawing.record import Blocked, Failure
+from commands.arguments import AS_JSON, age, counted, picture_options, read_request, valid_text
+from commands.migrate import adopt_pictures, export, import_directory
+from commands.session import Session, with_session
+from drawing.verdict import forget_failures
 from storage import Row
 
 
-def cache_group(settings: Settings, cache: Cache) -> click.Group:
-    group = AppGroup("cache", help="Look into the cache, tidy it, and move it.")
-    group.add_command(_list_command(settings, cache))
-    group.add_command(_stats_command(settings, cache))
-    group.add_command(_delete_command(settings, cache))
-    for command in (import_command, export_command, adopt_command):
-        group.add_command(command(settings, cache))
-    return group
+@click.group("cache")
+def cache_group() -> None:
+    """Look into the cache, tidy it, and move it."""
 
 
-def _list_command(settings: Settings, cache: Cache) -> click.Command:
-    @click.command("list")
-    @click.option("--match", default="", help="Only prompts that contain this text.")
-    @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
-    @AS_JSON
-    def list_pictures(match: str, limit: int, as_json: bool) -> None:
-        """List the cached pictures, newest first."""
-        announce(settings, cache)
-        for number, row in enumerate(_rows(cache, match)):
-            if number == limit:
-                break
-            click.echo(json.dumps(row.to_json()) if as_json else _line(row))
-
-    return list_pictures
+for _command in (import_directory, export, adopt_pictures):
+    cache_group.add_command(_command)
 
 
-def _stats_command(settings: Settings, cache: Cache) -> click.Command:
-    @click.command("stats")
-    @AS_JSON
-    def stats(as_json: bool) -> None:
-        """Print how much is in the cache."""
-        announce(settings, cache)
-        totals = cache.totals()
-        if totals is None:
-            raise click.ClickException("The cache cannot be used.")
-        limit = cache.max_bytes
-        if as_json:
-            found = {"entries": totals.entries, "bytes": totals.bytes, "max_bytes": limit}
-            click.echo(json.dumps(found))
-        else:
-            of = f" of {_size(limit)}" if limit else ", no limit"
-            click.echo(f"{counted(totals.entries)}, {_size(totals.bytes)}{of}")
-
-    return stats
+@cache_group.command("list")
+@click.option(
+    "--match", default="", callback=valid_text, help="Only prompts that contain this text."
+)
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@AS_JSON
+@with_session
+def list_pictures(session: Session, match: str, limit: int, as_json: bool) -> None:
+    """List the cached pictures, newest first."""
+    session.announce_cache()
+    for row in islice(_rows(session.cache, match), limit):
+        click.echo(json.dumps(row.to_json()) if as_json else _line(row))
 
 
-def _delete_command(settings: Settings, cache: Cache) -> click.Command:
-    @click.command("delete")
-    @click.argument("prompt", required=False)
-    @picture_options
-    @click.option("--older-than", metavar="AGE", callback=age, help="Such as 30d, 12h or 90m.")
-    @click.option("--match", metavar="TEXT", help="All whose prompt contains this text.")
-    @click.option("--yes", is_flag=True, help="Do not ask.")
-    @AS_JSON
-    def delete(
-        prompt: str | None,
-        older_than: float | None,
-        match: str | None,
-        yes: bool,
-        as_json: bool,
-        **parameters: str | None,
-    ) -> None:
-        """Delete one picture by PROMPT and parameters, or many by --older-than or --match."""
-        if (prompt is None) == (older_than is None and match is None):
-            raise click.UsageError("Give a PROMPT, or --older-than or --match.")
-        announce(settings, cache)
-        if prompt is not None:
-            keys = [read_request(prompt, settings, parameters).key]
-            question = "Delete this picture?"
-        else:
-            before = float("inf") if older_than is None else time.time() - older_than
-            keys = [row.key for row in _rows(cache, match or "") if row.created < before]
-            question = f"Delete {_pictures(len(keys))}?"
-        if keys and not yes:
-            click.confirm(question, abort=True)
-        count = _delete_all(cache, keys)
-        click.echo(json.dumps({"deleted": count}) if as_json else f"{count} deleted")
-        if prompt is not None and not count:
-            raise click.ClickException("There is no such picture in the cache.")
+@cache_group.command()
+@AS_JSON
+@with_session
+def stats(session: Session, as_json: bool) -> None:
+    """Print how much is in the cache."""
+    session.announce_cache()
+    totals = session.cache.state.totals()
+    limit = session.cache.max_bytes
+    if as_json:
+        found = {"entries": totals.entries, "bytes": totals.bytes, "max_bytes": limit}
+        click.echo(json.dumps(found))
+    else:
+        of = f" of {_size(limit)}" if limit else ", no limit"
+        click.echo(f"{counted(totals.entries)}, {_size(totals.bytes)}{of}")
 
-    return delete
+
+@cache_group.command()
+@click.argument("prompt", required=False)
+@picture_options
+@click.option("--older-than", metavar="AGE", callback=age, help="Such as 30d, 12h or 90m.")
+@click.option("--match", callback=valid_text, help="All whose prompt contains this text.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@AS_JSON
+@with_session
+def delete(
+    session: Session,
+    prompt: str | None,
+    older_than: float | None,
+    match: str | None,
+    yes: bool,
+    as_json: bool,
+    **parameters: str | None,
+) -> None:
+    """Delete one picture by PROMPT and parameters, or many by --older-than or --match."""
+    if (prompt is None) == (older_than is None and match is None):
+        raise click.UsageError("Give a PROMPT, or --older-than or --match.")
+    session.announce_cache()
+    if prompt is not None:
+        keys = [read_request(prompt, session.settings, parameters).key]
+        question = "Delete this picture?"
+    else:
+        before = float("inf") if older_than is None else time.time() - older_than
+        keys = [row.key for row in _rows(session.cache, match or "") if row.created < before]
+        question = f"Delete {counted(len(keys))}?"
+    if keys and not yes:
+        click.confirm(question, abort=True)
+    count = _delete_all(session.cache, keys)
+    click.echo(json.dumps({"deleted": count}) if as_json else f"{count} deleted")
+    if prompt is not None and not count:
+        raise click.ClickException("There is no such picture in the cache.")
 
 
 def _delete_all(cache: Cache, keys: list[str]) -> int:
     """Delete pictures and their notes; return how many there were."""
     count = 0
-    with cache_errors():
-        for key in keys:
-            notes = [cache.forget(kind, key) for kind in (Blocked, Failure)]
-            count += cache.delete(key) or any(notes)
+    for key in keys:
+        # In this order: while the picture is being drawn, nothing is deleted.
+        was_cached, had_failed = cache.delete(key), forget_failures(cache.state, key)
+        count += was_cached or had_failed
     return count
 
 
 def _rows(cache: Cache, match: str) -> Iterator[Row]:
     """Yield all rows, a page at a time."""
     last: Row | None = None
-    with cache_errors():
-        while rows := cache.state.newest(match, 200, (last.created, last.key) if last else None):
-            yield from rows
-            last = rows[-1]
+    while rows := cache.state.newest(match, 200, (last.created, last.key) if last else None):
+        yield from rows
+        last = rows[-1]
 
 
 def _line(row: Row) -> str:
@@ -133,10 +116,6 @@ def _line(row: Row) -> str:
     prompt = " ".join(row.prompt.split()) if row.prompt else f"({row.key[:12]}…)"
     size = (row.request and row.request.size) or "-"
     return f"{when}  {_size(row.bytes):>9}  {size:>9}  {prompt[:80]}"
-
-
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
 
 
 def _size(count: int) -> str:

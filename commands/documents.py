@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from picture import BadRequest, ImageRequest
+from web.sentences import explain
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 # The characters that cannot be part of a URL in Markdown or in an attribute, and parentheses.
@@ -21,7 +22,7 @@ _KEY = re.compile(r"(?:\bkey=|\bBearer[ +]+|\bBearer%20)([^\s<>\"'`\\&#]+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundUrl:
     """One of our URLs as written, the picture it names, and its credentials (`key`, `sig`, `exp`).
 
     In HTML, `url` has `&amp;` for `&`.
@@ -33,7 +34,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class LeftKey:
     """An access key that a document contains: its line, counted from 1, and why it was left."""
 
     line: int
@@ -43,7 +44,7 @@ class Left:
 
 def find_urls(
     text: str, public_url: str | None = None, max_prompt_length: int = 4000
-) -> Iterator[tuple[int, Found]]:
+) -> Iterator[tuple[int, FoundUrl]]:
     """Yield the position of each of our URLs in a document, and the URL.
 
     With `public_url`, ours are those that begin with it. Without, they are those that name a
@@ -59,7 +60,7 @@ def find_urls(
 
 def replace_urls(
     text: str,
-    replace: Callable[[Found], str | None],
+    replace: Callable[[FoundUrl], str | None],
     public_url: str | None = None,
     max_prompt_length: int = 4000,
 ) -> tuple[str, int]:
@@ -78,7 +79,7 @@ def replace_urls(
 
 def find_keys(
     text: str, keys: Sequence[str], public_url: str | None = None, max_prompt_length: int = 4000
-) -> Iterator[Left]:
+) -> Iterator[LeftKey]:
     """Yield each place of a document that has an access key, in a URL or as a Bearer token."""
     urls = list(_urls(text))
     starts = [start for start, _ in urls]
@@ -90,21 +91,21 @@ def find_keys(
         place = bisect_right(starts, counted)
         start, url = urls[place - 1] if place else (counted, "")
         if counted >= (end := start + len(url)):
-            yield Left(line, _why_outside(url, text[end : min(counted, end + _MAX_REST)]))
+            yield LeftKey(line, _why_outside(url, text[end : min(counted, end + _MAX_REST)]))
         elif not _is_ours(url, public_url):
-            yield Left(line, f"the URL does not begin with {public_url}/prompt/", True)
+            yield LeftKey(line, f"the URL does not begin with {public_url}/prompt/", True)
         else:
-            yield Left(line, _why_not_read(url, max_prompt_length))
+            yield LeftKey(line, _why_not_read(url, max_prompt_length))
 
 
 def _begins_with(written: str, key: str) -> bool:
-    """Whether a value is the key, as it is or encoded, perhaps with a sentence's end after it."""
+    """Return whether a value is the key, as it is or encoded, perhaps before punctuation."""
     value = unquote(html.unescape(written))
     return value.startswith(key) and not re.match(r"[A-Za-z0-9-]", value[len(key) :])
 
 
 def _why_outside(url: str, rest: str) -> str:
-    """Say why a key is not part of the URL before it; `rest` is what stands between the two."""
+    """Return why a key is not part of the URL before it; `rest` stands between the two."""
     if "/prompt/" in url and "\n" not in rest and len(rest) < _MAX_REST:
         return f"the URL ends at {rest[0]!r}, which must be percent-encoded"
     return "the key is not part of a URL"
@@ -114,13 +115,13 @@ def _why_not_read(url: str, max_prompt_length: int) -> str:
     try:
         _read(url, max_prompt_length)
     except BadRequest as error:
-        return str(error)
+        return explain(error)
     except ValueError:
         return "the URL does not name a picture"
     return "the key is not a parameter of its own"
 
 
-def signed_in_place(found: Found, credentials: dict[str, str | int]) -> str:
+def signed_in_place(found: FoundUrl, credentials: dict[str, str | int]) -> str:
     """Return the URL with `credentials` in place of its `key=…`, and nothing else changed."""
     separator = "&amp;" if "&amp;" in found.url else "&"
     written = separator.join(f"{name}={value}" for name, value in credentials.items())
@@ -128,7 +129,7 @@ def signed_in_place(found: Found, credentials: dict[str, str | int]) -> str:
 
 
 def _urls(text: str) -> Iterator[tuple[int, str]]:
-    """Yield every URL and its position. Each character is looked at twice at most."""
+    """Yield every URL and its position. Each character is read twice at most."""
     position = 0
     while scheme := _SCHEME.search(text, position):
         position = _end_of_url(text, scheme.end())
@@ -153,10 +154,10 @@ def _is_ours(url: str, public_url: str | None) -> bool:
     return not public_url or url.startswith(f"{public_url}/prompt/")
 
 
-def _read(url: str, max_prompt_length: int) -> Found:
+def _read(url: str, max_prompt_length: int) -> FoundUrl:
     """Read one of our URLs. Raises BadRequest, or ValueError if it does not name a picture."""
     parts = urlsplit(url.replace("&amp;", "&"))
     path = parts.path[parts.path.index("/prompt/") :]
     decoded = unquote_to_bytes(path.encode()).decode("latin-1")
     request, credentials = ImageRequest.from_url(decoded, parts.query, max_prompt_length)
-    return Found(url, request, credentials)
+    return FoundUrl(url, request, credentials)

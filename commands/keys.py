@@ -7,31 +7,23 @@ from typing import Any
 
 import click
 
-from access import Access
-from cache import Cache
-from commands.arguments import AS_JSON, announce, cache_errors
-from config import Settings
-from pipeline import Pipeline
+from commands.arguments import AS_JSON
+from commands.session import Session, with_session
 
 
-def keys_command(
-    settings: Settings, access: Access, cache: Cache, pipeline: Pipeline
-) -> click.Command:
-    @click.command("keys")
-    @AS_JSON
-    def keys(as_json: bool) -> None:
-        """List the access keys by name, with their drawings since midnight UTC."""
-        announce(settings, cache)
-        with cache_errors():
-            found = access.usage(pipeline.limits)
-        if as_json:
-            click.echo(json.dumps(found))
-            return
-        width = max(len(key["name"]) for key in found)
-        for key in found:
-            click.echo(f"{key['name']:<{width}}  {_describe(key)}")
-
-    return keys
+@click.command()
+@AS_JSON
+@with_session
+def keys(session: Session, as_json: bool) -> None:
+    """List the access keys by name, with their drawings since midnight UTC."""
+    session.announce_cache()
+    found = session.access.usage(session.cache.state)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    width = max(len(key["name"]) for key in found)
+    for key in found:
+        click.echo(f"{key['name']:<{width}}  {_describe(key)}")
 
 
 def _describe(key: dict[str, Any]) -> str:

@@ -9,94 +9,82 @@ from pathlib import Path
 
 import click
 
-from cache import Cache
-from commands.arguments import AS_JSON, announce, cache_errors, counted
+from commands.arguments import AS_JSON, counted
+from commands.session import Session, with_session
 from commands.typescript import import_typescript
-from config import Settings
 from storage import Unavailable
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 from storage.transfer import Place, transfer
 from storage.upkeep import adopt
 
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
-_EXISTING = click.Path(exists=True, file_okay=False, path_type=Path)
+
+@click.command("import")
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@AS_JSON
+@with_session
+def import_directory(session: Session, directory: Path, as_json: bool) -> None:
+    """Copy the pictures of another cache from DIRECTORY.
+
+    DIRECTORY is the CACHE_DIR of a single machine, or the cache of the TypeScript version.
+    The import can be interrupted and run again. Exits 1 if a picture could not be read.
+    """
+    session.announce_cache()
+    cache = session.cache
+    if not (directory / "index.sqlite3").exists():
+        import_typescript(directory, session.settings, cache, as_json=as_json)
+        return
+    with closing(SqliteState(directory)) as state:
+        source = Place(state, Folder(directory))
+        with suppress(Unavailable):  # a folder that can only be read
+            adopt(*source)
+        _transfer(source, Place(cache.state, cache.store), "imported", as_json=as_json)
 
 
-def import_command(settings: Settings, cache: Cache) -> click.Command:
-    @click.command("import")
-    @click.argument("directory", type=_EXISTING)
-    @AS_JSON
-    def import_directory(directory: Path, as_json: bool) -> None:
-        """Copy the pictures of another cache from DIRECTORY.
+@click.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@AS_JSON
+@with_session
+def export(session: Session, directory: Path, as_json: bool) -> None:
+    """Copy the whole cache to DIRECTORY, which can be the CACHE_DIR of a single machine.
 
-        DIRECTORY is the CACHE_DIR of a single machine, or the cache of the TypeScript version.
-        The import can be interrupted and run again. Exits 1 if a picture could not be read.
-        """
-        announce(settings, cache)
-        if not (directory / "index.sqlite3").exists():
-            import_typescript(directory, settings, cache, as_json=as_json)
-            return
-        with closing(SqliteState(directory)) as state:
-            source = Place(state, Folder(directory))
-            with suppress(Unavailable):  # a folder that can only be read
-                adopt(*source)
-            _transfer(source, Place(cache.state, cache.store), "imported", as_json=as_json)
-
-    return import_directory
+    The export can be interrupted and run again. Exits 1 if a picture could not be read.
+    """
+    session.announce_cache()
+    cache = session.cache
+    if directory.resolve() == session.settings.cache_dir.resolve():
+        raise click.UsageError("DIRECTORY is CACHE_DIR; give another one.")
+    with closing(SqliteState(directory)) as state:
+        target = Place(state, Folder(directory))
+        _transfer(Place(cache.state, cache.store), target, "exported", as_json=as_json)
 
 
-def export_command(settings: Settings, cache: Cache) -> click.Command:
-    @click.command("export")
-    @click.argument("directory", type=_DIRECTORY)
-    @AS_JSON
-    def export(directory: Path, as_json: bool) -> None:
-        """Copy the whole cache to DIRECTORY, which can be the CACHE_DIR of a single machine.
+@click.command("adopt")
+@AS_JSON
+@with_session
+def adopt_pictures(session: Session, as_json: bool) -> None:
+    """Add stored pictures that the index or the database does not know.
 
-        The export can be interrupted and run again. Exits 1 if a picture could not be read.
-        """
-        announce(settings, cache)
-        if directory.resolve() == settings.cache_dir.resolve():
-            raise click.UsageError("DIRECTORY is CACHE_DIR; give another one.")
-        with closing(SqliteState(directory)) as state:
-            target = Place(state, Folder(directory))
-            _transfer(Place(cache.state, cache.store), target, "exported", as_json=as_json)
-
-    return export
-
-
-def adopt_command(settings: Settings, cache: Cache) -> click.Command:
-    @click.command("adopt")
-    @AS_JSON
-    def adopt_pictures(as_json: bool) -> None:
-        """Add stored pictures that the index or the database does not know.
-
-        A single machine does this whenever it starts. In a bucket pictures are unknown only
-        after an older backup of the database was restored.
-        """
-        announce(settings, cache)
-        with cache_errors():
-            count = cache.adopt()
-        click.echo(json.dumps({"adopted": count}) if as_json else f"{counted(count)} adopted")
-
-    return adopt_pictures
+    A single machine does this whenever it starts. In a bucket pictures are unknown only
+    after an older backup of the database was restored.
+    """
+    session.announce_cache()
+    count = session.cache.adopt()
+    click.echo(json.dumps({"adopted": count}) if as_json else f"{counted(count)} adopted")
 
 
 def _transfer(source: Place, target: Place, done: str, *, as_json: bool) -> None:
     """Copy all pictures with a progress bar, print how many, and exit."""
     counts = {done: 0, "there": 0, "unusable": 0}
     problems = []
-    with (
-        cache_errors(),
-        click.progressbar(
-            transfer(source, target),
-            length=source.state.totals().entries,
-            label="Copying",
-            show_pos=True,
-            file=sys.stderr,
-            hidden=as_json,
-        ) as outcomes,
-    ):
+    with click.progressbar(
+        transfer(source, target),
+        length=source.state.totals().entries,
+        label="Copying",
+        show_pos=True,
+        file=sys.stderr,
+        hidden=as_json,
+    ) as outcomes:
         for copied in outcomes:
             counts["unusable" if copied.problem else done if copied.row else "there"] += 1
             problems += [copied.problem] if copied.problem else []

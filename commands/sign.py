@@ -10,57 +10,58 @@ import click
 
 from access import MAX_EXPIRES_IN, Access
 from commands.arguments import AS_JSON, picture_options, read_request, read_text
-from commands.documents import Found, Left, find_keys, replace_urls, signed_in_place
+from commands.documents import FoundUrl, LeftKey, find_keys, replace_urls, signed_in_place
+from commands.session import Session, with_session
 from config import Settings
 from picture import Link
 
 
-def sign_command(settings: Settings, access: Access) -> click.Command:
-    @click.command("sign")
-    @click.argument("arguments", nargs=-1, required=True, metavar="PROMPT | FILE…")
-    @picture_options
-    @click.option(
-        "--expires-in",
-        type=click.IntRange(1, MAX_EXPIRES_IN),
-        metavar="SECONDS",
-        help="Let the URL expire.",
-    )
-    @click.option("--format", "form", type=click.Choice(["url", "markdown", "html"]), default="url")
-    @click.option("--in-place", is_flag=True, help="Sign every URL in FILE… that has the key.")
-    @AS_JSON
-    def sign(
-        arguments: tuple[str, ...],
-        expires_in: int | None,
-        form: str,
-        in_place: bool,
-        as_json: bool,
-        **parameters: str | None,
-    ) -> None:
-        """Print a URL that shows one picture without the access key.
+@click.command()
+@click.argument("arguments", nargs=-1, required=True, metavar="PROMPT | FILE…")
+@picture_options
+@click.option(
+    "--expires-in",
+    type=click.IntRange(1, MAX_EXPIRES_IN),
+    metavar="SECONDS",
+    help="Let the URL expire.",
+)
+@click.option("--format", "form", type=click.Choice(["url", "markdown", "html"]), default="url")
+@click.option("--in-place", is_flag=True, help="Sign every URL in FILE… that has the key.")
+@AS_JSON
+@with_session
+def sign(
+    session: Session,
+    arguments: tuple[str, ...],
+    expires_in: int | None,
+    form: str,
+    in_place: bool,
+    as_json: bool,
+    **parameters: str | None,
+) -> None:
+    """Print a URL that shows one picture without the access key.
 
-        With --in-place: replace `key=` by a signature in every URL of this service in Markdown
-        and HTML files, and change nothing else. Exits 1 if a file still contains the key, and
-        names the lines.
-        """
-        if not access.can_sign:
-            raise click.ClickException("Signing is off: set SIGNING_KEY.")
-        if in_place:
-            _sign_files([Path(name) for name in arguments], settings, access, expires_in, as_json)
-            return
-        if len(arguments) != 1:
-            raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
-        wanted = read_request(arguments[0], settings, parameters)
-        base = settings.public_url or f"http://{settings.host}:{settings.port}"
-        link = Link(wanted, base + wanted.to_url(**access.sign(wanted, expires_in)))
-        click.echo(json.dumps(link.to_json()) if as_json else link.to_json()[form])
-
-    return sign
+    With --in-place: replace `key=` by a signature in every URL of this service in Markdown
+    and HTML files, and change nothing else. Exits 1 if a file still contains the key, and
+    names the lines.
+    """
+    settings, access = session.settings, session.access
+    if not access.can_sign:
+        raise click.ClickException("Signing is off: set SIGNING_KEY.")
+    if in_place:
+        _sign_files([Path(name) for name in arguments], settings, access, expires_in, as_json)
+        return
+    if len(arguments) != 1:
+        raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
+    wanted = read_request(arguments[0], settings, parameters)
+    base = settings.public_url or f"http://{settings.host}:{settings.port}"
+    link = Link(wanted, base + wanted.to_url(**access.sign(wanted, expires_in)))
+    click.echo(json.dumps(link.to_json()) if as_json else link.to_json()[form])
 
 
 def _sign_files(
     files: list[Path], settings: Settings, access: Access, expires_in: int | None, as_json: bool
 ) -> None:
-    def replacement(found: Found) -> str | None:
+    def replacement(found: FoundUrl) -> str | None:
         if "key" not in found.credentials or not access.opens(found.request, found.credentials):
             return None
         return signed_in_place(found, access.sign(found.request, expires_in))
@@ -82,7 +83,7 @@ def _sign_files(
     sys.exit(0 if is_clean else 1)
 
 
-def _report(file: Path, signed: int, left: list[Left], *, is_quiet: bool) -> None:
+def _report(file: Path, signed: int, left: list[LeftKey], *, is_quiet: bool) -> None:
     """Print the counts, and on stderr each line in which the access key is left."""
     elsewhere = sum(one.is_elsewhere for one in left)
     counts = {"left": len(left) - elsewhere, "left on other hosts": elsewhere}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sys
@@ -14,11 +13,9 @@ from typing import Any
 import click
 
 from cache import Cache, NotKept
-from commands.arguments import cache_errors
 from config import Settings
-from drawing.record import Blocked
+from drawing.verdict import Blocked
 from images.formats import media_type_of
-from storage import Unavailable
 
 
 def import_typescript(directory: Path, settings: Settings, cache: Cache, *, as_json: bool) -> None:
@@ -29,8 +26,7 @@ def import_typescript(directory: Path, settings: Settings, cache: Cache, *, as_j
         metas, label="Importing", show_pos=True, file=sys.stderr, hidden=as_json
     ) as files:
         for meta in files:
-            with cache_errors():
-                counts[_import_one(meta, settings, cache)] += 1
+            counts[_import_one(meta, settings, cache)] += 1
     text = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
     click.echo(json.dumps(counts) if as_json else text)
     sys.exit(1 if counts["unusable"] else 0)
@@ -51,8 +47,7 @@ def _import_one(meta: Path, settings: Settings, cache: Cache) -> str:
         left = created + settings.blocked_ttl - time.time()
         note = Blocked(prompts["optimized"], prompts["rewritten"], settings.fingerprint)
         if left > 0:
-            with contextlib.suppress(Unavailable):
-                cache.state.remember(note, key, left)
+            note.write(cache.state, key, left)
     for field, outcome in _WITHOUT_PICTURE.items():
         if about.get(field):
             return outcome

@@ -6,62 +6,62 @@ import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import click
 
-from access import Access
-from cache import Cache
-from commands.arguments import AS_JSON, FILES, announce, read_text
+from commands.arguments import AS_JSON, FILES, read_text
 from commands.documents import find_urls
-from config import THREADS_KEPT_FREE, Settings
+from commands.session import Session, with_session
 from drawing.record import GaveUp
 from picture import ImageRequest
-from pipeline import Pipeline
+from settings.table import THREADS_KEPT_FREE
 from storage import Unavailable
+from web.sentences import explain
 
 Outcomes = list[tuple[ImageRequest, str]]
 
 
-def warm_command(
-    settings: Settings, access: Access, cache: Cache, pipeline: Pipeline
-) -> click.Command:
-    def draw(request: ImageRequest) -> str:
-        try:
-            if picture := cache.get(request.key, request):
-                picture.close()
-                return "there"
-            pipeline.draw(request)
-        except GaveUp as error:
-            return error.sentence
-        except Unavailable as error:
-            return str(error)
-        return "drawn"
+@click.command()
+@FILES
+@click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True)
+@AS_JSON
+@with_session
+def warm(session: Session, files: tuple[Path, ...], jobs: int, as_json: bool) -> None:
+    """Draw the pictures in Markdown and HTML files that are not cached yet.
 
-    @click.command("warm")
-    @FILES
-    @click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True)
-    @AS_JSON
-    def warm(files: tuple[Path, ...], jobs: int, as_json: bool) -> None:
-        """Draw the pictures in Markdown and HTML files that are not cached yet.
+    It can be interrupted and run again. A running server shares its locks: nothing is
+    drawn twice.
+    """
+    session.announce_cache()
+    wanted = _wanted(files, session)
+    # More than the waiting places would be turned away.
+    jobs = min(jobs, session.settings.threads - THREADS_KEPT_FREE)
+    outcomes = _draw_all(wanted, partial(_draw, session), jobs, is_quiet=as_json)
+    sys.exit(_report(outcomes, as_json=as_json))
 
-        It can be interrupted and run again. A running server shares its locks: nothing is
-        drawn twice.
-        """
-        announce(settings, cache)
-        wanted = {
-            found.request.key: found.request
-            for file in files
-            for _, found in find_urls(
-                read_text(file), settings.public_url, settings.max_prompt_length
-            )
-            if access.opens(found.request, found.credentials)
-        }
-        jobs = min(jobs, settings.threads - THREADS_KEPT_FREE)  # more would be turned away
-        outcomes = _draw_all(list(wanted.values()), draw, jobs, is_quiet=as_json)
-        sys.exit(_report(outcomes, as_json=as_json))
 
-    return warm
+def _wanted(files: tuple[Path, ...], session: Session) -> list[ImageRequest]:
+    """Return the pictures that the files show with a valid key or signature, each once."""
+    limits = session.settings.public_url, session.settings.max_prompt_length
+    found = [one for file in files for _, one in find_urls(read_text(file), *limits)]
+    opened = [one for one in found if session.access.opens(one.request, one.credentials)]
+    return list({one.request.key: one.request for one in opened}.values())
+
+
+def _draw(session: Session, request: ImageRequest) -> str:
+    """Draw a picture that is not cached yet; return `drawn`, `there`, or why it failed."""
+    try:
+        if picture := session.cache.get(request.key, request):
+            picture.close()
+            return "there"
+        session.pipeline.draw(request)
+    except GaveUp as error:
+        return explain(error)
+    except Unavailable as error:
+        return str(error)
+    return "drawn"
 
 
 def _draw_all(

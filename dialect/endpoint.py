@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from dialect.error_text import ErrorText
 from dialect.judging import Fault, Outcome, judge
-from dialect.learning import LEARNED_TTL, Learned
+from dialect.learning import Learned
 from dialect.sizes import Size
-from storage.memory import Memory
+from storage import State
 from upstream.bodies import is_json
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
 
@@ -93,8 +93,11 @@ def _inner_status(error: Any) -> int:
 class Endpoint:
     """One operation of one server; requests are adapted to what it is known to accept."""
 
-    def __init__(self, upstream: Upstream, base: str, operation: str, token: str | None) -> None:
+    def __init__(
+        self, upstream: Upstream, state: State, base: str, operation: str, token: str | None
+    ) -> None:
         self.upstream = upstream
+        self.state = state
         self.url = operation_url(base, operation)
         self.draws = operation == "images/generations"
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -110,7 +113,6 @@ class Endpoint:
         self,
         body: Mapping[str, Any],
         *,
-        memory: Memory,
         deadline: Deadline,
         limit: int,
         size: Size | None = None,
@@ -119,10 +121,10 @@ class Endpoint:
         """POST `body`, adapted to what is known of its model, and again as rejections teach.
 
         `size` is sent in the field and fitted to the sizes that the model takes. `base64` asks
-        for bytes in place of a URL. Returns the last answer. Raises UpstreamError.
+        for bytes in place of a URL. Returns the last answer. Raises UpstreamError and Unavailable.
         """
         key = self.note_key(body.get("model"))
-        recalled = memory.get(Learned, key)
+        recalled = self.state.recall(Learned, key)
         known = recalled.note if recalled else Learned()
         learned = replace(known, wants_base64=True) if base64 else known
         for _ in range(MAX_REQUESTS):
@@ -134,8 +136,7 @@ class Endpoint:
             learned = news
         # Only what helped is kept: an error may name a field that is innocent.
         if learned != known and (answer.fault is None or answer.fault.outcome is Outcome.REFUSED):
-            # What is older is not known for longer because something newer was learned.
-            memory.remember(learned, key, recalled.left if recalled else LEARNED_TTL)
+            learned.store(self.state, key, recalled)
         return answer
 
     def _post(self, sent: Mapping[str, Any], deadline: Deadline, limit: int) -> Answer:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from dialect.error_text import ErrorText
 from dialect.sizes import ASPECT_RATIOS, Size, SizeRule, listed_ratios, nearest_ratio
-from storage import Note
+from storage import Note, Recalled, State, Unavailable
 
 # A server may be upgraded, or another one may move in at its URL.
 LEARNED_TTL = 86400.0
@@ -85,6 +86,14 @@ class Learned(Note):
             ratios=tuple(value["ratios"]),
             wants_base64=bool(value["wants_base64"]),
         )
+
+    def store(self, state: State, key: str, before: Recalled[Learned] | None) -> None:
+        """Store what was learned, unless another process has stored its own lesson meanwhile.
+
+        What is older is not known for longer because something newer was learned.
+        """
+        with suppress(Unavailable):
+            state.exchange(before, self, key, before.left if before else LEARNED_TTL)
 
     def describe(self) -> dict[str, Any]:
         """Return what differs from a server of which nothing is known, for /status.

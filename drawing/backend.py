@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dialect.answers import NoPicture, find_picture
 from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Fault, Outcome, judge_without_picture
 from dialect.learning import SIZE_FIELDS
 from dialect.pollinations import PollinationsApi
+from drawing.cooldowns import Outages
+from drawing.record import Image
 from images.formats import media_type_of
+from metrics import OFF, Metrics
 from picture import ImageRequest
 from settings.parsers import printable_url
 from settings.servers import BackendSettings, PollinationsSettings
-from storage.memory import Memory
+from storage import State
 from upstream.client import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError, Why, joined
 
 # Gateways and LocalAI name pictures by addresses, or host names, of their own network, but can
@@ -33,14 +38,18 @@ class NotDrawn(Exception):
         return cls(Fault(Outcome.FAILED, why), detail)
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A picture just drawn: its bytes, their media type, who drew it, and the prompt it revised."""
-
-    data: bytes
-    media_type: str
-    drawn_by: str
-    revised_prompt: str | None = None
+@contextmanager
+def _counted(metrics: Metrics, backend: str) -> Iterator[None]:
+    """Count and time a call to a backend by its outcome."""
+    began, outcome = time.perf_counter(), Outcome.FAILED
+    try:
+        yield
+        outcome = Outcome.DRAWN
+    except NotDrawn as error:
+        outcome = error.fault.outcome
+        raise
+    finally:
+        metrics.backend_called(backend, outcome, time.perf_counter() - began)
 
 
 # --- one backend --------------------------------------------------------------------------------
@@ -50,7 +59,14 @@ class Backend:
     """One OpenAI-compatible image backend."""
 
     def __init__(
-        self, settings: BackendSettings, upstream: Upstream, *, timeout: float, max_image_bytes: int
+        self,
+        settings: BackendSettings,
+        upstream: Upstream,
+        state: State,
+        *,
+        timeout: float,
+        max_image_bytes: int,
+        metrics: Metrics = OFF,
     ) -> None:
         self.settings = settings
         self.name = printable_url(settings.url)
@@ -58,7 +74,11 @@ class Backend:
         self.timeout = timeout
         self.max_image_bytes = max_image_bytes
         self.upstream = upstream
-        self.endpoint = Endpoint(upstream, settings.url, "images/generations", settings.token)
+        self.endpoint = Endpoint(
+            upstream, state, settings.url, "images/generations", settings.token
+        )
+        self.metrics = metrics
+        metrics.backend_listed(self.name)
 
     def model(self, request: ImageRequest) -> str | None:
         """Return the name of the model as this backend knows it, or None for its default."""
@@ -69,15 +89,24 @@ class Backend:
     def _mapped_model(self, request: ImageRequest) -> str | None:
         return self.settings.models.get(request.model, request.model) if request.model else None
 
-    def note_keys(self, request: ImageRequest) -> tuple[str, str]:
-        """Return the keys of what is noted about this backend and about its model."""
-        return self.endpoint.note_key(), self.endpoint.note_key(self.model(request))
+    def outages(self, request: ImageRequest) -> tuple[Outages, Outages]:
+        """Return the outages of this backend, and those of its model alone."""
+        endpoint, model, name = self.endpoint, self.model(request), f"Backend {self.name}"
+        of_model = f"{name}, model {model}" if model else f"{name}, default model"
+        return (
+            Outages(endpoint.state, endpoint.note_key(), name),
+            Outages(endpoint.state, endpoint.note_key(model), of_model),
+        )
 
-    def draw(self, prompt: str, request: ImageRequest, deadline: Deadline, memory: Memory) -> Image:
-        """Draw `prompt` at the size, seed and model of `request`. Raises NotDrawn."""
+    def draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
+        """Draw `prompt` at the size, seed and model of `request`. Raises NotDrawn, Unavailable."""
+        with _counted(self.metrics, self.name):
+            return self._draw(prompt, request, deadline)
+
+    def _draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
         bounded = deadline.within(self.timeout)
         try:
-            return self._draw(prompt, request, bounded, memory)
+            return self._image(prompt, request, bounded)
         except UpstreamError as error:
             detail = str(error)
             if error.why is Why.TIMED_OUT:
@@ -88,10 +117,8 @@ class Backend:
         except NoPicture as error:
             raise NotDrawn.failed("not a picture", str(error)) from error
 
-    def _draw(
-        self, prompt: str, request: ImageRequest, deadline: Deadline, memory: Memory
-    ) -> Image:
-        data, revised_prompt = self._ask(prompt, request, deadline, memory)
+    def _image(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
+        data, revised_prompt = self._ask(prompt, request, deadline)
         media_type = media_type_of(data)
         if media_type is None:
             raise NoPicture("its answer is not a complete picture")
@@ -100,11 +127,11 @@ class Backend:
         return Image(data, media_type, self.name, revised_prompt)
 
     def _ask(
-        self, prompt: str, request: ImageRequest, deadline: Deadline, memory: Memory
+        self, prompt: str, request: ImageRequest, deadline: Deadline
     ) -> tuple[bytes, str | None]:
         """Return the bytes of the picture and the prompt as the backend revised it."""
         for base64 in (False, True):
-            answer = self._answer(prompt, request, deadline, memory, base64=base64)
+            answer = self._answer(prompt, request, deadline, base64=base64)
             if answer.fault is not None:
                 raise NotDrawn(answer.fault, f"{answer.fault.why} (HTTP {answer.reply.status})")
             if answer.json is None:
@@ -127,7 +154,6 @@ class Backend:
         prompt: str,
         request: ImageRequest,
         deadline: Deadline,
-        memory: Memory,
         *,
         base64: bool,
     ) -> Answer:
@@ -136,7 +162,6 @@ class Backend:
         sent = {name: value for name, value in (fields | extra).items() if value is not None}
         return self.endpoint.ask(
             {"prompt": prompt, **sent},
-            memory=memory,
             deadline=deadline,
             # A picture as base64 is a third larger, and some JSON stands around it.
             limit=self.max_image_bytes * 4 // 3 + JSON_LIMIT,
@@ -172,13 +197,20 @@ class Pollinations:
         *,
         timeout: float,
         max_image_bytes: int,
+        metrics: Metrics = OFF,
     ) -> None:
         self.timeout = timeout
         self.max_image_bytes = max_image_bytes
         self.api = PollinationsApi(upstream, settings.url, settings.token, settings.model)
+        self.metrics = metrics
+        metrics.backend_listed(self.name)
 
     def draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
         """Draw `prompt` at the size and seed of `request`. Raises NotDrawn."""
+        with _counted(self.metrics, self.name):
+            return self._draw(prompt, request, deadline)
+
+    def _draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
         width, height = request.pixels or (None, None)
         query = {"width": width, "height": height, "seed": request.seed}
         try:

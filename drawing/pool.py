@@ -1,131 +1,96 @@
-"""The pool of drawings: one piece of work for everybody who wants it."""
+"""The pool of drawings: places for those who wait, threads for those under way."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from storage import LockTimeout, State
+from metrics import OFF, Metrics
+from picture import Problem
+from storage import LockTimeout
+from storage.single_flight import Holder, SingleFlight
 from upstream.deadline import Deadline
 
 T = TypeVar("T")
 
 
-class Busy(Exception):
+class Busy(Problem):
     """Too much is queued, under way or waited for."""
 
+    def __init__(self) -> None:
+        super().__init__("too_many_drawings")
 
-class StillRunning(Exception):
+
+class StillRunning(Problem):
     """The work was not done when its caller had to stop waiting. It goes on."""
 
-
-@dataclass(slots=True)
-class _Flight(Generic[T]):
-    future: Future[T] = field(default_factory=Future)
-    waiting: int = 0
+    def __init__(self) -> None:
+        super().__init__("still_drawing")
 
 
 class Pool(Generic[T]):
-    """Runs work in threads of its own while callers wait; it goes on when they have gone.
+    """Runs work in its own threads while callers wait, and finishes it even if they disconnect.
 
     At most `threads` run at once, `places` are queued or running, and `places` callers wait,
-    of whom one piece of work has at most half: a stranger's URL leaves room for others.
+    of whom at most half may wait for the same key, so that one popular URL cannot starve the rest.
     """
 
-    def __init__(self, state: State, threads: int, places: int) -> None:
-        self.state = state
-        self.threads = threads
+    def __init__(self, holder: Holder, threads: int, places: int, metrics: Metrics = OFF) -> None:
         self.places = places
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="drawing")
-        self._flights: dict[str, _Flight[T]] = {}
-        self._waiting = 0
-        # How many pieces of work have ended: a caller can see whether any did since it looked.
-        self.landings = 0
+        self.metrics = metrics
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="drawing")
+        self._drawings: SingleFlight[T] = SingleFlight(holder, self._threads)
+        self._waiting: Counter[str] = Counter()
         self._mutex = threading.Lock()
+        metrics.limits(threads, places)
 
-    def run(self, key: str, until: Deadline, work: Callable[[bool], T]) -> T:
+    @property
+    def waiting(self) -> int:
+        """How many callers wait."""
+        with self._mutex:
+            return self._waiting.total()
+
+    def run(self, key: str, until: Deadline, work: Callable[[], T]) -> T:
         """Return the result of `work` for `key`, run once for all concurrent callers.
 
-        `work` is told whether another process was waited for, and has to look first whether
-        there is still something to do. A caller that waits for another process takes no thread
-        of the pool. Raises Busy, any error of `work`, and StillRunning at the moment `until`, or
-        earlier if another process was waited for by a caller who had less time.
+        Another process may have done the work just before: `work` has to look first. A caller
+        that waits for another process takes no thread of the pool. Raises Busy, any error of
+        `work`, and StillRunning at the moment `until`, or earlier if another process was waited
+        for by a caller who had less time.
         """
-        flight, is_first = self._join(key)
-        try:
-            if is_first:
-                self._start(key, flight, until, work)
-            return flight.future.result(until.remaining())
-        except TimeoutError:
-            if not flight.future.done():
+        with self._place(key) as is_joining, self.metrics.waiting():
+            try:
+                result = self._drawings.run(key, until.remaining(), work)
+            except LockTimeout:
                 raise StillRunning from None
-            return flight.future.result()  # done just now, or the work's own TimeoutError
-        finally:
-            with self._mutex:
-                flight.waiting -= 1
-                self._waiting -= 1
+            except CancelledError:
+                raise Busy from None
+        if is_joining:
+            self.metrics.waited()
+        return result
 
     def close(self) -> None:
         """Finish what is running and drop what is queued: its callers get Busy."""
-        self._pool.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
-    def _join(self, key: str) -> tuple[_Flight[T], bool]:
+    @contextmanager
+    def _place(self, key: str) -> Iterator[bool]:
+        """Take a place to wait in; yield whether the work is wanted already. Raises Busy."""
         with self._mutex:
-            flight = self._flights.get(key)
-            is_first = flight is None
-            if flight is None:
-                flight = _Flight()
-            is_crowded = flight.waiting >= max(1, self.places // 2)
-            is_full = is_first and len(self._flights) >= self.places
-            if is_crowded or is_full or self._waiting >= self.places:
+            wanted = self._drawings.keys | self._waiting.keys()
+            is_full = key not in wanted and len(wanted) >= self.places
+            is_crowded = self._waiting[key] >= max(1, self.places // 2)
+            if is_full or is_crowded or self._waiting.total() >= self.places:
                 raise Busy
-            self._flights[key] = flight
-            flight.waiting += 1
-            self._waiting += 1
-            return flight, is_first
-
-    def _start(
-        self, key: str, flight: _Flight[T], until: Deadline, work: Callable[[bool], T]
-    ) -> None:
-        lock = ExitStack()
+            self._waiting[key] += 1
         try:
-            has_waited = self._hold(lock, key, until)
-            queued = self._pool.submit(self._fly, key, flight, lock, lambda: work(has_waited))
-        except BaseException as error:
-            lock.close()
-            self._land(key)
-            flight.future.set_exception(error)
-            raise
-        queued.add_done_callback(lambda done: self._drop(key, flight, lock, done))
-
-    def _hold(self, lock: ExitStack, key: str, until: Deadline) -> bool:
-        try:
-            return lock.enter_context(self.state.hold(key, until.remaining()))
-        except LockTimeout:
-            raise StillRunning from None
-
-    def _fly(self, key: str, flight: _Flight[T], lock: ExitStack, work: Callable[[], T]) -> None:
-        try:
-            with lock:
-                result = work()
-        except BaseException as error:
-            self._land(key)
-            flight.future.set_exception(error)
-        else:
-            self._land(key)
-            flight.future.set_result(result)
-
-    def _drop(self, key: str, flight: _Flight[T], lock: ExitStack, done: Future[None]) -> None:
-        if done.cancelled():
-            lock.close()
-            self._land(key)
-            flight.future.set_exception(Busy())
-
-    def _land(self, key: str) -> None:
-        with self._mutex:
-            self.landings += 1
-            del self._flights[key]
+            yield key in wanted
+        finally:
+            with self._mutex:
+                self._waiting[key] -= 1
+                if not self._waiting[key]:
+                    del self._waiting[key]

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cache import Cache, NotKept
 from dialect.judging import Fault, Outcome
-from drawing.backend import Image
-from drawing.cooldowns import Cooldown, Cooldowns
-from drawing.record import Journey, Stage
+from drawing.cooldowns import Cooldown, Outages
+from drawing.record import Drawing, Image, Stage
 from hosting import ImageHost, UploadFailed
 from images.formats import EXTENSIONS, Inconvertible
-from storage import Note, Row
-from storage.memory import Memory
+from metrics import OFF, Metrics
+from storage import Row, Unavailable
 
 if TYPE_CHECKING:
     from images.convert import Converter  # needs Pillow
 
-log = logging.getLogger("prompt_image_proxy.keeping")
+log = logging.getLogger("prompt_image_proxy.storing")
 
 # The key of what is noted about the image host, of which there is one.
 HOST_KEY = "image host"
@@ -41,8 +40,8 @@ class Drawn:
     hosted_url: str | None = None
 
 
-class Keeper:
-    """Keeps pictures: at the image host, if there is one that takes them, or in the cache."""
+class Storing:
+    """Stores pictures: at the image host if it accepts them, otherwise in the cache."""
 
     def __init__(
         self,
@@ -50,66 +49,74 @@ class Keeper:
         host: ImageHost | None,
         upload_timeout: float,
         converter: Converter | None = None,
+        metrics: Metrics = OFF,
     ) -> None:
         self.cache = cache
         self.host = host
         self.upload_timeout = upload_timeout
         self.converter = converter
+        self.metrics = metrics
         self._unconverted: set[str] = set()
-        self._host_failures = Cooldowns("The image host", is_avoided=False)
+        self._outages = Outages(cache.state, HOST_KEY, "The image host", is_avoided=False)
 
-    def wanted(self) -> list[tuple[type[Note], str]]:
-        """Return the notes that keeping a picture reads."""
-        return [(Cooldown, HOST_KEY)] if self.host else []
+    def reserve(self) -> AbstractContextManager[None]:
+        """Raise NoRoom or Unavailable unless a picture drawn in the block could be stored.
 
-    def keep(self, journey: Journey, image: Image, memory: Memory) -> Drawn:
-        """Keep the picture of a journey. One that cannot be kept can still be delivered."""
-        journey, image = self._convert(journey, image)
-        journey, hosted_url = self._upload(journey, image, memory)
+        Room in the cache matters only without an image host, or while uploads to it fail.
+        """
+        is_hosted = self.host is not None and not self._outages.recall().seconds
+        return self.cache.reserve(is_hosted=is_hosted)
+
+    def store(self, drawing: Drawing, image: Image) -> Drawn:
+        """Store the picture of a drawing. One that cannot be stored can still be delivered."""
+        drawing, image = self._convert(drawing, image)
+        drawing, hosted_url = self._upload(drawing, image)
         row = None
         with suppress(NotKept):
             row = self.cache.put(
-                journey.request.key,
+                drawing.key,
                 image.data,
                 image.media_type,
                 url=hosted_url,
-                request=journey.request,
-                optimized=journey.optimized,
-                rewritten=journey.rewritten,
+                request=drawing.request,
+                optimized=drawing.optimized,
+                rewritten=drawing.rewritten,
                 revised=image.revised_prompt,
                 drawn_by=image.drawn_by,
             )
-        return Drawn(journey.source, journey.stages, row, image, hosted_url)
+        return Drawn(drawing.source, drawing.stages, row, image, hosted_url)
 
-    def _convert(self, journey: Journey, image: Image) -> tuple[Journey, Image]:
+    def _convert(self, drawing: Drawing, image: Image) -> tuple[Drawing, Image]:
         """Return the picture in the format that is stored, or as it came where it must stay so."""
         if not self.converter or not self.converter.is_needed(image.data, image.media_type):
-            return journey, image
+            return drawing, image
         began = time.monotonic()
         try:
             data, media_type = self.converter.convert(image.data, image.media_type)
         except Inconvertible as error:
             if str(error) not in self._unconverted:
                 self._unconverted.add(str(error))
-                detail = f"the picture {error}; it is stored unchanged, as others like it will be"
-                log.warning("Could not convert %s: %s", journey.label, detail)
-            return journey.after(Stage.since(began, "convert", "failed")), image
+                detail = f"the picture {error}; stored unchanged (logged once per reason)"
+                log.warning("Could not convert %s: %s", drawing, detail)
+            return drawing.after(Stage.since(began, "convert", "failed")), image
         converted = replace(image, data=data, media_type=media_type)
-        return journey.after(Stage.since(began, "convert", "ok")), converted
+        return drawing.after(Stage.since(began, "convert", "ok")), converted
 
-    def _upload(self, journey: Journey, image: Image, memory: Memory) -> tuple[Journey, str | None]:
+    def _upload(self, drawing: Drawing, image: Image) -> tuple[Drawing, str | None]:
         """Return the picture's URL at the image host, or None to store it as a file."""
         if not self.host:
-            return journey, None
-        key, began = journey.request.key, time.monotonic()
-        name = f"{key[:32]}.{EXTENSIONS[image.media_type]}"
-        deadline = journey.deadline.within(self.upload_timeout)
+            return drawing, None
+        began, known = time.monotonic(), Cooldown()
+        with suppress(Unavailable):
+            known = self._outages.recall()
+        name = f"{drawing.key[:32]}.{EXTENSIONS[image.media_type]}"
+        deadline = drawing.deadline.within(self.upload_timeout)
         try:
-            url = self.host.upload(image.data, name, image.media_type, deadline)
+            with self.metrics.upload():
+                url = self.host.upload(image.data, name, image.media_type, deadline)
         except UploadFailed as error:
             fault = Fault(Outcome.FAILED, "upload failed")
-            detail = f"{error}; pictures are stored as files"
-            self._host_failures.count(memory, HOST_KEY, fault, detail, key)
-            return journey.after(Stage.since(began, "upload", "failed")), None
-        self._host_failures.answered(memory, HOST_KEY)
-        return journey.after(Stage.since(began, "upload", "ok")), url
+            self._outages.count(known, fault, f"{error}; pictures are stored as files", drawing.key)
+            return drawing.after(Stage.since(began, "upload", "failed")), None
+        self._outages.end(known)
+        return drawing.after(Stage.since(began, "upload", "ok")), url

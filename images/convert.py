@@ -31,6 +31,9 @@ THUMBNAIL_QUALITY = 80
 
 # Pillow refuses twice as many pixels, after the header and before it allocates any memory.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+# Pillow would import its formats when the first picture is converted: by then an upgrade may have
+# replaced them on disk.
+Image.init()
 # Conversions in a process run one after another, which bounds their memory.
 _turn = threading.Lock()
 

@@ -14,11 +14,12 @@ PREFIX = "prompt_image_proxy_"
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 90, 120, 180)
 _LATENCIES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5)
 _OUTCOMES = ("ok", "failed")
-_STAGES = ("optimise", "generate", "rewrite", "fallback", "convert", "upload")
+BACKEND_OUTCOMES = ("drawn", "refused", "rejected", "failed")
+STAGES = ("optimise", "generate", "rewrite", "fallback", "convert", "upload")
 
 
 class Family(NamedTuple):
-    """A metric: its help text, its labels, and and the label values that start at 0."""
+    """A metric: its help text, its labels, and the label values that start at 0."""
 
     text: str
     labels: Sequence[str] = ()
@@ -63,7 +64,7 @@ TIMINGS = {
     "stage": Family(
         "Time that a stage of a drawing took.",
         ["stage", "outcome"],
-        [*product(_STAGES, _OUTCOMES)],
+        [*product(STAGES, _OUTCOMES)],
     ),
     "backend_call": Family("Time that a backend or the fallback took to answer.", ["backend"]),
     "state_call": Family("Time that a call to the index took.", ["call"], buckets=_LATENCIES),

@@ -1,7 +1,7 @@
 """The files that the workers count in, and gunicorn's hooks for them.
 
-The master makes a folder and forks workers that count each in files of its own.
-prometheus_client is imported in the workers only, so that an upgraded one needs no restart.
+The master makes a folder; each of its workers counts in files of its own there, by
+prometheus_client's multi-process mode.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from prometheus_client import values
+from prometheus_client.multiprocess import mark_process_dead
+
 log = logging.getLogger("prompt_image_proxy.metrics")
 
 # A worker with ten backends fills half of one. It is allocated at once: a process that writes to
@@ -25,18 +28,16 @@ log = logging.getLogger("prompt_image_proxy.metrics")
 FILE_BYTES = 2**18
 _PREFIX = "prompt-image-proxy-metrics-"
 _NAME = re.compile(_PREFIX + r"([0-9]{1,9})-\w+")
-# As prometheus_client names it.
-_LIVE = "gauge_livesum"
 # In memory where there is such a folder, so that counting never waits for a disk.
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class CountFiles:
     """The files in a folder that belongs to one master process and its workers.
 
-    Each worker has a number that no other living one has, and counts on where the last worker of
-    that number ended: counters never go backwards, and many deaths do not make many files.
+    Each worker has a number that no other living one has, and continues the counts of the last
+    worker with that number: counters never go backwards, and many deaths do not make many files.
     """
 
     folder: Path
@@ -44,14 +45,13 @@ class Files:
     @classmethod
     def make(cls) -> Self:
         """Make the folder, and remove those of masters that were killed. Raises OSError."""
+        values.ValueClass = values.MutexValue  # for the master, which counts nothing
         in_memory = os.access(_SHARED_MEMORY, os.W_OK)
         parent = _SHARED_MEMORY if in_memory else Path(tempfile.gettempdir())
         for folder in parent.iterdir():
             if (found := _NAME.fullmatch(folder.name)) and not _is_alive(int(found[1])):
                 shutil.rmtree(folder, ignore_errors=True)
-        made = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent)
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = made  # where prometheus_client looks for it
-        return cls(Path(made))
+        return cls(Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent)))
 
     def hooks(self, *, is_counting: bool) -> dict[str, Callable[..., None]]:
         """Return gunicorn's hooks by their names. `is_counting`: new workers count."""
@@ -65,12 +65,9 @@ class Files:
 
     def post_fork(self, server: Any, worker: Any) -> None:
         """Have the worker count in its files, or only in memory if there is no room for them."""
-        from prometheus_client import values
-
-        values.ValueClass = values.MutexValue
-        self.child_exit(server, worker)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)  # for prometheus_client
         try:
-            for kind in ("counter", "histogram", _LIVE):
+            for kind in ("counter", "histogram", "gauge_livesum"):
                 _allocate(self.folder / f"{kind}_{worker.number}.db")
         except OSError as error:
             log.error("This worker is missing from /metrics: %s", error.strerror)
@@ -78,12 +75,9 @@ class Files:
             values.ValueClass = values.MultiProcessValue(lambda: worker.number)  # type: ignore[no-untyped-call]
 
     def child_exit(self, server: Any, worker: Any) -> None:
-        """Forget what a worker had in progress, as prometheus_client's mark_process_dead does.
-
-        A worker from before METRICS was set has no number.
-        """
-        with suppress(OSError, AttributeError):
-            (self.folder / f"{_LIVE}_{worker.number}.db").unlink()
+        """Forget what a worker had in progress; one from before METRICS was set has no number."""
+        if hasattr(worker, "number"):
+            mark_process_dead(worker.number, self.folder)  # type: ignore[no-untyped-call]
 
     def on_exit(self, server: Any) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

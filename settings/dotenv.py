@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -11,9 +10,6 @@ from io import StringIO
 from pathlib import Path
 
 from dotenv import dotenv_values
-
-# Flask sets it when its command starts, and reads `.env` into the environment after that.
-_FLASK_STARTS = "FLASK_RUN_FROM_CLI"
 
 
 class Dotenv:
@@ -26,12 +22,26 @@ class Dotenv:
 
     @classmethod
     def read(cls) -> Dotenv:
-        """Read `.env` in the current folder, if there is one. Raises OSError and ValueError."""
+        """Read `.env` in the current folder, if there is one. Raises ValueError."""
         try:
             # -sig: Windows editors write a byte order mark.
             return cls(Path(".env").read_text("utf-8-sig"))
         except FileNotFoundError:
             return cls()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            advice = "write a text file that the service's user may read"
+            raise ValueError(f".env: cannot be read ({reason}); {advice}") from None
+
+    def under_environment(self, secrets: Collection[str]) -> dict[str, str]:
+        """Return the process's variables, and those in `.env` that they do not override.
+
+        A secret in the environment, in either form, overrides both forms in the file.
+        """
+        forms = [{name, f"{name}_FILE"} for name in secrets]
+        overridden = {name for both in forms if both & os.environ.keys() for name in both}
+        mine = {name: text for name, text in self.values.items() if name not in overridden}
+        return mine | os.environ
 
     def warnings(self, names: Collection[str], secrets: Collection[str]) -> Iterator[str]:
         """Yield a sentence for each probable mistake; `names` are those of all settings."""
@@ -41,16 +51,3 @@ class Dotenv:
         line = r"(?m)^[^\S\n]*(?:export[^\S\n]+)?(%s)[^\S\n]*=[^\S\n]*[^\s'\"].*?[^\S\n]#"
         for name in re.findall(line % "|".join(secrets), self.text):
             yield f"{name}: ends before the # in .env; if the # is part of it, use single quotes"
-
-
-def process_environment(*, is_flask_command: bool) -> dict[str, str]:
-    """Return the variables of this process without those that Flask's command read from `.env`.
-
-    Flask expands `${…}` and looks into parent folders too. The service does neither, and a
-    command must sign with the same key and use the same cache.
-    """
-    if not is_flask_command:
-        return dict(os.environ)
-    # os.environ keeps the order of insertion.
-    before = itertools.takewhile(lambda name: name != _FLASK_STARTS, os.environ)
-    return {name: os.environ[name] for name in before}

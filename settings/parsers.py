@@ -1,7 +1,8 @@
-"""The parsers that config.py is made of: text in, value out, or what is wrong with it.
+"""Parsers of single settings: text in, value out.
 
-A parser raises ValueError with a sentence in two halves: what is wrong; what to write. The
-variable's name is put in front of it. No sentence quotes what may be a secret.
+An invalid text raises ValueError; each of its arguments is a sentence in two halves: what is
+wrong; what to write. The reader puts the variable's name in front. No sentence quotes what may be
+a secret.
 """
 
 from __future__ import annotations
@@ -11,14 +12,23 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-MAX_WEIGHT = 1_000_000
+from settings.extras import check_extra
+
 # A model's name, as requests write it.
 MODEL = r"[A-Za-z0-9._:/@+-]{1,100}"
+
+# Image hosts, and the settings that each needs, without IMAGE_HOSTING_: what to write.
+HOSTING_PROVIDERS = {
+    "smms": {"KEY": "its API key"},
+    "picgo": {"KEY": "its API key", "URL": "https://host"},
+    "cloudflare_imgbed": {"URL": "https://host"},
+    "s3": {"URL": "s3://bucket/prefix", "PUBLIC_URL": "https://images.example.com"},
+}
 
 _DATABASE = "write postgresql://user:password@host/database"
 
@@ -124,6 +134,30 @@ def database_url(text: str) -> str:
     return text
 
 
+def bucket_url(text: str) -> str:
+    """Return the URL of a bucket and a prefix, without a trailing slash."""
+    url = text.rstrip("/")
+    is_url = re.fullmatch(
+        r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]+(/[\w.=!*'()+-]+)*", url, re.ASCII
+    )
+    if not is_url or {".", ".."} & set(url.split("/")):
+        # Not quoted: someone may have put credentials into it.
+        forms = "s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
+        raise ValueError(f"is not the URL of a bucket; write {forms}")
+    return url
+
+
+def hosting_provider(text: str) -> str:
+    provider = one_of(*HOSTING_PROVIDERS)(text)
+    if provider == "s3":
+        check_extra("cluster")
+    return provider
+
+
+def hosting_url(text: str) -> str:
+    return bucket_url(text) if text.startswith("s3://") else base_url(text)
+
+
 def base_urls(text: str) -> tuple[str, ...]:
     """Return comma-separated URLs, each once."""
     if re.search(r";\s*https?://", text):
@@ -166,9 +200,12 @@ def _network(text: str) -> IpNetwork:
         raise ValueError(f"{text!r} is not a network; write one such as 192.168.1.0/24") from None
 
 
-def writable_folder(text: str) -> Path:
-    """Return an absolute path, where the folder exists or can be created."""
-    path = Path(text).absolute()
+def absolute_path(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def check_folder(path: Path) -> None:
+    """Raise ValueError unless the folder is writable, or can be created."""
     try:
         nearest = next(place for place in (path, *path.parents) if place.exists())
         is_folder = nearest.is_dir()
@@ -179,7 +216,6 @@ def writable_folder(text: str) -> Path:
         raise ValueError(f"{str(nearest)!r} is not a folder; write a folder's path")
     if not is_writable:
         raise ValueError(f"{str(nearest)!r} is not writable; write the path of a writable folder")
-    return path
 
 
 def json_object(text: str, example: str = '{"https://backend/v1": …}') -> dict[str, Any]:
@@ -194,37 +230,6 @@ def json_object(text: str, example: str = '{"https://backend/v1": …}') -> dict
     return value
 
 
-def weight(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"is not a number; write a number from 0 to {MAX_WEIGHT}")
-    if not 0 <= value <= MAX_WEIGHT:  # NaN fails too
-        raise ValueError(f"{value} is not usable; write a number from 0 to {MAX_WEIGHT}")
-    return float(value)
-
-
-def token(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("is not a token; write it in quotes")
-    return header_value(value.strip())
-
-
-def parameters(value: Any) -> Mapping[str, Mapping[str, Any]]:
-    """Return the fields to add to requests: by model, or for every model under `*`."""
-    advice = 'write {"*": {"parameter": value}}'
-    if not isinstance(value, dict) or not all(isinstance(of, dict) for of in value.values()):
-        raise ValueError(f"is not an object of objects; {advice}")
-    for fields in value.values():
-        if wrong := {"prompt", "n"} & fields.keys():
-            raise ValueError(f"has the field {min(wrong)!r}, which no setting replaces; remove it")
-        if not isinstance(fields.get("model"), str | None):
-            raise ValueError("has a model that is not a name; write it in quotes")
-    try:
-        json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        raise ValueError(f"has a value that JSON cannot hold; {advice}") from None
-    return value
-
-
 def models(text: str) -> tuple[str, ...]:
     """Return comma-separated names of models, each once."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
@@ -233,9 +238,3 @@ def models(text: str) -> tuple[str, ...]:
             advice = "write names such as gpt-image-1, separated by commas"
             raise ValueError(f"{name!r} is not a model that a URL can name; {advice}")
     return names
-
-
-def model_names(value: Any) -> Mapping[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value.values()):
-        raise ValueError('does not map model names; write {"model": "name at this backend"}')
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ipaddress
 from collections.abc import Mapping
@@ -47,29 +46,11 @@ class Proxy:
         return cls(parts.scheme, host, port or _PORTS[parts.scheme], user, password)
 
     @property
-    def forwards(self) -> bool:
-        """Say whether it takes whole requests for http:// URLs."""
-        return self.scheme == "http"
-
-    @property
-    def resolves(self) -> bool:
-        """Say whether it looks up names itself."""
-        return self.scheme != "socks5"
-
-    @property
     def url(self) -> str:
         """The URL that `parse` reads."""
         login = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}@" if self.user else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{login}{host}:{self.port}"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The header with its credentials, if it has any."""
-        if not self.user:
-            return {}
-        pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-        return {"Proxy-Authorization": f"Basic {pair}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +77,8 @@ class Proxies:
         return self.schemes.get(scheme) or self.schemes.get("all")
 
 
+# requests.utils.should_bypass_proxies sets an environment variable while it looks, which threads
+# restore wrongly for each other, and knows no IPv6 networks.
 def _is_excepted(host: str, port: int, no_proxy: str) -> bool:
     entries = no_proxy.lower().replace(",", " ").split()
     return "*" in entries or any(_covers(entry, host, port) for entry in entries)

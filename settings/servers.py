@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from settings import parsers as v
-from settings.buckets import ObjectSettings, read_objects
-from settings.extras import check_extra
+from settings.buckets import ObjectSettings, make_objects
+from settings.parsers import HOSTING_PROVIDERS
 from settings.reader import Reader
+from settings.table import Table
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 PLACEHOLDER = "{ORIGINAL_PROMPT}"
-_TEMPLATES = {"LLM_OPTIMIZATION_TEMPLATE": "optimize.txt", "DE_NSFW_TEMPLATE": "safety.txt"}
 
-HOSTING_PROVIDERS = ("smms", "picgo", "cloudflare_imgbed", "s3")
 SEE_UPLOAD_URL = "https://s.ee/api/v1/file/upload"
 POLLINATIONS_URL = "https://gen.pollinations.ai/image"
 POLLINATIONS_LEGACY_URL = "https://image.pollinations.ai/prompt"
@@ -71,9 +69,6 @@ class HostingSettings:
     public_url: str = ""
     objects: ObjectSettings | None = None
 
-    def secrets(self) -> set[str | None]:
-        return {self.key, self.auth_code, *(self.objects.secrets() if self.objects else ())}
-
 
 @dataclass(frozen=True, slots=True)
 class PollinationsSettings:
@@ -84,101 +79,82 @@ class PollinationsSettings:
     model: str | None
 
 
-def read_backends(reader: Reader) -> tuple[BackendSettings, ...]:
+def make_backends(table: Table, reader: Reader) -> tuple[BackendSettings, ...]:
     reader.require("BACKEND_API_URLS", "write one or more URLs, separated by commas")
-    urls: tuple[str, ...] = reader.get("BACKEND_API_URLS", v.base_urls, ())
-    weights = reader.per_backend("BACKEND_WEIGHTS", urls, v.weight)
-    tokens = reader.per_backend("TOKEN_MAP", urls, v.token)
-    models = reader.per_backend("MODEL_MAP", urls, v.model_names)
-    params = reader.per_backend("BACKEND_PARAMS", urls, v.parameters)
-    token = reader.get("AUTH_TOKEN", v.header_value, None)
     backends = tuple(
         BackendSettings(
             url,
-            weights.get(url, 1.0),
-            tokens.get(url, token),
-            models.get(url, {}),
-            params.get(url, {}),
+            table.backend_weights.get(url, 1.0),
+            table.token_map.get(url, table.auth_token),
+            table.model_map.get(url, {}),
+            table.backend_params.get(url, {}),
         )
-        for url in urls
+        for url in table.backend_api_urls
     )
     if backends and not any(backend.weight for backend in backends):
         reader.fault("BACKEND_WEIGHTS", "drains every backend; leave at least one above 0")
     return backends
 
 
-def read_models(reader: Reader, backends: tuple[BackendSettings, ...]) -> tuple[str, ...]:
-    """Return the models that clients are offered."""
-    mapped = tuple(dict.fromkeys(name for backend in backends for name in backend.models))
-    return reader.get("MODELS", v.models, mapped)
-
-
-def read_llm(reader: Reader) -> LlmSettings | None:
-    optimizes = reader.get("LLM_OPTIMIZATION_ENABLED", v.boolean, False)
-    makes_safe = reader.get("DE_NSFW_ENABLED", v.boolean, False)
-    attempts = reader.get("DE_NSFW_MAX_ATTEMPTS", v.integer(1, 20), 2)
-    token = reader.get("LLM_OPTIMIZATION_TOKEN", v.header_value, None)
-    model = reader.get("LLM_OPTIMIZATION_MODEL", str, "gpt-4.1-mini")
-    url = reader.get("LLM_OPTIMIZATION_API_URL", v.base_url, "")
-    for name in _TEMPLATES:
-        reader.first_set(name, f"{name}_FILE")  # known even where they are not used
+def make_llm(table: Table, reader: Reader) -> LlmSettings | None:
+    optimizes, makes_safe = table.llm_optimization_enabled, table.de_nsfw_enabled
     if not optimizes and not makes_safe:
         return None
     switch = "LLM_OPTIMIZATION_ENABLED" if optimizes else "DE_NSFW_ENABLED"
     reader.require("LLM_OPTIMIZATION_API_URL", f"{switch} needs it: write https://host/v1")
-
-    def template(name: str) -> str:
-        return reader.template(name, PROMPTS / _TEMPLATES[name], PLACEHOLDER)
-
+    optimize = safety = None
+    if optimizes:
+        optimize = _template(reader, "LLM_OPTIMIZATION_TEMPLATE", "optimize.txt")
+    if makes_safe:
+        safety = _template(reader, "DE_NSFW_TEMPLATE", "safety.txt")
     return LlmSettings(
-        url=url,
-        model=model,
-        token=token,
-        optimize_template=template("LLM_OPTIMIZATION_TEMPLATE") if optimizes else None,
-        safety_template=template("DE_NSFW_TEMPLATE") if makes_safe else None,
-        safety_attempts=attempts,
+        url=table.llm_optimization_api_url or "",
+        model=table.llm_optimization_model,
+        token=table.llm_optimization_token,
+        optimize_template=optimize,
+        safety_template=safety,
+        safety_attempts=table.de_nsfw_max_attempts,
     )
 
 
-def read_hosting(reader: Reader) -> HostingSettings | None:
-    enabled = reader.get("IMAGE_HOSTING_ENABLED", v.boolean, False)
-    provider = reader.get("IMAGE_HOSTING_PROVIDER", _hosting_provider, "")
-    key = reader.get("IMAGE_HOSTING_KEY", v.header_value, None)
-    code = reader.get("IMAGE_HOSTING_AUTH_CODE", str, None)
-    public_url = reader.get("IMAGE_HOSTING_PUBLIC_URL", v.url_without_query, "")
-    if provider == "s3":
-        return _read_s3(reader, public_url) if enabled else None
-    url = reader.get("IMAGE_HOSTING_URL", v.base_url, SEE_UPLOAD_URL if provider == "smms" else "")
-    if not enabled:
+def _template(reader: Reader, name: str, default: str) -> str | None:
+    """Return a prompt template: from `NAME_FILE`, else from `NAME`, else the default file."""
+    text: str | None
+    if reader.text(f"{name}_FILE"):
+        name = f"{name}_FILE"
+        text = reader.file(name)
+    elif inline := reader.text(name):
+        text = inline.replace("\\n", "\n")
+    else:
+        text = (PROMPTS / default).read_text("utf-8")
+    if text is not None and PLACEHOLDER not in text:
+        reader.fault(name, f"does not contain {PLACEHOLDER}; write it where the prompt belongs")
+    return text
+
+
+def make_hosting(table: Table, reader: Reader) -> HostingSettings | None:
+    if not table.image_hosting_enabled:
         return None
+    provider, url = table.image_hosting_provider or "", table.image_hosting_url or ""
     reader.require("IMAGE_HOSTING_PROVIDER", f"write one of {', '.join(HOSTING_PROVIDERS)}")
-    if provider in ("smms", "picgo"):
-        reader.require("IMAGE_HOSTING_KEY", f"{provider} needs it: write its API key")
-    if provider in ("picgo", "cloudflare_imgbed"):
-        reader.require("IMAGE_HOSTING_URL", f"{provider} needs it: write https://host")
+    for name, value in HOSTING_PROVIDERS.get(provider, {}).items():
+        reader.require(f"IMAGE_HOSTING_{name}", f"{provider} needs it: write {value}")
+    if url and (provider == "s3") != url.startswith("s3://"):
+        advice = "write s3://bucket/prefix for s3, https://host for the others"
+        reader.fault("IMAGE_HOSTING_URL", f"does not suit the provider; {advice}")
+    if provider == "s3":
+        objects = make_objects("IMAGE_HOSTING_URL", url, table, reader)
+        public_url = table.image_hosting_public_url or ""
+        return HostingSettings("s3", "", None, None, public_url, objects)
+    if provider == "smms":
+        url = url or SEE_UPLOAD_URL
+    key, code = table.image_hosting_key, table.image_hosting_auth_code
     return HostingSettings(provider, url, key, code)
 
 
-def _hosting_provider(text: str) -> str:
-    provider = v.one_of(*HOSTING_PROVIDERS)(text)
-    if provider == "s3":
-        check_extra("cluster")
-    return provider
-
-
-def _read_s3(reader: Reader, public_url: str) -> HostingSettings:
-    reader.require("IMAGE_HOSTING_URL", "s3 needs it: write s3://bucket/prefix")
-    reader.require("IMAGE_HOSTING_PUBLIC_URL", "s3 needs it: write https://images.example.com")
-    objects = read_objects(reader, "IMAGE_HOSTING_URL")
-    if objects and not objects.url.startswith("s3://"):
-        reader.fault("IMAGE_HOSTING_URL", "is not a bucket of the provider s3; write s3://…")
-    return HostingSettings("s3", "", None, None, public_url, objects)
-
-
-def read_pollinations(reader: Reader) -> PollinationsSettings | None:
-    enabled = reader.get("POLLINATIONS_ENABLED", v.boolean, True)
-    token = reader.get("POLLINATIONS_TOKEN", v.header_value, None)
-    model = reader.get("POLLINATIONS_MODEL", str, None)
-    default = POLLINATIONS_URL if token else POLLINATIONS_LEGACY_URL
-    url = reader.get("POLLINATIONS_URL", v.base_url, default)
-    return PollinationsSettings(url, token, model) if enabled else None
+def make_pollinations(table: Table) -> PollinationsSettings | None:
+    if not table.pollinations_enabled:
+        return None
+    token = table.pollinations_token
+    url = table.pollinations_url or (POLLINATIONS_URL if token else POLLINATIONS_LEGACY_URL)
+    return PollinationsSettings(url, token, table.pollinations_model)

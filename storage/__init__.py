@@ -7,16 +7,25 @@ SQLite and a folder. tests/test_storage.py runs one behaviour suite over every i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from picture import OPTIONS, ImageRequest
+from picture import OPTIONS, ImageRequest, Problem
 from storage.store import Task
 
 
-class Unavailable(Exception):
-    """The state cannot be used at the moment. The text says why, and names no file and no key."""
+class Unavailable(Problem):
+    """The state cannot be used at the moment. `reason`, its text, names no file and no key."""
+
+    _code: ClassVar[str] = "cache_unavailable"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(self._code)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class IncompatibleSchema(Unavailable):
@@ -26,13 +35,17 @@ class IncompatibleSchema(Unavailable):
 class NoRoom(Unavailable):
     """A new picture could not be stored, so none is drawn. The text says why."""
 
+    _code = "no_room"
+
 
 class BeingDrawn(Unavailable):
     """The picture is being drawn, and cannot be deleted."""
 
+    _code = "still_drawing"
+
 
 class LockTimeout(Exception):
-    """Another process held the lock for longer than the caller would wait."""
+    """Others held the lock, or did the work, for longer than the caller would wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +112,17 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A small fact that expires. Each kind is a frozen dataclass with one owner.
+    """A small fact that expires, stored as JSON under its kind and a key.
 
-    The owner alone writes and reads its kind; the state keeps it as JSON.
+    Each kind is a frozen dataclass, and nothing but that class reads, writes and forgets it.
     """
 
     kind: ClassVar[str]
+
+    def write(self, state: State, key: str, ttl: float) -> None:
+        """Remember this for `ttl` seconds; a drawing goes on if the state cannot be written."""
+        with suppress(Unavailable):
+            state.remember(self, key, ttl)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,7 +138,7 @@ N = TypeVar("N", bound=Note)
 
 @dataclass(frozen=True, slots=True)
 class Recalled(Generic[N]):
-    """A note with its age and what is left of its life, in seconds by the state's clock."""
+    """A note with its age and the time that is left of it, in seconds by the state's clock."""
 
     note: N
     age: float
@@ -128,7 +146,7 @@ class Recalled(Generic[N]):
 
 
 class Notes:
-    """The notes that one call of `State.recall` found."""
+    """The notes that one call of `State.recall_all` found."""
 
     def __init__(self, found: Mapping[tuple[str, str], Recalled[Any]] | None = None) -> None:
         self._found = found or {}
@@ -156,10 +174,6 @@ class State(Protocol):
     @property
     def fault(self) -> str | None:
         """What is wrong with the state, although calls may work."""
-        ...
-
-    def now(self) -> float:
-        """Return the Unix time on the state's own clock."""
         ...
 
     def find(self, key: str) -> Row | None:
@@ -228,12 +242,32 @@ class State(Protocol):
         """Return when the newest picture of each `drawn_by` was created."""
         ...
 
-    def recall(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
-        """Return the notes of these kinds and keys that have not expired, in one call."""
+    def now(self) -> float:
+        """Return the Unix time of the state's own clock."""
+        ...
+
+    def recall(self, kind: type[N], key: str) -> Recalled[N] | None:
+        """Return a note, None if there is none or it has expired.
+
+        One that cannot be read, such as another version's, is forgotten. If the clock was set
+        back to before notes were written, their time begins anew; by more than 12 hours, it was
+        wrong before, and those notes are void.
+        """
+        ...
+
+    def recall_all(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
+        """Return the notes of several kinds and keys in one call, each as `recall` would."""
         ...
 
     def remember(self, note: Note, key: str, ttl: float) -> None:
-        """Keep a note for `ttl` seconds, in place of one of the same kind and key."""
+        """Store a note for `ttl` seconds, in place of one of the same kind and key."""
+        ...
+
+    def exchange(self, before: Recalled[N] | None, after: N, key: str, ttl: float) -> bool:
+        """Store a note like `remember`, unless `before` is no longer what `recall` would return.
+
+        Return whether it was stored: of several processes that exchange the same note, one does.
+        """
         ...
 
     def forget(self, kind: type[Note], key: str) -> bool:

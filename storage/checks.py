@@ -1,27 +1,26 @@
-"""What has to work when the service first starts: the index or database, and the store."""
+"""What has to work when the service starts: the index or database, and the folder or bucket.
+
+They are checked in a process of its own (`python -m storage.checks`): the master would pass on to
+its workers what it had opened, and not every library survives that.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import re
-import select
-import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from typing import NamedTuple, NoReturn
 
-from app import make_cache
 from config import Settings
-from storage import IncompatibleSchema, Unavailable
+from storage import Unavailable
+from storage.choose import choose_storage
 
-log = logging.getLogger("prompt_image_proxy")
-
-# A first start says within 10 s what is wrong. Most checks end earlier, with a better reason.
+# A start says within 10 s what is wrong. Most checks end earlier, with a better reason.
 _SECONDS = 9.0
-_CHILD_SECONDS = 9.5
+_CHILD_SECONDS = 15.0
 
 # What the answers of an object store mean for the settings.
 _STORE_FAULTS = (
@@ -44,87 +43,80 @@ _STORE_ADVICE = {
 }
 
 
-class Problem(NamedTuple):
-    """Why the cache cannot be used; `is_final` if waiting will not help."""
-
-    sentence: str
-    is_final: bool = False
-
-
-def check_in_child(settings: Settings) -> Problem | None:
-    """Do `check_cache` in a process of its own.
-
-    What it opens would stay open in the workers, which are forked from this one, and some
-    libraries do not survive that.
-    """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        _report(settings, writer)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        try:
-            if not select.select([pipe], [], [], _CHILD_SECONDS)[0]:
-                return Problem(f"The cache did not answer within {_CHILD_SECONDS:g} s.")
-            problem: Problem | None = pickle.load(pipe)
-            return problem
-        finally:
-            os.kill(pid, signal.SIGKILL)
-            with suppress(ChildProcessError):  # gunicorn may reap it first
-                os.waitpid(pid, 0)
+def connections(settings: Settings) -> dict[str, object]:
+    """Return the settings that each connection depends on: those of `state` and `store`."""
+    network = settings.network
+    reached = (network.ca_bundle, network.proxies, network.no_proxy) if settings.storage else None
+    return {
+        "state": settings.database_url or settings.cache_dir,
+        "store": (settings.storage, settings.cache_dir, reached),
+    }
 
 
-def _report(settings: Settings, writer: int) -> NoReturn:
-    log.setLevel(logging.CRITICAL)  # What goes wrong is returned.
+def find_faults(settings: Settings, parts: Collection[str]) -> list[str]:
+    """Open these parts in another process; return a sentence for each that cannot be used."""
+    if not parts:
+        return []
+    command = [sys.executable, "-m", "storage.checks", *parts]
     try:
-        os.write(writer, pickle.dumps(check_cache(settings)))
-    except Exception:
-        log.critical("The cache could not be checked", exc_info=True)
-    finally:
-        os._exit(0)
+        child = subprocess.run(
+            command,
+            input=pickle.dumps(settings),
+            capture_output=True,
+            timeout=_CHILD_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return [f"CACHE_DIR: no answer within {_CHILD_SECONDS:g} s"]
+    if child.returncode:
+        said = child.stderr.decode("utf-8", "replace").splitlines()
+        return [f"the check failed: {said[-1] if said else f'status {child.returncode}'}"]
+    return child.stdout.decode().splitlines()
 
 
-def check_cache(settings: Settings) -> Problem | None:
-    """Use the cache and leave nothing open; return what is wrong with it, if anything."""
-    cache = make_cache(settings)
-    pool = ThreadPoolExecutor(2)
-    state, store = pool.submit(cache.state.check), pool.submit(cache.store.check)
-    wait((state, store), _SECONDS)
-    pool.shutdown(wait=False)
-    cache.state.close()
-    problems = [*_of_state(state, settings), *_of_store(store, settings)]
-    if not problems:
-        return None
-    sentences = "".join(f"\n  {problem.sentence}" for problem in problems)
-    is_final = any(problem.is_final for problem in problems)
-    return Problem(f"The cache cannot be used:{sentences}", is_final)
+def _check(settings: Settings, parts: Iterable[str]) -> Iterator[str]:
+    """Do the work of `find_faults` in this process, in which calls that hang go on."""
+    state, store, _ = choose_storage(settings)
+    checks = {"state": (state.check, _of_state), "store": (store.check, _of_store)}
+    pool = ThreadPoolExecutor()
+    running = [(pool.submit(checks[part][0]), checks[part][1]) for part in parts]
+    wait([check for check, _ in running], _SECONDS)
+    for check, explain in running:
+        yield from explain(check, settings)
+    state.close()
 
 
-def _of_state(check: Future[None], settings: Settings) -> Iterator[Problem]:
+def _of_state(check: Future[None], settings: Settings) -> Iterator[str]:
     setting = "DATABASE_URL" if settings.database_url else "CACHE_DIR"
     try:
         check.result(0)
     except TimeoutError:
-        yield Problem(f"{setting}: no answer within {_SECONDS:g} s")
+        yield f"{setting}: no answer within {_SECONDS:g} s"
     except Unavailable as error:
-        yield Problem(f"{setting}: {error}", isinstance(error, IncompatibleSchema))
+        yield f"{setting}: {error}"
 
 
-def _of_store(check: Future[None], settings: Settings) -> Iterator[Problem]:
+def _of_store(check: Future[None], settings: Settings) -> Iterator[str]:
     scheme = settings.storage.url.partition(":")[0] if settings.storage else ""
     setting = "STORAGE_URL" if scheme else "CACHE_DIR"
     try:
         check.result(0)
     except TimeoutError:
-        yield Problem(f"{setting}: no answer within {_SECONDS:g} s")
+        yield f"{setting}: no answer within {_SECONDS:g} s"
     except OSError as error:
         advice = _STORE_ADVICE.get(scheme, "write another one")
         if scheme == "s3":
             setting, advice = _blamed(str(error.strerror))
-        yield Problem(f"{setting}: {error.strerror}; {advice}")
+        yield f"{setting}: {error.strerror}; {advice}"
 
 
 def _blamed(reason: str) -> tuple[str, str]:
     """Return the setting that is wrong, and what to write."""
     found = ((setting, do) for pattern, setting, do in _STORE_FAULTS if re.search(pattern, reason))
     return next(found)
+
+
+if __name__ == "__main__":
+    for fault in _check(pickle.load(sys.stdin.buffer), sys.argv[1:]):
+        print(fault, flush=True)
+    os._exit(0)  # without waiting for calls that hang

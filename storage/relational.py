@@ -9,11 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from storage import Note, Notes, Recalled, Row, Unavailable, sql
+from metrics import Metrics
+from storage import N, Note, Notes, Recalled, Row, Unavailable, sql
 from storage.rows import from_columns, to_columns
 from storage.store import Task
 
 _NO_LIMIT = 2**53
+# Seconds by which a note may be ahead of a call that began before it was written.
+_CLOCK_PRECISION = 1.0
 
 Values = Mapping[str, Any]
 Step = tuple[str, Values]
@@ -26,120 +29,148 @@ class RelationalState(ABC):
     A subclass runs the statements of storage/sql.py and supplies `:now`.
     """
 
-    # --- ways to run statements; all of them raise Unavailable
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    # --- ways to run statements, timed by the name of the call; all of them raise Unavailable
 
     @abstractmethod
-    def _select(self, statement: str, values: Values) -> Found:
+    def _select(self, name: str, statement: str, values: Values) -> Found:
         """Return what a statement finds."""
 
     @abstractmethod
-    def _execute(self, statement: str, values: Sequence[Values]) -> int:
+    def _execute(self, name: str, statement: str, values: Sequence[Values]) -> int:
         """Run a statement for each of `values`, all or none; return how many rows it changed."""
 
     @abstractmethod
-    def _transact(self, key: str, *steps: Step) -> list[Found]:
+    def _transact(self, name: str, key: str, *steps: Step) -> list[Found]:
         """Run statements in one transaction; return what each found.
 
         No other transaction of the same `key` (hex digits) runs at the same time.
         """
 
-    def now(self) -> float:
-        [(now,)] = self._select(sql.NOW, {})
-        return float(now)
-
     # --- rows
 
     def find(self, key: str) -> Row | None:
-        found = self._select(sql.FIND, {"key": key})
+        found = self._select("find", sql.FIND, {"key": key})
         row = from_columns(found[0]) if found else None
         # A damaged index of the table can lead to the row of another key.
         return row if row and row.key == key else None
 
     def store(self, row: Row) -> str | None:
         columns = to_columns(row)
-        replaced, _ = self._transact(row.key, (sql.FIND_FILE, columns), (sql.STORE, columns))
+        replaced, _ = self._transact(
+            "store", row.key, (sql.FIND_FILE, columns), (sql.STORE, columns)
+        )
         return replaced[0][0] if replaced else None
 
     def add(self, rows: Sequence[Row]) -> int:
-        return self._write(sql.ADD, [to_columns(row) | {"used": row.created} for row in rows])
+        return self._write(
+            "add", sql.ADD, [to_columns(row) | {"used": row.created} for row in rows]
+        )
 
     def amend(self, old: Row, new: Row) -> bool:
-        return self._write(sql.AMEND, [amendment(old, new)]) > 0
+        return self._write("amend", sql.AMEND, [amendment(old, new)]) > 0
 
     def learn(self, old: Row, new: Row) -> None:
         with suppress(Unavailable):
             self.amend(old, new)
 
     def remove(self, rows: Sequence[Row]) -> int:
-        return self._write(sql.REMOVE, [to_columns(row) for row in rows])
+        return self._write("remove", sql.REMOVE, [to_columns(row) for row in rows])
 
     def delete(self, key: str) -> bool:
-        return self._write(sql.DELETE, [{"key": key}]) > 0
+        return self._write("delete", sql.DELETE, [{"key": key}]) > 0
 
     def newest(self, search: str, limit: int, before: tuple[float, str] | None) -> list[Row]:
-        return self._listed(sql.NEWEST, search, limit, before or (float("inf"), ""))
+        return self._listed("newest", sql.NEWEST, search, limit, before or (float("inf"), ""))
 
     def largest(self, search: str, limit: int, before: tuple[int, str] | None) -> list[Row]:
-        return self._listed(sql.LARGEST, search, limit, before or (sql.MAX_INTEGER, ""))
+        return self._listed("largest", sql.LARGEST, search, limit, before or (sql.MAX_INTEGER, ""))
 
     def oldest(self, limit: int) -> list[Row]:
-        return self._rows(sql.OLDEST, {"limit": limit})
+        return self._rows("oldest", sql.OLDEST, {"limit": limit})
 
     def touch(self, ages: Mapping[str, float]) -> None:
-        self._write(sql.TOUCH, [{"key": key, "age": age} for key, age in ages.items()])
+        self._write("touch", sql.TOUCH, [{"key": key, "age": age} for key, age in ages.items()])
 
     def files(self, keys: Sequence[str]) -> dict[str, str | None]:
         if not keys:
             return {}
         wanted = {f"key{number}": key for number, key in enumerate(keys)}
-        return dict(self._select(sql.files(len(keys)), wanted))
+        return dict(self._select("files", sql.files(len(keys)), wanted))
 
     def last_drawn(self, names: Sequence[str]) -> dict[str, float]:
         if not names:
             return {}
         wanted = {f"name{number}": name for number, name in enumerate(names)}
-        found = self._select(sql.last_drawn(len(names)), wanted)
+        found = self._select("last_drawn", sql.last_drawn(len(names)), wanted)
         return {name: created for name, created in found if created}
 
     # --- notes
 
-    def recall(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
+    def now(self) -> float:
+        [(now,)] = self._select("now", sql.NOW, {})
+        return float(now)
+
+    def recall(self, kind: type[N], key: str) -> Recalled[N] | None:
+        return self.recall_all([(kind, key)]).get(kind, key)
+
+    def recall_all(self, wanted: Iterable[tuple[type[Note], str]]) -> Notes:
         kinds = {(kind.kind, key): kind for kind, key in wanted}
         if not kinds:
             return Notes()
-        return Notes(self._recall(kinds))
-
-    def _recall(self, kinds: Mapping[tuple[str, str], type[Note]]) -> dict[Any, Recalled[Any]]:
         values: dict[str, str] = {}
-        for number, (kind, key) in enumerate(kinds):
-            values |= {f"kind{number}": kind, f"key{number}": key}
-        found = {}
-        for kind, key, value, age, left in self._select(sql.recall(len(kinds)), values):
-            name = kind, key
-            if name in kinds and (note := _read_note(kinds[name], value)):
-                found[name] = Recalled(note, max(0.0, age), left)
-        return found
+        for number, (name, key) in enumerate(kinds):
+            values |= {f"kind{number}": name, f"key{number}": key}
+        rows = self._select("recall", sql.recall(len(kinds)), values)
+        if any(age < -_CLOCK_PRECISION for *_, age, _ in rows):
+            with suppress(Unavailable):
+                self._transact("restart", "0", (sql.RESTART, {}))
+        found: dict[tuple[str, str], Recalled[Any]] = {}
+        for name, key, value, age, left in rows:
+            # A damaged index of the table can lead to the note of another key.
+            kind = kinds.get((name, key))
+            if kind and (note := self._read_note(kind, key, value)):
+                found[name, key] = Recalled(note, max(0.0, age), left + min(0.0, age))
+        return Notes(found)
+
+    def _read_note(self, kind: type[N], key: str, value: str) -> N | None:
+        """Return a note; forget one that is damaged or of another version."""
+        try:
+            return kind.from_json(json.loads(value))
+        except (TypeError, ValueError, KeyError):
+            with suppress(Unavailable):
+                self.forget(kind, key)
+            return None
 
     def remember(self, note: Note, key: str, ttl: float) -> None:
-        value = json.dumps(note.to_json())
-        self._write(sql.REMEMBER, [{"kind": note.kind, "key": key, "value": value, "ttl": ttl}])
+        values = {"kind": note.kind, "key": key, "value": _text_of(note), "ttl": ttl}
+        self._write("remember", sql.REMEMBER, [values])
+
+    def exchange(self, before: Recalled[N] | None, after: N, key: str, ttl: float) -> bool:
+        values = {"kind": after.kind, "key": key, "value": _text_of(after), "ttl": ttl}
+        if before is None:
+            return self._write("exchange", sql.REMEMBER_NEW, [values]) > 0
+        values["before"] = _text_of(before.note)
+        return self._write("exchange", sql.EXCHANGE, [values]) > 0
 
     def forget(self, kind: type[Note], key: str) -> bool:
-        return self._write(sql.FORGET, [{"kind": kind.kind, "key": key}]) > 0
+        return self._write("forget", sql.FORGET, [{"kind": kind.kind, "key": key}]) > 0
 
     def count(self, key: str, amount: int, ttl: float, limit: int | None = None) -> bool:
         values = {"key": key, "amount": abs(amount), "ttl": ttl}
         values["limit"] = _NO_LIMIT if limit is None else limit
-        return self._write(sql.COUNT if amount >= 0 else sql.TAKE_BACK, [values]) > 0
+        return self._write("count", sql.COUNT if amount >= 0 else sql.TAKE_BACK, [values]) > 0
 
     def counts(self, keys: Sequence[str]) -> dict[str, int]:
         if not keys:
             return {}
         wanted = {f"key{number}": key for number, key in enumerate(keys)}
-        return dict(self._select(sql.counts(len(keys)), wanted))
+        return dict(self._select("counts", sql.counts(len(keys)), wanted))
 
     def expire(self) -> None:
-        self._transact("0", (sql.EXPIRE, {}), (sql.TRIM, {}))
+        self._transact("expire", "0", (sql.EXPIRE, {}), (sql.TRIM, {}))
 
     # --- upkeep
 
@@ -153,17 +184,19 @@ class RelationalState(ABC):
     # ---
 
     def _listed(
-        self, statement: str, search: str, limit: int, before: tuple[float, str]
+        self, name: str, statement: str, search: str, limit: int, before: tuple[float, str]
     ) -> list[Row]:
         pattern = "%" + re.sub(r"([!%_])", r"!\1", search) + "%"
         values = {"search": search, "pattern": pattern, "limit": limit}
-        return self._rows(statement, values | {"before": before[0], "key": before[1]})
+        return self._rows(name, statement, values | {"before": before[0], "key": before[1]})
 
-    def _rows(self, statement: str, values: Values) -> list[Row]:
-        return [row for found in self._select(statement, values) if (row := from_columns(found))]
+    def _rows(self, name: str, statement: str, values: Values) -> list[Row]:
+        return [
+            row for found in self._select(name, statement, values) if (row := from_columns(found))
+        ]
 
-    def _write(self, statement: str, values: Sequence[Values]) -> int:
-        return self._execute(statement, values) if values else 0
+    def _write(self, name: str, statement: str, values: Sequence[Values]) -> int:
+        return self._execute(name, statement, values) if values else 0
 
 
 def amendment(old: Row, new: Row) -> Values:
@@ -171,9 +204,5 @@ def amendment(old: Row, new: Row) -> Values:
     return to_columns(old) | {f"new_{name}": value for name, value in to_columns(new).items()}
 
 
-def _read_note(kind: type[Note], value: str) -> Note | None:
-    """Return a note, or None for one that is damaged or of another version."""
-    try:
-        return kind.from_json(json.loads(value))
-    except (TypeError, ValueError, KeyError):
-        return None
+def _text_of(note: Note) -> str:
+    return json.dumps(note.to_json())

@@ -76,14 +76,26 @@ LARGEST = _LISTED.format("bytes")
 OLDEST = f"SELECT {_COLUMNS} FROM entries WHERE file IS NOT NULL ORDER BY used LIMIT :limit"
 TOUCH = "UPDATE entries SET used = :now - :age WHERE key = :key"
 
-NOW = "SELECT :now AS now"
-
 REMEMBER = """
 INSERT INTO notes (kind, key, value, created, expires)
 VALUES (:kind, :key, :value, :now, :now + :ttl)
 ON CONFLICT (kind, key) DO UPDATE SET
     value = excluded.value, created = excluded.created, expires = excluded.expires
 """
+# A note that is further in the future was written while the clock was wrong.
+_MAX_AHEAD = 43_200
+_IS_OVER = f"(notes.expires <= :now OR notes.created > :now + {_MAX_AHEAD})"
+REMEMBER_NEW = f"{REMEMBER} WHERE {_IS_OVER}"
+EXCHANGE = f"""
+UPDATE notes SET value = :value, created = :now, expires = :now + :ttl
+WHERE kind = :kind AND key = :key AND value = :before AND NOT {_IS_OVER}
+"""
+# After the clock was set back, the time of notes from its future begins anew.
+RESTART = f"""
+UPDATE notes SET expires = expires - created + :now, created = :now
+WHERE created > :now AND NOT {_IS_OVER}
+"""
+NOW = "SELECT :now AS now"
 FORGET = "DELETE FROM notes WHERE kind = :kind AND key = :key"
 # A count is a note whose value is a number: it expires and is trimmed like one.
 _COUNT = "CASE WHEN notes.expires > :now THEN CAST(notes.value AS BIGINT) ELSE 0 END"
@@ -99,7 +111,7 @@ TAKE_BACK = f"""
 UPDATE notes SET value = CAST({_COUNT} - :amount AS TEXT)
 WHERE kind = 'count' AND key = :key AND {_COUNT} >= :amount
 """
-EXPIRE = "DELETE FROM notes WHERE expires <= :now"
+EXPIRE = f"DELETE FROM notes WHERE {_IS_OVER}"
 TRIM = f"""
 DELETE FROM notes WHERE created <=
     (SELECT created FROM notes ORDER BY created DESC LIMIT 1 OFFSET {MAX_NOTES})
@@ -121,14 +133,11 @@ def last_drawn(count: int) -> str:
 
 @cache
 def recall(count: int) -> str:
-    """Parameters: `kind0`, `key0`, `kind1`, `key1` …
-
-    A clock that was set back by more than a minute makes the notes "of the future" invalid.
-    """
+    """Parameters: `now`, `kind0`, `key0`, `kind1`, `key1` …"""
     wanted = _numbered("kind = :kind{0} AND key = :key{0}", " OR ", count)
     return (
         "SELECT kind, key, value, :now - created AS age, expires - :now AS remaining"
-        f" FROM notes WHERE created <= :now + 60 AND expires > :now AND ({wanted})"
+        f" FROM notes WHERE NOT {_IS_OVER} AND ({wanted})"
     )
 
 

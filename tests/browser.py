@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from selenium import webdriver
@@ -15,12 +16,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from . import missing
 from .conftest import ADMIN, KEY, Gunicorn, InProcess
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-MISSING = "Chromium is not installed: `apt-get install chromium chromium-driver`, and these run"
-IS_MISSING = not (CHROMIUM and CHROMEDRIVER)
-IS_CI = os.environ.get("CI") == "true"
 
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --lang=en-US"
@@ -40,17 +39,24 @@ _CLICK = (
 _COPYING = "navigator.clipboard.writeText = async (text) => { window.copied = text; }"
 
 
-def start_chromium(profile: Path) -> webdriver.Chrome:
-    assert not IS_MISSING, MISSING
+@contextmanager
+def chromium() -> Iterator[webdriver.Chrome]:
+    """Run a browser whose files are all in one temporary folder, HOME included."""
+    if not (CHROMIUM and CHROMEDRIVER):
+        missing.skip("Chromium is not installed: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={profile}")
+    options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Driver(CHROMEDRIVER))
-    driver.set_script_timeout(30)
-    return driver
+    with TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as home:
+        for flag in (*FLAGS.split(), f"--user-data-dir={home}/profile"):
+            options.add_argument(flag)
+        environment = {"PATH": os.environ["PATH"], "HOME": home, "TMPDIR": home}
+        driver = webdriver.Chrome(options=options, service=Driver(CHROMEDRIVER, env=environment))
+        try:
+            driver.set_script_timeout(30)
+            yield driver
+        finally:
+            driver.quit()
 
 
 class Page:
@@ -160,7 +166,8 @@ class Page:
             " else if (Date.now() > end) done(false); else setTimeout(look, 20); })()"
         )
         is_met = self.driver.execute_async_script(script, arguments)
-        assert is_met, f"waited in vain for {condition} with {arguments}"
+        what = f"{condition} with {arguments}"
+        assert is_met, f"waited in vain for {what}, and saw: {self.text('#stage')}"
 
     def wait_for_state(self, state: str) -> None:
         self.wait_until("document.querySelector('#stage').dataset.state === given[0]", state)

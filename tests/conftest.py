@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +21,13 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
 from app import create_app
+from commands.__main__ import cli, open_session
+from commands.session import Door
 from settings.buckets import ObjectSettings
 from storage import State
 from storage.local.sqlite import SqliteState
 
+from . import missing
 from .objectstore import ObjectServer
 from .postgres import MISSING, Postgres, find_program
 from .servers import (
@@ -42,6 +44,14 @@ from .servers import (
 )
 from .states import Clock
 from .wire import make_authority
+
+pytest_plugins = ["tests.npm", "tests.studio"]
+
+# They come first, so that at the end no process is alone with one of them for minutes.
+SLOWEST_FILES = (
+    *("test_gunicorn", "test_nginx", "test_faults", "test_metrics", "test_cluster", "test_page"),
+    *("test_docs", "test_postgres", "test_sqlite", "test_demo", "test_cache", "test_copies"),
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "access-key-of-the-tests"
@@ -152,7 +162,7 @@ class InProcess(_Client):
     def __init__(self, environment: dict[str, str]) -> None:
         self.ahead = 0.0
         app = create_app(config.parse(environment), lambda: time.time() + self.ahead)
-        self._services = app.extensions["prompt_image_proxy"]
+        self.services = app.extensions["prompt_image_proxy"]
         self._server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(
@@ -163,7 +173,7 @@ class InProcess(_Client):
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._services.close()
+        self.services.close()
 
 
 class Gunicorn(_Client):
@@ -225,6 +235,11 @@ class Gunicorn(_Client):
                     os.kill(pid, signal.SIGKILL)
                 self.process.kill()
                 self.process.wait()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture
@@ -292,9 +307,7 @@ def bucket(object_server: ObjectServer) -> ObjectSettings:
 def postgres() -> Iterator[Postgres]:
     """Start a PostgreSQL server, once for all tests."""
     if find_program("initdb") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
+        missing.skip(MISSING)
     with closing(Postgres()) as made:
         yield made
 
@@ -303,36 +316,6 @@ def postgres() -> Iterator[Postgres]:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return what `make_authority` makes, once for all tests."""
     return make_authority(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture(scope="session")
-def npm(request: pytest.FixtureRequest) -> Callable[[str], Path]:
-    """Fetch npm packages: `npm("openai@6.30.1")` returns the folder of its node_modules.
-
-    Each is fetched once, and cached with pytest's own files.
-    """
-
-    def fetch_package(package: str) -> Path:
-        command = shutil.which("npm")
-        if command is None and os.environ.get("CI") != "true":
-            pytest.skip("npm is not installed")
-        assert command, "install npm for this test"
-        folder = Path(request.config.cache.mkdir(package.replace("@", "-")))
-        if not (folder / "node_modules" / package.partition("@")[0]).exists():
-            where = ["--prefix", str(folder), "--cache", str(folder / "npm")]
-            quietly = ["--no-save", "--no-audit", "--no-fund", "--ignore-scripts"]
-            fetched = subprocess.run(
-                [command, "install", *where, *quietly, package],
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
-            if fetched.returncode and os.environ.get("CI") != "true":
-                pytest.skip("npm does not reach its registry")
-            assert not fetched.returncode, fetched.stderr
-        return folder
-
-    return fetch_package
 
 
 @pytest.fixture
@@ -380,15 +363,12 @@ Run = Callable[..., click.testing.Result]
 
 @pytest.fixture
 def run(environment: dict[str, str], backend: ScriptedServer) -> Run:
-    """Run `flask --app app …` in this process."""
+    """Run `python -m commands …` in this process."""
 
     def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
         values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
-        app = create_app(config.parse(values))
-        try:
-            return app.test_cli_runner().invoke(args=list(arguments), input=answer)
-        finally:
-            app.extensions["prompt_image_proxy"].cache.close()
+        door = Door(lambda: config.parse(values), open_session)
+        return click.testing.CliRunner().invoke(cli, arguments, input=answer, obj=door)
 
     return invoke
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,17 @@ def read_only(folder: Path) -> Iterator[None]:
     with _mounted(folder, "--bind", str(folder), str(folder)):
         _mount("-o", "remount,bind,ro", str(folder))
         yield
+
+
+@contextlib.contextmanager
+def file_sizes_limited(pid: int, size: int) -> Iterator[None]:
+    """Let a process, and those that it starts, write no file beyond `size`."""
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
 @contextlib.contextmanager

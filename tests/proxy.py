@@ -27,7 +27,7 @@ class HttpProxy:
     @property
     def targets(self) -> list[str]:
         """The request lines without the version."""
-        return [head.partition(" HTTP/1.1")[0] for head in self.heads]
+        return [head.partition(" HTTP/1.")[0] for head in self.heads]
 
     def _talk(self, client: socket.socket) -> None:
         head = _read_head(client)

@@ -14,10 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 from markdown_it import MarkdownIt
 
-from access import MAX_EXPIRES_IN, Access, Unauthorised
-from limits import Caller
+from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
 from picture import BadRequest, ImageRequest
-from settings.keys import KeySettings
+from settings.access_keys import KeySettings
 
 from .conftest import ADMIN, KEY, InProcess
 from .servers import Got, ScriptedServer, png
@@ -124,7 +123,7 @@ def test_key_is_accepted_until_the_end_of_its_last_day() -> None:
         return Access("k", named_keys=[BLOG], clock=lambda: now)
 
     assert at(LAST_SECOND).authorise({"key": "blog-key"}).name == "blog"
-    with pytest.raises(Unauthorised, match="valid until 2026-12-31"):
+    with pytest.raises(Unauthorised, match="2026-12-31"):
         at(LAST_SECOND + 1).authorise({"key": "blog-key"})
     assert at(LAST_SECOND + 1).authorise({"key": "blog-key"}, "Bearer k")
 
@@ -209,16 +208,10 @@ def test_public_url_overrides_the_host_of_the_request(
     assert url.startswith("https://pics.example.org/sub/prompt/x?sig=")
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        *({}, [], "x", {"description": "x", "width": 0}),
-        *({"description": "x", "expires_in": value} for value in (0, "60", True, 1.5)),
-        {"description": "x", "expires_in": MAX_EXPIRES_IN + 1},
-    ],
-)
-def test_bad_body_is_a_400(serve: Serve, backend: ScriptedServer, body: object) -> None:
-    assert sign(serve(backend), body).status == 400
+@pytest.mark.parametrize("seconds", [0, "60", True, 1.5, MAX_EXPIRES_IN + 1])
+def test_bad_expiry_is_a_400(serve: Serve, backend: ScriptedServer, seconds: object) -> None:
+    got = sign(serve(backend), {"description": "x", "expires_in": seconds})
+    assert (got.status, "expires_in" in got.detail) == (400, True)
 
 
 def test_signing_needs_the_access_key(serve: Serve, backend: ScriptedServer) -> None:
@@ -233,7 +226,7 @@ def test_signing_needs_the_access_key(serve: Serve, backend: ScriptedServer) -> 
     assert sign(service, {"description": "x"}, Host='x"><script>').status == 400
 
 
-def test_markdown_and_html_are_one_image_whose_alt_is_the_prompt(
+def test_markdown_and_html_show_one_image_with_its_prompt(
     serve: Serve, backend: ScriptedServer
 ) -> None:
     service = serve(backend)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-
-from cache import Cache
-from llm import Rewritten
-from storage.local.folder import Folder
-from storage.local.sqlite import SqliteState
 
 from .conftest import (
     BROKEN,
@@ -35,14 +30,6 @@ HIT = "PromptImageProxy; hit"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
-
-
-@contextmanager
-def write_lock(folder: Path) -> Iterator[None]:
-    """Hold the index's write lock, as a backup does."""
-    with closing(sqlite3.connect(folder / "index.sqlite3", isolation_level=None)) as backup:
-        backup.execute("BEGIN IMMEDIATE")
-        yield
 
 
 # --- places
@@ -76,24 +63,7 @@ def test_hundreds_of_misses_are_all_drawn_in_turn(gunicorn: Start, backend: Scri
 # --- money
 
 
-@contextmanager
-def make_unwritable(folder: Path) -> Iterator[None]:
-    """Make every writing of a note fail at once."""
-    index = folder / "index.sqlite3"
-    with closing(sqlite3.connect(index)) as connection:
-        connection.execute(
-            "CREATE TRIGGER full BEFORE INSERT ON notes BEGIN SELECT RAISE(ABORT, 'full'); END"
-        )
-        yield
-        connection.execute("DROP TRIGGER full")
-
-
-def recalled(state: SqliteState) -> str | None:
-    found = state.recall([(Rewritten, "a")]).get(Rewritten, "a")
-    return found.note.prompt if found else None
-
-
-def test_blocked_picture_whose_fallback_fails_is_one_call_for_many_views(
+def test_blocked_picture_with_failing_fallback_is_called_for_once(
     serve: Serve, backend: ScriptedServer, server: MakeServer
 ) -> None:
     backend.say(REFUSAL)
@@ -124,13 +94,3 @@ def test_older_index_put_back_under_the_workers_costs_no_drawing(
         assert service.picture(f"new{n}").headers["Cache-Status"] == HIT
     assert service.picture("old").headers["Cache-Status"] == HIT
     assert len(backend.seen) == 6
-
-
-# --- what was deleted
-
-
-@pytest.fixture
-def cache(folder: Path) -> Iterator[Cache]:
-    made = Cache(SqliteState(folder), Folder(folder))
-    yield made
-    made.close()

@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 
 from dialect.answers import NoPicture, decode_base64, find_picture
 from dialect.judging import Outcome
-from dialect.learning import Learned
-from drawing.backend import Backend, Image, NotDrawn, Pollinations
+from drawing.backend import Backend, NotDrawn, Pollinations
+from drawing.record import Image
 from picture import ImageRequest
 from settings.servers import BackendSettings, PollinationsSettings
 from storage import State
-from storage.memory import Memory
 from upstream.client import Deadline, Upstream
 
 from .conftest import REFUSAL, InProcess, drawing
@@ -31,11 +30,7 @@ from .wire import MakeRawServer, MakeServer, Net, guarded_net, hang, unhurried
 REQUEST = ImageRequest("a red apple", 640, 480, "any", 7)
 LIMIT = 2**20
 PNG = png()
-net = pytest.fixture(guarded_net)
-
-
-def no_names(host: str, *_: Any) -> list[Any]:
-    raise socket.gaierror(socket.EAI_NONAME, f"{host} is not known")
+net = pytest.fixture(autouse=True)(guarded_net)
 
 
 Draw = Callable[..., Image]
@@ -56,12 +51,12 @@ def draw(state: State) -> Draw:
     ) -> Image:
         there = Backend(
             BackendSettings(url, **of_backend),
-            Upstream(no_names),
+            Upstream(),
+            state,
             timeout=timeout,
             max_image_bytes=LIMIT,
         )
-        memory = Memory(state, [(Learned, there.note_keys(request)[1])])
-        return there.draw(prompt or request.prompt, request, Deadline.after(seconds), memory)
+        return there.draw(prompt or request.prompt, request, Deadline.after(seconds))
 
     return call
 
@@ -375,7 +370,7 @@ def fall_back(
 ) -> Image:
     there = Pollinations(
         PollinationsSettings(url, settings.get("token"), settings.get("model")),
-        Upstream(no_names),
+        Upstream(),
         timeout=settings.get("timeout", 10),
         max_image_bytes=LIMIT,
     )

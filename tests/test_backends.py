@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from backends import Backends, Round
+from backends import Backends
 from dialect.judging import Outcome
 from drawing.backend import Backend
+from drawing.record import Round
 from picture import ImageRequest
 from settings.servers import BackendSettings
 from storage import State
 from storage.local.sqlite import SqliteState
-from storage.memory import Memory
 from upstream.client import Deadline, Upstream
 
 from .conftest import REFUSAL, drawing
@@ -41,7 +41,6 @@ class House:
 
     backends: Backends
     servers: list[ScriptedServer]
-    state: State
     clock: Clock
     slept: list[float] = field(default_factory=list)
 
@@ -49,17 +48,12 @@ class House:
         self.slept.append(seconds)
         self.clock.now += seconds
 
-    def memory(self, request: ImageRequest) -> Memory:
-        return Memory(self.state, self.backends.wanted(request), self.clock)
-
     def draw(self, name: str = "a fox", *, model: str | None = None, seconds: float = 100) -> Round:
-        request = ImageRequest(name, model=model)
         deadline = Deadline.after(seconds, self.clock)
-        return self.backends.draw(name, request, deadline, self.memory(request))
+        return self.backends.draw(name, ImageRequest(name, model=model), deadline)
 
     def ready_in(self, model: str | None = None) -> float:
-        request = ImageRequest("any", model=model)
-        return self.backends.ready_in(request, self.memory(request))
+        return self.backends.ready_in(ImageRequest("any", model=model))
 
     @property
     def asked(self) -> list[int]:
@@ -80,9 +74,10 @@ def state(tmp_path: Path, clock: Clock) -> Iterator[State]:
         yield made
 
 
-def backend_at(url: str, weight: float = 1.0) -> Backend:
+def backend_at(state: State, url: str, weight: float = 1.0) -> Backend:
+    settings = BackendSettings(url, weight)
     # Real time bounds the calls; the clock of a test stands still meanwhile.
-    return Backend(BackendSettings(url, weight), Upstream(), timeout=30, max_image_bytes=2**20)
+    return Backend(settings, Upstream(), state, timeout=30, max_image_bytes=2**20)
 
 
 @pytest.fixture
@@ -93,13 +88,13 @@ def house(server: MakeServer, state: State, clock: Clock) -> Callable[..., House
         servers = [server() for _ in says]
         for there, say in zip(servers, says, strict=True):
             there.say(say)
-        made = House(Backends([]), servers, state, clock)
+        made = House(Backends([], state), servers, clock)
         made.backends = Backends(
-            [backend_at(there.url) for there in servers],
+            [backend_at(state, there.url) for there in servers],
+            state,
             blocked_retry_attempts=attempts,
             rng=random.Random(1),
             sleep=made.sleep,
-            clock=clock,
         )
         return made
 
@@ -114,22 +109,20 @@ MakeHouse = Callable[..., House]
 
 def orders(backends: list[Backend], state: State, count: int) -> list[list[int]]:
     """Return the orders of `count` drawings, as indices."""
-    everything, request = Backends(backends, rng=random.Random(1)), ImageRequest("a")
-    memory = Memory(state, everything.wanted(request))
-    found = (everything.order(request, memory) for _ in range(count))
+    everything, request = Backends(backends, state, rng=random.Random(1)), ImageRequest("a")
+    known = everything.recall(request)
+    found = (everything.order(request, known) for _ in range(count))
     return [[backends.index(backend) for backend in order] for order in found]
 
 
-def weighted(*weights: float) -> list[Backend]:
-    return [backend_at(f"http://127.0.0.1:{port}", w) for port, w in enumerate(weights, 1)]
+def weighted(state: State, *weights: float) -> list[Backend]:
+    return [backend_at(state, f"http://127.0.0.1:{port}", w) for port, w in enumerate(weights, 1)]
 
 
 @pytest.mark.parametrize("weights", [(1, 3), (1, 2, 7), (0.001, 0.002, 0.007)])
-def test_first_is_chosen_by_weight_and_the_next_from_the_rest(
-    state: State, weights: tuple[float, ...]
-) -> None:
+def test_each_next_backend_is_chosen_by_weight(state: State, weights: tuple[float, ...]) -> None:
     count = 8000
-    drawn = orders(weighted(*weights), state, count)
+    drawn = orders(weighted(state, *weights), state, count)
     assert all(sorted(order) == list(range(len(weights))) for order in drawn)
     pairs = Counter((order[0], order[1]) for order in drawn)
     for one, other in itertools.permutations(range(len(weights)), 2):
@@ -138,12 +131,13 @@ def test_first_is_chosen_by_weight_and_the_next_from_the_rest(
 
 
 def test_backend_without_weight_is_drained(state: State) -> None:
-    backends = weighted(0, 1, 0.25)
+    backends = weighted(state, 0, 1, 0.25)
     assert {tuple(sorted(order)) for order in orders(backends, state, 100)} == {(1, 2)}
 
 
 def test_extreme_weights_still_make_an_order(state: State) -> None:
-    assert {len(order) for order in orders(weighted(5e-324, 1e308, 1), state, 100)} == {3}
+    backends = weighted(state, 5e-324, 1e308, 1)
+    assert {len(order) for order in orders(backends, state, 100)} == {3}
 
 
 def test_cooling_backend_is_passed_over(house: MakeHouse) -> None:
@@ -206,22 +200,6 @@ def test_fault_of_a_model_cools_that_model_alone(house: MakeHouse) -> None:
     assert made.ready_in("typo") == 5
     assert made.draw("b", model="real").image
     assert made.draw("c").image
-
-
-def test_third_rejected_picture_cools_the_backend(house: MakeHouse) -> None:
-    made = house(REJECTION)
-    for name in "aab":
-        assert made.outcomes(name) == [Outcome.REJECTED]
-        assert made.ready_in() == 0
-    made.draw("c")
-    assert made.ready_in() == 5
-
-
-@pytest.mark.parametrize("status", [401, 402, 403, 404])
-def test_fault_of_the_account_cools_for_a_minute(house: MakeHouse, status: int) -> None:
-    made = house(Say("", status, {"Retry-After": "7"}))
-    made.draw()
-    assert made.ready_in() == 60
 
 
 def test_concurrent_failures_count_once(house: MakeHouse) -> None:

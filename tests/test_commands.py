@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from access import Access
 from cache import Cache
 from picture import ImageRequest
 from storage.local.folder import Folder
@@ -22,11 +23,11 @@ from storage.local.sqlite import SqliteState
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, Run, drawing
 from .servers import GIF, Gate, Say, ScriptedServer, Seen, fetch, png, wait_until
+from .states import Clock, SqlitePlace, held_elsewhere
 
 BASE = "https://pics.example.org"
 
-# Run in a folder of the test's own: the one of the program may have a .env.
-FLASK = [sys.executable, "-m", "flask", "--app", str(ROOT / "app.py")]
+COMMANDS = [sys.executable, "-m", "commands"]
 
 
 @pytest.fixture
@@ -75,22 +76,22 @@ def test_signed_url_is_accepted_by_the_server(
 ) -> None:
     result = run("sign", "a red apple", "--width", "64", "--seed", "7", PUBLIC_URL=BASE)
     assert result.exit_code == 0
-    url = result.output.strip()
+    url = result.stdout.strip()
     assert url.startswith(f"{BASE}/prompt/a%20red%20apple?width=64&seed=7&sig=")
     assert serve(backend).get(url.removeprefix(BASE)).status == 200
     assert "exp=" in run("sign", "x", "--expires-in", "60", PUBLIC_URL=BASE).output
-    assert run("sign", "x").output.startswith("http://127.0.0.1:")
+    assert run("sign", "x").stdout.startswith("http://127.0.0.1:")
     words = ("--quality", "high", "--style", "vivid", "--background", "blue")
-    more = run("sign", "x", *words, "--negative-prompt", "no text", PUBLIC_URL=BASE).output
+    more = run("sign", "x", *words, "--negative-prompt", "no text", PUBLIC_URL=BASE).stdout
     assert "?quality=high&style=vivid&background=blue&negative_prompt=no%20text&sig=" in more
     assert serve(backend).get(more.strip().removeprefix(BASE)).status == 200
 
 
 def test_link_is_printed_in_three_formats(run: Run) -> None:
-    links = json.loads(run("sign", "x", "--json", PUBLIC_URL=BASE).output)
+    links = json.loads(run("sign", "x", "--json", PUBLIC_URL=BASE).stdout)
     starts = {"url": BASE, "markdown": f"![x]({BASE}", "html": f'<img src="{BASE}'}
     for form, start in starts.items():
-        assert run("sign", "x", "--format", form, PUBLIC_URL=BASE).output.strip() == links[form]
+        assert run("sign", "x", "--format", form, PUBLIC_URL=BASE).stdout.strip() == links[form]
         assert links[form].startswith(start)
 
 
@@ -104,6 +105,7 @@ def test_link_is_printed_in_three_formats(run: Run) -> None:
         ("sign", "x", "--expires-in", "0"),
         ("sign", "x", "--format", "gif"),
         ("sign", "--in-place", "no-such-file"),
+        ("cache", "list", "--match", "\udcff"),
         ("cache", "delete", "--older-than", "soon"),
         ("cache", "delete"),
         ("cache", "delete", "x", "--match", "y"),
@@ -124,7 +126,7 @@ def test_signing_in_place_replaces_the_key_and_nothing_else(run: Run, tmp_path: 
     ).encode() + b"\xff"
     page.write_bytes(before)
     result = run("sign", "--in-place", str(page))
-    assert (result.exit_code, result.output) == (0, f"{page}: 2 signed\n")
+    assert (result.exit_code, result.stdout) == (0, f"{page}: 2 signed\n")
     after = page.read_bytes()
     assert after.count(b"sig=") == 2
     assert re.sub(rb"sig=[0-9a-f]{32}", b"key=" + KEY.encode(), after) == before
@@ -141,9 +143,7 @@ def test_lines_in_which_the_key_is_left_are_named(run: Run, tmp_path: Path) -> N
     result = run("sign", "--in-place", str(page), PUBLIC_URL=BASE)
     assert result.exit_code == 1
     assert result.stdout == f"{page}: 1 signed, 2 left, 1 left on other hosts\n"
-    assert [line.removeprefix(f"{page}:")[:2] for line in result.stderr.splitlines()] == [
-        *("3:", "4:", "4:"),
-    ]
+    assert re.findall(rf"(?m)^{page}:(\d+):", result.stderr) == ["3", "4", "4"]
     again = run("sign", "--in-place", "--json", str(page), PUBLIC_URL=BASE)
     assert (again.exit_code, json.loads(again.stdout)) == (1, {str(page): 0})
 
@@ -174,7 +174,10 @@ def test_warm_draws_missing_pictures_and_reports_failures(
     result = run("warm", str(page), "--jobs", "2", THREADS="17")
     assert result.exit_code == 1
     assert "2 drawn, 1 there, 1 failed" in result.output
-    assert "Moderation refused the prompt everywhere. This is remembered until" in result.output
+    assert (
+        "Every backend's moderation refused this prompt. This result is cached until"
+        in result.output
+    )
     assert sorted(seen.json["prompt"] for seen in backend.seen) == ["a", "b", "rude"]
     counts = json.loads(run("warm", str(page), "--json").stdout)
     assert (counts["drawn"], counts["there"], list(counts["failed"])) == (0, 3, ["rude"])
@@ -184,7 +187,7 @@ def test_warm_accepts_signed_urls_but_no_wrong_signature(
     run: Run, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.md"
-    signed = run("sign", "signed", PUBLIC_URL=BASE).output.strip()
+    signed = run("sign", "signed", PUBLIC_URL=BASE).stdout.strip()
     page.write_text(f"![]({signed}) ![]({BASE}/prompt/x?sig={'0' * 32})")
     assert run("warm", str(page)).exit_code == 0
     assert [seen.json["prompt"] for seen in backend.seen] == ["signed"]
@@ -203,9 +206,9 @@ def test_warm_waits_for_a_drawing_of_the_running_server(
     backend.say(draw_once_both_want_it)
     service = serve(backend)
     with subprocess.Popen(
-        [*FLASK, "warm", str(write_page(tmp_path, "x"))],
+        [*COMMANDS, "warm", str(write_page(tmp_path, "x"))],
         cwd=tmp_path,
-        env={**environment, "BACKEND_API_URLS": backend.url},
+        env={**environment, "BACKEND_API_URLS": backend.url, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as warm:
@@ -229,11 +232,13 @@ def test_interrupted_warm_can_be_run_again(
     page = write_page(tmp_path, *"1234")
     backend.say(gate := Gate(drawing()))
     with subprocess.Popen(
-        [*FLASK, "warm", str(page), "--jobs", "1"],
+        [*COMMANDS, "warm", str(page), "--jobs", "1"],
         cwd=tmp_path,
-        env={**environment, "BACKEND_API_URLS": backend.url},
+        env={**environment, "BACKEND_API_URLS": backend.url, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        # `nohup make test &` ignores SIGINT, which a child inherits.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as warm:
         wait_until(lambda: backend.seen)
         warm.send_signal(signal.SIGINT)
@@ -278,6 +283,16 @@ def test_deleting_asks_first(run: Run, cache: Cache) -> None:
     assert run("cache", "delete", "ONE", "--yes").exit_code == 1
 
 
+def test_picture_under_way_is_not_deleted(
+    run: Run, cache: Cache, environment: dict[str, str]
+) -> None:
+    key = put(cache, "one")
+    with held_elsewhere(SqlitePlace(environment["CACHE_DIR"], Clock()), key):
+        refused = run("cache", "delete", "one", "--yes")
+    assert (refused.exit_code, "being drawn" in refused.output) == (1, True)
+    assert [row.key for row in cache.state.newest("", 9, None)] == [key]
+
+
 def test_pictures_are_deleted_by_age_and_by_text(run: Run, cache: Cache) -> None:
     now = time.time()
     put(cache, "old cat", created=now - 31 * 86400)
@@ -302,7 +317,7 @@ def test_command_says_which_cache_it_works_on(
         ("warm", page, "--json"),
     ):
         result = run(*arguments)
-        assert result.stderr == f"Cache: {environment['CACHE_DIR']} (1 picture)\n"
+        assert result.stderr.endswith(f"\nCache: {environment['CACHE_DIR']} (1 picture)\n")
         json.loads(result.stdout)
 
 
@@ -391,24 +406,82 @@ def test_unusable_cache_ends_a_command_with_a_sentence(
 # --- the real command ---------------------------------------------------------------------------
 
 
-def test_invalid_settings_are_reported_in_sentences(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [*FLASK, "cache", "stats"],
-        cwd=tmp_path,
-        env={"PORT": "x", "PROXY_ACCESS_KEY": "k"},
+def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, with these variables and the `.env` in `folder`."""
+    return subprocess.run(
+        [*COMMANDS, *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "HOME": "/home/somebody", **environment},
         capture_output=True,
         text=True,
+        timeout=30,
         check=False,
     )
-    assert result.returncode != 0
+
+
+def test_dotenv_is_read_as_the_service_reads_it(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("SIGNING_KEY=of-the-folder-above\n")
+    (folder := tmp_path / "folder").mkdir()
+    key = "a$b-${HOME}"
+    (folder / ".env").write_text(f"BACKEND_API_URLS=http://127.0.0.1:9\nPROXY_ACCESS_KEY={key}\n")
+    signature = Access(key).sign(ImageRequest("x"))["sig"]
+    assert f"sig={signature}" in command("sign", "x", folder=folder).stdout
+
+
+def test_faults_and_warnings_of_settings_are_sentences(tmp_path: Path) -> None:
+    result = command("cache", "stats", folder=tmp_path, PORT="x", PROXY_ACCESS_KEY="k")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: Invalid settings:\n")
     assert "PORT: 'x' is not usable" in result.stderr
     assert "BACKEND_API_URLS: is not set" in result.stderr
-    assert "Traceback" not in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    least = {"BACKEND_API_URLS": "http://127.0.0.1:9", "PROXY_ACCESS_KEY": "k"}
+    result = command("sign", "x", folder=tmp_path, **least)
+    assert result.stdout.startswith("http://127.0.0.1:8080/prompt/x?sig=")
+    assert result.stderr.startswith("Warning: PROXY_ACCESS_KEY: under 16 characters;")
+
+
+def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
+    assert "the cache can be used" in run("check").stdout
+    servers = {
+        "DATABASE_URL": "postgresql://user@127.0.0.1:1/pictures",
+        "STORAGE_URL": "s3://bucket",
+        "S3_ENDPOINT_URL": "http://127.0.0.1:1",
+        "S3_ACCESS_KEY_ID": "id",
+        "S3_SECRET_ACCESS_KEY": "secret",
+        "CACHE_DIR": str(tmp_path / "copies"),
+    }
+    result = run("check", **servers)
+    assert (result.exit_code, result.stdout) == (1, "")
+    *_, head, database, objects = result.stderr.splitlines()
+    assert head == "Error: The cache cannot be used:"
+    assert database.startswith("  DATABASE_URL: no server listens")
+    assert objects.startswith("  S3_ENDPOINT_URL: object store: cannot be reached; write")
+    in_one_go = run("check", **servers, PORT="x").stderr.splitlines()
+    assert in_one_go[0] == "Error: Invalid settings:"
+    assert in_one_go[2:] == [head.removeprefix("Error: "), database, objects]
+    assert run("check", "--settings", **servers).exit_code == 0
+    assert run("check", "--settings", PORT="x").exit_code == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
+def test_command_of_another_user_leaves_the_cache_alone(
+    run: Run, environment: dict[str, str]
+) -> None:
+    (folder := Path(environment["CACHE_DIR"])).mkdir()
+    os.chown(folder, 12345, -1)
+    for arguments in (("cache", "list"), ("check",), ("warm", __file__)):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert "belongs to user 12345, and files of this command would" in result.stderr
+    assert list(folder.iterdir()) == []
+    assert run("sign", "x").exit_code == 0
 
 
 def test_every_command_has_help(run: Run) -> None:
-    assert {"sign", "warm", "cache"} <= set(run("--help").output.split())
+    commands = {"sign", "warm", "keys", "check", "cache"}
+    assert commands <= set(run("--help").output.split())
     of_cache = {"list", "stats", "delete", "import", "export", "adopt"}
     assert of_cache <= set(run("cache", "--help").output.split())
-    for command in ("sign", "warm", "keys", *(f"cache {name}" for name in of_cache)):
-        assert run(*command.split(), "--help").exit_code == 0
+    for name in (*commands, *(f"cache {name}" for name in of_cache)):
+        assert run(*name.split(), "--help").exit_code == 0

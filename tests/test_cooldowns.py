@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from dialect.judging import Fault, Outcome
-from drawing.cooldowns import Cooldown, Cooldowns
+from drawing.cooldowns import Cooldown, Outages
 from storage import State
-from storage.memory import Memory
+from storage.local.sqlite import SqliteState
 
 from .states import Clock
 
@@ -22,29 +24,25 @@ REJECTED = Fault(Outcome.REJECTED, "rejected")
 class Site:
     """One backend as one worker sees it; each call is a drawing of its own."""
 
-    def __init__(self, state: State, clock: Clock, **settings: bool) -> None:
-        self.state = state
+    def __init__(self, state: State, clock: Clock, *, is_avoided: bool = True) -> None:
         self.clock = clock
-        self.cooldowns = Cooldowns("Backend b", clock=clock, **settings)
+        self.outages = Outages(state, KEY, "Backend b", is_avoided)
 
-    def memory(self) -> Memory:
-        return Memory(self.state, [(Cooldown, KEY)], self.clock)
-
-    def fail(self, picture: str, fault: Fault = DOWN, memory: Memory | None = None) -> float:
+    def fail(self, picture: str, fault: Fault = DOWN, known: Cooldown | None = None) -> float:
         """Let a drawing fail; return for how long the backend is avoided."""
-        self.cooldowns.count(memory or self.memory(), KEY, fault, "down (HTTP 500)", picture)
+        self.outages.count(known or self.note, fault, "down (HTTP 500)", picture)
         return self.left
 
     def draw(self) -> None:
-        self.cooldowns.answered(self.memory(), KEY)
+        self.outages.end(self.note)
 
     @property
     def left(self) -> float:
-        return Cooldowns.left(self.memory(), KEY)
+        return self.note.seconds
 
     @property
     def note(self) -> Cooldown:
-        return Cooldowns.current(self.memory(), KEY)
+        return self.outages.recall()
 
 
 @pytest.fixture
@@ -115,10 +113,10 @@ def test_drawings_that_fail_together_count_once(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    memories = [site.memory() for _ in range(20)]
-    for number, memory in enumerate(memories):
+    known = site.note
+    for number in range(20):
         site.clock.now += 0.1
-        site.fail(f"picture {number}", memory=memory)
+        site.fail(f"picture {number}", known=known)
     assert site.note.failures == 1
     assert site.left == pytest.approx(5 - 19 * 0.1)
     assert levels(caplog) == ["WARNING"] + ["INFO"] * 19
@@ -130,10 +128,27 @@ def test_drawings_that_fail_together_count_once(
 
 
 def test_late_failure_does_not_shorten_what_others_have_counted(site: Site) -> None:
-    slow = site.memory()
+    known = site.note
     for picture in "abcd":
         site.fail(picture)
-    assert site.fail("slow", memory=slow) == 40
+    assert site.fail("slow", known=known) == 40
+
+
+def test_failure_after_an_answer_begins_a_series(site: Site) -> None:
+    site.fail("a")
+    known = site.note
+    site.draw()
+    assert site.fail("b", known=known) == 5
+
+
+def test_processes_count_one_outage_once(tmp_path: Path, clock: Clock) -> None:
+    with closing(SqliteState(tmp_path, clock)) as one, closing(SqliteState(tmp_path, clock)) as two:
+        sites = [Site(one, clock), Site(two, clock)]
+        known = sites[0].note
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n: sites[n % 2].fail(str(n), known=known), range(30)))
+        assert (sites[0].note.failures, sites[1].left) == (1, 5)
+        assert len(sites[0].note.failing) == 30, "none is forgotten"
 
 
 def test_workers_share_one_truth(site: Site, state: State, clock: Clock) -> None:
@@ -147,13 +162,26 @@ def test_workers_share_one_truth(site: Site, state: State, clock: Clock) -> None
     assert other.fail("c") == 5
 
 
-def test_unusable_state_leaves_each_process_its_own_cooldowns(
-    site: Site, state: State, tmp_path: Path
+@pytest.mark.parametrize("fault", [DOWN, REJECTED])
+def test_clock_that_is_set_back_prolongs_nothing(site: Site, fault: Fault) -> None:
+    site.fail("a")
+    site.clock.now -= 3600
+    assert site.left == 5
+    site.fail("b", fault, known=Cooldown())
+    site.clock.now += 3
+    assert site.left == 2
+    site.clock.now += 2
+    assert site.left == 0
+
+
+def test_failure_is_logged_even_if_the_state_cannot_be_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state.close()
-    (tmp_path / "index.sqlite3").unlink(missing_ok=True)
-    (tmp_path / "index.sqlite3").mkdir()
-    assert site.fail("a") == 5.0
+    caplog.set_level(logging.INFO)
+    (tmp_path / "file").touch()
+    unusable = SqliteState(tmp_path / "file")
+    Outages(unusable, KEY, "Backend b").count(Cooldown(), DOWN, "down (HTTP 500)", "a")
+    assert "Backend b: down (HTTP 500)" in caplog.messages
 
 
 # --- rejections ---------------------------------------------------------------------------------
@@ -174,9 +202,8 @@ def test_answer_ends_the_row_of_rejections(site: Site) -> None:
 
 
 def test_rejections_of_one_moment_make_a_row(site: Site) -> None:
-    memories = [site.memory() for _ in range(3)]
-    lefts = [site.fail(str(n), REJECTED, memory) for n, memory in enumerate(memories)]
-    assert lefts == [0, 0, 5]
+    known = site.note
+    assert [site.fail(picture, REJECTED, known) for picture in "abc"] == [0, 0, 5]
 
 
 def test_rejection_does_not_extend_a_cooldown(site: Site) -> None:
@@ -204,18 +231,8 @@ def test_change_of_state_is_one_warning(site: Site, caplog: pytest.LogCaptureFix
     assert levels(caplog).count("INFO") == 3
 
 
-def test_model_and_llm_are_named_as_such(
-    site: Site, state: State, clock: Clock, caplog: pytest.LogCaptureFixture
+def test_server_without_a_substitute_is_not_said_to_be_avoided(
+    state: State, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.fail("a", Fault(Outcome.FAILED, "unknown model", is_of_model=True))
-    site.draw()
-    Site(state, clock, is_avoided=False).fail("b")
-    assert "this model of it is avoided for 5 s" in caplog.messages[0]
-    assert "avoided" not in caplog.messages[2]
-
-
-def test_made_up_models_do_not_pile_up(site: Site) -> None:
-    memory = site.memory()
-    for number in range(1000):
-        site.cooldowns.count(memory, f"{number:064x}", DOWN, "x", "a")
-    assert len(site.cooldowns._written) <= 256
+    Site(state, clock, is_avoided=False).fail("a")
+    assert caplog.messages == ["Backend b: down (HTTP 500)"]

@@ -269,7 +269,7 @@ def test_bucket_is_adopted_by_command_only(here: Machine, there: Machine) -> Non
     here.store._objects.put("holiday.png", PNG, "image/png")
     assert here.state.remove([row])
     there.cache.settle()
-    there.cache.sweep()
+    there.store.sweep()
     assert there.link.requests == []
     assert there.read() is None
     assert there.cache.adopt() == 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commands.documents import Found, find_keys, find_urls, replace_urls, signed_in_place
+from commands.documents import FoundUrl, find_keys, find_urls, replace_urls, signed_in_place
 from picture import ImageRequest
 
 BASE = "https://pics.example.org"
@@ -69,7 +69,7 @@ def test_every_other_byte_stays() -> None:
         f'<img src="{BASE}/prompt/b?key=k&amp;width=9"> {BASE}/prompt/c?key=other\n'
     ).encode() + b"\xff\xfe end"
 
-    def sign(found: Found) -> str | None:
+    def sign(found: FoundUrl) -> str | None:
         is_signed = found.credentials["key"] == "k"
         return signed_in_place(found, {"exp": 5, "sig": "S"}) if is_signed else None
 

@@ -15,8 +15,7 @@ from dialect.endpoint import MAX_REQUESTS, Answer, Endpoint, operation_url
 from dialect.judging import Outcome
 from dialect.learning import LEARNED_TTL, Learned
 from dialect.sizes import Size
-from storage import Note, State
-from storage.memory import Memory
+from storage import State
 from upstream.client import Deadline, Upstream, UpstreamError, Why
 
 from .servers import RawServer, Say, ScriptedServer, Seen, read_request
@@ -33,24 +32,22 @@ class Asking:
     def __init__(self, server: ScriptedServer | RawServer, state: State) -> None:
         self.server = server
         self.state = state
-        self.endpoint = Endpoint(Upstream(), server.url, "images/generations", "t")
+        self.endpoint = Endpoint(Upstream(), state, server.url, "images/generations", "t")
 
     def __call__(self, body: dict[str, Any], size: Size | None = None, **more: Any) -> Answer:
-        wanted: list[tuple[type[Note], str]] = [(Learned, self.key(body.get("model")))]
-        memory = Memory(self.state, wanted)
         options: dict[str, Any] = {"deadline": Deadline.after(10), "limit": 2**20, **more}
-        return self.endpoint.ask(body, memory=memory, size=size, **options)
+        return self.endpoint.ask(body, size=size, **options)
 
     def key(self, model: str | None) -> str:
         return self.endpoint.note_key(model)
 
     def learned(self, model: str | None = "m") -> Learned | None:
         key = self.key(model)
-        found = self.state.recall([(Learned, key)]).get(Learned, key)
+        found = self.state.recall(Learned, key)
         return found.note if found else None
 
     def left(self) -> float:
-        found = self.state.recall([(Learned, self.key("m"))]).get(Learned, self.key("m"))
+        found = self.state.recall(Learned, self.key("m"))
         assert found
         return found.left
 
@@ -353,7 +350,7 @@ def test_token_goes_as_bearer(backend: ScriptedServer, state: State) -> None:
     backend.say(DRAWN)
     ask = Asking(backend, state)
     ask(BODY)
-    ask.endpoint = Endpoint(Upstream(), backend.url, "images/generations", None)
+    ask.endpoint = Endpoint(Upstream(), ask.state, backend.url, "images/generations", None)
     ask(BODY)
     assert [seen.headers["Authorization"] for seen in backend.seen] == ["Bearer t", None]
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from access import Caller, OverLimit, Reservation
 from drawing.pool import Pool
 from drawing.storing import Drawn
-from limits import Caller, Limits, OverLimit
 from storage import State, Unavailable
-from storage.local.sqlite import SqliteState
 
 from .conftest import ADMIN, BROKEN, KEY, REFUSAL, Gunicorn, InProcess, drawing
 from .servers import Gate, Got, Say, ScriptedServer, wait_until
@@ -108,8 +109,8 @@ def test_waiting_for_the_drawing_of_another_key_is_free(
 
 
 def waiting(service: InProcess) -> int:
-    pool: Pool[Drawn] = service._services.pipeline._drawings
-    return pool._waiting
+    pool: Pool[Drawn] = service.services.pipeline.pool
+    return pool.waiting
 
 
 def test_exhausted_key_does_not_fail_another_that_waited_for_it(
@@ -160,68 +161,65 @@ def test_two_workers_never_exceed_a_limit_together(
         free = list(pool.map(lambda n: service.picture(f"b{n}", key="phone-key").status, range(20)))
     assert (sorted(limited), free) == ([200] * 7 + [429] * 33, [200] * 20)
     assert len(backend.seen) == 27
-    # Without a limit they are counted in memory at first.
-    wait_until(lambda: keys_of(service) == {"PROXY_ACCESS_KEY": 0, "blog": 7, "phone": 20})
+    assert keys_of(service) == {"PROXY_ACCESS_KEY": 0, "blog": 7, "phone": 20}
 
 
-# --- reservations -------------------------------------------------------------------------------
+# --- reservations
+
+
+def drawings(state: State, caller: Caller) -> int:
+    """Return how many drawings the state has counted, today or earlier."""
+    days = ("2027-01-15", "2027-01-16")
+    return sum(state.counts([f"{day} {caller.name}" for day in days]).values())
 
 
 @pytest.fixture
-def limits(state: State) -> Limits:
-    return Limits(state, Clock(NOON))
+def clock() -> Clock:
+    return Clock(NOON)
 
 
-def test_several_places_are_reserved_together_or_not_at_all(limits: Limits) -> None:
-    limits.reserve(BLOG, 1)
+def test_several_places_are_reserved_together_or_not_at_all(state: State) -> None:
+    Reservation(state, BLOG, 1)
     with pytest.raises(OverLimit) as caught:
-        limits.reserve(BLOG, 3)
+        Reservation(state, BLOG, 3)
     assert (caught.value.caller, caught.value.retry_after) == (BLOG, 43200)
-    assert limits.drawings(["blog"]) == {"blog": 1}
-    limits.reserve(BLOG, 2)
-    assert limits.drawings(["blog"]) == {"blog": 3}
+    assert drawings(state, BLOG) == 1
+    Reservation(state, BLOG, 2)
+    assert drawings(state, BLOG) == 3
 
 
-def test_closing_gives_back_what_was_not_needed(limits: Limits) -> None:
-    for caller in (BLOG, Caller("phone")):
-        with limits.reserve(caller, 3) as reservation:
-            reservation.take()
-            reservation.take()
-            reservation.give_back()
-            assert limits.drawings([caller.name]) == {caller.name: 3}
-        assert limits.drawings([caller.name]) == {caller.name: 1}
-        # A drawing may end after the request that reserved its place.
+@pytest.mark.parametrize("caller", [BLOG, Caller("phone")])
+def test_closing_gives_back_what_was_not_needed(state: State, caller: Caller) -> None:
+    with Reservation(state, caller, 3) as reservation:
+        reservation.take()
+        reservation.take()
+        assert drawings(state, caller) == 3
         reservation.give_back()
-        assert limits.drawings([caller.name]) == {caller.name: 0}
+        assert drawings(state, caller) == 2
+    assert drawings(state, caller) == 1
+    # A drawing may end after the request that reserved its place.
+    reservation.give_back()
+    assert drawings(state, caller) == 0
 
 
-def test_place_is_given_back_to_the_day_it_was_taken_from(state: State) -> None:
-    clock = Clock(NOON)
-    limits = Limits(state, clock)
-    reservation = limits.reserve(BLOG)
+def test_place_is_given_back_to_its_own_day(state: State, clock: Clock) -> None:
+    reservation = Reservation(state, BLOG)
     reservation.take()
     clock.now += 86400
-    limits.reserve(BLOG, 1)
+    Reservation(state, BLOG, 3)
     reservation.give_back()
-    assert limits.drawings(["blog"]) == {"blog": 1}
+    with pytest.raises(OverLimit):
+        Reservation(state, BLOG, 1)
 
 
-def test_counts_in_memory_are_written_down_once_and_survive_an_outage(state: State) -> None:
-    class Failing(SqliteState):
-        is_down = True
-
-        def count(self, key: str, amount: int, ttl: float, limit: int | None = None) -> bool:
-            if self.is_down:
-                raise Unavailable
-            return state.count(key, amount, ttl, limit)
-
-    failing = Failing(Path())
-    limits, other = Limits(failing, Clock(NOON)), Limits(state, Clock(NOON))
-    limits.reserve(Caller("phone"), 4)
-    with pytest.raises(Unavailable):
-        limits.flush()
-    assert other.drawings(["phone"]) == {"phone": 0}
-    failing.is_down = False
-    limits.flush()
-    limits.flush()
-    assert other.drawings(["phone"]) == {"phone": 4}
+def test_place_is_taken_only_if_the_state_can_be_written(state: State, tmp_path: Path) -> None:
+    reservation = Reservation(state, BLOG, 3)
+    index = tmp_path / "index.sqlite3"
+    with closing(sqlite3.connect(index, isolation_level=None)) as other:
+        for event in ("INSERT", "UPDATE"):
+            other.execute(
+                f"CREATE TRIGGER no_{event} BEFORE {event} ON notes"
+                " BEGIN SELECT RAISE(ABORT, 'full'); END"
+            )
+        with pytest.raises(Unavailable):
+            reservation.take()

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from llm import Llm, RewriteFailed, message_in, read_prompt
 from settings.servers import LlmSettings
 from storage import State
-from storage.memory import Memory
 from upstream.client import Deadline, Upstream
 
 from .conftest import saying
@@ -282,29 +281,29 @@ def test_long_runs_take_linear_time(unit: str) -> None:
 # --- over HTTP ----------------------------------------------------------------------------------
 
 
-def make_llm(url: str, timeout: float = 10.0, **more: Any) -> Llm:
-    values: dict[str, Any] = {
-        "url": url,
-        "model": "gpt-test",
-        "token": "llm-token",
-        "optimize_template": "Improve {ORIGINAL_PROMPT}, and only {ORIGINAL_PROMPT}.",
-        "safety_template": "Make safe: {ORIGINAL_PROMPT}",
-        "safety_attempts": 3,
-    }
-    return Llm(LlmSettings(**{**values, **more}), Upstream(), timeout=timeout)
-
-
-Rewrite = Callable[..., str]
+MakeLlm = Callable[..., Llm]
 
 
 @pytest.fixture
-def rewrite(state: State) -> Rewrite:
-    """Rewrite a prompt as a drawing of its own: `rewrite(llm, task, prompt, seconds)`."""
+def make_llm(state: State) -> MakeLlm:
+    """Make the LLM at a URL as one worker has it: all that workers share is the state."""
 
-    def call(llm: Llm, task: str = "optimise", prompt: str = "a fox", seconds: float = 10) -> str:
-        return llm.rewrite(task, prompt, Deadline.after(seconds), Memory(state, llm.wanted(prompt)))
+    def make(url: str, timeout: float = 10.0, **more: Any) -> Llm:
+        values: dict[str, Any] = {
+            "url": url,
+            "model": "gpt-test",
+            "token": "llm-token",
+            "optimize_template": "Improve {ORIGINAL_PROMPT}, and only {ORIGINAL_PROMPT}.",
+            "safety_template": "Make safe: {ORIGINAL_PROMPT}",
+            "safety_attempts": 3,
+        }
+        return Llm(LlmSettings(**{**values, **more}), Upstream(), state, timeout=timeout)
 
-    return call
+    return make
+
+
+def rewrite(llm: Llm, task: str = "optimise", prompt: str = "a fox", seconds: float = 10) -> str:
+    return llm.rewrite(task, prompt, Deadline.after(seconds))
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +321,7 @@ def api(shared: ScriptedServer) -> ScriptedServer:
 
 
 def test_llm_is_asked_with_the_filled_template_and_the_token(
-    api: ScriptedServer, rewrite: Rewrite
+    api: ScriptedServer, make_llm: MakeLlm
 ) -> None:
     assert rewrite(make_llm(api.url)) == FOX
     [asked] = api.seen
@@ -337,8 +336,8 @@ def test_llm_is_asked_with_the_filled_template_and_the_token(
 
 
 @pytest.mark.parametrize("prompt", ["红 {x} \\n", "a {ORIGINAL_PROMPT} b"])
-def test_each_task_has_its_template_and_the_prompt_is_put_in_once(
-    api: ScriptedServer, rewrite: Rewrite, prompt: str
+def test_each_task_has_its_own_template(
+    api: ScriptedServer, make_llm: MakeLlm, prompt: str
 ) -> None:
     rewrite(make_llm(api.url), "rewrite", prompt)
     assert api.seen[0].json["messages"][0]["content"] == f"Make safe: {prompt}"
@@ -369,13 +368,12 @@ def reasoning_model(request: Seen) -> Say:
     return NO_TEMPERATURE if "temperature" in request.json else saying(FOX)
 
 
-def test_newer_model_is_asked_with_what_it_knows_at_once_from_then_on(
-    api: ScriptedServer, rewrite: Rewrite
+def test_rejected_parameters_are_omitted_from_then_on(
+    api: ScriptedServer, make_llm: MakeLlm
 ) -> None:
     api.say(reasoning_model)
-    for _ in range(2):
-        # Another worker each time: all they share is the state.
-        assert rewrite(make_llm(api.url)) == FOX
+    for prompt in ("a fox", "a hare"):
+        assert rewrite(make_llm(api.url), prompt=prompt) == FOX
     extra = [asked.json.keys() - {"model", "messages"} for asked in api.seen]
     assert extra == [
         {"temperature", "max_tokens"},
@@ -407,21 +405,21 @@ def test_newer_model_is_asked_with_what_it_knows_at_once_from_then_on(
     ],
 )
 def test_unusable_answer_is_a_failure(
-    api: ScriptedServer, rewrite: Rewrite, say: Say, why: str
+    api: ScriptedServer, make_llm: MakeLlm, say: Say, why: str
 ) -> None:
     api.say(say)
     assert failure_of(lambda: rewrite(make_llm(api.url))).why == why
     assert len(api.seen) == 1
 
 
-def test_server_that_is_down_is_a_failure(rewrite: Rewrite) -> None:
+def test_server_that_is_down_is_a_failure(make_llm: MakeLlm) -> None:
     llm = make_llm(f"http://127.0.0.1:{free_port()}")
     assert failure_of(lambda: rewrite(llm)).why == "unreachable"
 
 
 @pytest.mark.parametrize(("timeout", "seconds"), [(0.2, 30.0), (30.0, 0.2)])
 def test_silent_server_is_a_failure_in_time(
-    raw_server: MakeRawServer, rewrite: Rewrite, timeout: float, seconds: float
+    raw_server: MakeRawServer, make_llm: MakeLlm, timeout: float, seconds: float
 ) -> None:
     llm = make_llm(raw_server(hang).url, timeout=timeout)
     start = time.monotonic()
@@ -429,16 +427,15 @@ def test_silent_server_is_a_failure_in_time(
     assert time.monotonic() - start < 5
 
 
-def test_fault_of_the_server_is_one_warning_and_stands_in_the_state(
-    api: ScriptedServer, rewrite: Rewrite, state: State, caplog: pytest.LogCaptureFixture
+def test_fault_of_the_server_is_one_warning(
+    api: ScriptedServer, make_llm: MakeLlm, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     llm = make_llm(api.url)
     api.say(Say({"error": {"message": "The model `x` does not exist"}}, 404))
     for prompt in "abc":
         failure_of(partial(rewrite, llm, prompt=prompt))
-    memory = Memory(state, llm.wanted("d"))
-    assert llm.cooldowns.current(memory, llm.endpoint.note_key()).why == "unknown model"
+    assert llm.outages.recall().why == "unknown model"
     api.say(saying(FOX))
     rewrite(llm)
     changes = [record.message for record in caplog.records if record.levelname == "WARNING"]
@@ -448,8 +445,8 @@ def test_fault_of_the_server_is_one_warning_and_stands_in_the_state(
 @pytest.mark.parametrize(
     "say", [saying("I'm sorry, I can't."), Say({"error": {"code": "content_filter"}}, 400)]
 )
-def test_what_is_wrong_with_a_prompt_is_no_fault_of_the_server(
-    api: ScriptedServer, rewrite: Rewrite, caplog: pytest.LogCaptureFixture, say: Say
+def test_refused_prompt_is_no_fault_of_the_server(
+    api: ScriptedServer, make_llm: MakeLlm, caplog: pytest.LogCaptureFixture, say: Say
 ) -> None:
     caplog.set_level(logging.WARNING)
     api.say(say)
@@ -461,22 +458,28 @@ def test_what_is_wrong_with_a_prompt_is_no_fault_of_the_server(
 # --- what it does -------------------------------------------------------------------------------
 
 
-def test_task_without_a_template_is_off() -> None:
+def test_task_without_a_template_is_off(make_llm: MakeLlm) -> None:
     llm = make_llm("http://127.0.0.1:9", safety_template=None)
     assert (bool(llm.template("optimise")), llm.template("rewrite")) == (True, None)
     assert llm.safety_attempts == 0
     assert make_llm("http://127.0.0.1:9", optimize_template=None).safety_attempts == 3
 
 
-def test_answer_key_changes_with_all_that_changes_the_answer() -> None:
-    url = "http://127.0.0.1:9"
-    llms = [
-        make_llm(url),
-        make_llm(url + "/other"),
-        make_llm(url, model="other"),
-        make_llm(url, optimize_template="other {ORIGINAL_PROMPT}"),
-    ]
-    keys = [llm.answer_key("optimise", "a") for llm in llms]
-    keys += [llms[0].answer_key("rewrite", "a"), llms[0].answer_key("optimise", "b")]
-    assert len(set(keys)) == 6
-    assert keys[0] == make_llm(url, token="other").answer_key("optimise", "a")
+def test_answer_is_asked_for_once_until_something_changes_it(
+    api: ScriptedServer, make_llm: MakeLlm
+) -> None:
+    template = "other {ORIGINAL_PROMPT}"
+    changes = [{}, {"model": "other"}, {"optimize_template": template}, {"token": "other"}]
+    for change in changes * 2:
+        assert rewrite(make_llm(api.url, **change)) == FOX
+    assert len(api.seen) == 3, "the token changes nothing"
+    rewrite(make_llm(api.url), "rewrite")
+    rewrite(make_llm(api.url), prompt="a hare")
+    rewrite(make_llm(api.url + "/other"))
+    assert len(api.seen) == 6
+
+
+def test_failed_answer_is_asked_for_again(api: ScriptedServer, make_llm: MakeLlm) -> None:
+    api.say(saying("no"), saying(FOX))
+    assert failure_of(lambda: rewrite(make_llm(api.url))).why == "no prompt"
+    assert rewrite(make_llm(api.url)) == FOX

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
@@ -29,7 +30,7 @@ from picture import ImageRequest
 from web.cards import card
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, Gunicorn, InProcess, _Client, drawing
-from .servers import Got, Say, ScriptedServer, Seen, closing_all, free_port, png, wait_until
+from .servers import Gate, Got, Say, ScriptedServer, Seen, closing_all, free_port, png, wait_until
 from .wire import make_authority
 
 SHIPPED = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
@@ -357,6 +358,26 @@ def test_cached_picture_is_served_while_the_app_is_down(
     app.close()
     got = wait_until(lambda: is_stale(got := service.picture("x")) and got)
     assert (got.status, got.body) == (200, png())
+
+
+def test_stop_finishes_drawings_while_nginx_serves_its_cache(
+    nginx: Start, gunicorn: StartApp, backend: ScriptedServer
+) -> None:
+    app = gunicorn(backend, NGINX_CACHE_SECONDS="1")
+    service = nginx(app=app)
+    service.picture("x")
+    gate = Gate(drawing(png(shade=7)))
+    backend.say(lambda seen: gate(seen) if seen.json["prompt"] == "y" else drawing())
+    with ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(service.picture, "y")
+        wait_until(lambda: len(backend.seen) == 2)
+        app.process.terminate()
+        new = (service.picture(str(number)) for number in count())
+        down = next(got for got in new if got.status == 502)
+        assert down.headers["Retry-After"] == "5"
+        wait_until(lambda: is_stale(service.picture("x")))
+        gate.opened.set()
+        assert drawn.result().body == png(shade=7)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 401])

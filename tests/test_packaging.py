@@ -146,6 +146,9 @@ def test_unit_and_compose_leave_the_settings_to_dotenv() -> None:
         "PYTHONUNBUFFERED",
         "PYTHONDONTWRITEBYTECODE",
     }
+    check, hang_up = re.findall(r"(?m)^ExecReload=(.*)", unit)
+    assert check.endswith("/.venv/bin/python -m commands check --settings")
+    assert hang_up == "/bin/kill -s HUP $MAINPID"
     compose = (ROOT / "deploy" / "compose.yaml").read_text("utf-8")
     assert not re.search(r"(?m)^ *env_file:", compose)
     assert re.search(r"source: \.\./\.env\n +target: /app/\.env\n +read_only: true", compose)

@@ -1,35 +1,22 @@
-"""The page at `/` in a real Chromium, against a real gunicorn with scripted upstreams."""
+"""The page at `/`, in a real Chromium against a real gunicorn: drawing, failures, the picture."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from markdown_it import MarkdownIt
-from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from metrics.families import _STAGES
-from storage import Row
-from storage.local.sqlite import SqliteState
-from web.cards import card, in_chinese
-
-from .browser import IS_CI, IS_MISSING, MISSING, STATE, Page, start_chromium
+from .browser import STATE, Page
 from .conftest import (
     ADMIN,
     KEY,
     REFUSAL,
     ROOT,
-    Gunicorn,
     InProcess,
     drawing,
     hosting_settings,
@@ -37,18 +24,14 @@ from .conftest import (
     pollinations_settings,
     saying,
 )
-from .servers import Gate, Say, ScriptedServer, Seen, closing_all, fetch, png
+from .servers import Gate, Say, ScriptedServer, Seen, fetch, png
+from .studio import Studio, picture_by_seed
 
 Serve = Callable[..., InProcess]
 MakeServer = Callable[[], ScriptedServer]
 
-if IS_MISSING and not IS_CI:
-    pytest.skip(MISSING, allow_module_level=True)
-
 REQUESTED = "return performance.getEntries().map((one) => one.name).filter((n) => n.includes(':'))"
 ANSWERS = "return performance.getEntries().filter((one) => one.name.includes('/prompt/')).length"
-
-
 PROPORTIONS = (
     "return Object.fromEntries([...document.querySelectorAll('#shapes label')].map((label) => {"
     " const box = label.querySelector('i').getBoundingClientRect();"
@@ -56,102 +39,10 @@ PROPORTIONS = (
 )
 
 
-def picture_by_seed(seen: Seen) -> Say:
-    return drawing(png(64, 48, shade=seen.json["seed"] % 256))
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    driver = start_chromium(tmp_path_factory.mktemp("chromium"))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def page(driver: webdriver.Chrome) -> Iterator[Page]:
-    page = Page(driver)
-    page.resize(1000, 640)
-    page.prefer()
-    yield page
-    log = page.log()
-    # Violations of the Content-Security-Policy, and uncaught errors.
-    assert not [one for one in log if one["source"] in ("security", "javascript")]
-    assert not [one for one in log if "Content Security Policy" in one["message"]]
-
-
-@dataclass
-class Studio:
-    """A proxy and its backend, shared by the tests that need no settings of their own."""
-
-    service: Gunicorn
-    backend: ScriptedServer
-    folder: Path
-
-    @contextmanager
-    def importing(self, count: int) -> Iterator[None]:
-        """Put pictures into the cache as if they were adopted, and take them out again."""
-        data, keys = png(64, 48), [f"{number:064x}" for number in range(count)]
-        rows = [
-            Row(
-                key=key,
-                file=f"{key}-{'0' * 16}.png",
-                media_type="image/png",
-                bytes=len(data),
-                digest=hashlib.sha256(data).hexdigest(),
-                created=time.time(),
-            )
-            for key in keys
-        ]
-        for row in rows:
-            (self.folder / str(row.file)).write_bytes(data)
-        with closing(SqliteState(self.folder)) as state:
-            for start in range(0, count, 500):
-                state.add(rows[start : start + 500])
-            yield
-            state.remove(rows)
-
-    def clear(self) -> None:
-        self.backend.say(drawing())
-        self.backend.seen.clear()
-        for entry in self.entries():
-            self.service.delete(json.dumps({"key": entry["key"]}).encode())
-
-    def entries(self) -> list[dict[str, Any]]:
-        listed = self.service.get("/cache?limit=200", headers={"X-Admin-Token": ADMIN})
-        found: list[dict[str, Any]] = listed.json["entries"]
-        return found
-
-
-@pytest.fixture(scope="module")
-def opened_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    folder, backend = tmp_path_factory.mktemp("studio"), ScriptedServer()
-    environment = {
-        "PROXY_ACCESS_KEY": KEY,
-        "ADMIN_TOKEN": ADMIN,
-        "CACHE_DIR": str(folder / "cache"),
-        "POLLINATIONS_ENABLED": "false",
-        "WORKERS": "2",
-        "MODELS": "flux/1-schnell, gpt-image-1",
-        "BACKEND_API_URLS": backend.url,
-    }
-    with closing_all([backend]):
-        service = Gunicorn(environment, folder / "gunicorn.log")
-        with closing_all([service]):
-            yield Studio(service, backend, folder / "cache")
-
-
-@pytest.fixture
-def studio(opened_studio: Studio) -> Studio:
-    opened_studio.clear()
-    return opened_studio
-
-
 # --- the key
 
 
-def test_key_is_asked_for_until_it_is_right_and_the_drawing_goes_on(
-    page: Page, studio: Studio
-) -> None:
+def test_wrong_key_is_asked_for_again_before_drawing(page: Page, studio: Studio) -> None:
     page.open(studio.service, key=None)
     page.draw("a red apple", until="key")
     page.type("#key", "wrong" + Keys.ENTER)
@@ -187,7 +78,7 @@ def test_key_and_requests_go_to_the_proxy_only(page: Page, studio: Studio) -> No
 # --- drawing
 
 
-def test_seconds_are_counted_and_compared_with_those_of_late(page: Page, studio: Studio) -> None:
+def test_waiting_shows_seconds_and_recent_durations(page: Page, studio: Studio) -> None:
     gates = [Gate(drawing(png(64, 48))) for _ in range(2)]
     studio.backend.say(*gates)
     page.open(studio.service)
@@ -211,10 +102,10 @@ def test_seconds_are_counted_and_compared_with_those_of_late(page: Page, studio:
     assert len(studio.backend.seen) == 2
 
 
-def test_picture_that_takes_long_is_picked_up_when_it_is_drawn(
+def test_slow_picture_appears_when_it_is_drawn(
     page: Page, serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("web.errors.RELOAD_SECONDS", 0)
+    monkeypatch.setattr("web.problems.RELOAD_SECONDS", 0)
     backend.say(gate := Gate(drawing(png(64, 48))))
     page.open(serve(backend, ANSWER_WITHIN="0.1"))
     page.draw("a red apple", until="waiting")
@@ -302,7 +193,7 @@ def test_enter_and_n_draw_but_not_while_one_types(page: Page, studio: Studio) ->
     page.wait(lambda: len(studio.backend.seen) == 3, "a third drawing")
 
 
-def test_drawing_that_is_not_waited_for_goes_on_and_is_cached(page: Page, studio: Studio) -> None:
+def test_abandoned_drawing_goes_on_and_is_cached(page: Page, studio: Studio) -> None:
     gate = Gate(drawing())
     studio.backend.say(gate)
     page.open(studio.service)
@@ -319,7 +210,7 @@ def test_drawing_that_is_not_waited_for_goes_on_and_is_cached(page: Page, studio
 # --- how it was drawn
 
 
-def test_rewriting_and_the_fallback_are_shown_with_their_stages_and_the_final_prompt(
+def test_rewriting_and_fallback_show_stages_and_final_prompt(
     page: Page, serve: Serve, backend: ScriptedServer, server: MakeServer
 ) -> None:
     llm, fallback = server(), server()
@@ -375,16 +266,14 @@ def test_hosted_picture_is_loaded_from_its_host(
 # --- failures
 
 
-def test_refusal_leads_back_to_the_prompt_and_says_how_long_it_is_remembered(
-    page: Page, studio: Studio
-) -> None:
+def test_refusal_leads_back_to_the_prompt_and_says_until_when(page: Page, studio: Studio) -> None:
     studio.backend.say(REFUSAL)
     page.open(studio.service)
     for _ in ("drawn", "remembered"):
         page.draw("a forbidden apple", until="failed")
         assert page.at("#error").get_attribute("data-status") == "422"
         assert "Moderation refused" in page.text("#error-text")
-        assert "remembered until " in page.text("#error-memory")
+        assert "is cached until " in page.text("#error-memory")
         assert "POST /cache/delete" in page.text("#error-memory")
         assert not page.shows("#countdown")
     page.click("#retry")
@@ -424,11 +313,11 @@ def test_failures_are_told_apart_in_both_languages(
     assert page.at("#error").get_attribute("data-status") == "400"
     assert page.text("#error-says") == "服务返回： 描述超过 4000 个字符。"
     page.draw("a red apple", until="failed")
-    page.wait_for_text("#error-help", "需要服务的管理者")
-    assert "绘制 失败 (未授权)" in page.text("#error .stages")
+    page.wait_for_text("#error-help", "请联系服务管理员")
+    assert "生成 失败 (未授权)" in page.text("#error .stages")
     assert page.text("#error-memory") == "", "it is over in two seconds"
     page.click("#language")
-    assert "has to fix it" in page.text("#error-help")
+    assert "only the operator can fix" in page.text("#error-help")
     assert "draw failed (unauthorised)" in page.text("#error .stages")
     assert not page.shows("#countdown")
     service.close()
@@ -464,9 +353,7 @@ def test_copied_links_are_those_of_sign(page: Page, studio: Studio) -> None:
     assert page.run("return window.copied").startswith("![a \\[red\\] apple](http://127.0.0.1")
 
 
-def test_picture_is_downloaded_under_its_prompt_and_seen_in_full_size(
-    page: Page, studio: Studio
-) -> None:
+def test_picture_is_downloaded_and_enlarged(page: Page, studio: Studio) -> None:
     page.resize(1280, 900)
     studio.backend.say(drawing(png(3000, 2000)))
     page.open(studio.service)
@@ -489,453 +376,3 @@ def test_picture_is_downloaded_under_its_prompt_and_seen_in_full_size(
     page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     page.wait_until("!document.querySelector(given[0]).checkVisibility()", "#full-size")
     assert (page.focused(), page.run(STATE)) == ("enlarge", "done")
-
-
-# --- the history
-
-
-def test_history_draws_each_entry_again_with_one_click_and_can_be_emptied(
-    page: Page, studio: Studio
-) -> None:
-    studio.backend.say(picture_by_seed)
-    page.open(studio.service)
-    page.open_history()
-    assert "Nothing has been drawn here" in page.text("#history-view")
-    page.click("#draw-tab")
-    page.draw("an apple")
-    page.click("#new-seed")
-    page.wait(lambda: len(studio.backend.seen) == 2, "another drawing")
-    page.wait_for_state("done")
-    page.draw("a pear")
-    page.open_history()
-    assert page.prompts("#history") == ["a pear", "an apple", "an apple"]
-    assert page.text("#history .card:last-child .facts").startswith("seed 42 ")
-    width = "return document.querySelector('#history img').naturalWidth"
-    page.wait(lambda: page.run(width) > 0, "a picture")
-    page.click("#history .card:last-child .open")
-    page.wait_for_state("done")
-    assert (page.text("#title"), page.value("#seed")) == ("an apple", "42")
-    assert (page.source(), len(studio.backend.seen)) == ("cache", 3)
-    studio.clear()
-    page.open_history()
-    assert page.prompts("#history") == ["an apple", "a pear", "an apple"]
-    page.click("#history .card:nth-child(2) .open")
-    page.wait(lambda: page.text("#title") == "a pear", "the picture to be drawn again")
-    assert [seen.json["prompt"] for seen in studio.backend.seen] == ["a pear"]
-    page.open_history()
-    page.click("#empty-history")
-    page.click('#confirm [value=""]')
-    assert len(page.prompts("#history")) == 3
-    page.click("#empty-history")
-    page.click("#confirm-yes")
-    page.wait(lambda: not page.prompts("#history"), "the history to be empty")
-    assert page.run("return localStorage.getItem('pip.history')") is None
-
-
-# --- the gallery
-
-
-def test_gallery_asks_for_the_token_lists_sorts_and_searches(page: Page, studio: Studio) -> None:
-    sizes = {"one": 300, "two": 500, "three": 400}
-    studio.backend.say(*(drawing(png(size=size)) for size in sizes.values()))
-    for prompt in sizes:
-        studio.service.picture(prompt, width=64)
-    page.open(studio.service, "#view=gallery")
-    page.wait_for("#admin-token")
-    page.type("#admin-token", "wrong" + Keys.ENTER)
-    page.wait_for_text("#token-wrong", "not accepted")
-    page.type("#admin-token", ADMIN + Keys.ENTER)
-    page.wait_for_prompts("three", "two", "one")
-    stored = page.run("return [localStorage.getItem('pip.token'), sessionStorage['pip.token']]")
-    assert stored == [None, ADMIN]
-    assert page.text("#totals") == "3 pictures, 2 kB"
-    facts = page.text("#gallery .card:first-child .facts")
-    assert facts.startswith("64 × 64 · 1 kB localhost · ")
-    page.choose("#order", "largest")
-    page.wait_for_prompts("two", "three", "one")
-    page.type("#search", "zebra")
-    page.wait_for_text("#gallery-note", "No prompt contains “zebra”")
-    page.type("#search", "TWO")
-    page.wait_for_prompts("two")
-    assert page.copied("#gallery .copy") == next(
-        entry["markdown"] for entry in studio.entries() if entry["prompt"] == "two"
-    )
-    page.click("#gallery .open")
-    page.wait_for_state("done")
-    # Only its width was given: with both sides it would be another picture, not yet drawn.
-    assert (page.text("#title"), page.source()) == ("two", "cache")
-    assert len(studio.backend.seen) == 3
-
-
-def test_thousand_imported_pictures_are_shown_as_far_as_one_looks(
-    page: Page, studio: Studio
-) -> None:
-    page.resize(640, 480)
-    with studio.importing(1000):
-        page.open(studio.service)
-        page.open_gallery()
-        assert page.text("#totals").startswith("1,000 pictures")
-        script = (
-            "const images = [...document.querySelectorAll('#gallery img')];"
-            "return [images.length, images.filter((one) => one.naturalWidth).length,"
-            " images.at(-1)?.naturalWidth]"
-        )
-        page.wait(lambda: page.run(script)[1] >= 4, "the pictures in view")
-        assert page.run(script)[:2] < [100, 48]
-        assert page.prompts()[0] == "The prompt is not known yet"
-        to_the_end = "scrollTo(0, document.body.scrollHeight);"
-        page.wait(lambda: page.run(to_the_end + script)[0] == 1000, "the last card")
-        assert not page.shows("#more")
-        page.wait(lambda: page.run(to_the_end + script)[2] == 64, "the last picture")
-        page.click("#gallery .card:last-child .open")
-        page.wait(lambda: page.at("#enlarged").size["width"] == 64, "the picture in full size")
-
-
-def test_selected_pictures_are_deleted_after_a_question(page: Page, studio: Studio) -> None:
-    for name in ("one", "two", "three", "four"):
-        studio.service.picture(name, seed=123456789012345678)
-    page.open(studio.service)
-    page.open_gallery()
-    page.wait_for_prompts("four", "three", "two", "one")
-    assert not page.shows("#selection")
-    page.click('[aria-label="Select: two"]')
-    page.click("#delete")
-    assert page.text("#confirm").startswith("Delete this picture? two ")
-    page.at("#confirm").send_keys(Keys.ESCAPE)
-    page.click("#unselect")
-    assert not page.shows("#selection")
-    for name in ("two", "four"):
-        page.click(f'[aria-label="Select: {name}"]')
-    assert page.text("#selected") == "2 selected"
-    page.click("#delete")
-    assert page.text("#confirm-title") == "Delete 2 pictures?"
-    page.click("#confirm-yes")
-    page.wait_for_prompts("three", "one")
-    page.wait_for_text("#totals", "2 pictures")
-    assert not page.shows("#selection")
-    assert page.focused() == "main"
-    assert [entry["prompt"] for entry in studio.entries()] == ["three", "one"]
-
-
-# --- every view, in every language, theme and width
-
-
-# How wide the page is, and which controls are too small for a finger.
-LAYOUT = (
-    "return [document.documentElement.scrollWidth,"
-    " [...document.querySelectorAll('button, a, input, select, textarea, summary')]"
-    ".filter((one) => one.checkVisibility() && one.id !== 'skip' && one.id !== 'shortcuts')"
-    ".map((one) => one.matches('.select input') ? one.parentNode : one)"
-    ".filter((one) => one.getBoundingClientRect().height < 43.9).map((one) => one.outerHTML)]"
-)
-MOVING = (
-    "return matchMedia('(prefers-reduced-motion: reduce)').matches"
-    " ? document.getAnimations().length : 0"
-)
-VIOLATIONS = (
-    "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => arguments[0]("
-    "violations.map(({id, nodes}) => [id, nodes.map((node) => node.html + node.failureSummary)])))"
-)
-# Proper names, keys, units and commands, which are the same in Chinese.
-LATIN = re.compile(
-    r"Prompt Image Proxy|English|Markdown|HTML|URL|Shift|Enter|Esc|\bN\b|ADMIN_TOKEN|localhost"
-    r"|/status|POST /cache/delete|flask cache delete|\d (kB|MB)|flux/1-schnell|gpt-image-1"
-)
-PLACEHOLDERS = (
-    "return [...document.querySelectorAll('[placeholder]')]"
-    ".filter((one) => one.checkVisibility()).map((one) => one.placeholder).join(' ')"
-)
-
-
-@dataclass
-class Inspector:
-    """Looks at whatever view the page shows."""
-
-    page: Page
-    axe: str
-    widths: tuple[int, ...]
-
-    def __call__(self, view: str) -> None:
-        page = self.page
-        for width in self.widths:
-            page.resize(width, 640)
-            actual, small = page.run(LAYOUT)
-            assert (actual <= width, small) == (True, []), f"{view} at {width} pixels"
-        if not page.run("return 'axe' in window"):
-            page.run(self.axe)
-        assert page.driver.execute_async_script(VIOLATIONS) == [], view
-        assert page.run(MOVING) == 0, view
-        if page.run("return document.documentElement.lang") == "zh":
-            shown = page.text("body") + re.sub(r"\w+（", "", page.run(PLACEHOLDERS))
-            assert not re.search("[A-Za-z]{2}", LATIN.sub("", shown)), f"{view}: {shown}"
-
-
-@pytest.fixture
-def inspect(page: Page, npm: Callable[[str], Path]) -> Callable[[tuple[int, ...]], Inspector]:
-    folder = npm("axe-core@4.14.1")
-    axe = (folder / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
-    return lambda widths: Inspector(page, axe, widths)
-
-
-@pytest.mark.parametrize(
-    ("language", "media", "widths"),
-    [
-        # 640 pixels are 1280 at 200 %.
-        ("en", {"color_scheme": "light"}, (360, 640, 1920)),
-        ("zh", {"color_scheme": "dark", "reduced_motion": "reduce"}, (1280, 360)),
-    ],
-    ids=["English, light", "Chinese, dark, still"],
-)
-def test_every_view_is_accessible_and_fits_its_window(
-    page: Page,
-    studio: Studio,
-    inspect: Callable[[tuple[int, ...]], Inspector],
-    language: str,
-    media: dict[str, str],
-    widths: tuple[int, ...],
-) -> None:
-    look = inspect(widths)
-    page.prefer(**media)
-    page.open(studio.service, key=None, language=language)
-    look("the key")
-    page.type("#key", KEY + Keys.ENTER)
-    page.wait_for_state("empty")
-    page.click("#options summary")
-    page.choose("#shapes", "own")
-    look("the form")
-    page.open_history()
-    look("an empty history")
-    page.click("#draw-tab")
-    studio.backend.say(gate := Gate(drawing(png(640, 480), revised_prompt="苹" * 300)))
-    page.draw("苹" * 200, until="waiting")
-    look("waiting")
-    gate.opened.set()
-    page.wait_for_state("done")
-    look("a picture")
-    page.click("#enlarge")
-    look("the full size")
-    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
-    studio.backend.say(REFUSAL)
-    page.draw("禁", until="failed")
-    look("a failure")
-    page.open_history()
-    look("the history")
-    page.click("#gallery-tab")
-    page.wait_for("#admin-token")
-    look("the token")
-    page.type("#admin-token", ADMIN + Keys.ENTER)
-    page.wait_for("#gallery .card")
-    page.click(".select input")
-    look("the gallery")
-    page.click("#delete")
-    look("the question")
-
-
-def test_gallery_and_links_that_are_not_configured_are_not_offered(
-    page: Page,
-    serve: Serve,
-    backend: ScriptedServer,
-    inspect: Callable[[tuple[int, ...]], Inspector],
-) -> None:
-    keys = json.dumps({"blog": {"key": KEY}})
-    service = serve(backend, ADMIN_TOKEN="", PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
-    page.open(service, "#view=gallery", language="zh")
-    page.wait_for_text("#gallery-view", "没有设置 ADMIN_TOKEN")
-    assert not page.shows("#admin-token")
-    inspect((360,))("no gallery")
-    page.click("#draw-tab")
-    page.draw("苹果")
-    assert page.text("#actions") == "下载"
-
-
-def test_no_two_texts_are_the_same_and_none_is_missing(page: Page, studio: Studio) -> None:
-    page.open(studio.service)
-    fetch_texts = "import(`/page/${arguments[0]}.js`).then((it) => arguments[1](it.default))"
-    english, chinese = (
-        page.driver.execute_async_script(fetch_texts, language) for language in ("en", "zh")
-    )
-    assert english.keys() == chinese.keys()
-    for texts in (english, chinese):
-        values = list(texts.values())
-        assert {value for value in values if values.count(value) > 1} == set()
-    html = (ROOT / "web/page/page.html").read_text("utf-8")
-    named = re.findall(r'data-(?:text|label|title|placeholder)="(.+?)"', html)
-    assert {*named, *(f"stage.{stage}" for stage in _STAGES)} <= english.keys()
-    page.draw("a red apple")
-    page.click("#language")
-    assert page.run("return document.documentElement.lang") == "zh"
-    assert "由后端绘制" in page.text("#how")
-    page.driver.refresh()
-    page.wait_for_text("#how", "来自缓存")
-
-
-def test_theme_follows_the_system_until_one_is_chosen(page: Page, studio: Studio) -> None:
-    def background(scheme: str) -> str:
-        page.prefer(color_scheme=scheme)
-        return str(page.run("return getComputedStyle(document.body).backgroundColor"))
-
-    page.open(studio.service)
-    light, dark = background("light"), background("dark")
-    assert light != dark
-    page.click("#theme")
-    assert background("dark") == light
-    page.driver.refresh()
-    assert background("dark") == light
-    page.click("#theme")
-    assert (background("light"), background("dark")) == (light, dark)
-
-
-def test_telephone_shows_the_picture_when_it_comes_and_no_hints_for_keys(
-    page: Page, studio: Studio
-) -> None:
-    page.resize(390, 844, is_phone=True)
-    page.open(studio.service)
-    studio.backend.say(drawing(png(768, 1024)))
-    page.choose("#shapes", "768x1024")
-    page.draw("a red apple")
-    assert not page.all("kbd, #prompt-hint, #shortcuts")
-    in_view = (
-        "const box = document.querySelector('#picture').getBoundingClientRect();"
-        "return box.top >= 0 && box.bottom <= innerHeight && box.height > innerHeight / 2"
-    )
-    page.wait(lambda: page.run(in_view), "the picture in view")
-    below = (
-        "const bottom = (it) => document.querySelector(it).getBoundingClientRect().bottom;"
-        "return bottom('footer') - bottom('figcaption') -"
-        " document.querySelector('footer').offsetHeight"
-    )
-    assert page.run(below) < 44, "there is no void below"
-
-
-# --- by keyboard alone
-
-STOP = (
-    "const here = document.activeElement;"
-    "const outlined = [here, here.closest('label')].filter(Boolean)"
-    ".some((one) => getComputedStyle(one).outlineStyle !== 'none');"
-    "return [here.id || here.className || here.name || here.tagName, outlined]"
-)
-
-
-class Keyboard:
-    """Someone who never touches the mouse, and sees where the focus is."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.driver.switch_to.active_element.send_keys(key)
-
-    def go(self, name: str, key: str = Keys.TAB) -> None:
-        """Press Tab until something of this id, class or name has the focus."""
-        for _ in range(40):
-            self.press(key)
-            found, is_outlined = self.page.run(STOP)
-            assert is_outlined, f"{found} does not show that it has the focus"
-            if found == name:
-                return
-        pytest.fail(f"the keyboard does not reach {name}")
-
-
-def test_keyboard_alone_draws_enlarges_and_deletes(page: Page, studio: Studio) -> None:
-    page.open(studio.service)
-    keyboard = Keyboard(page)
-    keyboard.go("skip")
-    keyboard.press(Keys.ENTER)
-    assert page.focused() == "main"
-    keyboard.go("prompt")
-    keyboard.press("a red apple")
-    keyboard.go("size")
-    keyboard.press(Keys.ARROW_RIGHT)
-    keyboard.go("draw")
-    keyboard.press(Keys.ENTER)
-    page.wait_for_state("done")
-    assert studio.backend.seen[0].json["size"] == "1024x1024"
-    keyboard.go("enlarge")
-    keyboard.press(Keys.ENTER)
-    page.wait_for("#full-size")
-    keyboard.press(Keys.ESCAPE)
-    page.wait_until("document.activeElement.id === given[0]", "enlarge")
-    keyboard.go("gallery-tab", Keys.SHIFT + Keys.TAB)
-    keyboard.press(Keys.ENTER)
-    page.wait_until("document.activeElement.id === given[0]", "admin-token")
-    keyboard.press(ADMIN, Keys.ENTER)
-    page.wait_for("#gallery .card")
-    keyboard.go("open")
-    keyboard.go("INPUT")
-    keyboard.press(Keys.SPACE)
-    keyboard.go("delete")
-    keyboard.press(Keys.ENTER)
-    page.wait_for("#confirm")
-    keyboard.press(Keys.ESCAPE)
-    page.wait_until("document.activeElement.id === given[0]", "delete")
-    keyboard.press(Keys.ENTER)
-    keyboard.go("confirm-yes")
-    keyboard.press(Keys.ENTER)
-    page.wait_until("document.activeElement.id === given[0]", "main")
-    assert studio.entries() == []
-
-
-# --- pictures in documents
-
-
-SHOWN = "return [...document.images].filter((one) => one.complete && one.naturalWidth === 8).length"
-
-
-def test_markdown_document_shows_twenty_signed_pictures_cold_and_warm(
-    page: Page, studio: Studio, server: MakeServer
-) -> None:
-    prompts = [f"picture ({number}) *of* [twenty]" for number in range(20)]
-    studio.backend.say(drawing(png(8, 8)))
-    headers = {"Authorization": f"Bearer {KEY}"}
-    markdown = [
-        studio.service.get(
-            "/sign",
-            method="POST",
-            headers=headers,
-            body=json.dumps({"description": prompt, "width": 8}).encode(),
-        ).json["markdown"]
-        for prompt in prompts
-    ]
-    assert KEY not in "".join(markdown)
-    document = "<!doctype html><title>x</title>" + MarkdownIt().render("\n\n".join(markdown))
-    elsewhere = server()
-    elsewhere.say(Say(document, 200, {"Content-Type": "text/html; charset=utf-8"}))
-    for _ in ("cold", "warm"):
-        page.driver.get(elsewhere.url)
-        page.wait(lambda: page.run(SHOWN) == 20, "twenty pictures")
-    assert sorted(seen.json["prompt"] for seen in studio.backend.seen) == sorted(prompts)
-
-
-WIDEST = (
-    "return Math.max(...[...document.querySelectorAll('text')].map((one) => {"
-    " const box = one.getBBox(); return box.x + box.width; }))"
-)
-
-
-def test_text_of_a_card_stays_inside_it(page: Page, server: MakeServer) -> None:
-    elsewhere = server()
-    sentences = (
-        "No backend could draw the picture. The operator has to fix it: /status says why."
-        " This is remembered until 2026-11-25 10:00:00 UTC. An administrator can clear it:"
-        " POST /cache/delete or flask cache delete."
-    )
-    # As long as a line gets: each letter that a text may be full of, and what reads most often.
-    texts = (sentences, in_chinese(sentences), *(letter * 200 for letter in "aeimsMWQ1"))
-    cards = "".join(card("Refused by moderation", text) for text in texts)
-    elsewhere.say(Say(f"<!doctype html>{cards}", 200, {"Content-Type": "text/html; charset=utf-8"}))
-    page.driver.get(elsewhere.url)
-    assert page.run(WIDEST) <= 470
-
-
-def test_broken_picture_in_a_document_says_why(
-    page: Page, studio: Studio, server: MakeServer
-) -> None:
-    elsewhere = server()
-    source = f"{studio.service.url}/prompt/x?sig={'0' * 32}"
-    html = f'<!doctype html><title>x</title><img src="{source}">'
-    elsewhere.say(Say(html, 200, {"Content-Type": "text/html"}))
-    page.driver.get(elsewhere.url)
-    width = "return document.images[0].complete && document.images[0].naturalWidth"
-    assert page.wait(lambda: page.run(width), "the card") == 480

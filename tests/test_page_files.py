@@ -6,6 +6,8 @@ import gzip
 import re
 from collections.abc import Callable
 
+from web.sentences import SENTENCES
+
 from .conftest import ROOT, InProcess
 from .servers import ScriptedServer
 
@@ -15,7 +17,7 @@ FOLDER = ROOT / "web" / "page"
 GZIP = {"Accept-Encoding": "gzip, deflate, br"}
 
 
-def test_every_file_is_served_with_its_type_and_compressed_for_who_accepts_it(
+def test_every_file_has_its_type_and_may_be_compressed(
     serve: Serve, backend: ScriptedServer
 ) -> None:
     service = serve(backend)
@@ -37,7 +39,7 @@ def test_every_file_is_served_with_its_type_and_compressed_for_who_accepts_it(
     assert service.get("/").body == (FOLDER / "page.html").read_bytes()
 
 
-def test_file_that_the_browser_has_is_not_sent_again(serve: Serve, backend: ScriptedServer) -> None:
+def test_unchanged_file_is_not_sent_again(serve: Serve, backend: ScriptedServer) -> None:
     service = serve(backend)
     etag = service.get("/page/page.js", headers=GZIP).headers["ETag"]
     again = service.get("/page/page.js", headers=GZIP | {"If-None-Match": etag})
@@ -56,3 +58,16 @@ def test_page_preloads_each_of_its_short_modules() -> None:
     preloaded = re.findall(r'rel="modulepreload" href="page/(.+?)"', html)
     assert sorted([*preloaded, "page.js"]) == sorted(modules)
     assert max(len(text.splitlines()) for text in modules.values()) <= 250
+
+
+def test_each_text_of_a_language_is_defined_once() -> None:
+    for language in ("en", "zh"):
+        table = (FOLDER / f"{language}.js").read_text("utf-8")
+        names = re.findall(r"(?m)^  '?([\w.]+)'?:", table)
+        assert len(names) > 100
+        assert len(set(names)) == len(names)
+
+
+def test_chinese_has_one_word_for_drawing() -> None:
+    words = [(FOLDER / "zh.js").read_text("utf-8"), *(text.zh for text in SENTENCES.values())]
+    assert not re.search("绘|画(?!面)", "".join(words)), "it is 生成 everywhere"

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picture import OPTIONS, PARAMETERS, BadRequest, ImageRequest
+from web.sentences import explain
 
 BOUNDED = settings(max_examples=80, deadline=None)
 
@@ -25,7 +26,7 @@ def from_url(url: str, **more: int) -> tuple[ImageRequest, dict[str, str]]:
 def error_of(url: str, **more: int) -> str:
     with pytest.raises(BadRequest) as caught:
         from_url(url, **more)
-    return str(caught.value)
+    return explain(caught.value)
 
 
 # --- URL and value ------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def test_unreadable_url_is_rejected(url: str, sentence: str) -> None:
 
 
 def test_lone_surrogate_is_rejected() -> None:
-    with pytest.raises(BadRequest, match=r"^The description is not valid Unicode\.$"):
+    with pytest.raises(BadRequest, match="prompt_not_unicode"):
         ImageRequest.from_text("a \ud83c")
     with pytest.raises(BadRequest, match="style"):
         ImageRequest.from_text("a", style="\ud83c")
@@ -201,7 +202,7 @@ def test_length_counts_characters_after_stripping() -> None:
 
 @BOUNDED
 @given(st.binary(max_size=40), TEXTS)
-def test_any_path_and_query_is_a_value_or_a_bad_request(path: bytes, query: str) -> None:
+def test_any_url_is_a_value_or_a_bad_request(path: bytes, query: str) -> None:
     with contextlib.suppress(BadRequest):
         value, _ = ImageRequest.from_url("/prompt/" + path.decode("latin-1"), query)
         assert from_url(value.to_url())[0] == value

@@ -1,22 +1,28 @@
-"""A drawing from its first stage to its last, and what it costs: calls, drawings, places."""
+"""A drawing from its first stage to its last, and what it costs: drawings and places."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import app
+from backends import Backends
 from cache import Cache
-from config import Settings
-from drawing.pool import StillRunning
+from drawing.backend import Backend
+from drawing.pool import Pool, StillRunning
+from drawing.storing import Drawn
+from llm import Llm
 from picture import ImageRequest
-from storage.local.sqlite import SqliteState
+from pipeline import Pipeline
+from settings.servers import BackendSettings, LlmSettings
+from storage import NoRoom, State
+from storage.cluster.copies import Nowhere
+from upstream.client import Upstream
 
 from .conftest import (
     BROKEN,
@@ -29,8 +35,8 @@ from .conftest import (
     pollinations_settings,
     saying,
 )
-from .servers import Gate, Say, ScriptedServer, Seen, png, send_and_leave, wait_until
-from .states import Clock, CountingState, SqlitePlace, held_elsewhere
+from .servers import Gate, Say, ScriptedServer, Seen, png, wait_until
+from .states import Clock, SqlitePlace, held_elsewhere
 
 Serve = Callable[..., InProcess]
 MakeServer = Callable[[], ScriptedServer]
@@ -96,26 +102,14 @@ def test_one_prompt_in_four_sizes_costs_one_llm_call(
 # --- generate -----------------------------------------------------------------------------------
 
 
-def urls_of(backend: ScriptedServer, names: str) -> str:
-    """Return the URLs of several backends that share one script, for BACKEND_API_URLS."""
-    return ",".join(f"{backend.url}/{name}" for name in names)
-
-
-def test_failure_moves_on_until_a_backend_draws(serve: Serve, backend: ScriptedServer) -> None:
-    backend.say(BROKEN, BROKEN, BROKEN, drawing())
-    assert serve(BACKEND_API_URLS=urls_of(backend, "abcd")).picture("x").status == 200
-    assert len({seen.path for seen in backend.seen}) == 4
-
-
-@pytest.mark.parametrize(("attempts", "backends"), [("0", 1), ("1", 1), ("3", 3)])
 def test_blocked_retry_attempts_counts_the_backends_that_refuse(
-    serve: Serve, backend: ScriptedServer, attempts: str, backends: int
+    serve: Serve, backend: ScriptedServer
 ) -> None:
     backend.say(REFUSAL)
-    urls = urls_of(backend, "abcd")
-    service = serve(BACKEND_API_URLS=urls, BLOCKED_RETRY_ATTEMPTS=attempts)
+    urls = ",".join(f"{backend.url}/{name}" for name in "abcd")
+    service = serve(BACKEND_API_URLS=urls, BLOCKED_RETRY_ATTEMPTS="3")
     assert service.picture("x").status == 422
-    assert len(backend.seen) == backends
+    assert len(backend.seen) == 3
 
 
 def test_backend_has_its_own_token_models_and_weight(
@@ -136,14 +130,6 @@ def test_backend_has_its_own_token_models_and_weight(
     backend.say(BROKEN)
     assert service.picture("y").status == 502
     assert drained.seen == []
-
-
-def test_rejected_parameter_is_omitted_from_then_on(serve: Serve, backend: ScriptedServer) -> None:
-    error = {"message": "Unknown parameter: 'seed'.", "param": "seed", "code": "unknown_parameter"}
-    backend.say(lambda seen: Say({"error": error}, 400) if "seed" in seen.json else drawing())
-    service = serve(backend)
-    assert [service.picture(prompt).status for prompt in "xy"] == [200, 200]
-    assert ["seed" in seen.json for seen in backend.seen] == [True, False, False]
 
 
 # --- rewrite and retry --------------------------------------------------------------------------
@@ -326,7 +312,7 @@ def test_refusal_is_remembered_until_the_settings_change(
     backend.say(REFUSAL, drawing())
     assert serve(backend).picture("x").status == 422
     again = serve(backend).picture("x")
-    assert (again.status, "remembered until" in again.detail) == (422, True)
+    assert (again.status, "is cached until" in again.detail) == (422, True)
     fallback.say(BROKEN)  # the fallback is not among the settings that count
     assert serve(backend, **pollinations_settings(fallback)).picture("x").status == 502
     assert len(backend.seen) == 1
@@ -381,30 +367,6 @@ def test_head_answers_a_remembered_failure_without_drawing(
 # --- one drawing for many -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("say", "status"), [(drawing(), 200), (BROKEN, 502)])
-def test_identical_requests_share_one_drawing_and_its_failure(
-    serve: Serve, backend: ScriptedServer, say: Say, status: int
-) -> None:
-    backend.say(gate := Gate(say))
-    service = serve(backend)
-    with ThreadPoolExecutor(20) as pool:
-        answers = [pool.submit(service.picture, "x") for _ in range(20)]
-        wait_until(lambda: backend.seen)
-        gate.opened.set()
-        assert {answer.result().status for answer in answers} == {status}
-    assert len(backend.seen) == 1
-
-
-def test_drawing_goes_on_when_its_client_is_gone(serve: Serve, backend: ScriptedServer) -> None:
-    backend.say(gate := Gate(drawing()))
-    service = serve(backend)
-    send_and_leave(service.url, f"/prompt/x?key={KEY}")
-    wait_until(lambda: backend.seen)
-    gate.opened.set()
-    wait_until(lambda: service.picture("x", method="HEAD").headers["Cache-Status"] == HIT)
-    assert len(backend.seen) == 1
-
-
 def test_answer_comes_before_a_long_drawing_which_goes_on(
     serve: Serve, backend: ScriptedServer
 ) -> None:
@@ -437,11 +399,11 @@ def test_patient_caller_outlasts_one_that_has_to_be_answered(
     """While another process draws, both wait for its lock, the impatient one first."""
     wanted = ImageRequest("x")
     service = serve(backend)
-    pipeline = service._services.pipeline
+    pipeline = service.services.pipeline
     place = SqlitePlace(Path(environment["CACHE_DIR"]), Clock())
     with held_elsewhere(place, wanted.key) as process, ThreadPoolExecutor(2) as pool:
         hasty = pool.submit(pipeline.draw, wanted, answer_within=1.0)
-        wait_until(lambda: pipeline._drawings._waiting == 1)
+        wait_until(lambda: pipeline.pool.waiting == 1)
         patient = pool.submit(pipeline.draw, wanted)
         with pytest.raises(StillRunning):
             hasty.result(10)
@@ -449,10 +411,78 @@ def test_patient_caller_outlasts_one_that_has_to_be_answered(
         assert patient.result(10).source == "backend"
 
 
+# --- what cannot be written down is not drawn ---------------------------------------------------
+
+
+def test_nothing_is_paid_for_unless_the_state_takes_a_write(
+    serve: Serve, backend: ScriptedServer, llm: ScriptedServer, tmp_path: Path
+) -> None:
+    service = serve(backend, **llm_settings(llm, optimise=True))
+    backend.say(BROKEN)
+    llm.say(saying("no"))
+    assert service.picture("failed").status == 502
+    index = tmp_path / "cache" / "index.sqlite3"
+    with closing(sqlite3.connect(index, isolation_level=None)) as other:
+        refuse = "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+        other.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON notes {refuse}")
+        for _ in range(2):
+            got = service.picture("new")
+            assert (got.status, int(got.headers["Retry-After"]) > 0) == (503, True)
+        assert service.picture("new", method="HEAD").status == 200
+        assert service.picture("failed").status == 502
+        assert (len(backend.seen), len(llm.seen)) == (1, 1)
+        other.execute("DROP TRIGGER refuse")
+    backend.say(drawing())
+    service.ahead = 6  # the cooldown
+    assert service.picture("new").status == 200
+
+
+def test_nothing_is_paid_for_unless_there_is_room(
+    state: State, backend: ScriptedServer, llm: ScriptedServer
+) -> None:
+    upstream = Upstream()
+    chat = LlmSettings(llm.url, "model", None, "IMPROVE {ORIGINAL_PROMPT}", None, 0)
+    there = Backend(
+        BackendSettings(backend.url), upstream, state, timeout=10, max_image_bytes=2**20
+    )
+    pool: Pool[Drawn] = Pool(state, 1, 4)
+    pipeline = Pipeline(
+        Cache(state, Nowhere()),
+        Backends([there], state),
+        pool,
+        llm=Llm(chat, upstream, state, timeout=10),
+        generation_deadline=10,
+        upload_timeout=10,
+        blocked_ttl=10,
+    )
+    with closing(pool), pytest.raises(NoRoom):
+        pipeline.draw(ImageRequest("x"))
+    assert backend.seen == llm.seen == []
+
+
+def test_picture_under_way_is_not_deleted(serve: Serve, backend: ScriptedServer) -> None:
+    failure = Say("", 500, {"Retry-After": "0"})
+    backend.say(failure, gate := Gate(failure))
+    service = serve(backend)
+    assert service.picture("x").headers["Retry-After"] == "2"
+    service.ahead = 3
+    with ThreadPoolExecutor(1) as pool:
+        again = pool.submit(service.picture, "x")
+        wait_until(lambda: len(backend.seen) == 2)
+        got = service.delete(b'{"description": "x"}')
+        assert (got.status, "being drawn" in got.detail) == (503, True)
+        assert int(got.headers["Retry-After"]) > 0
+        gate.opened.set()
+        assert again.result().headers["Retry-After"] == "4", "the first failure is remembered"
+    assert service.delete(b'{"description": "x"}').status == 200
+    service.ahead += 5
+    assert service.picture("x").headers["Retry-After"] == "2"
+
+
 # --- image hosting ------------------------------------------------------------------------------
 
 
-def test_hosted_picture_is_a_redirect_at_first_and_on_every_hit(
+def test_hosted_picture_is_always_a_redirect(
     serve: Serve, backend: ScriptedServer, server: MakeServer, tmp_path: Path
 ) -> None:
     host = server()
@@ -481,7 +511,7 @@ def test_picture_is_kept_as_a_file_if_its_upload_fails(
     assert (len(host.seen), len(backend.seen)) == (1, 1)
 
 
-def test_image_host_that_fails_is_one_warning_and_stands_in_status(
+def test_failing_image_host_is_one_warning_and_in_status(
     serve: Serve, backend: ScriptedServer, server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     host = server()
@@ -493,73 +523,3 @@ def test_image_host_that_fails_is_one_warning_and_stands_in_status(
     assert [record.levelname for record in said].count("WARNING") == 1
     hosting = service.get("/status").json["image_hosting"]
     assert (hosting["why"], bool(hosting["last_failed"])) == ("upload failed", True)
-
-
-# --- calls of the state -------------------------------------------------------------------------
-
-
-Count = Callable[[Callable[[], object]], dict[str, int]]
-MISS = {"find": 2, "hold": 1, "recall": 1, "store": 1}
-
-
-@pytest.fixture
-def calls_of(monkeypatch: pytest.MonkeyPatch) -> Count:
-    """Return the calls of the state that a piece of work makes in the service of this test."""
-    counting: list[CountingState] = []
-    make = app.make_cache
-
-    def make_counted(settings: Settings, *more: Any) -> Cache:
-        cache = make(settings, *more)
-        assert isinstance(cache.state, SqliteState)
-        counting.append(CountingState(cache.state))
-        cache.state = counting[0].counted
-        return cache
-
-    def count(work: Callable[[], object]) -> dict[str, int]:
-        counting[0].calls.clear()
-        work()
-        return dict(counting[0].calls)
-
-    monkeypatch.setattr(app, "make_cache", make_counted)
-    return count
-
-
-def test_hit_is_one_call_and_a_plain_miss_five(
-    serve: Serve, backend: ScriptedServer, calls_of: Count
-) -> None:
-    service = serve(backend)
-    service.picture("first")  # settles what an earlier process may have left behind
-    assert calls_of(lambda: service.picture("x")) == MISS
-    assert calls_of(lambda: service.picture("x")) == {"find": 1}
-    assert calls_of(lambda: service.get("/status")) == {"recall": 1, "totals": 1, "last_drawn": 1}
-    assert calls_of(lambda: service.picture("x", key="wrong")) == {}
-
-
-def test_llm_call_is_three_calls_more(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer, calls_of: Count
-) -> None:
-    llm.say(saying("<prompt>a better cat</prompt>"))
-    service = serve(backend, **llm_settings(llm, optimise=True))
-    service.picture("first")
-    optimised = calls_of(lambda: service.picture("a%20cat"))
-    assert optimised == Counter(MISS) + Counter({"hold": 1, "recall": 1, "remember": 1})
-    assert calls_of(lambda: service.picture("a%20cat", width=8)) == MISS
-
-
-def test_refusal_or_failure_is_one_call_more(
-    serve: Serve, backend: ScriptedServer, calls_of: Count
-) -> None:
-    service = serve(BACKEND_API_URLS=urls_of(backend, "ab"))
-    service.picture("first")
-    failure = Say("", 500, {"Retry-After": "0"})
-    undrawn = {name: count for name, count in MISS.items() if name != "store"}
-    backend.say(REFUSAL)
-    assert calls_of(lambda: service.picture("refused")) == undrawn | {"remember": 1}
-    assert calls_of(lambda: service.picture("refused")) == undrawn
-    assert calls_of(lambda: service.picture("refused", "HEAD")) == {"find": 1, "recall": 1}
-    backend.say(failure, drawing())
-    assert calls_of(lambda: service.picture("drawn")) == MISS | {"remember": 1}
-    backend.say(failure)
-    # Each backend's cooldown and the failure of the picture.
-    assert calls_of(lambda: service.picture("failed")) == undrawn | {"remember": 3}
-    assert calls_of(lambda: service.picture("failed")) == {"find": 1, "recall": 1}

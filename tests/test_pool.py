@@ -1,4 +1,4 @@
-"""Single flight and the pool of drawings: one piece of work, many who wait for it."""
+"""The pool of drawings: one piece of work, many who wait for it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from drawing.pool import Busy, Pool, StillRunning
-from storage import Unavailable
 from storage.local.sqlite import SqliteState
-from storage.single_flight import SingleFlight
 from upstream.deadline import Deadline
 
 from .servers import wait_until
@@ -44,7 +42,7 @@ class Callers:
 
     def call(self, key: str, seconds: float = 20.0) -> Future[str]:
         deadline = Deadline.after(seconds)
-        return self.threads.submit(self.pool.run, key, deadline, lambda _: self.work(key))
+        return self.threads.submit(self.pool.run, key, deadline, lambda: self.work(key))
 
 
 @pytest.fixture
@@ -68,7 +66,7 @@ Make = Callable[[int, int], Callers]
 def test_work_is_done_once_for_all_who_want_it(callers: Make) -> None:
     some = callers(4, 40)
     futures = [some.call(KEYS[0]) for _ in range(20)]
-    wait_until(lambda: some.pool._waiting == 20)
+    wait_until(lambda: some.pool.waiting == 20)
     some.gate.set()
     assert {future.result(20) for future in futures} == {f"drawn {KEYS[0]}"}
     assert some.begun == [KEYS[0]]
@@ -77,7 +75,7 @@ def test_work_is_done_once_for_all_who_want_it(callers: Make) -> None:
 def test_work_beyond_the_threads_is_queued(callers: Make) -> None:
     some = callers(2, 10)
     futures = [some.call(key) for key in KEYS[:6]]
-    wait_until(lambda: some.pool._waiting == 6 and len(some.begun) == 2)
+    wait_until(lambda: some.pool.waiting == 6 and len(some.begun) == 2)
     some.gate.set()
     assert [future.result(20) for future in futures] == [f"drawn {key}" for key in KEYS[:6]]
 
@@ -86,7 +84,7 @@ def test_more_work_than_places_is_turned_away_at_once(callers: Make) -> None:
     some = callers(1, 3)
     for key in KEYS[:3]:
         some.call(key)
-    wait_until(lambda: some.pool._waiting == 3)
+    wait_until(lambda: some.pool.waiting == 3)
     with pytest.raises(Busy):
         some.call(KEYS[3]).result(20)
 
@@ -95,7 +93,7 @@ def test_one_picture_takes_at_most_half_of_the_waiting_places(callers: Make) -> 
     some = callers(4, 8)
     for _ in range(4):
         some.call(KEYS[0])
-    wait_until(lambda: some.pool._waiting == 4)
+    wait_until(lambda: some.pool.waiting == 4)
     with pytest.raises(Busy):
         some.call(KEYS[0]).result(20)
     honest = some.call(KEYS[1])
@@ -108,7 +106,7 @@ def test_work_goes_on_when_its_caller_has_given_up(callers: Make) -> None:
     with pytest.raises(StillRunning):
         some.call(KEYS[0], seconds=0.2).result(20)
     later = some.call(KEYS[0])
-    wait_until(lambda: some.pool._waiting == 1)
+    wait_until(lambda: some.pool.waiting == 1)
     some.gate.set()
     assert later.result(20) == f"drawn {KEYS[0]}"
     assert some.begun == [KEYS[0]]
@@ -128,7 +126,7 @@ def test_caller_stops_waiting_for_another_process_in_time(tmp_path: Path, caller
 def test_error_reaches_every_caller_and_the_next_one_tries_again(callers: Make) -> None:
     some = callers(1, 8)
 
-    def fail(_: bool) -> str:
+    def fail() -> str:
         assert some.gate.wait(20)
         raise ValueError("no picture")
 
@@ -136,7 +134,7 @@ def test_error_reaches_every_caller_and_the_next_one_tries_again(callers: Make) 
         return some.pool.run(KEYS[0], Deadline.after(20), fail)
 
     futures = [some.threads.submit(call) for _ in range(3)]
-    wait_until(lambda: some.pool._waiting == 3)
+    wait_until(lambda: some.pool.waiting == 3)
     some.gate.set()
     for future in futures:
         with pytest.raises(ValueError, match="no picture"):
@@ -147,7 +145,7 @@ def test_error_reaches_every_caller_and_the_next_one_tries_again(callers: Make) 
 def test_stop_finishes_what_is_running_and_drops_the_queue(callers: Make) -> None:
     some = callers(1, 8)
     running, queued = some.call(KEYS[0]), some.call(KEYS[1])
-    wait_until(lambda: some.pool._waiting == 2)
+    wait_until(lambda: some.pool.waiting == 2)
     wait_until(lambda: some.begun)
     first, second = (running, queued) if some.begun == [KEYS[0]] else (queued, running)
     stopping = some.threads.submit(some.pool.close)
@@ -157,31 +155,3 @@ def test_stop_finishes_what_is_running_and_drops_the_queue(callers: Make) -> Non
     some.gate.set()
     assert first.result(20).startswith("drawn")
     stopping.result(20)
-
-
-def test_unavailable_locks_leave_nothing_behind(
-    callers: Make, state: SqliteState, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    some = callers(1, 10)
-    flight: SingleFlight[str] = SingleFlight(state)
-    with monkeypatch.context() as patch:
-        patch.setattr(state, "hold", refuse)
-        with pytest.raises(Unavailable):
-            some.call(KEYS[0]).result(20)
-        with pytest.raises(Unavailable):
-            flight.run(KEYS[0], 5, lambda: "answer")
-    some.gate.set()
-    assert some.call(KEYS[0]).result(20) == f"drawn {KEYS[0]}"
-    assert flight.run(KEYS[0], 5, lambda: "answer") == "answer"
-
-
-def refuse(*_: object) -> None:
-    raise Unavailable("the connection is lost")
-
-
-def test_single_flight_shares_result_and_error(state: SqliteState) -> None:
-    flight: SingleFlight[str] = SingleFlight(state)
-    assert flight.run(KEYS[0], 5, lambda: "answer") == "answer"
-    with pytest.raises(ZeroDivisionError):
-        flight.run(KEYS[0], 5, lambda: str(1 // 0))
-    assert flight.run(KEYS[0], 5, lambda: "again") == "again"

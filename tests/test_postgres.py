@@ -255,7 +255,7 @@ def test_wrong_clock_of_a_machine_changes_nothing(
     right.remember(Word("x"), "k", 60)
     monkeypatch.setattr(time, "time", lambda: 3600.0)
     wrong.remember(Word("y"), "l", 60)
-    notes = wrong.recall([(Word, "k"), (Word, "l")])
+    notes = wrong.recall_all([(Word, "k"), (Word, "l")])
     for found in (notes.get(Word, "k"), notes.get(Word, "l")):
         assert found
         assert found.age < 10
@@ -317,7 +317,7 @@ class Load:
         self.state.remember(Word("x"), key, 60)
 
     def _recall(self, key: str) -> None:
-        self.state.recall([(Word, f"{key} of another")])
+        self.state.recall_all([(Word, f"{key} of another")])
 
     def go_on(self) -> None:
         """Wait until as many calls are made as take a moment."""
@@ -417,9 +417,9 @@ def test_read_only_server_is_read(open_state: Open, state: PostgresState, url: s
         with pytest.raises(Unavailable, match="read-only"):
             standby.remember(Word("x"), "k", 60)
         assert standby.find(row_of(1).key) == row_of(1)
-    assert standby.recall([(Word, "k")]).get(Word, "k"), "this process recalls it"
+    assert standby.recall(Word, "k"), "this process recalls it"
 
 
 def test_server_is_told_to_notice_lost_machines(state: PostgresState) -> None:
     for name, value in {"idle": "5", "interval": "2", "count": "3"}.items():
-        assert state._select(f"SHOW tcp_keepalives_{name}", {}) == [(value,)]
+        assert state._select("show", f"SHOW tcp_keepalives_{name}", {}) == [(value,)]

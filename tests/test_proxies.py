@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +14,16 @@ import pytest
 from settings.proxies import Proxies, Proxy
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
+from . import wire
 from .proxy import HttpProxy, SocksProxy
 from .servers import RawServer, Say, ScriptedServer, free_port, png
-from .wire import (
-    DRAWN,
-    MIB,
-    PUBLIC,
-    SHORT,
-    MakeRawServer,
-    MakeServer,
-    Names,
-    Talk,
-    assert_ends_at_deadline,
-    dripping,
-    guarded_net,
-    hang,
-    over_tls,
-    reason_of,
-    saying,
-)
+from .wire import PUBLIC, SHORT, MakeRawServer, Net, Talk, download, dripping, reason_of, saying
 
 HOME = "https://home.example/v1"
 NOT_PUBLIC = "it named an address that is not public"
 FAKE = "198.18.0.7"
-net = pytest.fixture(autouse=True)(guarded_net)
-
-
-def no_names(host: str, *_: Any) -> list[Any]:
-    raise AssertionError(f"{host} was looked up here")
+net = pytest.fixture(autouse=True)(wire.guarded_net)
+Through = Callable[..., Upstream]
 
 
 @pytest.fixture
@@ -58,138 +41,135 @@ def socks(opened: list[Any]) -> SocksProxy:
 @pytest.fixture
 def tls(raw_server: MakeRawServer, certificates: tuple[Path, Path]) -> RawServer:
     """A server for pics.example that answers two requests on a connection."""
-    return raw_server(over_tls(certificates[1], saying(DRAWN, saying(DRAWN))))
+    return raw_server(wire.over_tls(certificates[1], saying(wire.DRAWN, saying(wire.DRAWN))))
 
 
-def through(proxy: str, resolve: Any = no_names, **more: Any) -> Upstream:
-    return Upstream(resolve, proxies=Proxies({"all": Proxy.parse(proxy)}), **more)
+@pytest.fixture
+def through(certificates: tuple[Path, Path]) -> Through:
+    """Make what calls through a proxy, and trusts the authority of `tls`."""
+
+    def make(proxy: str, **more: Any) -> Upstream:
+        proxies = Proxies({"all": Proxy.parse(proxy)})
+        return Upstream(proxies=proxies, ca_bundle=certificates[0], **more)
+
+    return make
 
 
 def ask(upstream: Upstream, url: str, seconds: float = 10.0, **more: Any) -> Reply:
     return upstream.request("POST", url, deadline=Deadline.after(seconds), **more)
 
 
-def download(upstream: Upstream, url: str) -> Reply:
-    return upstream.download(url, home=HOME, deadline=Deadline.after(10), limit=MIB)
-
-
 # --- what a proxy is asked for ------------------------------------------------------------------
 
 
 def test_https_goes_through_a_tunnel_that_is_kept(
-    proxy: HttpProxy, tls: RawServer, certificates: tuple[Path, Path]
+    proxy: HttpProxy, tls: RawServer, through: Through, net: Net
 ) -> None:
-    upstream = through(f"http://us%65r:pa%3Ass@{proxy.address}", ca_bundle=certificates[0])
+    upstream = through(f"http://us%65r:pa%3Ass@{proxy.address}")
     url = f"https://pics.example:{tls.port}/v1"
-    sent = {"Authorization": "Bearer of-the-backend"}
-    assert [ask(upstream, url, headers=sent).body for _ in range(2)] == [b"drawn"] * 2
+    assert [ask(upstream, url, headers=wire.TOKEN).body for _ in range(2)] == [b"drawn"] * 2
     credentials = base64.b64encode(b"user:pa:ss").decode()
-    authority = f"pics.example:{tls.port}"
-    assert proxy.heads == [
-        f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n"
-        f"Proxy-Authorization: Basic {credentials}\r\n\r\n"
-    ]
+    assert proxy.targets == [f"CONNECT pics.example:{tls.port}"]
+    assert f"\r\nProxy-Authorization: Basic {credentials}\r\n" in proxy.heads[0]
+    assert "of-the-backend" not in proxy.heads[0]
+    assert net.resolved == []
 
 
 def test_certificate_is_checked_through_a_tunnel(
-    proxy: HttpProxy, tls: RawServer, certificates: tuple[Path, Path]
+    proxy: HttpProxy, tls: RawServer, through: Through
 ) -> None:
-    upstream = through(proxy.address, ca_bundle=certificates[0])
-    with pytest.raises(UpstreamError, match="certificate") as caught:
-        ask(upstream, f"https://other.example:{tls.port}/")
-    assert caught.value.why is Why.UNTRUSTED
+    upstream = through(proxy.address)
+    reason = reason_of(lambda: ask(upstream, f"https://other.example:{tls.port}/"))
+    assert reason == "its certificate or TLS failed"
 
 
-def test_http_request_is_handed_to_the_proxy(proxy: HttpProxy, backend: ScriptedServer) -> None:
-    backend.say(Say("drawn"))
-    upstream = through(f"user:password@{proxy.address}")
+def test_http_request_is_handed_to_the_proxy(
+    proxy: HttpProxy, backend: ScriptedServer, through: Through, net: Net
+) -> None:
     url = f"http://backend.example:{backend.port}/v1/images?a=b"
-    reply = ask(upstream, url.replace("//", "//name:secret@"), json={"prompt": "a cat"})
-    assert reply.body == b"drawn"
+    upstream = through(f"user:password@{proxy.address}")
+    ask(upstream, url.replace("//", "//name:secret@"), json={"prompt": "a cat"})
     assert proxy.targets == [f"POST {url}"]
     assert f"Host: backend.example:{backend.port}\r\n" in proxy.heads[0]
     assert "Proxy-Authorization: Basic dXNlcjpwYXNzd29yZA==\r\n" in proxy.heads[0]
     assert backend.seen[0].json == {"prompt": "a cat"}
+    assert net.resolved == []
 
 
 def test_picture_is_fetched_from_its_checked_address(
-    proxy: HttpProxy, server: MakeServer, tls: RawServer, certificates: tuple[Path, Path]
+    proxy: HttpProxy, backend: ScriptedServer, tls: RawServer, through: Through, net: Net
 ) -> None:
-    plain = server()
-    plain.say(Say(png()))
-    upstream = through(proxy.address, Names([PUBLIC]), ca_bundle=certificates[0])
-    assert download(upstream, f"http://pics.example:{plain.port}/a.png").body == png()
-    assert download(upstream, f"https://pics.example:{tls.port}/a.png").body == b"drawn"
-    assert proxy.targets == [f"CONNECT {PUBLIC}:{plain.port}", f"CONNECT {PUBLIC}:{tls.port}"]
-    assert plain.seen[0].headers["Host"] == f"pics.example:{plain.port}"
+    backend.say(Say(png()))
+    net.name("pics.example", [PUBLIC])
+    upstream, port = through(proxy.address), backend.port
+    assert download(f"http://pics.example:{port}/a.png", upstream=upstream).body == png()
+    assert download(f"https://pics.example:{tls.port}/a", upstream=upstream).body == b"drawn"
+    assert proxy.targets == [f"GET http://{PUBLIC}:{port}/a.png", f"CONNECT {PUBLIC}:{tls.port}"]
+    assert backend.seen[0].headers["Host"] == f"pics.example:{port}"
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], [PUBLIC, "10.0.0.1"], [FAKE]], ids=" ".join)
 def test_private_picture_is_refused_before_the_proxy_is_asked(
-    proxy: HttpProxy, addresses: list[str]
+    proxy: HttpProxy, addresses: list[str], through: Through, net: Net
 ) -> None:
-    upstream = through(proxy.address, Names(addresses))
-    assert reason_of(lambda: download(upstream, "https://pics.example/a.png")) == NOT_PUBLIC
+    net.name("pics.example", addresses)
+    upstream = through(proxy.address)
+    reason = reason_of(lambda: download("https://pics.example/a.png", upstream=upstream))
+    assert reason == NOT_PUBLIC
     assert proxy.heads == []
 
 
-def test_redirect_to_a_private_address_is_refused(proxy: HttpProxy, server: MakeServer) -> None:
-    other = server()
-    other.say(Say("moved", 302, {"Location": "http://127.0.0.1:1/"}))
-    upstream = through(proxy.address, Names([PUBLIC]))
-    url = f"http://pics.example:{other.port}/"
-    assert reason_of(lambda: download(upstream, url)) == NOT_PUBLIC
-    assert proxy.targets == [f"CONNECT {PUBLIC}:{other.port}"]
-
-
-def test_proxy_gets_the_name_for_a_fake_address(proxy: HttpProxy, server: MakeServer) -> None:
-    other = server()
-    other.say(Say(png()))
+def test_proxy_gets_the_name_for_a_fake_address(
+    proxy: HttpProxy, tls: RawServer, through: Through, net: Net
+) -> None:
+    net.name("pics.example", [FAKE])
     networks = [ipaddress.ip_network("198.18.0.0/15")]
-    upstream = through(proxy.address, Names([FAKE]), picture_networks=networks)
-    assert download(upstream, f"http://pics.example:{other.port}/").body == png()
-    assert proxy.targets == [f"CONNECT pics.example:{other.port}"]
+    upstream = through(proxy.address, picture_networks=networks)
+    assert download(f"https://pics.example:{tls.port}/", upstream=upstream).body == b"drawn"
+    assert proxy.targets == [f"CONNECT pics.example:{tls.port}"]
 
 
-def test_next_address_is_tried_when_a_tunnel_fails(proxy: HttpProxy, server: MakeServer) -> None:
-    other = server()
-    other.say(Say(png()))
+def test_next_address_is_tried_when_a_tunnel_fails(
+    proxy: HttpProxy, tls: RawServer, through: Through, net: Net
+) -> None:
+    net.name("pics.example", [PUBLIC, "8.8.8.8"])
     proxy.refusals = 1
-    upstream = through(proxy.address, Names([PUBLIC, "8.8.8.8"]))
-    assert download(upstream, f"http://pics.example:{other.port}/").body == png()
-    port = other.port
-    assert proxy.targets == [f"CONNECT {PUBLIC}:{port}", f"CONNECT 8.8.8.8:{port}"]
+    upstream = through(proxy.address)
+    assert download(f"https://pics.example:{tls.port}/", upstream=upstream).body == b"drawn"
+    assert proxy.targets == [f"CONNECT {PUBLIC}:{tls.port}", f"CONNECT 8.8.8.8:{tls.port}"]
 
 
 # --- SOCKS --------------------------------------------------------------------------------------
 
 
 def test_socks5h_gets_the_name(
-    socks: SocksProxy, tls: RawServer, certificates: tuple[Path, Path]
+    socks: SocksProxy, tls: RawServer, through: Through, net: Net
 ) -> None:
-    upstream = through(f"socks5h://user:pa%3Ass@{socks.address}", ca_bundle=certificates[0])
+    upstream = through(f"socks5h://user:pa%3Ass@{socks.address}")
     url = f"https://pics.example:{tls.port}/"
     assert [ask(upstream, url).body for _ in range(2)] == [b"drawn"] * 2
     assert socks.asked == [("pics.example", tls.port)]
     assert socks.users == ["user:pa:ss"]
+    assert net.resolved == []
 
 
-def test_socks5_gets_the_address(socks: SocksProxy, backend: ScriptedServer) -> None:
-    backend.say(Say("drawn"))
-    upstream = through(f"socks5://{socks.address}", Names([PUBLIC]))
-    assert ask(upstream, f"http://backend.example:{backend.port}/").body == b"drawn"
+def test_socks5_gets_the_address(
+    socks: SocksProxy, backend: ScriptedServer, through: Through, net: Net
+) -> None:
+    net.name("backend.example", [PUBLIC])
+    ask(through(f"socks5://{socks.address}"), f"http://backend.example:{backend.port}/")
     assert socks.asked == [(PUBLIC, backend.port)]
 
 
 def test_socks_proxy_gets_the_checked_address_of_a_picture(
-    socks: SocksProxy, server: MakeServer
+    socks: SocksProxy, backend: ScriptedServer, through: Through, net: Net
 ) -> None:
-    other = server()
-    other.say(Say(png()))
-    upstream = through(f"socks5h://{socks.address}", Names([PUBLIC], ["10.0.0.1"]))
-    assert download(upstream, f"http://a.example:{other.port}/").body == png()
-    assert reason_of(lambda: download(upstream, "http://b.example/")) == NOT_PUBLIC
-    assert socks.asked == [(PUBLIC, other.port)]
+    net.name("a.example", [PUBLIC])
+    net.name("b.example", ["10.0.0.1"])
+    upstream = through(f"socks5h://{socks.address}")
+    assert download(f"http://a.example:{backend.port}/", upstream=upstream).status == 200
+    assert reason_of(lambda: download("http://b.example/", upstream=upstream)) == NOT_PUBLIC
+    assert socks.asked == [(PUBLIC, backend.port)]
 
 
 def test_socks_without_pysocks_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,47 +187,47 @@ def drip_socks(connection: socket.socket) -> None:
     dripping(b"a")(connection)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "talk"),
-    [("http", hang), ("http", dripping(b"H")), ("socks5h", hang), ("socks5h", drip_socks)],
-)
+DRIPS = [("http", saying(b"H", dripping(b"H"))), ("socks5h", drip_socks)]
+
+
+@pytest.mark.parametrize(("scheme", "talk"), DRIPS)
 def test_stalling_proxy_ends_at_the_deadline(
-    raw_server: MakeRawServer, scheme: str, talk: Talk
+    raw_server: MakeRawServer, scheme: str, talk: Talk, through: Through
 ) -> None:
     upstream = through(f"{scheme}://127.0.0.1:{raw_server(talk).port}")
-    assert_ends_at_deadline(lambda: ask(upstream, HOME, SHORT))
+    wire.assert_ends_at_deadline(lambda: ask(upstream, HOME, SHORT))
 
 
-FAILURES = [
-    (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "its proxy answered CONNECT with 407"),
-    (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "its proxy answered CONNECT with 502"),
-    (b"HTTP/1.1 200 Connection", "its proxy gave no HTTP answer"),
-    (b"SSH-2.0-OpenSSH_9.9\r\n", "its proxy gave no HTTP answer"),
-    (b"", "its proxy gave no HTTP answer"),
+def refuse_socks(connection: socket.socket) -> None:
+    connection.recv(9)
+    connection.sendall(b"\x05\xff")
+
+
+NO_HTTP = "its proxy gave no HTTP answer"
+FAILURES: list[tuple[str, Talk, str]] = [
+    ("http", saying(b"HTTP/1.1 407 Login\r\n\r\n"), "its proxy answered CONNECT with 407"),
+    ("http", saying(b"HTTP/1.1 502 Bad\r\n\r\n"), "its proxy answered CONNECT with 502"),
+    ("http", saying(b"SSH-2.0-OpenSSH_9.9\r\n"), NO_HTTP),
+    ("http", saying(b""), NO_HTTP),
+    ("socks5h", refuse_socks, "its proxy did not connect to it"),
 ]
 
 
-@pytest.mark.parametrize(("answer", "reason"), FAILURES)
-def test_refused_tunnel_says_so(raw_server: MakeRawServer, answer: bytes, reason: str) -> None:
-    upstream = through(f"user:secret@127.0.0.1:{raw_server(saying(answer)).port}")
+@pytest.mark.parametrize(("scheme", "talk", "reason"), FAILURES)
+def test_refused_tunnel_says_so(
+    raw_server: MakeRawServer, scheme: str, talk: Talk, reason: str, through: Through
+) -> None:
+    upstream = through(f"{scheme}://user:secret@127.0.0.1:{raw_server(talk).port}")
     with pytest.raises(UpstreamError) as caught:
         ask(upstream, HOME)
     assert (str(caught.value), caught.value.why) == (reason, Why.UNREACHABLE)
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5h"])
-def test_unreachable_proxy_says_so(scheme: str) -> None:
+@pytest.mark.parametrize("url", [HOME, "http://home.example/v1"])
+def test_unreachable_proxy_says_so(scheme: str, url: str, through: Through) -> None:
     upstream = through(f"{scheme}://127.0.0.1:{free_port()}")
-    assert reason_of(lambda: ask(upstream, HOME)) == "its proxy could not be reached"
-
-
-def test_refusing_socks_proxy_says_so(raw_server: MakeRawServer) -> None:
-    def refuse(connection: socket.socket) -> None:
-        connection.recv(9)
-        connection.sendall(b"\x05\xff")
-
-    upstream = through(f"socks5h://127.0.0.1:{raw_server(refuse).port}")
-    assert reason_of(lambda: ask(upstream, HOME)) == "its proxy did not connect to it"
+    assert reason_of(lambda: ask(upstream, url)) == "its proxy could not be reached"
 
 
 # --- which proxy --------------------------------------------------------------------------------
@@ -256,20 +236,12 @@ PLAIN, SECURE, OTHER = (Proxy("http", host, 80) for host in ("plain", "secure", 
 PLACE = ("https", "api.example.org", 443)
 
 
-@pytest.mark.parametrize(
-    ("schemes", "place", "expected"),
-    [
-        ({}, PLACE, None),
-        ({"http": PLAIN, "https": SECURE, "all": OTHER}, PLACE, SECURE),
-        ({"http": PLAIN, "https": SECURE, "all": OTHER}, ("http", "a.example", 80), PLAIN),
-        ({"http": PLAIN, "all": OTHER}, PLACE, OTHER),
-        ({"http": PLAIN}, PLACE, None),
-    ],
-)
-def test_proxy_is_chosen_by_scheme(
-    schemes: dict[str, Proxy], place: tuple[str, str, int], expected: Proxy | None
-) -> None:
-    assert Proxies(schemes).to(place) == expected
+def test_proxy_is_chosen_by_scheme() -> None:
+    proxies = Proxies({"http": PLAIN, "https": SECURE, "all": OTHER})
+    plain = ("http", "a.example", 80)
+    assert (proxies.to(PLACE), proxies.to(plain)) == (SECURE, PLAIN)
+    assert Proxies({"http": PLAIN, "all": OTHER}).to(PLACE) == OTHER
+    assert Proxies({"http": PLAIN}).to(PLACE) is None
 
 
 @pytest.mark.parametrize(

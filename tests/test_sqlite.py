@@ -81,7 +81,7 @@ def hosted(number: int) -> Row:
 
 
 def word(state: SqliteState, key: str = "k") -> str | None:
-    found = state.recall([(Word, key)]).get(Word, key)
+    found = state.recall(Word, key)
     return found.note.text if found else None
 
 

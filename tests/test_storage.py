@@ -137,7 +137,7 @@ def test_stored_row_is_found_whole_by_every_process(state: State, place: Place) 
     assert state.find(key_of("another")) is None
 
 
-def test_row_of_a_hosted_picture_has_a_url_and_no_file(state: State) -> None:
+def test_hosted_row_has_a_url_and_no_file(state: State) -> None:
     [row] = store(state, "a", file=None, url="https://img.example/a.png")
     assert state.find(row.key) == row
     assert state.files([row.key]) == {row.key: None}
@@ -295,48 +295,100 @@ def test_notes_are_recalled_together_with_their_age(state: State, clock: Clock) 
     clock.now += 5
     state.remember(Sound("loud"), "k", 10)
     clock.now += 1
-    notes = state.recall([(Colour, "k"), (Sound, "k"), (Colour, "other"), (Colour, "k")])
+    notes = state.recall_all([(Colour, "k"), (Sound, "k"), (Colour, "other"), (Colour, "k")])
     assert (red := notes.get(Colour, "k")) is not None
     assert (red.note, red.age, red.left) == (RED, 6, 94)
     assert (loud := notes.get(Sound, "k")) is not None
     assert (loud.note, loud.age, loud.left) == (Sound("loud"), 1, 9)
     assert notes.get(Colour, "other") is None
-    assert state.recall([]).get(Colour, "k") is None
+    assert state.recall_all([]).get(Colour, "k") is None
+    assert state.recall(Colour, "k") == red
 
 
 def test_note_ends_when_its_time_is_over(state: State, clock: Clock) -> None:
     state.remember(RED, "k", 100)
     clock.now += 99
-    assert state.recall([(Colour, "k")]).get(Colour, "k")
+    assert state.recall(Colour, "k")
     clock.now += 1
-    assert state.recall([(Colour, "k")]).get(Colour, "k") is None
+    assert state.recall(Colour, "k") is None
     state.expire()
     clock.now -= 50
-    assert state.recall([(Colour, "k")]).get(Colour, "k") is None, "it was dropped"
+    assert state.recall(Colour, "k") is None, "it was dropped"
 
 
-def test_note_of_the_future_is_none(state: State, clock: Clock) -> None:
+def test_notes_begin_anew_when_the_clock_is_set_back(state: State, clock: Clock) -> None:
+    state.remember(RED, "k", 100)
+    clock.now -= 3600
+    for age in (0, 60):
+        clock.now += age
+        assert (red := state.recall(Colour, "k"))
+        assert (red.age, red.left) == (age, 100 - age)
+    clock.now += 40
+    assert state.recall(Colour, "k") is None
+
+
+def test_note_of_a_clock_that_was_wrong_is_void(state: State, clock: Clock) -> None:
     state.remember(RED, "k", 1e6)
-    clock.now -= 59
-    assert state.recall([(Colour, "k")]).get(Colour, "k")
-    clock.now -= 2
-    assert state.recall([(Colour, "k")]).get(Colour, "k") is None
+    clock.now -= 86400
+    assert state.recall(Colour, "k") is None
+    state.remember(RED, "l", 1e6)
+    assert state.exchange(None, RED, "k", 10)
+    clock.now -= 86400
+    state.expire()
+    clock.now += 86400
+    assert state.recall(Colour, "l") is None, "it was dropped"
 
 
 def test_note_replaces_one_of_its_kind_and_can_be_forgotten(state: State) -> None:
     state.remember(Colour("old", []), "k", 100)
     state.remember(RED, "k", 100)
     state.remember(Sound("loud"), "k", 100)
-    assert (red := state.recall([(Colour, "k")]).get(Colour, "k")) is not None
+    assert (red := state.recall(Colour, "k")) is not None
     assert red.note == RED
     assert (state.forget(Colour, "k"), state.forget(Colour, "k")) == (True, False)
-    assert state.recall([(Colour, "k")]).get(Colour, "k") is None
-    assert state.recall([(Sound, "k")]).get(Sound, "k")
+    assert state.recall(Colour, "k") is None
+    assert state.recall(Sound, "k")
 
 
-def test_note_of_another_version_is_none(state: State) -> None:
+def test_note_of_another_version_is_forgotten(state: State) -> None:
     state.remember(RED, "k", 100)
-    assert state.recall([(NewColour, "k")]).get(NewColour, "k") is None
+    assert state.recall(NewColour, "k") is None
+    assert state.exchange(None, NewColour(0.5), "k", 100)
+
+
+def test_note_is_exchanged_unless_it_has_changed(state: State, clock: Clock) -> None:
+    assert state.exchange(None, RED, "k", 10)
+    assert not state.exchange(None, Colour("late", []), "k", 10)
+    assert (red := state.recall(Colour, "k"))
+    clock.now += 1
+    assert state.exchange(red, blue := Colour("blue", [0]), "k", 10)
+    assert not state.exchange(red, RED, "k", 10)
+    assert (found := state.recall(Colour, "k"))
+    assert (found.note, found.age, found.left) == (blue, 0, 10)
+    clock.now += 10
+    assert not state.exchange(found, RED, "k", 10), "it has expired"
+    assert state.exchange(None, RED, "k", 10)
+
+
+def test_one_of_many_processes_exchanges_a_note(state: State, place: Place) -> None:
+    states = [state, place.open()]
+
+    def count(number: int) -> None:
+        while True:
+            before = states[number % 2].recall(Sound, "k")
+            after = Sound(str(int(before.note.name) + 1 if before else 1))
+            if states[number % 2].exchange(before, after, "k", 100):
+                return
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(40)))
+    assert (found := state.recall(Sound, "k"))
+    assert found.note == Sound("40")
+
+
+def test_now_is_the_state_s_own_clock(state: State, clock: Clock) -> None:
+    clock.now += 5000
+    assert state.now() == clock.now
 
 
 def test_time_is_that_of_the_clock(state: State, clock: Clock) -> None:
@@ -423,7 +475,7 @@ def test_threads_and_processes_share_a_state(state: State, place: Place) -> None
             [row] = store(one, f"{number}-{n}")
             assert other.find(row.key) == row
             other.remember(Sound(row.key), row.key, 100)
-            assert one.recall([(Sound, row.key)]).get(Sound, row.key)
+            assert one.recall(Sound, row.key)
 
     with ThreadPoolExecutor(6) as pool:
         for running in [pool.submit(work, number) for number in range(6)]:

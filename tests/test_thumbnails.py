@@ -88,7 +88,7 @@ def test_sweep_deletes_thumbnails_without_a_picture(service: InProcess, folder: 
 def test_whole_picture_is_sent_without_pillow(
     service: InProcess, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "convert", raising=False)
+    monkeypatch.delitem(sys.modules, "images.convert", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
     got = look(service)
     assert (got.body, got.headers["Content-Type"]) == (PICTURE, "image/png")

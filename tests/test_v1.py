@@ -15,8 +15,6 @@ from typing import Any
 import openai
 import pytest
 
-from access import Access, Forbidden
-from picture import ImageRequest
 from storage.local.folder import Folder
 
 from .conftest import BROKEN, KEY, REFUSAL, InProcess, drawing, hosting_settings
@@ -103,7 +101,7 @@ def test_sdk_gets_three_pictures_drawn_at_once(
     assert len({picture.b64_json for picture in answer.data or []}) == 3
 
 
-def test_sdk_gets_a_url_that_shows_the_picture_without_a_key(
+def test_sdk_gets_a_url_that_needs_no_key(
     serve: Serve, backend: ScriptedServer, connect: Connect
 ) -> None:
     service = serve(backend)
@@ -147,7 +145,7 @@ def test_sdk_does_not_repeat_a_failure_that_was_paid_for(
     assert len(backend.seen) == 1
 
 
-def test_sdk_raises_its_own_exception_at_the_daily_limit_and_does_not_repeat(
+def test_sdk_does_not_repeat_a_request_past_the_daily_limit(
     serve: Serve, backend: ScriptedServer, connect: Connect
 ) -> None:
     client = connect(serve(backend, DRAWINGS_PER_DAY="2"))
@@ -173,7 +171,6 @@ def test_sdk_lists_models(serve: Serve, backend: ScriptedServer, connect: Connec
 
 # --- the npm SDK
 
-NPM_PACKAGE = "openai@6.30.1"
 NPM_PROGRAM = """
 import OpenAI from "openai";
 const [baseURL, apiKey] = process.argv.slice(1);
@@ -196,14 +193,14 @@ console.log(JSON.stringify({
 
 
 def test_npm_sdk_draws_lists_and_raises_its_own_errors(
-    serve: Serve, backend: ScriptedServer, npm: Callable[[str], Path]
+    serve: Serve, backend: ScriptedServer, node_modules: Path
 ) -> None:
     answers = {"a cat": drawing(), "a rude cat": REFUSAL, "a broken cat": BROKEN}
     backend.say(lambda seen: answers[seen.json["prompt"]])
     service = serve(backend, MODELS="gpt-image-1")
     ran = subprocess.run(
         ["node", "--input-type=module", "-e", NPM_PROGRAM, f"{service.url}/v1", KEY],
-        cwd=npm(NPM_PACKAGE),
+        cwd=node_modules,
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
@@ -258,7 +255,7 @@ def test_without_a_size_the_backend_chooses(
     assert "size" not in backend.seen[0].json
 
 
-def test_hosted_picture_is_bytes_when_drawn_and_a_url_from_the_cache(
+def test_new_hosted_picture_is_bytes_and_a_cached_one_a_url(
     serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
 ) -> None:
     host = server()
@@ -272,7 +269,7 @@ def test_hosted_picture_is_bytes_when_drawn_and_a_url_from_the_cache(
     assert signed["url"].startswith(f"{service.url}/prompt/")
 
 
-def test_picture_that_could_not_be_stored_is_bytes_where_a_url_is_wanted(
+def test_unstored_picture_is_bytes_where_a_url_is_wanted(
     serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(folder: Folder, *args: Any) -> None:
@@ -310,9 +307,7 @@ def test_pictures_share_the_places_of_the_pipeline(serve: Serve, backend: Script
     assert busy.json["error"]["type"] == "server_error"
 
 
-def test_failure_that_was_paid_for_is_the_answer_when_others_were_not(
-    serve: Serve, backend: ScriptedServer
-) -> None:
+def test_paid_failure_is_reported_before_unpaid_ones(serve: Serve, backend: ScriptedServer) -> None:
     backend.say(BROKEN)
     got = post(serve(backend, THREADS="17"), {"prompt": "a cat", "n": 5})
     assert (got.status, got.headers["x-should-retry"]) == (502, "false")
@@ -394,16 +389,12 @@ def test_null_and_unknown_fields_are_as_good_as_absent(
     assert backend.seen[0].json.keys() == {"prompt", "n", "seed"}
 
 
-def test_url_is_a_400_before_anything_is_spent_where_signing_is_off(
-    serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(access: Access, wanted: ImageRequest, expires_in: int | None = None) -> None:
-        raise Forbidden("Signing is off.")
-
-    monkeypatch.setattr(Access, "sign", refuse)
-    got = post(serve(backend), {"prompt": "a cat", "response_format": "url"})
+def test_url_is_a_400_where_signing_is_off(serve: Serve, backend: ScriptedServer) -> None:
+    keys = json.dumps({"blog": {"key": "blog-key"}})
+    service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
+    got = post(service, {"prompt": "a cat", "response_format": "url"}, "blog-key")
     assert (got.status, got.json["error"]["param"]) == (400, "response_format")
-    assert not backend.seen
+    assert not backend.seen, "nothing is spent"
 
 
 def test_body_may_have_64_kib(serve: Serve, backend: ScriptedServer) -> None:

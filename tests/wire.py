@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import ssl
@@ -38,11 +39,26 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 
 
 class Net:
-    """What stands in for the internet: `routes` lead public addresses back to loopback."""
+    """What stands in for the internet: names, and `routes` of public addresses to loopback.
+
+    A name has answers that are given in turn, the last one again and again.
+    """
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.names: dict[str, list[list[str]]] = {}
         self.routes: dict[str, str] = {}
+        self.resolved: list[str] = []
+        self.asked: list[str] = []
+
+    def name(self, host: str, *answers: list[str]) -> None:
+        self.names[host] = list(answers)
+
+    def addresses(self, host: str) -> list[str]:
+        self.resolved.append(host)
+        answers = self.names.get(host)
+        if not answers:
+            raise socket.gaierror(socket.EAI_NONAME, f"{host} is not known")
+        return answers.pop(0) if len(answers) > 1 else answers[0]
 
     def route(self, address: str) -> str:
         self.asked.append(address)
@@ -54,28 +70,23 @@ class Net:
 def guarded_net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
     """Note every connection that is tried; let none of them leave this machine."""
     made = Net()
-    connect = socket.socket.connect
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
 
     def guarded(sock: socket.socket, address: Any) -> None:
         connect(sock, (made.route(address[0]), *address[1:]))
 
+    def named(host: str, port: Any, *args: Any, **more: Any) -> list[Any]:
+        with contextlib.suppress(socket.gaierror):
+            # The rest is what needs no name server.
+            flags = 0 if host == "localhost" else socket.AI_NUMERICHOST
+            return look_up(host, port, 0, socket.SOCK_STREAM, 0, flags)
+        return [address_of(address, port) for address in made.addresses(host)]
+
     monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(socket, "getaddrinfo", named)
     yield made
     leads_out = [a for a in made.asked if not ipaddress.ip_address(a).is_loopback]
     assert set(leads_out) <= made.routes.keys()
-
-
-class Names:
-    """A resolver that gives the answers it is handed in turn, the last one again and again."""
-
-    def __init__(self, *answers: list[str]) -> None:
-        self.answers = list(answers)
-        self.asked: list[str] = []
-
-    def __call__(self, host: str, port: int, *_: Any) -> list[Any]:
-        self.asked.append(host)
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        return [address_of(address, port) for address in answer]
 
 
 def address_of(address: str, port: int) -> tuple[Any, ...]:
@@ -83,25 +94,20 @@ def address_of(address: str, port: int) -> tuple[Any, ...]:
     return (family, socket.SOCK_STREAM, 6, "", (address, port))
 
 
-def ask(
-    url: str,
-    seconds: float = 10.0,
-    resolve: Any = socket.getaddrinfo,
-    trust: Path | None = None,
-    **more: Any,
-) -> Reply:
-    upstream = Upstream(resolve, ca_bundle=trust)
+def ask(url: str, seconds: float = 10.0, trust: Path | None = None, **more: Any) -> Reply:
+    upstream = Upstream(ca_bundle=trust)
     return upstream.request("GET", url, deadline=Deadline.after(seconds), **more)
 
 
 def download(
     url: str,
-    home: str,
-    resolve: Any = socket.getaddrinfo,
+    home: str = "http://127.0.0.1:1/",
+    *,
+    upstream: Upstream | None = None,
     seconds: float = 10.0,
     limit: int = MIB,
 ) -> Reply:
-    return Upstream(resolve).download(
+    return (upstream or Upstream()).download(
         url, home=home, deadline=Deadline.after(seconds), limit=limit, headers=TOKEN
     )
 

@@ -1,39 +1,37 @@
 """Every outbound call: one deadline, a byte limit, checked addresses, our own errors.
 
-This folder is the only place that imports requests and urllib3. requests reads the URLs,
-urllib3's pools keep the connections. Cookies and `.netrc` are never consulted.
+This folder is the only place that imports requests. Without a Session, requests consults no
+environment, no cookies and no `.netrc`, and follows no redirect.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
-import urllib3
+import requests
 
 from metrics import Metrics
-from settings.proxies import Proxies
-from upstream.addresses import IpNetwork, Resolver, is_public
-from upstream.bodies import has_more_values, read_body, read_picture
+from settings.proxies import Origin, Proxies
+from upstream.adapters import Adapter, PictureAdapter
+from upstream.addresses import IpNetwork
+from upstream.bodies import cut_picture, has_more_values, read_body
+from upstream.calls import Calls, current_call
 from upstream.deadline import Deadline
 from upstream.failure import UpstreamError, Why, translated
-from upstream.routes import Dialer, Route
-from upstream.targets import Target, joined, origin
 
 __all__ = [
     "JSON_LIMIT",
     "Deadline",
-    "Files",
     "Reply",
     "Upstream",
     "UpstreamError",
     "Why",
-    "is_public",
     "joined",
     "origin",
 ]
@@ -42,11 +40,10 @@ MAX_REDIRECTS = 3
 JSON_LIMIT = 2**20
 # No picture's answer, and no LLM's, has so many values. Megabytes of brackets would take gigabytes.
 MAX_VALUES = 250_000
-# Servers to which connections are kept; the one that was asked least recently is forgotten.
-SERVERS = 64
-USER_AGENT = "prompt-image-proxy"
+# Identity, since a picture does not get smaller.
+HEADERS = {"User-Agent": "prompt-image-proxy", "Accept-Encoding": "identity"}
 
-Files = Mapping[str, tuple[str, bytes, str]]
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +72,28 @@ class Reply:
 class Upstream:
     """Makes calls over connections that it keeps.
 
-    `resolve` has the shape of socket.getaddrinfo. `ca_bundle` is a file of certificates to
-    trust instead of certifi's. Downloads may lead to `picture_networks` although those are not
-    public; if a proxy leads there, it gets the name instead of the address.
+    `ca_bundle` is a file of certificates to trust instead of certifi's. Downloads may lead to
+    `picture_networks` although those are not public; if a proxy leads there, it gets the name
+    instead of the address.
     """
 
     def __init__(
         self,
-        resolve: Resolver = socket.getaddrinfo,
         *,
         ca_bundle: Path | None = None,
         proxies: Proxies | None = None,
         picture_networks: Sequence[IpNetwork] = (),
         metrics: Metrics | None = None,
     ) -> None:
-        dialer = Dialer(resolve, ca_bundle, tuple(picture_networks), metrics or Metrics())
-        self.pool = functools.lru_cache(SERVERS)(dialer.pool)
-        # The settings' own URLs, each read once.
-        self.target = functools.lru_cache(SERVERS)(Target.of)
         self.proxies = proxies or Proxies()
+        self.named = Adapter(ca_bundle)
+        self.pictures = PictureAdapter(ca_bundle, picture_networks)
+        self.calls = Calls(metrics or Metrics())
 
     def close(self) -> None:
         """Close the connections that are kept, and those in use as soon as they are free."""
-        self.pool.cache_clear()
+        self.named.close()
+        self.pictures.close()
 
     def request(
         self,
@@ -108,7 +104,7 @@ class Upstream:
         limit: int = JSON_LIMIT,
         headers: Mapping[str, str] | None = None,
         json: Any = None,
-        files: Files | None = None,
+        files: Mapping[str, tuple[str, bytes, str]] | None = None,
         cut_picture: bool = False,
     ) -> Reply:
         """Send one request and read its whole answer, of at most `limit` bytes.
@@ -117,11 +113,10 @@ class Upstream:
         whose JSON may hold a picture. Redirects are answers like any other. Raises UpstreamError,
         and never outlives `deadline`.
         """
-        with translated():
-            target = self.target(url)
-            route = Route(*target.origin, proxy=self.proxies.to(target.origin))
-            call = _Call(method, target, headers or {}, *_content(json, files))
-            return self._exchange(route, call, deadline, limit, cut_picture=cut_picture)
+        request = _prepared(method, url, headers, json=json, files=files)
+        proxies = self._proxies(_origin(request))
+        reply = self._exchange(self.named, request, proxies, deadline, limit)
+        return _without_picture(reply) if cut_picture and reply.status < 400 else reply
 
     def download(
         self,
@@ -137,82 +132,86 @@ class Upstream:
         What has the origin (scheme, host, port) of `home` is fetched from wherever that is, with
         `headers`; everything else from public addresses only, without them. Raises UpstreamError.
         """
+        home_origin = origin(home)
         for _ in range(MAX_REDIRECTS + 1):
-            with translated():
-                target = Target.of(url)
-                route = self._route_to_picture(target, self.target(home))
-                sent = headers if headers and not route.public_only else {}
-                reply = self._exchange(route, _Call("GET", target, sent), deadline, limit)
+            request = _prepared("GET", url, None)
+            place = _origin(request)
+            if place == home_origin:
+                request.headers.update(headers or {})
+            elif "@" in urlsplit(str(request.url)).netloc:
+                raise UpstreamError("it named a URL with credentials", Why.FORBIDDEN)
+            adapter = self.named if place == home_origin else self.pictures
+            proxies = self._proxies(place, named_by=home_origin)
+            reply = self._exchange(adapter, request, proxies, deadline, limit)
             if reply.status not in (301, 302, 303, 307, 308) or "Location" not in reply.headers:
                 return reply
             url = joined(url, reply.headers["Location"])
         raise UpstreamError(f"it redirected more than {MAX_REDIRECTS} times", Why.FORBIDDEN)
 
-    def _route_to_picture(self, target: Target, home: Target) -> Route:
-        is_foreign = target.origin != home.origin
-        if is_foreign and target.has_credentials:
-            raise UpstreamError("it named a URL with credentials", Why.FORBIDDEN)
-        proxy = self.proxies.to(target.origin, named_by=home.origin)
-        return Route(*target.origin, public_only=is_foreign, proxy=proxy)
+    def _proxies(self, place: Origin, *, named_by: Origin | None = None) -> dict[str, str]:
+        proxy = self.proxies.to(place, named_by=named_by)
+        return {"all": proxy.url} if proxy else {}
 
     def _exchange(
         self,
-        route: Route,
-        call: _Call,
+        adapter: Adapter,
+        request: requests.PreparedRequest,
+        proxies: Mapping[str, str],
         deadline: Deadline,
         limit: int,
-        *,
-        cut_picture: bool = False,
     ) -> Reply:
-        if deadline.is_over:
-            raise TimeoutError
-        path, headers = call.target.path, call.all_headers()
-        if route.proxy and route.is_forwarded:
-            path = f"{route.base}{path}"
-            headers |= route.proxy.headers
-        response = self.pool(route).urlopen(
-            call.method,
-            path,
-            call.body,
-            headers,
-            retries=False,
-            redirect=False,
-            timeout=urllib3.Timeout(total=max(0.001, deadline.remaining())),
-            preload_content=False,
-        )
-        try:
-            if cut_picture:
-                return Reply(response.status, response.headers, *read_picture(response, limit))
-            return Reply(response.status, response.headers, read_body(response, limit))
-        finally:
-            # A connection whose answer was not read to its end is closed, not kept.
-            response.close()
+        def exchange() -> Reply:
+            seconds = current_call.get().seconds
+            answer = adapter.send(request, stream=True, timeout=seconds, proxies=proxies)
+            # Closed, a connection whose answer was not read to its end is not kept.
+            with contextlib.closing(answer.raw):
+                if answer.status_code < 200:
+                    # http.client takes it for the answer; the real one would be the next call's.
+                    raise UpstreamError("it sent an interim answer", Why.INTERIM)
+                return Reply(answer.status_code, answer.headers, read_body(answer.raw, limit))
+
+        with translated():
+            if deadline.is_over:
+                raise TimeoutError
+            return self.calls.run(exchange, deadline)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One request as it is sent."""
-
-    method: str
-    target: Target
-    headers: Mapping[str, str]
-    body: bytes | None = None
-    media_type: str | None = None
-
-    def all_headers(self) -> dict[str, str]:
-        """Return the headers to send; those of the call replace the others."""
-        found = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
-        if self.media_type:
-            found["Content-Type"] = self.media_type
-        if self.target.authorization:
-            found["Authorization"] = self.target.authorization
-        return found | dict(self.headers)
+def origin(url: str) -> Origin:
+    """Return scheme, host and port of a URL. Raises UpstreamError unless it is http(s)."""
+    return _origin(_prepared("GET", url, None))
 
 
-def _content(value: Any, files: Files | None) -> tuple[bytes | None, str | None]:
-    """Return a body and its media type: JSON, a form with files, or none."""
-    if files:
-        return urllib3.encode_multipart_formdata(files)
-    if value is None:
-        return None, None
-    return json.dumps(value, allow_nan=False).encode(), "application/json"
+def joined(base: str, url: str) -> str:
+    """Return `url` made absolute by `base`. Raises UpstreamError if that makes no URL."""
+    try:
+        return urljoin(base, url)
+    except ValueError as error:
+        raise UpstreamError("it named something that is not a URL", Why.FORBIDDEN) from error
+
+
+def _prepared(
+    method: str, url: str, headers: Mapping[str, str] | None, **content: Any
+) -> requests.PreparedRequest:
+    """Return a request; its headers replace the credentials of the URL. Raises UpstreamError."""
+    try:
+        request = requests.Request(method, url, **content).prepare()
+    except ValueError as error:
+        raise UpstreamError("it named something that is not a URL", Why.FORBIDDEN) from error
+    request.headers.update({**HEADERS, **(headers or {})})
+    return request
+
+
+def _origin(request: requests.PreparedRequest) -> Origin:
+    """Return where a request goes: urlsplit alone takes `http://a\\@b/` for a URL of b."""
+    try:
+        parts = urlsplit(str(request.url))
+        port = parts.port
+    except ValueError as error:
+        raise UpstreamError("it named something that is not a URL", Why.FORBIDDEN) from error
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise UpstreamError("it named a URL that is not http or https", Why.FORBIDDEN)
+    return parts.scheme, parts.hostname, port or _PORTS[parts.scheme]
+
+
+def _without_picture(reply: Reply) -> Reply:
+    return Reply(reply.status, reply.headers, *cut_picture(reply.body))

@@ -10,22 +10,20 @@ from dataclasses import asdict
 from typing import Any, TypeGuard
 
 from flask import Response, request
-from werkzeug.exceptions import RequestEntityTooLarge
 
 from access import MAX_EXPIRES_IN, Access
 from cache import Cache
 from config import Settings
-from drawing.record import Blocked, Failure
-from limits import Limits
+from drawing.verdict import forget_failures
 from picture import PARAMETERS, BadRequest, ImageRequest, Link
 from storage import Row, Unavailable
 from web.pictures import Pictures
-from web.problems import MAX_BODY, NotFound, as_json
+from web.problems import MAX_BODY, NotFound, TooLarge, as_json
 from web.status import Status
 from web.thumbnails import Thumbnails
 
+MAX_ENTRIES = 200
 ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
-_NO_PICTURE = "There is no such picture in the cache."
 # Where a page of the listing ended: the moment or the bytes of its last picture, and its key.
 Cursor = tuple[float, str]
 
@@ -40,7 +38,6 @@ class Api:
         cache: Cache,
         status: Status,
         pictures: Pictures,
-        limits: Limits,
         thumbnails: Thumbnails,
     ) -> None:
         self.settings = settings
@@ -48,7 +45,6 @@ class Api:
         self.cache = cache
         self.status = status
         self.pictures = pictures
-        self.limits = limits
         self.thumbnails = thumbnails
 
     def sign(self) -> Response:
@@ -64,7 +60,7 @@ class Api:
         self._authorise_admin()
         limit, by_size = _read_limit(request.args), _is_by_size(request.args)
         search, before = request.args.get("q", "").strip(), _read_cursor(request.args)
-        # One more than wanted tells whether there is a next page.
+        # One more than the page holds: is there a next page?
         if by_size:
             smaller_than = before and (int(before[0]), before[1])
             rows = self.cache.state.largest(search, limit + 1, smaller_than)
@@ -83,10 +79,10 @@ class Api:
         self._authorise_admin()
         picture = self.cache.get(key) if _is_key(key) else None
         if picture is None:
-            raise NotFound(_NO_PICTURE)
+            raise NotFound("no_such_picture")
         if "thumbnail" in request.args:
             picture = self.thumbnails.shrink(picture)
-        response = self.pictures.found(picture.row.prompt or "", picture)
+        response = self.pictures.serve(picture.row.prompt or "", picture)
         response.headers["Cache-Control"] = "private, no-cache"
         response.headers["X-Accel-Expires"] = "0"
         return response
@@ -99,9 +95,10 @@ class Api:
         # An adopted picture has a key and no prompt.
         if not _is_key(key):
             key = read_image_request(body, self.settings.max_prompt_length).key
-        notes = [self.cache.forget(kind, key) for kind in (Blocked, Failure)]
-        if not self.cache.delete(key) and not any(notes):
-            raise NotFound(_NO_PICTURE)
+        # In this order: while the picture is being drawn, nothing is deleted.
+        was_cached, had_failed = self.cache.delete(key), forget_failures(self.cache.state, key)
+        if not (was_cached or had_failed):
+            raise NotFound("no_such_picture")
         return as_json({"deleted": True, "key": key})
 
     def show_status(self) -> Response:
@@ -109,11 +106,11 @@ class Api:
         found = self.status.describe()
         if "X-Admin-Token" in request.headers:
             self._authorise_admin()
-            found["keys"] = self.access.usage(self.limits)
+            found["keys"] = self.access.usage(self.cache.state)
         return as_json(found)
 
     def robots(self) -> Response:
-        """GET /robots.txt: keep crawlers from spending money."""
+        """GET /robots.txt: tell crawlers not to spend money."""
         return Response(ROBOTS, mimetype="text/plain")
 
     def _authorise_admin(self) -> None:
@@ -144,15 +141,15 @@ class Api:
 
 def _read_limit(query: Mapping[str, str]) -> int:
     limit = query.get("limit", "50")
-    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= 200:
-        raise BadRequest("The parameter limit must be an integer from 1 to 200.")
+    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_ENTRIES:
+        raise BadRequest("not_in_range", name="limit", low=1, high=MAX_ENTRIES)
     return int(limit)
 
 
 def _is_by_size(query: Mapping[str, str]) -> bool:
     order = query.get("order", "newest")
     if order not in ("newest", "largest"):
-        raise BadRequest("The parameter order must be newest or largest.")
+        raise BadRequest("not_a_choice", name="order", one="newest", other="largest")
     return order == "largest"
 
 
@@ -161,7 +158,7 @@ def _read_cursor(query: Mapping[str, str]) -> Cursor | None:
         return None
     match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)-([0-9a-f]{64})", text)
     if not match:
-        raise BadRequest("The parameter before must be the next of an earlier answer.")
+        raise BadRequest("not_a_cursor", name="before")
     return float(match[1]), match[2]
 
 
@@ -174,29 +171,32 @@ def _forwarded_base() -> str:
     scheme = request.headers.get("X-Forwarded-Proto", request.scheme)
     host = request.headers.get("X-Forwarded-Host", request.headers.get("Host", ""))
     if scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9._:\[\]-]{1,255}", host):
-        raise BadRequest("The Host of the request is not a host name; set PUBLIC_URL.")
+        raise BadRequest("not_a_host")
     return f"{scheme}://{host}"
 
 
 def read_body(limit: int = MAX_BODY) -> dict[str, Any]:
-    """Return the request's body, a JSON object. Raises BadRequest; a longer one is a 413."""
+    """Return the request's body, a JSON object of at most `limit` bytes.
+
+    Raises BadRequest and TooLarge.
+    """
     # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
     data = request.stream.read(limit + 1)
     if len(data) > limit:
-        raise RequestEntityTooLarge
+        raise TooLarge("body_too_large", limit=limit)
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
-        raise BadRequest("The body is not JSON.") from None
+        raise BadRequest("body_not_json") from None
     if not isinstance(body, dict):
-        raise BadRequest("The body is not a JSON object.")
+        raise BadRequest("body_not_object")
     return body
 
 
 def read_image_request(body: dict[str, Any], max_prompt_length: int) -> ImageRequest:
     """Read the description and parameters of a picture from JSON. Raises BadRequest."""
     if not isinstance(body.get("description"), str):
-        raise BadRequest("The parameter description must be a string.")
+        raise BadRequest("not_a_string", name="description")
     own = {name: _as_text(name, body.get(name)) for name in PARAMETERS}
     return ImageRequest.from_text(body["description"], max_prompt_length=max_prompt_length, **own)
 
@@ -206,12 +206,12 @@ def _as_text(name: str, value: Any) -> str | None:
         return value
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         return str(value)
-    raise BadRequest(f"The parameter {name} must be a number or a string.")
+    raise BadRequest("not_a_scalar", name=name)
 
 
 def _expires_in(value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_EXPIRES_IN:
-        raise BadRequest(f"The parameter expires_in must be seconds from 1 to {MAX_EXPIRES_IN}.")
+        raise BadRequest("not_in_range", name="expires_in", low=1, high=MAX_EXPIRES_IN)
     return value

@@ -25,6 +25,8 @@ _POLICY = (
     " img-src 'self' blob: data: https: http:; base-uri 'none'; form-action 'none';"
     " frame-ancestors 'none'"
 )
+# Read at once, in gunicorn's master: an upgrade on disk must not mix two versions.
+_FILES = {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.suffix in _TYPES}
 _HEADERS = (
     NOSNIFF,
     ("Cache-Control", "no-cache"),
@@ -35,9 +37,9 @@ _HEADERS = (
 
 
 def page_file(name: str = "page.html") -> Response:
-    """GET / and /page/{name}: the page for people, and what it is made of."""
-    if name not in _files():
-        raise NotFound("There is no such file.")
+    """GET / and /page/{name}: the page and its files."""
+    if name not in _FILES:
+        raise NotFound("no_such_file")
     is_compressed = request.accept_encodings["gzip"] > 0
     data, etag = _encoded(name, is_compressed)
     response = Response(data, headers=_HEADERS, mimetype=_TYPES[Path(name).suffix])
@@ -49,14 +51,8 @@ def page_file(name: str = "page.html") -> Response:
 
 
 @cache
-def _files() -> dict[str, bytes]:
-    """Return all files by name, read together: an upgrade on disk must not mix two versions."""
-    return {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.suffix in _TYPES}
-
-
-@cache
 def _encoded(name: str, is_compressed: bool) -> tuple[bytes, str]:
     """Return a file's bytes and their ETag."""
-    data = _files()[name]
+    data = _FILES[name]
     data = gzip.compress(data, mtime=0) if is_compressed else data
     return data, hashlib.sha256(data).hexdigest()[:32]

@@ -13,7 +13,6 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from werkzeug.wrappers import Response
 
 from access import Access
-from limits import Limits
 from metrics.families import FACTS, PREFIX
 from metrics.prometheus import Prometheus
 from storage import Unavailable
@@ -27,12 +26,11 @@ Sample = tuple[Sequence[str], float]
 
 
 class MetricsPage:
-    """The view, and the collector of what is read at each scrape instead of counted."""
+    """The view, and a collector of numbers that are read at each scrape."""
 
-    def __init__(self, metrics: Prometheus, access: Access, status: Status, limits: Limits) -> None:
+    def __init__(self, metrics: Prometheus, access: Access, status: Status) -> None:
         self.access = access
         self.status = status
-        self.limits = limits
         registry = CollectorRegistry()
         registry.register(metrics.collector)
         registry.register(self)
@@ -70,7 +68,7 @@ class MetricsPage:
 
     def _keys(self) -> Iterator[GaugeMetricFamily]:
         with suppress(Unavailable):
-            keys = self.access.usage(self.limits)
+            keys = self.access.usage(self.status.cache.state)
             yield _family("key_drawings_today", [([key["name"]], key["drawings"]) for key in keys])
             limits = [([k["name"]], k["per_day"]) for k in keys if k["per_day"] is not None]
             yield _family("key_drawings_limit", limits)

@@ -1,7 +1,7 @@
 """The OpenAI-compatible API: POST /v1/images/generations and GET /v1/models.
 
-For clients that know nothing of us, over the same access, pipeline and cache as /prompt/. The
-forms of requests, answers and errors are those of https://platform.openai.com/docs/api-reference.
+For ordinary OpenAI clients. Access, pipeline and cache are the same as for /prompt/. Requests,
+answers and errors are those of https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 from flask import Response, request
 
-from access import Access, Forbidden
+from access import Access, Caller, Forbidden, OverLimit, Reservation
 from cache import Cache, Picture
 from config import Settings
 from drawing.pool import Busy
 from drawing.record import GaveUp
 from drawing.storing import Drawn
-from limits import Caller, OverLimit, Reservation
+from metrics import Metrics
 from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, Link
 from pipeline import Pipeline
 from storage import Unavailable
@@ -39,7 +39,7 @@ _TEXTS = ("prompt", "model", "size", "response_format", "user", *OPTIONS)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a request asks for: pictures that differ in their seeds, as URLs or as bytes."""
+    """The pictures of a request, which differ in their seeds, and whether as URLs or as bytes."""
 
     pictures: tuple[ImageRequest, ...]
     wants_urls: bool
@@ -53,10 +53,9 @@ class Order:
         _reject_streaming(body)
         texts = {name: _read_text(body, name) for name in _TEXTS}
         if texts["prompt"] is None:
-            raise BadRequest("The parameter prompt is required.", "prompt")
+            raise BadRequest("parameter_missing", name="prompt")
         if texts["response_format"] not in (None, "b64_json", "url"):
-            sentence = "The parameter response_format must be b64_json or url."
-            raise BadRequest(sentence, "response_format")
+            raise BadRequest("not_a_choice", name="response_format", one="b64_json", other="url")
         width, height = _read_size(texts["size"])
         first = ImageRequest.from_text(
             texts["prompt"],
@@ -72,15 +71,15 @@ class Order:
 
 def _reject_streaming(body: Mapping[str, Any]) -> None:
     if body.get("stream") not in (None, False):
-        raise BadRequest("Streaming is not supported: stream must be false.", "stream")
+        raise BadRequest("no_streaming", name="stream")
     if body.get("partial_images") not in (None, 0):
-        raise BadRequest("Partial images are not supported.", "partial_images")
+        raise BadRequest("no_partial_images", name="partial_images")
 
 
 def _read_text(body: Mapping[str, Any], name: str) -> str | None:
     value = body.get(name)
     if value is not None and not isinstance(value, str):
-        raise BadRequest(f"The parameter {name} must be a string.", name)
+        raise BadRequest("not_a_string", name=name)
     return value
 
 
@@ -89,7 +88,7 @@ def _read_integer(body: Mapping[str, Any], name: str, low: int, high: int) -> in
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BadRequest(f"The parameter {name} must be an integer from {low} to {high}.", name)
+        raise BadRequest("not_in_range", name=name, low=low, high=high)
     return value
 
 
@@ -99,8 +98,7 @@ def _read_size(text: str | None) -> tuple[str | None, str | None]:
         return None, None
     match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text)
     if not match or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
-        sentence = f"The parameter size must be auto or WIDTHxHEIGHT, each from 1 to {MAX_SIDE}."
-        raise BadRequest(sentence, "size")
+        raise BadRequest("not_a_size", name="size", high=MAX_SIDE)
     return match[1], match[2]
 
 
@@ -115,7 +113,7 @@ def _read_seeds(body: Mapping[str, Any]) -> range:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Obtained:
     """A picture from the cache or just drawn; `data` is None where only its image host has it."""
 
     data: bytes | None
@@ -134,19 +132,21 @@ class OpenAi:
         cache: Cache,
         pipeline: Pipeline,
         link: Callable[[ImageRequest], Link],
+        metrics: Metrics,
     ) -> None:
         self.settings = settings
         self.access = access
         self.cache = cache
         self.pipeline = pipeline
         self.link = link
+        self.metrics = metrics
 
     def generate(self) -> Response:
         """POST /v1/images/generations: draw pictures, or find those of a given seed."""
         caller = self._authorise()
         order = Order.from_json(read_body(MAX_BODY), self.settings.max_prompt_length)
         urls = self._sign(order)
-        # All of several drawings are within the day's limit, or none is begun.
+        # If several drawings would exceed the day's limit, none begins.
         places = len(order.pictures) if len(order.pictures) > 1 else 0
         with self.pipeline.reserve(caller, places) as reserved:
             found = self._draw_all(order, reserved)
@@ -167,7 +167,7 @@ class OpenAi:
         """GET /v1/models/{id}: one of the models that are offered."""
         self._authorise()
         if id not in self.settings.models:
-            raise NotFound("There is no such model. GET /v1/models lists those that are offered.")
+            raise NotFound("no_such_model")
         return as_json(_describe_model(id))
 
     def _authorise(self) -> Caller:
@@ -180,9 +180,9 @@ class OpenAi:
         try:
             return {picture: self.link(picture).url for picture in order.pictures}
         except Forbidden as error:
-            raise BadRequest(str(error), "response_format") from error
+            raise BadRequest(error.code, name="response_format") from error
 
-    def _draw_all(self, order: Order, reserved: Reservation) -> dict[ImageRequest, _Found]:
+    def _draw_all(self, order: Order, reserved: Reservation) -> dict[ImageRequest, Obtained]:
         """Return the pictures that could be drawn. Raises an error only if all drawings failed."""
         first, *others = order.pictures
         # Each waits in a thread, and in a place of the pipeline's, for its own drawing.
@@ -195,37 +195,37 @@ class OpenAi:
         return {
             picture: outcome
             for picture, outcome in zip(order.pictures, outcomes, strict=True)
-            if isinstance(outcome, _Found)
+            if isinstance(outcome, Obtained)
         }
 
-    def _draw(self, wanted: ImageRequest, reserved: Reservation) -> _Found | Exception:
+    def _draw(self, wanted: ImageRequest, reserved: Reservation) -> Obtained | Exception:
         """Return a picture from the cache or draw it; return the error if that fails."""
         try:
             if picture := self.cache.get(wanted.key, wanted):
+                self.metrics.hit()
                 return _from_cache(picture)
             return self._found(wanted, self.pipeline.draw(wanted, reserved=reserved))
         except (Busy, GaveUp, OverLimit, Unavailable) as error:
             return error
 
-    def _found(self, wanted: ImageRequest, drawn: Drawn) -> _Found:
+    def _found(self, wanted: ImageRequest, drawn: Drawn) -> Obtained:
         if drawn.image:
             revised = drawn.row.final_prompt if drawn.row else drawn.image.revised_prompt
-            return _Found(drawn.image.data, drawn.hosted_url, drawn.row is not None, revised)
-        # Not self.cache, where look-ups count as hits: this request has waited.
-        if picture := self.pipeline.cache.get(wanted.key, wanted):
+            return Obtained(drawn.image.data, drawn.hosted_url, drawn.row is not None, revised)
+        if picture := self.cache.get(wanted.key, wanted):
             return _from_cache(picture)
         raise Unavailable("the picture was drawn by another process and is gone")
 
 
-def _from_cache(picture: Picture) -> _Found:
+def _from_cache(picture: Picture) -> Obtained:
     data = None
     if picture.file:
         with picture.file as file:
             data = file.read()
-    return _Found(data, picture.row.url, True, picture.row.final_prompt)
+    return Obtained(data, picture.row.url, True, picture.row.final_prompt)
 
 
-def _describe_picture(wanted: ImageRequest, found: _Found, signed: str | None) -> dict[str, Any]:
+def _describe_picture(wanted: ImageRequest, found: Obtained, signed: str | None) -> dict[str, Any]:
     more = {"revised_prompt": found.revised_prompt, "seed": wanted.seed}
     # At its URL, a picture that could not be stored would be drawn and paid for again.
     if found.data is not None and not (signed and found.is_stored):

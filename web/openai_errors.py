@@ -11,7 +11,7 @@ from drawing.pool import Busy
 from drawing.record import GaveUp
 from picture import BadRequest
 from storage import Unavailable
-from web.problems import NotFound, as_json, describe
+from web.problems import as_json, report_of
 
 PREFIX = "/v1/"
 MAX_BODY = 64 * 1024
@@ -27,26 +27,24 @@ _MESSAGES = {
     # LiteLLM recognises a wrong key by the first four words alone.
     401: "Incorrect API key provided: send the access key as a Bearer token.",
     404: "There is no such route. Pictures are drawn by POST /v1/images/generations.",
-    413: f"The body is larger than {MAX_BODY} bytes.",
 }
 
 
 def openai_error(error: Exception) -> Response:
     """Answer any error with its status, but a refusal with 400, as OpenAI does."""
-    status, detail, headers, more = describe(error)
-    is_of_model = isinstance(error, NotFound)
+    report = report_of(error)
+    status, is_of_model = report.status, report.error.code == "no_such_model"
+    detail = report.detail("en")
     message = detail if is_of_model else _MESSAGES.get(status, detail)
     about = {
-        "message": f"{message} {more.get('advice') or ''}".strip(),
+        "message": f"{message} {report.advise('en')}".strip(),
         "type": _type(status),
         "param": "model" if is_of_model else _parameter(error),
         "code": "model_not_found" if is_of_model else _CODES.get(status),
     }
     response = as_json({"error": about})
     response.status_code = 400 if status == 422 else status
-    response.headers.update(headers)
-    if status == 401:
-        response.headers["WWW-Authenticate"] = 'Bearer realm="Prompt Image Proxy"'
+    response.headers.update(report.headers)
     if status >= 429 and not may_retry(error):
         # The SDKs would send the request twice more, each time for a new picture.
         response.headers["x-should-retry"] = "false"
@@ -54,7 +52,7 @@ def openai_error(error: Exception) -> Response:
 
 
 def _parameter(error: Exception) -> str | None:
-    name = error.parameter if isinstance(error, BadRequest) else None
+    name = error.parameters.get("name") if isinstance(error, BadRequest) else None
     return "prompt" if name == "description" else name
 
 
@@ -68,6 +66,5 @@ def may_retry(error: Exception) -> bool:
     """Return whether a client may repeat the request by itself: no call has been paid for."""
     if isinstance(error, GaveUp):
         has_fallen_back = any(stage.stage == "fallback" for stage in error.stages)
-        # A 503 says that every backend was avoided.
-        return error.status == 503 and not has_fallen_back
+        return error.code == "all_cooling_down" and not has_fallen_back
     return isinstance(error, Busy | Unavailable)

@@ -1,8 +1,8 @@
 """A picture request: parse, authorise, look up, and then serve, redirect or draw.
 
-The first three steps and a plain hit are done in front of Flask, whose routing and contexts cost
-more than all of them (benchmarks/README.md). Everything else goes on in a view, with what was
-found so far in `environ[VISIT]`: nothing is parsed, authorised or looked up twice.
+The first three steps and a plain hit run in front of Flask, whose routing and contexts cost more
+than all of them (benchmarks/README.md). Every other request goes on to a view, with the result so
+far in `environ[VISIT]`: nothing is parsed, authorised or looked up twice.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from werkzeug.exceptions import NotFound
 from werkzeug.http import http_date
 from werkzeug.wsgi import FileWrapper
 
-from access import Access, Unauthorised
+from access import Access, Caller, Unauthorised
 from cache import Cache, Picture
 from config import Settings
-from drawing.backend import Image
-from drawing.record import Stage
+from drawing.record import Image, Stage
 from drawing.storing import Drawn
 from images.formats import EXTENSIONS
-from limits import Caller
+from metrics import Metrics
 from picture import BadRequest, ImageRequest
 from pipeline import Pipeline
 from storage import Row, Unavailable
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 Headers = list[tuple[str, str]]
 
 VISIT = "prompt_image_proxy.visit"
+ROUTE = "/prompt/{description}"
 CACHE_NAME = "PromptImageProxy"
 HIT = f"{CACHE_NAME}; hit"
 MISS = f"{CACHE_NAME}; fwd=miss"
@@ -76,6 +76,7 @@ class Pictures:
         access: Access,
         cache: Cache,
         pipeline: Pipeline,
+        metrics: Metrics,
     ) -> None:
         self.app = app
         self.max_prompt_length = settings.max_prompt_length
@@ -83,6 +84,7 @@ class Pictures:
         self.access = access
         self.cache = cache
         self.pipeline = pipeline
+        self.metrics = metrics
         for_nginx = ("X-Accel-Expires", str(settings.nginx_cache_seconds))
         caching = ("Cache-Control", settings.cache_control)
         self._headers = (*CROSS_ORIGIN, SANDBOX, caching, for_nginx, ("Accept-Ranges", "bytes"))
@@ -95,6 +97,7 @@ class Pictures:
             if visit.picture and visit.picture.file and _is_plain(environ):
                 assert visit.request
                 headers = self.headers(visit.request.prompt, visit.picture.row)
+                self.metrics.answered(ROUTE, "200")
                 start_response("200 OK", headers)
                 wrap: Callable[[FileIO], Iterable[bytes]]
                 wrap = environ.get("wsgi.file_wrapper", FileWrapper)
@@ -109,7 +112,10 @@ class Pictures:
             )
             authorization = environ.get("HTTP_AUTHORIZATION", "")
             caller = self.access.authorise(credentials, authorization, wanted)
-            return Visit(wanted, self.cache.get(key, wanted), caller=caller)
+            picture = self.cache.get(key, wanted)
+            if picture:
+                self.metrics.hit()
+            return Visit(wanted, picture, caller=caller)
         except (BadRequest, Unauthorised, Unavailable) as error:
             return Visit(error=error)
 
@@ -122,15 +128,16 @@ class Pictures:
             raise visit.error
         assert visit.request
         if visit.picture:
-            return self.found(visit.request.prompt, visit.picture)
+            return self.serve(visit.request.prompt, visit.picture)
         if request.method == "HEAD":
             if failure := self.pipeline.remembered(visit.request):
                 raise failure
             return not_drawn()
+        assert visit.caller
         drawn = self.pipeline.draw(visit.request, visit.caller, answer_within=self.answer_within)
-        return self._drawn(visit.request, drawn)
+        return self._serve_drawn(visit.request, drawn)
 
-    def found(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
+    def serve(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
         """Answer with a cached picture, a range of it, or 304 Not Modified."""
         if picture.file is None:
             return self._redirect(str(picture.row.url), cache_status)
@@ -146,23 +153,24 @@ class Pictures:
                 picture.close()
         return response
 
-    def _drawn(self, wanted: ImageRequest, drawn: Drawn) -> Response:
+    def _serve_drawn(self, wanted: ImageRequest, drawn: Drawn) -> Response:
         """Answer with a picture just drawn, whether or not it could be cached."""
         cache_status = f"{MISS}{'; stored' if drawn.row else ''}; detail={drawn.source}"
         if drawn.hosted_url:
             response = self._redirect(drawn.hosted_url, cache_status)
         elif drawn.image:
-            response = self._image(wanted.prompt, drawn.image, drawn.row, cache_status)
-        # Not self.cache, where look-ups count as hits: this request has waited.
-        elif picture := self.pipeline.cache.get(wanted.key, wanted):
-            response = self.found(wanted.prompt, picture, cache_status)
+            response = self._serve_bytes(wanted.prompt, drawn.image, drawn.row, cache_status)
+        elif picture := self.cache.get(wanted.key, wanted):
+            response = self.serve(wanted.prompt, picture, cache_status)
         else:
             raise Unavailable("the picture was drawn by another process and is gone")
         if drawn.stages:
             response.headers["Server-Timing"] = _server_timing(drawn.stages)
         return response
 
-    def _image(self, prompt: str, image: Image, row: Row | None, cache_status: str) -> Response:
+    def _serve_bytes(
+        self, prompt: str, image: Image, row: Row | None, cache_status: str
+    ) -> Response:
         """Answer from memory: for a picture just drawn, no file has to be opened."""
         disposition = ("Content-Disposition", _disposition(prompt, image.media_type))
         uncached = [*self._headers, ("Content-Type", image.media_type), disposition]
@@ -207,7 +215,8 @@ def _is_plain(environ: WSGIEnvironment) -> bool:
 
 def _has_one_range() -> bool:
     """Return whether the Range header is one that is served; others are ignored (RFC 9110)."""
-    return bool(re.fullmatch(r"bytes=\s*[0-9]*-[0-9]*\s*", request.headers.get("Range", "")))
+    wanted = request.range
+    return wanted is not None and wanted.units == "bytes" and len(wanted.ranges) == 1
 
 
 def not_drawn() -> Response:

@@ -5,29 +5,35 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
-from access import Forbidden, Unauthorised
+from access import Forbidden, OverLimit, Unauthorised
 from drawing.pool import Busy, StillRunning
-from drawing.record import GaveUp
-from limits import OverLimit
-from picture import BadRequest
+from drawing.record import Ending, GaveUp
+from picture import BadRequest, Problem
 from storage import Unavailable
-from web.cards import VARY, card, in_chinese, wants_chinese, wants_picture
+from web.cards import VARY, card, preferred_language, wants_picture
 from web.pictures import CROSS_ORIGIN, NOSNIFF, SANDBOX, VISIT, Visit
+from web.sentences import ADVICE, CLEARING, TITLES, Language, Sentence, explain, joined
 
 log = logging.getLogger("prompt_image_proxy.web")
 
 MAX_BODY = 16 * 1024
 # Asking again costs little: the request joins the drawing under way.
 RELOAD_SECONDS = 2
+_BUSY_SECONDS = 5
 
 
-class NotFound(Exception):
-    """There is nothing by that name. The text is a sentence for the client."""
+class NotFound(Problem):
+    """No picture, file or model has this name."""
+
+
+class TooLarge(Problem):
+    """The body of a request has too many bytes."""
 
 
 _STATUSES: Mapping[type[Exception], int] = {
@@ -35,39 +41,20 @@ _STATUSES: Mapping[type[Exception], int] = {
     Unauthorised: 401,
     Forbidden: 403,
     NotFound: 404,
+    TooLarge: 413,
 }
-_TITLES = {
-    400: "Bad request",
-    401: "Unauthorised",
-    403: "Forbidden",
-    404: "Not found",
-    422: "Refused by moderation",
-    429: "Daily limit reached",
-    500: "Internal error",
-    502: "Drawing failed",
-    503: "Try again later",
-    504: "Deadline passed",
+_STATUS_OF_ENDING: Mapping[Ending, int] = {
+    "moderation_refused": 422,
+    "no_backend_drew": 502,
+    "all_cooling_down": 503,
+    "deadline_passed": 504,
 }
 # Werkzeug's own sentences are written for pages, and some repeat the request.
-_HTTP_DETAILS = {
-    404: "There is nothing here. Pictures are at /prompt/{description}.",
-    405: "This method is not allowed here.",
-    413: f"The body is larger than {MAX_BODY} bytes.",
-    416: "The range cannot be satisfied.",
-}
+_HTTP_CODES = {404: "no_such_route", 405: "no_such_method", 416: "not_satisfiable"}
 # Waiting does not help against these: someone has to change the settings or pay a bill.
 _OPERATOR_REASONS = frozenset(
     ("unauthorised", "out of credit", "unknown model", "not found", "bad certificate")
 )
-# `remedy` in problem+json, and the sentence for people. The page has its own, in two languages.
-_ADVICE = {
-    "reword": "Change the description.",
-    "operator": "The operator has to fix it: /status or the log says why.",
-    "wait": "Try again in {seconds} s.",
-    "reload": "It will be here soon: load it again in {seconds} s.",
-    "tomorrow": "The next day begins at midnight UTC. Pictures drawn before are still served.",
-}
-_CLEARING = " An administrator can clear it: POST /cache/delete or flask cache delete."
 
 
 def as_json(value: Any) -> Response:
@@ -76,82 +63,108 @@ def as_json(value: Any) -> Response:
     return Response(json.dumps(value) + "\n", mimetype="application/json", headers=headers)
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How an error is answered: status, sentences, headers and more fields of problem+json.
+
+    `retry_after` is in seconds.
+    """
+
+    status: int
+    error: Problem
+    retry_after: int | None = None
+    advice: tuple[Sentence, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    http_headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        found = dict(self.http_headers)
+        if self.retry_after is not None:
+            found["Retry-After"] = str(self.retry_after)
+        if self.status == 401:
+            found["WWW-Authenticate"] = 'Bearer realm="Prompt Image Proxy"'
+        return found
+
+    def title(self, language: Language) -> str:
+        title = TITLES.get(self.error.code) or TITLES.get(self.status) or TITLES["other"]
+        return title.say(language)
+
+    def detail(self, language: Language) -> str:
+        return explain(self.error, language)
+
+    def advise(self, language: Language) -> str:
+        said = (sentence.say(language, seconds=self.retry_after) for sentence in self.advice)
+        return joined(said, language)
+
+    def to_json(self, language: Language) -> dict[str, Any]:
+        """Return problem+json."""
+        about = {"type": "about:blank", "title": self.title(language), "status": self.status}
+        about |= {"detail": self.detail(language), **self.fields}
+        return about | ({"advice": self.advise(language)} if self.advice else {})
+
+
 def problem(error: Exception, *, has_cards: bool) -> Response:
     """Answer any error with its status and a neutral sentence.
 
     A client that shows pictures gets a card instead, since a broken icon hides the reason.
     """
-    status, detail, headers, more = describe(error)
-    title = more.pop("title", None) or _TITLES.get(status, "Request failed")
+    report, language = report_of(error), preferred_language()
+    headers = {**dict(CROSS_ORIGIN), "Cache-Control": "no-store", "Vary": VARY, **report.headers}
+    if has_cards and wants_picture():
+        told = (report.detail(language), report.advise(language))
+        body = card(report.title(language), joined(filter(None, told), language))
+        headers |= dict([SANDBOX])
+        return Response(body, report.status, headers, content_type="image/svg+xml")
+    about = report.to_json(language)
     visit: Visit | None = request.environ.get(VISIT)
     if visit and visit.request:
-        more = {"key": visit.request.key} | more
-    advice = more.get("advice") or ""
-    translate = in_chinese if wants_chinese() else str
-    if has_cards and wants_picture():
-        body = card(translate(title), translate(f"{detail} {advice}".strip()))
-        content_type = "image/svg+xml"
-        headers |= dict([SANDBOX])
-    else:
-        fields = {"type": "about:blank", "title": translate(title), "status": status}
-        fields |= {"detail": translate(detail)} | more
-        fields |= {"advice": translate(advice)} if advice else {}
-        body, content_type = json.dumps(fields) + "\n", "application/problem+json"
-    if status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="Prompt Image Proxy"'
-    always = {**dict(CROSS_ORIGIN), "Cache-Control": "no-store", "Vary": VARY}
-    return Response(body, status, always | headers, content_type=content_type)
+        about["key"] = visit.request.key
+    body = json.dumps(about) + "\n"
+    return Response(body, report.status, headers, content_type="application/problem+json")
 
 
-def describe(error: Exception) -> tuple[int, str, dict[str, str], dict[str, Any]]:
-    """Return an error's status, sentence, headers and further fields."""
+def report_of(error: Exception) -> Report:
+    """Return how an error is answered; one without a class of ours is logged."""
     if isinstance(error, GaveUp):
-        return _describe_failure(error)
+        return _report_failure(error)
     if isinstance(error, StillRunning):
-        advice = _ADVICE["reload"].format(seconds=RELOAD_SECONDS)
-        more = {"title": "Being drawn", "remedy": "reload", "advice": advice}
-        headers = {"Retry-After": str(RELOAD_SECONDS)}
-        return 503, "The picture is still being drawn.", headers, more
+        return _report(503, error, "reload", RELOAD_SECONDS)
     if isinstance(error, OverLimit):
-        more = {"remedy": "tomorrow", "advice": _ADVICE["tomorrow"]}
-        return 429, str(error), {"Retry-After": str(error.retry_after)}, more
-    if isinstance(error, Busy):
-        return _busy("Too many pictures are being drawn at the moment.")
-    if isinstance(error, Unavailable):
-        return _busy("The cache cannot be used at the moment.")
-    if type(error) in _STATUSES:
-        return _STATUSES[type(error)], str(error), {}, {}
+        return _report(429, error, "tomorrow", error.retry_after)
+    if isinstance(error, Busy | Unavailable):
+        return _report(503, error, "wait", _BUSY_SECONDS)
+    if isinstance(error, Problem):
+        return Report(_STATUSES[type(error)], error)
     if isinstance(error, HTTPException):
-        code = error.code or 500
+        status = error.code or 500
         headers = {k: v for k, v in error.get_headers() if k in ("Allow", "Content-Range")}
-        return code, _HTTP_DETAILS.get(code, "The request cannot be understood."), headers, {}
-    log.error("A request failed for an unforeseen reason", exc_info=error)
-    return 500, "Something went wrong. The log has the details.", {}, {}
+        code = _HTTP_CODES.get(status, "bad_request")
+        return Report(status, Problem(code), http_headers=headers)
+    log.error("Unhandled exception", exc_info=error)
+    return Report(500, Problem("internal_error"))
 
 
-def _busy(detail: str) -> tuple[int, str, dict[str, str], dict[str, Any]]:
-    advice = _ADVICE["wait"].format(seconds=5)
-    return 503, detail, {"Retry-After": "5"}, {"remedy": "wait", "advice": advice}
+def _report(status: int, error: Problem, remedy: str, seconds: int) -> Report:
+    return Report(status, error, seconds, (ADVICE[remedy],), {"remedy": remedy})
 
 
-def _describe_failure(error: GaveUp) -> tuple[int, str, dict[str, str], dict[str, Any]]:
-    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
-    more: dict[str, Any] = {"stages": [stage.to_json() for stage in error.stages]}
-    remedy, detail = _remedy(error), error.sentence
-    advice = _ADVICE[remedy].format(seconds=error.retry_after) if remedy else "Try again later."
+def _report_failure(error: GaveUp) -> Report:
+    remedy = _remedy(error)
+    advice = (ADVICE[remedy], CLEARING) if error.is_lasting else (ADVICE[remedy],)
+    fields: dict[str, Any] = {"stages": [stage.to_json() for stage in error.stages]}
     if error.is_repeated:
-        more["remembered"] = True
+        fields["remembered"] = True
     if error.until:
-        more["until"] = error.until.isoformat(timespec="seconds")
-    if detail != error.detail:
-        advice += _CLEARING
-    return error.status, detail, headers, more | {"remedy": remedy, "advice": advice}
+        fields["until"] = error.until.isoformat(timespec="seconds")
+    status = _STATUS_OF_ENDING[error.code]
+    return Report(status, error, error.retry_after, advice, fields | {"remedy": remedy})
 
 
 def _remedy(error: GaveUp) -> str | None:
     """Return the remedy, None if it is unknown; `wait` only where waiting helps."""
     reasons = {why for stage in error.stages for why in (stage.why or "").split(", ")}
-    if error.status == 422:
+    if error.code == "moderation_refused":
         return "reword"
     if reasons & _OPERATOR_REASONS:
         return "operator"

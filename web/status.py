@@ -1,8 +1,8 @@
-"""GET /status: what works, what does not and why, without any secret."""
+"""GET /status: the state of backends, cache and options, and why each failed; no secrets."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,12 +11,11 @@ from cache import Cache
 from config import Settings
 from dialect.learning import Learned
 from drawing.backend import Backend
-from drawing.cooldowns import Cooldown, Cooldowns
+from drawing.cooldowns import Cooldown
 from drawing.storing import HOST_KEY
 from llm import Llm
 from settings.parsers import printable_url
-from storage import Note, Unavailable
-from storage.memory import Memory
+from storage import Note, Notes, Totals, Unavailable
 
 
 class Status:
@@ -33,24 +32,33 @@ class Status:
 
     def describe(self) -> dict[str, Any]:
         """Return the whole answer, in three calls of the state."""
-        memory, totals = Memory(self.cache.state, self._wanted()), self.cache.totals()
-        drew = self._last_drawn()
-        backends = [self._backend(b, memory, drew.get(b.name)) for b in self.backends.all]
+        state, fault = self.cache.state, None
+        notes, totals, drew = Notes(), None, dict[str, float]()
+        try:
+            notes, totals = state.recall_all(self._wanted()), state.totals()
+            drew = state.last_drawn([backend.name for backend in self.backends.all])
+        except Unavailable as error:
+            fault = str(error)
+        # While the image host takes the pictures, it does not matter whether the store could.
+        is_hosted = bool(self.settings.hosting) and not _cooldown(HOST_KEY, notes).seconds
+        fault = fault or self.cache.fault(is_hosted=is_hosted)
+        backends = [self._backend(b, notes, drew.get(b.name)) for b in self.backends.all]
         is_ready = any(backend["state"] == "ready" for backend in backends)
-        fault = self.cache.fault(is_hosted=self.settings.hosting is not None)
-        is_ok = is_ready and totals is not None and fault is None
         return {
-            "status": "ok" if is_ok else "degraded",
+            "status": "ok" if is_ready and not fault else "degraded",
             "version": self.version,
             "backends": backends,
-            "cache": {
-                "mode": self._mode(),
-                "fault": fault,
-                "entries": totals.entries if totals else None,
-                "bytes": totals.bytes if totals else None,
-                "max_bytes": self.cache.max_bytes,
-            },
-            **self._options(memory),
+            "cache": self._cache(totals, fault),
+            **self._options(notes),
+        }
+
+    def _cache(self, totals: Totals | None, fault: str | None) -> dict[str, Any]:
+        return {
+            "mode": self._mode(),
+            "entries": totals.entries if totals else None,
+            "bytes": totals.bytes if totals else None,
+            "max_bytes": self.cache.max_bytes,
+            "fault": fault,
         }
 
     def _mode(self) -> str:
@@ -59,7 +67,7 @@ class Status:
             return "hosted"
         return "objects" if self.settings.storage else "file"
 
-    def _options(self, memory: Memory) -> dict[str, Any]:
+    def _options(self, notes: Notes) -> dict[str, Any]:
         """Return the stages that can be switched off."""
         llm, hosting = self.settings.llm, self.settings.hosting
         fallback = self.settings.pollinations
@@ -68,12 +76,12 @@ class Status:
             "image_hosting": {
                 "enabled": hosting is not None,
                 "provider": hosting.provider if hosting else None,
-                **self._series(HOST_KEY, memory),
+                **_last_failure(HOST_KEY, notes),
             },
             "llm_optimization": {
                 "enabled": bool(llm and llm.optimize_template),
                 "model": llm.model if llm else None,
-                **(self._series(self.llm.endpoint.note_key(), memory) if self.llm else {}),
+                **(_last_failure(self.llm.outages.key, notes) if self.llm else {}),
             },
             "de_nsfw": {
                 "enabled": bool(llm and llm.safety_template),
@@ -87,52 +95,50 @@ class Status:
         }
 
     def _wanted(self) -> list[tuple[type[Note], str]]:
-        wanted: list[tuple[type[Note], str]] = []
+        wanted: list[tuple[type[Note], str]] = [(Cooldown, HOST_KEY)]
+        if self.llm:
+            wanted.append((Cooldown, self.llm.outages.key))
         for backend in self.backends.all:
             wanted.append((Cooldown, backend.endpoint.note_key()))
-            for model in _models(backend):
-                key = backend.endpoint.note_key(model)
+            for key in _models(backend).values():
                 wanted += [(Cooldown, key), (Learned, key)]
-        wanted.append((Cooldown, HOST_KEY))
-        return wanted + (self.llm.wanted("") if self.llm else [])
+        return wanted
 
-    def _last_drawn(self) -> dict[str, float]:
-        with suppress(Unavailable):
-            return self.cache.state.last_drawn([backend.name for backend in self.backends.all])
-        return {}
-
-    def _backend(self, backend: Backend, memory: Memory, drew: float | None) -> dict[str, Any]:
+    def _backend(self, backend: Backend, notes: Notes, drew: float | None) -> dict[str, Any]:
         key = backend.endpoint.note_key()
-        wait = Cooldowns.left(memory, key)
+        wait = _cooldown(key, notes).seconds
         state = "drained" if not backend.weight else "cooling" if wait else "ready"
         found: dict[str, Any] = {"url": backend.name, "weight": backend.weight, "state": state}
         found |= {"ready_in": round(wait, 1)} if wait else {}
-        found |= {"last_drew": None if drew is None else _iso(drew)} | self._series(key, memory)
-        models = {model or "": self._model(backend, model, memory) for model in _models(backend)}
+        found |= {"last_drew": None if drew is None else _iso(drew)} | _last_failure(key, notes)
+        models = {model: _model(key, notes) for model, key in _models(backend).items()}
         known = {model: about for model, about in models.items() if about}
         return found | ({"models": known} if known else {})
 
-    def _model(self, backend: Backend, model: str | None, memory: Memory) -> dict[str, Any]:
-        """Return what was learned about a model and how long it is avoided, if anything."""
-        key = backend.endpoint.note_key(model)
-        learned = memory.get(Learned, key)
-        wait = Cooldowns.left(memory, key)
-        found: dict[str, Any] = {"learned": learned.note.describe()} if learned else {}
-        found |= {"ready_in": round(wait, 1)} if wait else {}
-        return found | self._series(key, memory)
 
-    def _series(self, key: str, memory: Memory) -> dict[str, Any]:
-        """Return why and when a server last failed, if it did recently."""
-        recalled = memory.get(Cooldown, key)
-        if recalled is None or not recalled.note.why:
-            return {}
-        return {"why": recalled.note.why, "last_failed": _iso(recalled.note.failed_at)}
+def _models(backend: Backend) -> Mapping[str, str]:
+    """Return the keys of notes about a backend's default model, "", and about those it maps."""
+    names = [None, *dict.fromkeys(backend.settings.models.values())]
+    return {name or "": backend.endpoint.note_key(name) for name in names}
+
+
+def _model(key: str, notes: Notes) -> dict[str, Any]:
+    """Return what was learned about a model and how long it is avoided, if anything."""
+    learned, wait = notes.get(Learned, key), _cooldown(key, notes).seconds
+    found: dict[str, Any] = {"learned": learned.note.describe()} if learned else {}
+    found |= {"ready_in": round(wait, 1)} if wait else {}
+    return found | _last_failure(key, notes)
+
+
+def _last_failure(key: str, notes: Notes) -> dict[str, Any]:
+    """Return why and when a server last failed, if it did recently."""
+    known = _cooldown(key, notes)
+    return {"why": known.why, "last_failed": _iso(known.failed_at)} if known.why else {}
+
+
+def _cooldown(key: str, notes: Notes) -> Cooldown:
+    return Cooldown.of(notes.get(Cooldown, key))
 
 
 def _iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
-
-
-def _models(backend: Backend) -> list[str | None]:
-    """Return the models that a backend is known by: its default and those that it maps."""
-    return [None, *dict.fromkeys(backend.settings.models.values())]

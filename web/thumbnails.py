@@ -1,4 +1,4 @@
-"""Thumbnails for the gallery: made at the first look, and kept beside their pictures."""
+"""Thumbnails for the gallery: made on first use, and stored beside their pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage.local.folder import THUMBNAIL, Folder
 
 
 class Thumbnails:
-    """Keeps thumbnails in a folder of this machine, which deletes them with their pictures."""
+    """Stores thumbnails in a folder of this machine, which deletes them with their pictures."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder

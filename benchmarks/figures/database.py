@@ -73,7 +73,7 @@ def _seconds_of_calls(state: State) -> dict[str, list[float]]:
     calls: dict[str, Callable[[Row], object]] = {
         "store": state.store,
         "find": lambda row: state.find(row.key),
-        "recall of five notes": lambda row: state.recall(wanted),
+        "recall of five notes": lambda row: state.recall_all(wanted),
         "hold and release": hold,
     }
     return {name: [_seconds(call, row) for row in rows] for name, call in calls.items()}

@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 
 from images.formats import media_type_of
+from metrics import OFF, Metrics
 from storage import LockTimeout
 from storage.cluster.objects import Objects
 from storage.cluster.recent import Recent
@@ -42,7 +43,9 @@ class Copies:
         directory: Path,
         max_bytes: int = 0,
         clock: Callable[[], float] = time.time,
+        metrics: Metrics = OFF,
     ) -> None:
+        self._metrics = metrics
         self._objects = objects
         self._copies = Recent(directory, max_bytes, clock)
         self._locks = Locks(directory / "copies.lock")
@@ -60,11 +63,16 @@ class Copies:
         self._objects.check()
 
     def write(self, name: str, data: bytes, created: float) -> None:
-        self._objects.put(name, data, media_type_of(data) or "application/octet-stream")
+        with self._metrics.store_call("write"):
+            self._objects.put(name, data, media_type_of(data) or "application/octet-stream")
         with suppress(OSError):  # Without a copy, the next request fetches the picture.
             self._copies.write(name, data, created)
 
     def open(self, name: str) -> FileIO:
+        with self._metrics.store_call("open"):
+            return self._open(name)
+
+    def _open(self, name: str) -> FileIO:
         with suppress(OSError):
             return self._copies.open(name)
         try:
@@ -76,8 +84,9 @@ class Copies:
         return _unnamed(data)
 
     def delete(self, name: str) -> None:
-        self._objects.delete(name)
-        self._copies.delete(name)
+        with self._metrics.store_call("delete"):
+            self._objects.delete(name)
+            self._copies.delete(name)
 
     def names(self) -> Iterator[Stored]:
         """Yield what is in the object store, dated by its upload."""

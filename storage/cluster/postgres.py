@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
+from metrics import OFF, Metrics
 from storage import Totals, sql
 from storage.cluster.advisory import AdvisoryLocks, lock_number
 from storage.cluster.connection import Connection
@@ -45,8 +46,15 @@ class PostgresState(RelationalState):
     # It never changes: whoever replaces the database, say by a backup, restarts the service.
     epoch = 0
 
-    def __init__(self, url: str, now: str = NOW, seconds: float = CALL_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        now: str = NOW,
+        seconds: float = CALL_SECONDS,
+        metrics: Metrics = OFF,
+    ) -> None:
         """`now` is the server's time in SQL: seconds since the epoch. `seconds` bound each call."""
+        super().__init__(metrics)
         complaints = Complaints(log, "The database cannot be used: %s", time.monotonic)
         self._server = Server(url, CONNECTIONS, complaints, ensure_tables, seconds=seconds)
         one = Server(url, 1, complaints, lifetime=math.inf, seconds=seconds)
@@ -56,14 +64,14 @@ class PostgresState(RelationalState):
     # --- rows
 
     def files(self, keys: Sequence[str]) -> dict[str, str | None]:
-        return dict(self._select(FILES, {"keys": list(keys)})) if keys else {}
+        return dict(self._select("files", FILES, {"keys": list(keys)})) if keys else {}
 
     def totals(self) -> Totals:
-        [(entries, size)] = self._select(TOTALS, {})
+        [(entries, size)] = self._select("totals", TOTALS, {})
         return Totals(entries, size)
 
     def expire(self) -> None:
-        self._transact("0", (sql.EXPIRE, {}), (sql.TRIM, {}), (FOLD_TOTALS, {}))
+        self._transact("expire", "0", (sql.EXPIRE, {}), (sql.TRIM, {}), (FOLD_TOTALS, {}))
 
     # --- locks and lifetime
 
@@ -79,11 +87,12 @@ class PostgresState(RelationalState):
 
     # --- ways to run statements, each of them one round trip
 
-    def _select(self, statement: str, values: Values) -> Found:
+    def _select(self, name: str, statement: str, values: Values) -> Found:
         query = translate(statement, self._now)
-        return self._server.run(lambda c: c.execute(query, values, binary=True).fetchall())
+        with self._metrics.state_call(name):
+            return self._server.run(lambda c: c.execute(query, values, binary=True).fetchall())
 
-    def _execute(self, statement: str, values: Sequence[Values]) -> int:
+    def _execute(self, name: str, statement: str, values: Sequence[Values]) -> int:
         query = translate(statement, self._now)
         # In one order for all, so that two of them never wait for each other's rows.
         ordered = sorted(values, key=lambda each: str(each["key"]))
@@ -93,9 +102,10 @@ class PostgresState(RelationalState):
                 cursor.executemany(query, ordered)  # one pipeline, and so one transaction
                 return cursor.rowcount
 
-        return self._server.run(work)
+        with self._metrics.state_call(name):
+            return self._server.run(work)
 
-    def _transact(self, key: str, *steps: Step) -> list[Found]:
+    def _transact(self, name: str, key: str, *steps: Step) -> list[Found]:
         # Negative, so that it is not the lock that `hold` takes for the key.
         lock = _TRANSACTION_LOCK, {"lock": ~lock_number(key)}
         queries = [(translate(query, self._now), values) for query, values in (lock, *steps)]
@@ -106,4 +116,5 @@ class PostgresState(RelationalState):
                 cursors = [connection.execute(*query) for query in queries]
             return [cursor.fetchall() if cursor.description else [] for cursor in cursors[1:]]
 
-        return self._server.run(work)
+        with self._metrics.state_call(name):
+            return self._server.run(work)

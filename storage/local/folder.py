@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
+from metrics import OFF, Metrics
 from storage.local.room import Room
 from storage.store import STALE_SECONDS, Stored, Task
 
@@ -36,10 +37,12 @@ class Folder:
         directory: Path,
         clock: Callable[[], float] = time.time,
         picture_bytes: int = 1,
+        metrics: Metrics = OFF,
     ) -> None:
         self.directory = directory
-        self._clock = clock
         self.room = Room(directory, picture_bytes)
+        self._clock = clock
+        self._metrics = metrics
 
     @property
     def fault(self) -> str | None:
@@ -52,6 +55,10 @@ class Folder:
         check_folder(self.directory)
 
     def write(self, name: str, data: bytes, created: float) -> None:
+        with self._metrics.store_call("write"):
+            self._write(name, data, created)
+
+    def _write(self, name: str, data: bytes, created: float) -> None:
         temporary = self.directory / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -70,11 +77,13 @@ class Folder:
             raise
 
     def open(self, name: str) -> FileIO:
-        return FileIO(f"{self.directory}/{name}")
+        with self._metrics.store_call("open"):
+            return FileIO(f"{self.directory}/{name}")
 
     def delete(self, name: str) -> None:
-        for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
-            path.unlink(missing_ok=True)
+        with self._metrics.store_call("delete"):
+            for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
+                path.unlink(missing_ok=True)
 
     def names(self) -> Iterator[Stored]:
         for entry, found in self.scan(PICTURE):

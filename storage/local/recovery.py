@@ -46,23 +46,27 @@ def replace(path: Path, backup: Path) -> None:
     Whatever is there is moved aside, under a name of its own and with its WAL. Raises
     IncompatibleSchema if a newer version wrote the backup, and sqlite3.Error and OSError.
     """
-    damage = _damage(path)
+    was_damaged = path.exists()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    damage = Damage(f"{path.name}.damaged-{stamp}-{secrets.token_hex(2)}", time.time())
     fresh = path.with_name(f"{path.name}.new")
     fresh.unlink(missing_ok=True)
     try:
-        source = _restore(backup, fresh) or _make_empty(fresh)
+        made = _restore(backup, fresh)
+        if made is None:
+            _make_empty(fresh)
         with _opened(fresh) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
-            if damage:
+            if was_damaged:
                 _remember(connection, damage)
-        if damage:
-            put_aside(path, damage.aside)
+        _put_aside(path, damage.aside)
         put_in_place(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
-    if damage:
+    source = f"the backup of {made}" if made else "an empty one: prompts are lost"
+    if was_damaged:
         log.error("The index was damaged, and is now %s; in its place is %s", damage.aside, source)
-    elif source.startswith("the backup"):
+    elif made:
         log.error("The index was missing; in its place is %s", source)
 
 
@@ -71,14 +75,6 @@ def put_in_place(fresh: Path, path: Path) -> None:
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     fresh.replace(path)
-
-
-def put_aside(path: Path, name: str) -> None:
-    """Move a database and its WAL aside."""
-    # The database first: once it is moved, no process can pair its WAL with the new one.
-    for suffix in ("", "-wal"):
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(path.with_name(name + suffix))
 
 
 def remove_rows_without_files(connection: sqlite3.Connection, folder: Path) -> None:
@@ -90,17 +86,15 @@ def remove_rows_without_files(connection: sqlite3.Connection, folder: Path) -> N
     connection.execute("COMMIT")
 
 
-def _damage(path: Path) -> Damage | None:
-    """Return what to note of a database that is to be replaced, None if there is none."""
-    wal = path.with_name(f"{path.name}-wal")
-    if not any(file.exists() and file.stat().st_size for file in (path, wal)):
-        return None
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    return Damage(f"{path.name}.damaged-{stamp}-{secrets.token_hex(2)}", time.time())
+def _put_aside(path: Path, name: str) -> None:
+    # The database first: once it is moved, no process can pair its WAL with the new one.
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(path.with_name(name + suffix))
 
 
 def _restore(backup: Path, fresh: Path) -> str | None:
-    """Copy the backup, migrate it and remove rows without files; return which backup it is."""
+    """Copy the backup, migrate it and remove rows without files; return when it was made."""
     try:
         made = backup.stat().st_mtime
         shutil.copyfile(backup, fresh)
@@ -117,15 +111,14 @@ def _restore(backup: Path, fresh: Path) -> str | None:
         log.error("The backup of the index is damaged, too: %s", error)
         fresh.unlink(missing_ok=True)
         return None
-    return f"the backup of {time.strftime(_MOMENT, time.gmtime(made))}"
+    return time.strftime(_MOMENT, time.gmtime(made))
 
 
-def _make_empty(fresh: Path) -> str:
+def _make_empty(fresh: Path) -> None:
     with _opened(fresh) as connection:
         connection.execute("BEGIN")
         create(connection)
         connection.execute("COMMIT")
-    return "an empty one: the prompts of the pictures in CACHE_DIR are lost"
 
 
 def _remember(connection: sqlite3.Connection, damage: Damage) -> None:

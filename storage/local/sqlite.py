@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from metrics import OFF, Metrics
 from storage import Row, Totals, Unavailable, sql
 from storage.local.daily import DailyBackup
 from storage.local.database import Database
@@ -26,8 +27,13 @@ class SqliteState(RelationalState):
     """
 
     def __init__(
-        self, directory: Path, clock: Callable[[], float] = time.time, spare_bytes: int = 0
+        self,
+        directory: Path,
+        clock: Callable[[], float] = time.time,
+        spare_bytes: int = 0,
+        metrics: Metrics = OFF,
     ) -> None:
+        super().__init__(metrics)
         self.directory = directory
         index = directory / "index.sqlite3"
         self._backup = DailyBackup(index, spare_bytes, clock)
@@ -44,7 +50,7 @@ class SqliteState(RelationalState):
         if reason := self._database.fault.reason:
             return f"the index cannot be used: {reason}"
         with contextlib.suppress(Unavailable):
-            damage = self.recall([(Damage, Damage.key)]).get(Damage, Damage.key)
+            damage = self.recall(Damage, Damage.key)
             if damage and (self.directory / damage.note.aside).exists():
                 return str(damage.note)
         return None
@@ -56,10 +62,11 @@ class SqliteState(RelationalState):
                 raise sqlite3.DatabaseError("no such totals")
             return Totals(**row)
 
-        return self._database.read(work)
+        with self._metrics.state_call("totals"):
+            return self._database.read(work)
 
     def learn(self, old: Row, new: Row) -> None:
-        with contextlib.suppress(Unavailable):
+        with contextlib.suppress(Unavailable), self._metrics.state_call("learn"):
             self._database.write(lambda c: c.execute(sql.AMEND, amendment(old, new)), patience=0)
 
     def delete(self, key: str) -> bool:
@@ -89,18 +96,21 @@ class SqliteState(RelationalState):
 
     # --- ways to run statements
 
-    def _select(self, statement: str, values: Values) -> Found:
+    def _select(self, name: str, statement: str, values: Values) -> Found:
         timed = self._timed(values)
-        return self._database.read(lambda c: c.execute(statement, timed).fetchall())
+        with self._metrics.state_call(name):
+            return self._database.read(lambda c: c.execute(statement, timed).fetchall())
 
-    def _execute(self, statement: str, values: Sequence[Values]) -> int:
+    def _execute(self, name: str, statement: str, values: Sequence[Values]) -> int:
         timed = [self._timed(each) for each in values]
-        return self._database.write(lambda c: c.executemany(statement, timed).rowcount)
+        with self._metrics.state_call(name):
+            return self._database.write(lambda c: c.executemany(statement, timed).rowcount)
 
-    def _transact(self, key: str, *steps: Step) -> list[Found]:
+    def _transact(self, name: str, key: str, *steps: Step) -> list[Found]:
         # SQLite runs one writing transaction at a time, whatever its key.
         timed = [(statement, self._timed(values)) for statement, values in steps]
-        return self._database.write(lambda c: [c.execute(*step).fetchall() for step in timed])
+        with self._metrics.state_call(name):
+            return self._database.write(lambda c: [c.execute(*step).fetchall() for step in timed])
 
     def _timed(self, values: Values) -> Values:
         return {**values, "now": self._clock()}

@@ -1,17 +1,15 @@
-"""Settings of access: named keys with their limits."""
+"""Named access keys and their limits, as ACCESS_KEYS lists them."""
 
 from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from settings import parsers as v
-from settings.reader import Reader
+from settings.parsers import json_object
 
-# What PROXY_ACCESS_KEY and signed URLs are called where named keys have their names.
+# The name under which PROXY_ACCESS_KEY and signed URLs are logged and counted.
 SHARED_NAME = "PROXY_ACCESS_KEY"
 MAX_PER_DAY = 1_000_000_000
 _EXAMPLE = '{"name": {"key": "…", "per_day": 50, "expires": "2027-01-31"}}'
@@ -28,26 +26,32 @@ class KeySettings:
     expires: datetime.date | None = None
 
 
-def read_access_keys(reader: Reader, access_key: str | None) -> tuple[KeySettings, ...]:
-    """Read ACCESS_KEYS; `access_key` is PROXY_ACCESS_KEY, which one of the two has to be."""
-    none: dict[str, Any] = {}
-    written = reader.get("ACCESS_KEYS", lambda text: v.json_object(text, _EXAMPLE), none)
-    keys = []
-    for name, value in written.items():
+def named_keys(text: str) -> tuple[KeySettings, ...]:
+    """Parse a JSON object of named keys."""
+    keys, faults = [], []
+    for name, value in json_object(text, _EXAMPLE).items():
         try:
-            keys.append(_read_key(name, value))
+            keys.append(_named_key(name, value))
         except ValueError as error:
-            reader.fault("ACCESS_KEYS", error)
-    for sentence in _clashes(keys, access_key):
-        reader.fault("ACCESS_KEYS", sentence)
-    if not (written or reader.has_fault("ACCESS_KEYS")):
-        advice = "write a long random string, which clients send as ?key="
-        reader.require("PROXY_ACCESS_KEY", advice)
+            faults.append(str(error))
+    if faults:
+        raise ValueError(*faults)
     return tuple(keys)
 
 
-def _read_key(name: str, value: Any) -> KeySettings:
-    # Whatever could be a key that was put in the wrong place is not quoted.
+def clashes(access_key: str | None, named: tuple[KeySettings, ...]) -> list[str]:
+    """Return a sentence for each key that has several names."""
+    names = {access_key: SHARED_NAME} if access_key else {}
+    firsts = [names.setdefault(own.key, own.name) for own in named]
+    return [
+        f"{own.name!r} has the same key as {first!r}; give each its own"
+        for own, first in zip(named, firsts, strict=True)
+        if first != own.name
+    ]
+
+
+def _named_key(name: str, value: Any) -> KeySettings:
+    # Nothing is quoted that could be a key in the wrong place.
     if not isinstance(value, dict):
         raise ValueError(f"has an entry that is not an object; write {_EXAMPLE}")
     if not value.keys() <= _FIELDS:
@@ -85,11 +89,3 @@ def _day(value: Any) -> datetime.date | None:
         return datetime.date.fromisoformat(value)
     except (TypeError, ValueError):
         raise ValueError('expires is not a day; write one as "2027-01-31"') from None
-
-
-def _clashes(keys: list[KeySettings], access_key: str | None) -> Iterator[str]:
-    names = {access_key: SHARED_NAME} if access_key else {}
-    for own in keys:
-        first = names.setdefault(own.key, own.name)
-        if first != own.name:
-            yield f"{own.name!r} has the same key as {first!r}; give each its own"

@@ -1,0 +1,41 @@
+"""The door of the command line. It builds what commands work with, from the service's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import click
+
+import config
+from app import make_services
+from commands.cache_group import cache_group
+from commands.check import check
+from commands.keys import keys
+from commands.session import Door, Session
+from commands.sign import sign
+from commands.warm import warm
+from config import Settings
+
+
+@click.group()
+def cli() -> None:
+    """Commands of Prompt Image Proxy, for its administrator.
+
+    Run them in the folder of the service and as its user: they read the same settings.
+    """
+
+
+for _command in (sign, warm, cache_group, keys, check):
+    cli.add_command(_command)
+
+
+@contextmanager
+def open_session(settings: Settings) -> Iterator[Session]:
+    """Build the parts of a session, and close them in the end."""
+    with closing(make_services(settings)) as services:
+        yield Session(settings, services.access, services.cache, services.pipeline)
+
+
+if __name__ == "__main__":
+    cli(obj=Door(config.load, open_session))

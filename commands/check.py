@@ -1,0 +1,42 @@
+"""`check`: what is wrong with the settings, and with the cache that they describe."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from commands.session import Door, owner_fault
+from config import Settings, SettingsError
+from storage.checks import connections, find_faults
+
+# The settings by which the cache is opened. If one of these is wrong, opening it proves nothing.
+_OF_THE_CACHE = re.compile(r"CACHE_DIR|DATABASE_URL|STORAGE_URL|S3_|CA_BUNDLE|\w+_PROXY", re.I)
+
+
+@click.command()
+@click.option("--settings", "only_settings", is_flag=True, help="Check the settings alone.")
+@click.pass_obj
+def check(door: Door, only_settings: bool) -> None:
+    """Check the settings, and that the cache, the database and the bucket can be used.
+
+    Says everything that is wrong, with what to write, and exits 1 if anything is.
+    """
+    faults = []
+    try:
+        settings: Settings | None = door.settings()
+    except SettingsError as error:
+        faults = [str(error)]
+        settings = None if any(map(_OF_THE_CACHE.match, error.faults)) else error.settings
+    if settings and not only_settings:
+        faults += _faults_of_cache(settings)
+    if faults:
+        raise click.ClickException("\n".join(faults))
+    click.echo(f"The settings are valid{'' if only_settings else ', and the cache can be used'}.")
+
+
+def _faults_of_cache(settings: Settings) -> list[str]:
+    fault = owner_fault(settings.cache_dir)
+    faults = [fault] if fault else find_faults(settings, connections(settings))
+    head = ["The cache cannot be used:"] if faults else []
+    return head + [f"  {sentence}" for sentence in faults]

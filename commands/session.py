@@ -1,0 +1,113 @@
+"""What commands work with: the settings, and the parts of the service that they describe."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import update_wrapper
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from access import Access
+from cache import Cache
+from commands.arguments import counted
+from config import Settings, SettingsError
+from pipeline import Pipeline
+from settings.parsers import printable_url
+from storage import Unavailable
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The parts of the service that a command works with."""
+
+    settings: Settings
+    access: Access
+    cache: Cache
+    pipeline: Pipeline
+
+    def announce_cache(self) -> None:
+        """Say on stderr which cache the command works on: the service may have another one.
+
+        Ends the command where it would create files that the service cannot write.
+        """
+        settings = self.settings
+        if fault := owner_fault(settings.cache_dir):
+            raise click.ClickException(fault)
+        totals = self.cache.totals()
+        found = f" ({counted(totals.entries)})" if totals else ""
+        places = [str(settings.cache_dir.absolute())]
+        if settings.database_url:
+            places = [printable_url(settings.database_url)]
+            places += [settings.storage.url] if settings.storage else []
+        click.echo(f"Cache: {' and '.join(places)}{found}", err=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a command gets its settings and its session: the object of click's context."""
+
+    load: Callable[[], Settings]
+    open: Callable[[Settings], AbstractContextManager[Session]]
+
+    def settings(self) -> Settings:
+        """Return the settings, and print their warnings on stderr. Raises SettingsError."""
+        settings = self.load()
+        for warning in settings.warnings:
+            click.echo(f"Warning: {warning}", err=True)
+        return settings
+
+
+def with_session(command: Callable[..., R]) -> Callable[..., R]:
+    """Open a session before the command, pass it as the first argument, and close it after.
+
+    Settings, a cache or a file that cannot be used end the command with a sentence.
+    """
+
+    @click.pass_obj
+    def run(door: Door, /, **arguments: Any) -> R:
+        try:
+            with door.open(door.settings()) as session:
+                return command(session, **arguments)
+        except SettingsError as error:
+            raise click.ClickException(str(error)) from error
+        except Unavailable as error:
+            raise click.ClickException(f"The cache cannot be used: {error}.") from error
+        except OSError as error:
+            if error.filename is None:  # of standard output, for click
+                raise
+            raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
+
+    return update_wrapper(run, command)
+
+
+def owner_fault(folder: Path) -> str | None:
+    """Return what is wrong if a file made in CACHE_DIR has another owner than the folder."""
+    try:
+        owner = folder.stat().st_uid
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            made = os.fstat(trial.fileno()).st_uid
+    except OSError:  # no folder yet, or one in which nothing can be created
+        return None
+    if made == owner:
+        return None
+    user = _user(owner)
+    return (
+        f"CACHE_DIR: {str(folder)!r} belongs to {user}, and files of this command would belong to"
+        f" {_user(made)}, so that the service could not write them; run the command as {user}"
+    )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"

@@ -1,0 +1,133 @@
+"""How a drawing fails, and what is remembered of it: `Blocked` and `Failure`."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from dialect.judging import Outcome
+from drawing.record import Drawing, Ending, GaveUp, Stage
+from storage import Note, Recalled, State, Unavailable
+
+FIRST_FAILURE_SECONDS = 2.0
+MAX_FAILURE_SECONDS = 300.0
+# How long a failure is known once it is over: the next one is answered again for twice as long.
+FAILURE_TTL = 3600.0
+
+
+def verdict(drawing: Drawing, ready_in: float, *, has_fallback: bool) -> GaveUp:
+    """Return the final failure of a drawing; `ready_in` is when the first backend is ready."""
+    stages, made_a_call = drawing.stages, drawing.made_a_call
+    refused = [s for s in stages if s.stage == "fallback" and s.outcome == Outcome.REFUSED]
+    if is_refused(drawing) and (refused or not has_fallback):
+        is_free = drawing.blocked_for > 0 and not has_fallback
+        return GaveUp(
+            "moderation_refused",
+            stages,
+            remembered_for=drawing.blocked_for or None,
+            is_repeated=not made_a_call,
+            is_worth_remembering=made_a_call and not is_free,
+        )
+    if drawing.deadline.is_over:
+        return GaveUp("deadline_passed", stages, is_worth_remembering=made_a_call)
+    wait = math.ceil(ready_in) or None
+    has_asked = any(found.attempts for found in drawing.rounds)
+    is_cooling = wait and drawing.rounds and not has_asked
+    code: Ending = "all_cooling_down" if is_cooling else "no_backend_drew"
+    return GaveUp(code, stages, retry_after=wait, is_worth_remembering=made_a_call)
+
+
+def is_refused(drawing: Drawing) -> bool:
+    """Return whether moderation, and nothing else, has kept the picture from being drawn."""
+    if drawing.blocked_for:
+        return True
+    attempts = [attempt for found in drawing.rounds for attempt in found.attempts]
+    return (
+        drawing.image is None
+        and not any(found.is_cut for found in drawing.rounds)
+        and bool(attempts)
+        and all(attempt.outcome is Outcome.REFUSED for attempt in attempts)
+    )
+
+
+def is_blocked(drawing: Drawing) -> bool:
+    """Return whether the refusal is to be remembered.
+
+    It is not where rewriting failed: the LLM's outage would block the prompt for a day.
+    """
+    is_undone = any(s.stage == "rewrite" and s.outcome == "failed" for s in drawing.stages)
+    return is_refused(drawing) and not is_undone
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked(Note):
+    """A prompt that moderation refused in every round, with its rewritten forms.
+
+    `fingerprint` stands for the settings under which that happened.
+    """
+
+    kind: ClassVar[str] = "blocked"
+
+    optimized: str | None = None
+    rewritten: str | None = None
+    fingerprint: str = ""
+
+    @classmethod
+    def recall(cls, state: State, key: str, fingerprint: str) -> Recalled[Self] | None:
+        """Return the refusal of a picture under these settings. Raises Unavailable."""
+        found = state.recall(cls, key)
+        return found if found and found.note.fingerprint == fingerprint else None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure(Note):
+    """The final failure of a picture, answered again for `seconds` without an upstream call."""
+
+    kind: ClassVar[str] = "failure"
+
+    code: Ending
+    stages: tuple[Stage, ...]
+    seconds: float
+    fingerprint: str = ""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        return cls(**(value | {"stages": tuple(Stage(**stage) for stage in value["stages"])}))
+
+    @classmethod
+    def recall(cls, state: State, key: str, fingerprint: str) -> GaveUp | None:
+        """Return what a picture's request is answered with for now. Raises Unavailable."""
+        found = state.recall(cls, key)
+        if found is None or found.note.fingerprint != fingerprint:
+            return None
+        left = found.note.seconds - found.age
+        return found.note._answer(left, is_repeated=True) if left > 0 else None
+
+    @classmethod
+    def remember(cls, state: State, key: str, gave_up: GaveUp, fingerprint: str) -> GaveUp:
+        """Remember a failure for twice as long as the one before; return what to answer."""
+        seconds = FIRST_FAILURE_SECONDS
+        with suppress(Unavailable):
+            before = state.recall(cls, key)
+            if before and before.note.fingerprint == fingerprint:
+                seconds = min(MAX_FAILURE_SECONDS, 2 * before.note.seconds)
+        note = cls(gave_up.code, gave_up.stages, seconds, fingerprint)
+        note.write(state, key, FAILURE_TTL)
+        return note._answer(seconds, is_repeated=False)
+
+    def _answer(self, left: float, *, is_repeated: bool) -> GaveUp:
+        return GaveUp(
+            self.code,
+            self.stages,
+            retry_after=math.ceil(left),
+            remembered_for=left,
+            is_repeated=is_repeated,
+        )
+
+
+def forget_failures(state: State, key: str) -> bool:
+    """Forget why a picture was not drawn; return whether that was known. Raises Unavailable."""
+    forgotten = [state.forget(kind, key) for kind in (Blocked, Failure)]
+    return any(forgotten)

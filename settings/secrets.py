@@ -1,0 +1,36 @@
+"""Finds secrets in the values of settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from urllib.parse import unquote, urlsplit
+
+from settings.access_keys import KeySettings
+from settings.proxies import Proxy
+
+
+def secrets_in(value: object, *, is_secret: bool) -> Iterator[str]:
+    """Yield what a log must not show: texts of a secret, and the password in any URL."""
+    match value:
+        case str() if "://" in value:
+            yield from _url_secrets(value)
+        case str() if is_secret:
+            yield value
+        case Mapping():
+            yield from secrets_in((*value, *value.values()), is_secret=is_secret)
+        case tuple():
+            for part in value:
+                yield from secrets_in(part, is_secret=is_secret)
+        case KeySettings():
+            yield value.key
+        case Proxy():
+            yield value.password or value.user
+
+
+def _url_secrets(url: str) -> Iterator[str]:
+    """Yield a URL's passwords, or a user without one, as written and decoded."""
+    user, _, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
+    alone = "" if url.startswith("postgres") else user  # a database's user is no secret
+    for text in (password or alone, *re.findall(r"[?&](?:ssl)?password=([^&]*)", url)):
+        yield from filter(None, (text, unquote(text)))

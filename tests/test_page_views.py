@@ -1,0 +1,277 @@
+"""Every view of the page in both languages, themes and several widths; and cards in documents."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from markdown_it import MarkdownIt
+from selenium.webdriver.common.keys import Keys
+
+from metrics.families import STAGES
+from web.cards import card
+from web.sentences import ADVICE, CLEARING, SENTENCES, Language
+
+from .browser import Page
+from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, drawing
+from .servers import Gate, Say, ScriptedServer, png
+from .studio import Studio
+
+Serve = Callable[..., InProcess]
+MakeServer = Callable[[], ScriptedServer]
+Inspect = Callable[[tuple[int, ...]], "Inspector"]
+
+# --- every view, in every language, theme and width
+
+
+# How wide the page is, and which controls are too small for a finger.
+LAYOUT = (
+    "return [document.documentElement.scrollWidth,"
+    " [...document.querySelectorAll('button, a, input, select, textarea, summary')]"
+    ".filter((one) => one.checkVisibility() && one.id !== 'skip' && one.id !== 'shortcuts')"
+    ".map((one) => one.matches('.select input') ? one.parentNode : one)"
+    ".filter((one) => one.getBoundingClientRect().height < 43.9).map((one) => one.outerHTML)]"
+)
+MOVING = (
+    "return matchMedia('(prefers-reduced-motion: reduce)').matches"
+    " ? document.getAnimations().length : 0"
+)
+VIOLATIONS = (
+    "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => arguments[0]("
+    "violations.map(({id, nodes}) => [id, nodes.map((node) => node.html + node.failureSummary)])))"
+)
+# Proper names, keys, units and commands, which are the same in Chinese.
+LATIN = re.compile(
+    r"Prompt Image Proxy|English|Markdown|HTML|URL|Shift|Enter|Esc|\bN\b|ADMIN_TOKEN|localhost"
+    r"|/status|POST /cache/delete|python -m commands cache delete|\d (kB|MB)|flux/1-schnell"
+    r"|gpt-image-1"
+)
+PLACEHOLDERS = (
+    "return [...document.querySelectorAll('[placeholder]')]"
+    ".filter((one) => one.checkVisibility()).map((one) => one.placeholder).join(' ')"
+)
+
+
+@dataclass
+class Inspector:
+    """Looks at whatever view the page shows."""
+
+    page: Page
+    axe: str
+    widths: tuple[int, ...]
+
+    def __call__(self, view: str) -> None:
+        page = self.page
+        for width in self.widths:
+            page.resize(width, 640)
+            actual, small = page.run(LAYOUT)
+            assert (actual <= width, small) == (True, []), f"{view} at {width} pixels"
+        if not page.run("return 'axe' in window"):
+            page.run(self.axe)
+        assert page.driver.execute_async_script(VIOLATIONS) == [], view
+        assert page.run(MOVING) == 0, view
+        if page.run("return document.documentElement.lang") == "zh":
+            shown = page.text("body") + re.sub(r"\w+（", "", page.run(PLACEHOLDERS))
+            assert not re.search("[A-Za-z]{2}", LATIN.sub("", shown)), f"{view}: {shown}"
+
+
+@pytest.fixture
+def inspect(page: Page, node_modules: Path) -> Inspect:
+    axe = (node_modules / "node_modules/axe-core/axe.min.js").read_text("utf-8")
+    return lambda widths: Inspector(page, axe, widths)
+
+
+@pytest.mark.parametrize(
+    ("language", "media", "widths"),
+    [
+        # 640 pixels are 1280 at 200 %.
+        ("en", {"color_scheme": "light"}, (360, 640, 1920)),
+        ("zh", {"color_scheme": "dark", "reduced_motion": "reduce"}, (1280, 360)),
+    ],
+    ids=["English, light", "Chinese, dark, still"],
+)
+def test_every_view_is_accessible_and_fits_its_window(
+    page: Page,
+    studio: Studio,
+    inspect: Inspect,
+    language: str,
+    media: dict[str, str],
+    widths: tuple[int, ...],
+) -> None:
+    look = inspect(widths)
+    page.prefer(**media)
+    page.open(studio.service, key=None, language=language)
+    look("the key")
+    page.type("#key", KEY + Keys.ENTER)
+    page.wait_for_state("empty")
+    page.click("#options summary")
+    page.choose("#shapes", "own")
+    look("the form")
+    page.open_history()
+    look("an empty history")
+    page.click("#draw-tab")
+    studio.backend.say(gate := Gate(drawing(png(640, 480), revised_prompt="苹" * 300)))
+    page.draw("苹" * 200, until="waiting")
+    look("waiting")
+    gate.opened.set()
+    page.wait_for_state("done")
+    look("a picture")
+    page.click("#enlarge")
+    look("the full size")
+    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    studio.backend.say(REFUSAL)
+    page.draw("禁", until="failed")
+    look("a failure")
+    page.open_history()
+    look("the history")
+    page.click("#gallery-tab")
+    page.wait_for("#admin-token")
+    look("the token")
+    page.type("#admin-token", ADMIN + Keys.ENTER)
+    page.wait_for("#gallery .card")
+    page.click(".select input")
+    look("the gallery")
+    page.click("#delete")
+    look("the question")
+
+
+def test_gallery_and_links_that_are_not_configured_are_not_offered(
+    page: Page,
+    serve: Serve,
+    backend: ScriptedServer,
+    inspect: Inspect,
+) -> None:
+    keys = json.dumps({"blog": {"key": KEY}})
+    service = serve(backend, ADMIN_TOKEN="", PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
+    page.open(service, "#view=gallery", language="zh")
+    page.wait_for_text("#gallery-view", "没有设置 ADMIN_TOKEN")
+    assert not page.shows("#admin-token")
+    inspect((360,))("no gallery")
+    page.click("#draw-tab")
+    page.draw("苹果")
+    assert page.text("#actions") == "下载"
+
+
+def test_no_two_texts_are_the_same_and_none_is_missing(page: Page, studio: Studio) -> None:
+    page.open(studio.service)
+    fetch_texts = "import(`/page/${arguments[0]}.js`).then((it) => arguments[1](it.default))"
+    english, chinese = (
+        page.driver.execute_async_script(fetch_texts, language) for language in ("en", "zh")
+    )
+    assert english.keys() == chinese.keys()
+    for texts in (english, chinese):
+        values = list(texts.values())
+        assert {value for value in values if values.count(value) > 1} == set()
+    html = (ROOT / "web/page/page.html").read_text("utf-8")
+    named = re.findall(r'data-(?:text|label|title|placeholder)="(.+?)"', html)
+    assert {*named, *(f"stage.{stage}" for stage in STAGES)} <= english.keys()
+    page.draw("a red apple")
+    page.click("#language")
+    assert page.run("return document.documentElement.lang") == "zh"
+    assert "由后端生成" in page.text("#how")
+    page.driver.refresh()
+    page.wait_for_text("#how", "来自缓存")
+
+
+def test_theme_follows_the_system_until_one_is_chosen(page: Page, studio: Studio) -> None:
+    def background(scheme: str) -> str:
+        page.prefer(color_scheme=scheme)
+        return str(page.run("return getComputedStyle(document.body).backgroundColor"))
+
+    page.open(studio.service)
+    light, dark = background("light"), background("dark")
+    assert light != dark
+    page.click("#theme")
+    assert background("dark") == light
+    page.driver.refresh()
+    assert background("dark") == light
+    page.click("#theme")
+    assert (background("light"), background("dark")) == (light, dark)
+
+
+def test_telephone_scrolls_to_the_picture_and_hides_key_hints(page: Page, studio: Studio) -> None:
+    page.resize(390, 844, is_phone=True)
+    page.open(studio.service)
+    studio.backend.say(drawing(png(768, 1024)))
+    page.choose("#shapes", "768x1024")
+    page.draw("a red apple")
+    assert not page.all("kbd, #prompt-hint, #shortcuts")
+    in_view = (
+        "const box = document.querySelector('#picture').getBoundingClientRect();"
+        "return box.top >= 0 && box.bottom <= innerHeight && box.height > innerHeight / 2"
+    )
+    page.wait(lambda: page.run(in_view), "the picture in view")
+    below = (
+        "const bottom = (it) => document.querySelector(it).getBoundingClientRect().bottom;"
+        "return bottom('footer') - bottom('figcaption') -"
+        " document.querySelector('footer').offsetHeight"
+    )
+    assert page.run(below) < 44, "there is no void below"
+
+
+# --- pictures in documents
+
+
+SHOWN = "return [...document.images].filter((one) => one.complete && one.naturalWidth === 8).length"
+
+
+def test_markdown_document_shows_twenty_signed_pictures_cold_and_warm(
+    page: Page, studio: Studio, server: MakeServer
+) -> None:
+    prompts = [f"picture ({number}) *of* [twenty]" for number in range(20)]
+    studio.backend.say(drawing(png(8, 8)))
+    headers = {"Authorization": f"Bearer {KEY}"}
+    markdown = [
+        studio.service.get(
+            "/sign",
+            method="POST",
+            headers=headers,
+            body=json.dumps({"description": prompt, "width": 8}).encode(),
+        ).json["markdown"]
+        for prompt in prompts
+    ]
+    assert KEY not in "".join(markdown)
+    document = "<!doctype html><title>x</title>" + MarkdownIt().render("\n\n".join(markdown))
+    elsewhere = server()
+    elsewhere.say(Say(document, 200, {"Content-Type": "text/html; charset=utf-8"}))
+    for _ in ("cold", "warm"):
+        page.driver.get(elsewhere.url)
+        page.wait(lambda: page.run(SHOWN) == 20, "twenty pictures")
+    assert sorted(seen.json["prompt"] for seen in studio.backend.seen) == sorted(prompts)
+
+
+WIDEST = (
+    "return Math.max(...[...document.querySelectorAll('text')].map((one) => {"
+    " const box = one.getBBox(); return box.x + box.width; }))"
+)
+
+
+def test_text_of_a_card_stays_inside_it(page: Page, server: MakeServer) -> None:
+    elsewhere = server()
+    told = (SENTENCES["all_cooling_down"], ADVICE["operator"], CLEARING)
+    # As long as a line gets: each letter that a text may be full of, and what reads most often.
+    texts = [
+        " ".join(sentence.say(language) for sentence in told) for language in get_args(Language)
+    ]
+    texts += [letter * 200 for letter in "aeimsMWQ1"]
+    cards = "".join(card("Refused by moderation", text) for text in texts)
+    elsewhere.say(Say(f"<!doctype html>{cards}", 200, {"Content-Type": "text/html; charset=utf-8"}))
+    page.driver.get(elsewhere.url)
+    assert page.run(WIDEST) <= 470
+
+
+def test_broken_picture_in_a_document_says_why(
+    page: Page, studio: Studio, server: MakeServer
+) -> None:
+    elsewhere = server()
+    source = f"{studio.service.url}/prompt/x?sig={'0' * 32}"
+    html = f'<!doctype html><title>x</title><img src="{source}">'
+    elsewhere.say(Say(html, 200, {"Content-Type": "text/html"}))
+    page.driver.get(elsewhere.url)
+    width = "return document.images[0].complete && document.images[0].naturalWidth"
+    assert page.wait(lambda: page.run(width), "the card") == 480

@@ -1,0 +1,183 @@
+"""Parsers of settings: text in; a value out, or what is wrong and what to write."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settings import maps, table
+from settings import parsers as p
+from settings.access_keys import KeySettings, named_keys
+
+Parse = Callable[[str], Any]
+
+MAP = '{"https://backend/v1": …}'
+
+PARSED: list[tuple[Parse, dict[str, Any]]] = [
+    (p.integer(-1, 65535), {"-1": -1, "0": 0, "65535": 65535}),
+    (p.seconds(0.1), {"0.1": 0.1, "86400": 86400.0}),
+    (p.boolean, dict.fromkeys(("true", "TRUE", "1", "yes", "On"), True)),
+    (p.boolean, dict.fromkeys(("false", "False", "0", "no", "OFF"), False)),
+    (p.one_of("DEBUG", "INFO"), {"debug": "DEBUG"}),
+    (p.host, {text: text for text in ("0.0.0.0", "::", "fe80::1%eth0", "a-1.example.com")}),
+    (p.url_without_query, {"https://a.example.com/v1///": "https://a.example.com/v1"}),
+    (p.url_without_query, {"HTTP://a.example:80/v1#part": "http://a.example:80/v1"}),
+    (p.url_without_query, {"http://user:word@[::1]:9/v1": "http://user:word@[::1]:9/v1"}),
+    (p.base_url, {"https://c/v1/?x=1": "https://c/v1?x=1"}),
+    (p.base_urls, {"https://b/v1, https://a ,,https://b/v1/,": ("https://b/v1", "https://a")}),
+    (p.keys, {"new , old": ("new", "old")}),
+    (p.models, {"vendor/flux:1, x,vendor/flux:1": ("vendor/flux:1", "x")}),
+    (p.bucket_url, {url: url.rstrip("/") for url in ("s3://ab/c/d/", "gs://ab", "az://ab/c")}),
+    (p.hosting_url, {"s3://bucket/": "s3://bucket", "https://bed/": "https://bed"}),
+    (p.database_url, {url: url for url in ("postgresql://h", "postgres://u@one,two:5433/db?a=b")}),
+    (p.absolute_path, {"/a/b": Path("/a/b"), "a": Path.cwd() / "a"}),
+    (
+        named_keys,
+        {
+            '{"手机": {"key": " k ", "per_day": 0, "expires": "2027-01-31"}}': (
+                KeySettings("手机", "k", 0, datetime.date(2027, 1, 31)),
+            ),
+            '{"a": {"key": "b"}}': (KeySettings("a", "b"),),
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("parse", "values"), PARSED)
+def test_text_becomes_a_value(parse: Parse, values: dict[str, Any]) -> None:
+    for text, value in values.items():
+        assert parse(text) == value
+
+
+def test_networks_are_a_list() -> None:
+    found = p.networks("192.168.1.0/24, fd00::/8 ,10.0.0.7")
+    assert [str(network) for network in found] == ["192.168.1.0/24", "fd00::/8", "10.0.0.7/32"]
+
+
+NO_NUMBERS = ("abc", "1_000", "１２", "٣", "0x1", "+5", "1 0", "--1", "1e3", "nan", "9" * 400)
+NO_URL = "does not begin with http:// or https://"
+
+# A parser, what is wrong, and texts of which that is true.
+REJECTED: list[tuple[Parse, str, tuple[str, ...]]] = [
+    (p.integer(17, 99), "write an integer from 17 to 99", ("16", "100", "1.5", *NO_NUMBERS)),
+    (p.seconds(0.1), "from 0.1 to 86400", ("0.09", "86400.1", ".5", "5.", "10s", *NO_NUMBERS)),
+    (p.boolean, "write true or false", ("maybe", "2", "truefalse")),
+    (p.one_of("a", "b"), "write one of a, b", ("c",)),
+    (p.host, "is not an address", ("http://0.0.0.0", "[::1]", "a b")),
+    (p.header_value, "write printable ASCII only", ("schlüssel", "a\nb", "a\x7fb")),
+    (p.base_url, f"'api.example.com…' {NO_URL}", ("api.example.com/v1",)),
+    (p.base_url, f"'ftp://a…' {NO_URL}", ("ftp://a/b",)),
+    (p.base_url, f"'localhost…' {NO_URL}", ("localhost:8000",)),
+    (p.base_url, "'https://…' is not a valid URL", ("https:///v1",)),
+    (p.base_url, "'https://[…' is not a valid URL", ("https://[::1/v1",)),
+    (p.base_url, "'https://host…' is not a valid URL", ("https://host:0", "https://host:99999/v1")),
+    (p.base_url, "contains white space", ("https://a b/v1", "https://host/a\tb")),
+    (p.base_urls, "names no backend", (", ,",)),
+    (p.base_urls, "by semicolons", ("https://a; https://b",)),
+    (p.base_urls, f"'b.example.com…' {NO_URL}", ("https://a,b.example.com",)),
+    (p.url_without_query, "has a query", ("https://a/?b=1",)),
+    (p.hosting_url, NO_URL, ("gs://bucket", "bed")),
+    (
+        p.bucket_url,
+        "is not the URL of a bucket",
+        ("bucket", "https://bucket", "s3://", "s3://b?x=1"),
+    ),
+    (p.bucket_url, "is not the URL of a bucket", ("s3://b/a/../c", "s3://b//c", "s3://k:s@b")),
+    (
+        p.database_url,
+        "does not begin with postgresql://",
+        ("mysql://h/d", "host", "postgresql+x://h"),
+    ),
+    (p.database_url, "contains white space", ("postgresql://a b",)),
+    (p.keys, "contains an empty key", ("new, ,old",)),
+    (p.models, "is not a model that a URL can name", ("a,,b", "a b", "a" * 101, "модель")),
+    (p.networks, "is not a network", ("10.0.0.0/8,", "10.0.0.1/8", "lan", "10.0.0.0/33")),
+    (p.certificates, "cannot be read (No such file or directory)", ("/no/such/file",)),
+    (p.certificates, "contains no certificate", (__file__,)),
+    (p.json_object, f"is not JSON at character 2; write {MAP}", ("{",)),
+    (p.json_object, "is not JSON;", ("[" * 100_000,)),
+    (p.json_object, "not an object", ("[1]", "null")),
+    (named_keys, "not an object; write", ("[]", '{"blog": "k"}')),
+    (named_keys, "besides key, per_day and expires", ('{"blog": {"key": "k", "perday": 5}}',)),
+    (
+        named_keys,
+        "'blog': has no key",
+        tuple(f'{{"blog": {fields}}}' for fields in ("{}", '{"key": " "}', '{"key": 5}')),
+    ),
+    (
+        named_keys,
+        "'blog': per_day is not usable",
+        tuple(
+            f'{{"blog": {{"key": "k", "per_day": {wrong}}}}}'
+            for wrong in ("-1", "1.5", '"5"', "true", "1000000001")
+        ),
+    ),
+    (
+        named_keys,
+        "'blog': expires is not a day",
+        tuple(
+            f'{{"blog": {{"key": "k", "expires": {wrong}}}}}'
+            for wrong in ('"2027-02-30"', '"20270131"', '"2027-W04-7"', "2027", '"soon"')
+        ),
+    ),
+    (
+        named_keys,
+        "has an unusable name",
+        tuple(
+            f'{{"{name}": {{"key": "k"}}}}'
+            for name in ("", " a", "a:b", "x" * 41, "PROXY_ACCESS_KEY", r"a\nb")
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("parse", "reason", "texts"), REJECTED)
+def test_invalid_text_has_a_reason(parse: Parse, reason: str, texts: tuple[str, ...]) -> None:
+    for text in texts:
+        with pytest.raises(ValueError) as caught:
+            parse(text)
+        assert reason in str(caught.value), text
+        assert "; " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parse", "reason", "values"),
+    [
+        (maps.weight, "is not a number", ("2", True, None)),
+        (maps.weight, "is not usable", (-1, math.nan, math.inf, 10**400)),
+        (maps.token, "is not a token", (1, " ", None)),
+        (maps.token, "printable ASCII", ("schlüssel",)),
+        (maps.model_names, "does not map model names", ("m", {"m": 1})),
+        (maps.parameters, "is not an object of objects", (1, [], {"*": {}, "m": None})),
+        (maps.parameters, "has the field 'prompt'", ({"*": {}, "m": {"prompt": "x"}},)),
+        (maps.parameters, "has the field 'n'", ({"*": {"n": None}},)),
+        (maps.parameters, "has a model that is not a name", ({"*": {"model": 1}},)),
+        (maps.parameters, "has a value that JSON cannot hold", ({"*": {"a": [math.nan]}},)),
+        (maps.proxy_or_none, "is not a proxy", (1,)),
+        (maps.proxy_or_none, "a proxy is http://, socks5://", ("ftp://secret@host",)),
+    ],
+)
+def test_invalid_value_for_a_backend_has_a_reason(
+    parse: Callable[[Any], Any], reason: str, values: tuple[Any, ...]
+) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            parse(value)
+
+
+def test_printable_url_has_no_credentials() -> None:
+    url = "https://user:word@a.example.com:8/v1?key=word#word"
+    assert p.printable_url(url) == "https://a.example.com:8/v1"
+
+
+def test_cores_are_counted_where_affinity_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert table.usable_cores() == 7

@@ -1,0 +1,46 @@
+"""Where a picture goes that was drawn, and whether there is room for it before it is drawn."""
+
+from __future__ import annotations
+
+import pytest
+
+from access import COMMAND_LINE
+from cache import Cache
+from drawing.record import Drawing, Image
+from drawing.storing import Storing
+from hosting import UploadFailed
+from picture import ImageRequest
+from storage import NoRoom, State
+from storage.cluster.copies import Nowhere
+from upstream.client import Deadline
+
+from .servers import png
+from .states import Clock
+
+IMAGE = Image(png(), "image/png", "b")
+
+
+class Host:
+    """An image host that takes pictures while `is_up`."""
+
+    is_up = True
+
+    def upload(self, data: bytes, name: str, media_type: str, deadline: Deadline) -> str:
+        if not self.is_up:
+            raise UploadFailed("HTTP 500")
+        return f"https://img.example/{name}"
+
+
+def test_cache_needs_room_only_while_uploads_fail(state: State, clock: Clock) -> None:
+    host = Host()
+    storing = Storing(Cache(state, Nowhere()), host, upload_timeout=10)
+    drawing = Drawing(ImageRequest("x"), Deadline.after(10), COMMAND_LINE)
+    with storing.reserve():
+        assert storing.store(drawing, IMAGE).hosted_url
+    host.is_up = False
+    assert storing.store(drawing, IMAGE).row is None
+    with pytest.raises(NoRoom), storing.reserve():
+        pass
+    clock.now += 5
+    with storing.reserve():
+        pass

@@ -1,0 +1,209 @@
+"""What a drawing that ends without a picture is answered with, and what is remembered of it."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from access import COMMAND_LINE
+from dialect.judging import Outcome
+from drawing.record import Attempt, Drawing, Ending, GaveUp, Image, Round, Stage
+from drawing.verdict import Blocked, Failure, forget_failures, is_blocked, verdict
+from picture import ImageRequest
+from storage import State
+from upstream.client import Deadline
+
+from .states import Clock
+
+REFUSED, REJECTED, FAILED = (
+    Attempt("b", outcome, str(outcome))
+    for outcome in (Outcome.REFUSED, Outcome.REJECTED, Outcome.FAILED)
+)
+IMAGE = Image(b"", "image/png", "b")
+
+
+def round_of(*attempts: Attempt, is_cut: bool = False, image: Image | None = None) -> Round:
+    return Round(image, attempts, is_cut)
+
+
+def drawing_of(*rounds: Round, stages: tuple[str, ...] = (), **values: Any) -> Drawing:
+    """Return a drawing; a stage is written as `fallback failed`."""
+    split = (text.partition(" ") for text in stages)
+    made = tuple(Stage(stage, outcome, 0.0) for stage, _, outcome in split)
+    now = values.pop("now", 0.0)
+    deadline = Deadline(10.0, lambda: now)
+    request = ImageRequest("a fox")
+    return Drawing(request, deadline, COMMAND_LINE, rounds=rounds, stages=made, **values)
+
+
+# --- on the way ---------------------------------------------------------------------------------
+
+
+def test_best_prompt_is_the_one_that_came_last() -> None:
+    assert drawing_of().best_prompt == "a fox"
+    assert drawing_of(optimized="o").best_prompt == "o"
+    assert drawing_of(optimized="o", rewritten="r").best_prompt == "r"
+
+
+@pytest.mark.parametrize(
+    ("values", "source"),
+    [
+        ({}, "backend"),
+        ({"rewritten": "r"}, "rewritten"),
+        ({"rewritten": "r", "stages": ("fallback ok",)}, "fallback"),
+    ],
+)
+def test_source_says_who_drew(values: dict[str, Any], source: str) -> None:
+    assert drawing_of(**values).source == source
+
+
+@pytest.mark.parametrize(
+    ("attempts", "outcome", "may_help"),
+    [
+        ((FAILED, REFUSED), "refused", True),
+        ((FAILED, REJECTED), "rejected", True),
+        ((FAILED,), "failed", False),
+        ((), "failed", False),
+    ],
+)
+def test_round_is_a_stage_and_says_whether_rewriting_may_help(
+    attempts: tuple[Attempt, ...], outcome: str, may_help: bool
+) -> None:
+    drawing = drawing_of().after_round(round_of(*attempts), 0.0)
+    assert (drawing.stages[0].stage, drawing.stages[0].outcome) == ("generate", outcome)
+    assert drawing.may_rewriting_help is may_help
+
+
+def test_stage_names_each_reason_once() -> None:
+    drawing = drawing_of().after_round(round_of(FAILED, FAILED, REFUSED), 0.0)
+    assert drawing.stages[0].why == "failed, refused"
+    drawn = drawing_of().after_round(round_of(FAILED, image=IMAGE), 0.0)
+    assert (drawn.stages[0].outcome, drawn.stages[0].why, drawn.image) == ("ok", None, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("drawing", "blocked"),
+    [
+        (drawing_of(round_of(REFUSED)), True),
+        (drawing_of(round_of(REFUSED, REFUSED), round_of(REFUSED)), True),
+        (drawing_of(round_of(REFUSED, FAILED)), False),
+        (drawing_of(round_of(REFUSED, REJECTED)), False),
+        (drawing_of(round_of(REJECTED)), False),
+        (drawing_of(round_of(FAILED)), False),
+        (drawing_of(round_of(REFUSED), round_of(FAILED)), False),
+        (drawing_of(round_of(REFUSED, is_cut=True)), False),
+        (drawing_of(round_of(REFUSED), round_of(is_cut=True)), False),
+        (drawing_of(round_of(REFUSED), stages=("rewrite failed",)), False),
+        (drawing_of(round_of(REFUSED), image=IMAGE), False),
+        (drawing_of(), False),
+    ],
+)
+def test_prompt_is_blocked_if_all_refused_in_every_round(drawing: Drawing, blocked: bool) -> None:
+    assert is_blocked(drawing) is blocked
+
+
+# --- the verdict --------------------------------------------------------------------------------
+
+BLOCKED: dict[str, Any] = {"blocked_for": 60.0}
+ALL_REFUSED = round_of(REFUSED)
+NONE_READY = round_of(is_cut=True)
+MODERATED, LATE, COOLING, UNDRAWN = get_args(Ending)
+# The drawing, when a backend is ready, whether there is a fallback; the code, whether the
+# client is told when to come back, and whether it is remembered.
+VERDICTS: dict[str, tuple[Drawing, float, bool, str, bool, bool]] = {
+    "refused everywhere": (drawing_of(ALL_REFUSED, **BLOCKED), 0, False, MODERATED, False, False),
+    "refused by the fallback too": (
+        drawing_of(ALL_REFUSED, stages=("fallback refused",), **BLOCKED),
+        0, True, MODERATED, False, True,
+    ),
+    "refused, and the fallback failed": (
+        drawing_of(ALL_REFUSED, stages=("fallback failed",), **BLOCKED),
+        0, True, UNDRAWN, False, True,
+    ),
+    "blocked before, and the fallback failed": (
+        drawing_of(stages=("fallback failed",), **BLOCKED), 9, True, UNDRAWN, True, True,
+    ),
+    "refused by some": (drawing_of(round_of(REFUSED, FAILED)), 4.2, False, UNDRAWN, True, True),
+    "rejected": (drawing_of(round_of(REJECTED)), 0, False, UNDRAWN, False, True),
+    "failed": (drawing_of(round_of(FAILED)), 5, False, UNDRAWN, True, True),
+    "too late": (drawing_of(round_of(FAILED), now=11.0), 5, False, LATE, False, True),
+    "too late for any call": (drawing_of(NONE_READY, now=11.0), 5, False, LATE, False, False),
+    "all cooling": (drawing_of(NONE_READY), 30, False, COOLING, True, False),
+    "all cooling, and the fallback failed": (
+        drawing_of(NONE_READY, stages=("fallback failed",)), 30, True, COOLING, True, True,
+    ),
+    "cooling in the second round": (
+        drawing_of(round_of(REFUSED), NONE_READY), 30, False, UNDRAWN, True, True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_verdict_has_its_code_and_is_remembered_after_a_call(case: str) -> None:
+    drawing, ready_in, has_fallback, code, has_wait, is_remembered = VERDICTS[case]
+    found = verdict(drawing, ready_in, has_fallback=has_fallback)
+    assert found.code == code
+    assert (found.retry_after is not None) is has_wait
+    assert found.is_worth_remembering is is_remembered
+    assert found.stages == drawing.stages
+
+
+def test_blocked_prompt_is_remembered_and_repeated_without_a_call() -> None:
+    for rounds, is_repeated in ((ALL_REFUSED,), False), ((), True):
+        found = verdict(drawing_of(*rounds, **BLOCKED), 0, has_fallback=False)
+        assert (found.remembered_for, found.is_repeated) == (60.0, is_repeated)
+    found = verdict(drawing_of(ALL_REFUSED), 0, has_fallback=False)
+    assert found.remembered_for is None
+
+
+# --- failures that are remembered ---------------------------------------------------------------
+
+GAVE_UP = GaveUp("no_backend_drew", [Stage("generate", "failed", 1.5, "down")], retry_after=5)
+
+
+def fail(state: State, settings: str = "settings") -> GaveUp:
+    return Failure.remember(state, "k", GAVE_UP, settings)
+
+
+def test_failure_is_remembered_for_longer_each_time(state: State) -> None:
+    waits = [fail(state).remembered_for for _ in range(10)]
+    assert waits == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert sum([2, 4, 8, 16, 32, 64, 128, 256] + [300] * 16) > 3600, "25 drawings in an hour"
+    assert fail(state, "other settings").remembered_for == 2
+
+
+def test_remembered_failure_is_answered_again_until_it_is_over(state: State, clock: Clock) -> None:
+    first = fail(state)
+    assert (first.retry_after, first.is_repeated) == (2, False)
+    clock.now += 0.5
+    again = Failure.recall(state, "k", "settings")
+    assert again
+    assert (again.code, again.stages) == (GAVE_UP.code, GAVE_UP.stages)
+    assert (again.retry_after, again.remembered_for, again.is_repeated) == (2, 1.5, True)
+    assert Failure.recall(state, "k", "other settings") is None
+    clock.now += 1.5
+    assert Failure.recall(state, "k", "settings") is None
+
+
+def test_clock_that_is_set_back_prolongs_no_failure(state: State, clock: Clock) -> None:
+    fail(state)
+    clock.now -= 3600
+    assert Failure.recall(state, "k", "settings")
+    clock.now += 2
+    assert Failure.recall(state, "k", "settings") is None
+
+
+def test_refusal_is_recalled_under_its_settings_and_forgotten(state: State) -> None:
+    Blocked("better", "safer", "settings").write(state, "k", 60)
+    assert (found := Blocked.recall(state, "k", "settings"))
+    assert (found.note.rewritten, found.left) == ("safer", 60)
+    assert Blocked.recall(state, "k", "other settings") is None
+    fail(state)
+    assert (forget_failures(state, "k"), forget_failures(state, "k")) == (True, False)
+    assert Blocked.recall(state, "k", "settings") is None
+    assert Failure.recall(state, "k", "settings") is None
+
+
+def test_log_gets_the_code_and_the_stages() -> None:
+    assert str(GAVE_UP) == "no_backend_drew; generate failed (down)"

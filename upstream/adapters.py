@@ -1,0 +1,172 @@
+"""requests' adapters: kept connections, one TLS context, and checked addresses for pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3.connection import HTTPConnection
+
+from upstream.addresses import IpNetwork, is_in, is_public
+from upstream.calls import CONNECT_SECONDS, current_call
+from upstream.failure import ProxyFailure, UpstreamError, Why
+
+# Servers to which connections are kept, and connections to each: as many as drawings at once.
+SERVERS = 64
+KEPT = 64
+# Routers forget silent connections: these are probed after 30 s, and dead after 60.
+_SOCKET_OPTIONS = [
+    *HTTPConnection.default_socket_options,
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+]
+
+
+class Adapter(HTTPAdapter):
+    """Connections to servers that the settings name, kept for later calls."""
+
+    def __init__(self, ca_bundle: Path | None) -> None:
+        super().__init__(pool_connections=SERVERS, pool_maxsize=KEPT)
+        self.ca_bundle = ca_bundle
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
+        """Send a request; again, on a new connection, if the kept one had been closed before."""
+        try:
+            return super().send(request, *args, **more)
+        except requests.ConnectionError as error:
+            if not current_call.get().was_stale(error):
+                raise
+        # The others may have been closed likewise.
+        self.close()
+        return super().send(request, *args, **more)
+
+    def get_connection_with_tls_context(self, *args: Any, **more: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **more)
+        if not issubclass(pool.ConnectionCls, ObservedConnection):
+            pool.ConnectionCls = _observed(pool.ConnectionCls)
+        return pool
+
+    def build_connection_pool_key_attributes(
+        self, request: requests.PreparedRequest, *args: Any, **more: Any
+    ) -> Any:
+        place, options = super().build_connection_pool_key_attributes(request, *args, **more)
+        context = _tls_context(self.ca_bundle) if place["scheme"] == "https" else None
+        return place, {**options, "ssl_context": context, "socket_options": _SOCKET_OPTIONS}
+
+    def cert_verify(self, *args: Any, **more: Any) -> None:
+        """Leave it to the TLS context: requests would have it read the authorities once more."""
+
+
+class PictureAdapter(Adapter):
+    """Connections to servers that an upstream named: to public addresses, or `networks`, only.
+
+    Each request is resolved and checked. The address takes the place of the host in the URL, for
+    a proxy as well, which would resolve the name by itself; the Host header keeps the name.
+    """
+
+    def __init__(self, ca_bundle: Path | None, networks: Sequence[IpNetwork]) -> None:
+        super().__init__(ca_bundle)
+        self.networks = networks
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
+        """Send a request to the host's addresses in turn, until one answers: it costs nothing."""
+        *others, last = self._hosts(request, more["proxies"])
+        for host in others:
+            with contextlib.suppress(requests.ConnectionError):
+                return super().send(_addressed(request, host), *args, **more)
+        return super().send(_addressed(request, last), *args, **more)
+
+    def build_connection_pool_key_attributes(
+        self, request: requests.PreparedRequest, *args: Any, **more: Any
+    ) -> Any:
+        place, options = super().build_connection_pool_key_attributes(request, *args, **more)
+        # TLS checks the certificate against this name. With `assert_hostname`, urllib3 would
+        # switch that off in the context, which all connections share, and check by itself.
+        name = urlsplit(f"//{request.headers['Host']}").hostname
+        return place, {**options, "server_hostname": name}
+
+    def _hosts(self, request: requests.PreparedRequest, proxies: Mapping[str, str]) -> list[str]:
+        """Return the host's addresses. Raises UpstreamError unless all of them are admitted."""
+        parts = urlsplit(str(request.url))
+        with current_call.get().connecting():
+            found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
+        addresses = [str(place[0]) for *_, place in found]
+        if not all(is_public(a) or is_in(a, self.networks) for a in addresses):
+            raise UpstreamError("it named an address that is not public", Why.FORBIDDEN)
+        if proxies and not all(map(is_public, addresses)):
+            # A fake address, made up by the proxy's own DNS: only the proxy knows the real one.
+            return [str(parts.hostname)]
+        return addresses
+
+
+class ObservedConnection(HTTPConnection):
+    """A connection that tells the call of its thread what it does, and counts itself."""
+
+    is_kept = False
+
+    def connect(self) -> None:
+        call = current_call.get()
+        self.is_kept = False
+        self.timeout = min(CONNECT_SECONDS, call.seconds)
+        with call.connecting(self):
+            try:
+                super().connect()
+            except http.client.HTTPException as error:
+                # So far HTTP was spoken to a proxy only.
+                raise ProxyFailure from error
+        call.calls.metrics.connected(is_new=True)
+        self.timeout = call.seconds
+        self.sock.settimeout(self.timeout)
+
+    def request(self, *args: Any, **more: Any) -> None:
+        call = current_call.get()
+        is_kept = self.is_kept and not self.is_closed
+        if is_kept:
+            call.calls.metrics.connected(is_new=False)
+        call.sends(self, is_kept=is_kept)
+        super().request(*args, **more)
+        call.socket = self.sock
+
+    def getresponse(self) -> Any:
+        response = super().getresponse()
+        self.is_kept = True
+        return response
+
+
+@functools.cache
+def _observed(kind: type[HTTPConnection]) -> type[HTTPConnection]:
+    """Return an observed kind of connection: urllib3 has four, for TLS or not, SOCKS or not."""
+    return type(f"Observed{kind.__name__}", (ObservedConnection, kind), {})
+
+
+@functools.cache
+def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
+    """Return the TLS context of the process: parsing the certificates costs 20 ms."""
+    context = ssl.create_default_context(cafile=ca_bundle or DEFAULT_CA_BUNDLE_PATH)
+    if ca_bundle:
+        # Python 3.13 refuses authorities that RFC 5280 calls incomplete, as many private ones
+        # are; older Pythons, curl and browsers accept them.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+def _addressed(request: requests.PreparedRequest, host: str) -> requests.PreparedRequest:
+    """Return a request with another host in its URL."""
+    parts = urlsplit(str(request.url))
+    place = f"[{host}]" if ":" in host else host
+    moved = request.copy()
+    moved.headers["Host"] = parts.netloc
+    moved.url = parts._replace(netloc=f"{place}:{parts.port}" if parts.port else place).geturl()
+    return moved
