@@ -7,9 +7,9 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
 from io import FileIO
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from metrics import OFF, Metrics
 from picture import ImageRequest
 from storage import BeingDrawn, LockTimeout, NoRoom, Note, Row, State, Totals, Unavailable
 from storage.store import DAY, STALE_SECONDS, Store, Task
-from storage.upkeep import adopt, discard, evict, learn, repeat_both, store_errors, sweep
+from storage.upkeep import BATCH, adopt, repeat_both, store_errors
 from storage.verify import Lost, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
@@ -59,28 +59,27 @@ class Cache:
         self.clock = clock
         self.metrics = metrics
         self._used: dict[str, float] = {}
-        # How many bytes this process may store before it has to look at the totals again.
-        self._room = 0.0
-        self._settled: int | None = None
+        self._settled: object = None
         self._settling = threading.Lock()
 
     # --- pictures
 
     def get(self, key: str, request: ImageRequest | None = None) -> Picture | None:
-        """Return a picture, verified to be the one that was stored, or None.
+        """Return a picture, or None. A row without a prompt learns it from `request`.
 
-        A row without a prompt learns it from `request`. Raises Unavailable where it cannot be
-        known whether there is a picture: drawing might be paid for twice.
+        Raises Unavailable where it cannot be known whether there is a picture: drawing it might
+        be paid for twice.
         """
         row = self.state.find(key)
-        if row is None:
+        picture = self._open(row) if row else None
+        if row is None or picture is None:
             return None
-        picture = Picture(row, None) if row.file is None else self._open(row)
-        if picture:
-            if request and picture.row.prompt is None and key not in self._used:
-                picture = picture._replace(row=learn(self.state, picture.row, request))
-            # A hit writes nothing: maintain() writes these down, many at once.
-            self._used[key] = self.clock()
+        if request and row.prompt is None:
+            picture = picture._replace(row=replace(picture.row, **asdict(request)))
+        if picture.row != row:
+            self.state.learn(row, picture.row)
+        # A hit writes nothing else: flush() writes these down, many at once.
+        self._used[key] = self.clock()
         return picture
 
     def put(
@@ -115,24 +114,32 @@ class Cache:
             revised=revised,
             drawn_by=drawn_by,
         )
-        return self._keep(row, data)
+        if row.file and 0 < self.max_bytes < row.bytes:
+            raise NotKept("the picture is larger than CACHE_MAX_BYTES")
+        self._write(row, data)
+        with suppress(Unavailable):
+            self.evict()
+        return row
 
     def delete(self, key: str) -> bool:
         """Delete a picture; return whether there was one.
 
         Raises Unavailable, and BeingDrawn while another one is being drawn in its place.
         """
-        # After an older database was put back, the file may not be that of the row.
-        self.settle()
+        with suppress(Unavailable):
+            self.settle()
         with self._locked(key):
             row = self.state.find(key)
-            if row is None:
-                return False
-            # The file first, which makes room on a full disk: a row without one is a miss.
-            if row.file:
-                with store_errors():
-                    self.store.delete(row.file)
-            self.state.remove([row])
+            if row is None or row.file is None:
+                return self.state.delete(key)
+            with store_errors():
+                self.store.delete(row.file)  # first, which makes room on a full disk
+            try:
+                self.state.delete(key)
+            except Unavailable:
+                # Without its file, the row counts for nothing; but other machines have copies.
+                if self.store.is_shared:
+                    raise
             return True
 
     @contextmanager
@@ -141,21 +148,22 @@ class Cache:
 
         `is_hosted`: an image host takes it, so that the store does not matter.
         """
-        try:
-            with nullcontext() if is_hosted else self.store.reserve():
-                yield
-        except OSError as error:
-            raise NoRoom(f"new pictures cannot be stored: {error.strerror}") from error
+        with ExitStack() as stack:
+            if not is_hosted:
+                try:
+                    stack.enter_context(self.store.reserve())
+                except OSError as error:
+                    raise NoRoom(f"new pictures cannot be stored: {error.strerror}") from error
+            yield
+
+    def fault(self, *, is_hosted: bool) -> str | None:
+        """Return what is wrong with the state, or why new pictures could not be stored."""
+        return self.state.fault or (None if is_hosted else self.store.fault)
 
     def totals(self) -> Totals | None:
         with suppress(Unavailable):
             return self.state.totals()
         return None
-
-    @property
-    def fault(self) -> str | None:
-        """Why new pictures cannot be stored at the moment, None where they can."""
-        return self.store.fault
 
     def forget(self, kind: type[Note], key: str) -> bool:
         """Forget a note, if the state can be written; return whether there was one."""
@@ -165,30 +173,18 @@ class Cache:
 
     # --- files
 
-    @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        try:
-            with self.state.hold(key, 0.0):
-                yield
-        except LockTimeout as error:
-            raise BeingDrawn("the picture is being drawn") from error
-
     def _open(self, row: Row) -> Picture | None:
+        if row.file is None:
+            return Picture(row, None)
         try:
-            known, file = open_verified(self.store, row)
+            return Picture(*open_verified(self.store, row))
         except Lost as why:
             log.warning("Picture %s %s; it will be redrawn on the next request", row.file, why)
             with suppress(Unavailable):
-                discard(self.state, self.store, [row])
+                self._discard([row])
             return None
-        if known is not row:
-            with suppress(Unavailable):
-                self.state.amend(row, known)
-        return Picture(known, file)
 
-    def _keep(self, row: Row, data: bytes) -> Row:
-        if row.file and 0 < self.max_bytes < row.bytes:
-            raise NotKept("the picture is larger than CACHE_MAX_BYTES")
+    def _write(self, row: Row, data: bytes) -> None:
         try:
             if row.file:
                 self.store.write(row.file, data, row.created)
@@ -196,15 +192,29 @@ class Cache:
         except (OSError, Unavailable) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             log.error("Picture %s could not be stored: %s", row.key, reason)
+            self._settled = None  # its file may wait to be adopted
             raise NotKept(str(reason)) from error
         if replaced and replaced != row.file:
             with suppress(OSError):
                 self.store.delete(replaced)
-        self._room -= row.bytes if row.file else 0
-        if self.max_bytes and self._room < 0:
-            with suppress(Unavailable):
-                self.evict()
-        return row
+
+    def _discard(self, rows: Sequence[Row]) -> int:
+        """Remove rows, then their files: a state that cannot be written costs no picture."""
+        removed = self.state.remove(rows)
+        for row in rows:
+            if row.file:
+                with suppress(OSError):
+                    self.store.delete(row.file)
+        return removed
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.state.hold(key, 0.0))
+            except LockTimeout as error:
+                raise BeingDrawn("the picture is being drawn") from error
+            yield
 
     # --- adoption
 
@@ -221,8 +231,6 @@ class Cache:
             while self._settled != (epoch := self.state.epoch):
                 if count := self.adopt():
                     log.warning("Adopted %d pictures that the index did not have", count)
-                with suppress(Unavailable):
-                    self.evict()
                 self._settled = epoch
 
     def adopt(self) -> int:
@@ -238,56 +246,49 @@ class Cache:
         """Keep the cache in order until `stop` is set, and do `more`: the work of a thread."""
         quick = [
             Task(self.settle, first=0, period=1),
-            Task(self._keep_up, first=0, period=1),
+            Task(self.evict, first=0, period=1),
             Task(self.flush, first=30, period=30),
             Task(self.state.expire, first=0, period=60),
             *more,
         ]
         slow = [
             # What a crash just before the start left behind is too young for the first sweep.
-            *(Task(self.sweep, first, period=DAY) for first in (0, STALE_SECONDS + 60)),
+            *(Task(self.store.sweep, first, period=DAY) for first in (0, STALE_SECONDS + 60)),
             *self.store.tasks(),
+            *self.state.tasks(),
         ]
         repeat_both(quick, slow, stop)
         with suppress(Unavailable):
             self.flush()
 
-    def close(self) -> None:
-        """Write down when pictures were used, and close the state."""
-        with suppress(Unavailable):
-            self.flush()
-        self.state.close()
-
     def flush(self) -> None:
         """Write down when pictures were used since the last time. Raises Unavailable."""
         used, self._used = self._used, {}
         now = self.clock()
-        # A copy: a thread that has fetched the old dict may still be about to write to it.
+        # Copied, because a thread may still be writing to the old dict.
         ages = {key: max(0.0, now - moment) for key, moment in used.copy().items()}
         if ages:
             self.state.touch(ages)
 
     def evict(self) -> None:
         """Hold `max_bytes`, least recently used first. Raises Unavailable."""
-        if self.max_bytes:
-            total = evict(self.state, self.store, self.max_bytes, self.flush, self.metrics.evicted)
-            # Other processes store as well: half of what is left is theirs.
-            self._room = (self.max_bytes - total) / 2
+        if not self.max_bytes or (total := self.state.totals().bytes) <= self.max_bytes:
+            return
+        self.flush()
+        while total > self.max_bytes:
+            victims = []
+            for row in self.state.oldest(BATCH):
+                if total > self.max_bytes:
+                    victims.append(row)
+                    total -= row.bytes
+            removed = self._discard(victims)
+            self.metrics.evicted(removed)
+            if not removed:
+                return
+            total = self.state.totals().bytes
 
-    def sweep(self) -> None:
-        """Delete what crashes left behind. Raises Unavailable.
-
-        A picture goes only if its key has another one, and the state can be written: one that
-        can only be read may be out of date.
-        """
-        self.state.expire()
-        with store_errors():
-            self.store.sweep()
-            if not self.store.is_shared:
-                sweep(self.state, self.store, self.clock() - STALE_SECONDS)
-
-    def _keep_up(self) -> None:
-        """Evict what other processes stored too much; near the limit, tell them what is used."""
-        self.evict()
-        if self.max_bytes and self._room < self.max_bytes / 4:
+    def close(self) -> None:
+        """Write down when pictures were used, and close the state."""
+        with suppress(Unavailable):
             self.flush()
+        self.state.close()

@@ -33,6 +33,12 @@ def media_type_of(data: bytes) -> str | None:
     return None
 
 
+def announced_type(head: bytes) -> str | None:
+    """Return the media type of a picture by its first bytes, which need not be complete."""
+    found = (media_type for magic, media_type, _ in _FORMATS if head.startswith(magic))
+    return next(found, None)
+
+
 def _is_complete_png(data: bytes) -> bool:
     """Walk the chunks to IEND (https://www.w3.org/TR/png-3/#5Chunk-layout)."""
     width, height = struct.unpack_from(">II", data, 16)

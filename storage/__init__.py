@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from picture import OPTIONS, ImageRequest, Problem
+from storage.store import Task
 
 
 class Unavailable(Problem):
@@ -163,11 +164,16 @@ class State(Protocol):
     """
 
     @property
-    def epoch(self) -> int:
-        """A number that changes when this process begins to use another database than before.
+    def epoch(self) -> object:
+        """A value that changes when another database is put in the place of this one.
 
-        The rows of a lost database may be missing from the new one. Costs no call.
+        Some rows may be missing from that one. Costs no call.
         """
+        ...
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the state, although calls may work."""
         ...
 
     def find(self, key: str) -> Row | None:
@@ -192,11 +198,19 @@ class State(Protocol):
         """
         ...
 
+    def learn(self, old: Row, new: Row) -> None:
+        """Amend a row while a hit waits: without an error, and at once or not at all."""
+        ...
+
     def remove(self, rows: Sequence[Row]) -> int:
         """Remove rows, except those that have been replaced since they were read.
 
         Return how many were removed. All or none are, if the state fails meanwhile.
         """
+        ...
+
+    def delete(self, key: str) -> bool:
+        """Remove a row here and in every backup of the state's own; return whether it was here."""
         ...
 
     def newest(self, search: str, limit: int, before: tuple[float, str] | None) -> list[Row]:
@@ -293,6 +307,10 @@ class State(Protocol):
         Raises Unavailable, also for one that is another machine's and cannot be written, and
         IncompatibleSchema for a newer one.
         """
+        ...
+
+    def tasks(self) -> tuple[Task, ...]:
+        """Return what this state needs done from time to time."""
         ...
 
     def close(self) -> None:

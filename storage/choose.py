@@ -26,8 +26,9 @@ def choose_storage(
     """
     folder, limit = settings.cache_dir, settings.cache_max_bytes
     if not settings.database_url:
-        state = SqliteState(folder, clock, metrics=metrics)
-        return state, Folder(folder, metrics=metrics), limit
+        largest = settings.max_image_bytes
+        state = SqliteState(folder, clock, spare_bytes=largest, metrics=metrics)
+        return state, Folder(folder, picture_bytes=largest, metrics=metrics), limit
     # Imported here, since they need requirements-cluster.txt.
     from storage.cluster.postgres import PostgresState
 

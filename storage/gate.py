@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from storage import Unavailable
+from storage.complaints import Fault
 
 PAUSE_SECONDS = 0.5
 
@@ -21,7 +22,7 @@ class Down(Unavailable):
 class Gate:
     """Lets callers ask a server. While it is down, one at a time does, as a probe, after a pause.
 
-    The log has one line when the server goes down and one when it can be used again.
+    The log says when the server goes down and when it can be used again.
     """
 
     def __init__(
@@ -33,20 +34,18 @@ class Gate:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`server` and `purpose` are words for the log: "The bucket", "read"."""
-        self._log = log
-        self._server = server
-        self._purpose = purpose
+        begun, ended = f"{server} cannot be {purpose}: %s", f"{server} can be {purpose} again"
+        self._trouble = Fault(log, begun, ended, monotonic)
         self._pause = pause
         self._monotonic = monotonic
         self._mutex = threading.Lock()
-        self._fault: str | None = None
         self._answered_at = 0.0
         self._probe_at = 0.0
 
     @property
     def fault(self) -> str | None:
         """Why the server cannot be used at the moment, None while it can. Asks nobody."""
-        return self._fault
+        return self._trouble.reason
 
     @contextmanager
     def ask(self) -> Iterator[bool]:
@@ -55,9 +54,9 @@ class Gate:
         Yields whether this is a probe. While the server is down, raises Down at once otherwise.
         """
         with self._mutex:
-            began, is_probe = self._monotonic(), self._fault is not None
-            if self._fault is not None and began < self._probe_at:
-                raise Down(self._fault)
+            began, is_probe = self._monotonic(), self.fault is not None
+            if is_probe and began < self._probe_at:
+                raise Down(str(self.fault))
             self._probe_at = math.inf
         fault = None
         try:
@@ -74,18 +73,15 @@ class Gate:
         A failure counts only if the server has not answered since.
         """
         with self._mutex:
-            now, was_down = self._monotonic(), self._fault is not None
-            took = now - began if began is not None else 0.0
+            now = self._monotonic()
             if fault is None:
                 self._answered_at = now
-            elif now - took < self._answered_at:
+                self._trouble.end()
                 return
-            else:
-                # A short accident costs other callers nothing. But a request should not wait for a
-                # server that hangs in one call after the other.
-                self._probe_at = now + (self._pause if was_down else min(took, self._pause))
-            self._fault = fault
-        if fault and not was_down:
-            self._log.error("%s cannot be %s: %s", self._server, self._purpose, fault)
-        elif was_down and not fault:
-            self._log.warning("%s can be %s again", self._server, self._purpose)
+            took = now - began if began is not None else 0.0
+            if now - took < self._answered_at:
+                return
+            # A short accident costs other callers nothing. But a request should not wait for a
+            # server that hangs in one call after the other.
+            self._probe_at = now + (self._pause if self.fault else min(took, self._pause))
+            self._trouble.begin(fault)

@@ -12,6 +12,7 @@ from typing import Any
 from metrics import Metrics
 from storage import N, Note, Notes, Recalled, Row, Unavailable, sql
 from storage.rows import from_columns, to_columns
+from storage.store import Task
 
 _NO_LIMIT = 2**53
 # Seconds by which a note may be ahead of a call that began before it was written.
@@ -69,11 +70,17 @@ class RelationalState(ABC):
         )
 
     def amend(self, old: Row, new: Row) -> bool:
-        changes = {f"new_{name}": value for name, value in to_columns(new).items()}
-        return self._write("amend", sql.AMEND, [to_columns(old) | changes]) > 0
+        return self._write("amend", sql.AMEND, [amendment(old, new)]) > 0
+
+    def learn(self, old: Row, new: Row) -> None:
+        with suppress(Unavailable):
+            self.amend(old, new)
 
     def remove(self, rows: Sequence[Row]) -> int:
         return self._write("remove", sql.REMOVE, [to_columns(row) for row in rows])
+
+    def delete(self, key: str) -> bool:
+        return self._write("delete", sql.DELETE, [{"key": key}]) > 0
 
     def newest(self, search: str, limit: int, before: tuple[float, str] | None) -> list[Row]:
         return self._listed("newest", sql.NEWEST, search, limit, before or (float("inf"), ""))
@@ -165,6 +172,15 @@ class RelationalState(ABC):
     def expire(self) -> None:
         self._transact("expire", "0", (sql.EXPIRE, {}), (sql.TRIM, {}))
 
+    # --- upkeep
+
+    @property
+    def fault(self) -> str | None:
+        return None
+
+    def tasks(self) -> tuple[Task, ...]:
+        return ()
+
     # ---
 
     def _listed(
@@ -181,6 +197,11 @@ class RelationalState(ABC):
 
     def _write(self, name: str, statement: str, values: Sequence[Values]) -> int:
         return self._execute(name, statement, values) if values else 0
+
+
+def amendment(old: Row, new: Row) -> Values:
+    """Return the values of sql.AMEND."""
+    return to_columns(old) | {f"new_{name}": value for name, value in to_columns(new).items()}
 
 
 def _text_of(note: Note) -> str:

@@ -65,6 +65,7 @@ AMEND = (
     f" WHERE {_IS_UNCHANGED}"
 )
 REMOVE = f"DELETE FROM entries WHERE {_IS_UNCHANGED}"
+DELETE = "DELETE FROM entries WHERE key = :key"
 _LISTED = (
     f"SELECT {_COLUMNS} FROM entries WHERE ({{0}}, key) < (:before, :key)"
     " AND (:search = '' OR lower(prompt) LIKE lower(:pattern) ESCAPE '!')"
@@ -96,7 +97,7 @@ WHERE created > :now AND NOT {_IS_OVER}
 """
 NOW = "SELECT :now AS now"
 FORGET = "DELETE FROM notes WHERE kind = :kind AND key = :key"
-# A count is a note whose value is a number: it expires, is trimmed and is salvaged like one.
+# A count is a note whose value is a number: it expires and is trimmed like one.
 _COUNT = "CASE WHEN notes.expires > :now THEN CAST(notes.value AS BIGINT) ELSE 0 END"
 COUNT = f"""
 INSERT INTO notes (kind, key, value, created, expires)
@@ -114,10 +115,6 @@ EXPIRE = f"DELETE FROM notes WHERE {_IS_OVER}"
 TRIM = f"""
 DELETE FROM notes WHERE created <=
     (SELECT created FROM notes ORDER BY created DESC LIMIT 1 OFFSET {MAX_NOTES})
-"""
-KEEP_NOTE = """
-INSERT INTO notes (kind, key, value, created, expires)
-VALUES (:kind, :key, :value, :created, :expires) ON CONFLICT (kind, key) DO NOTHING
 """
 
 

@@ -1,4 +1,4 @@
-"""The contract of a store, which holds the bytes of pictures."""
+"""The contract of a store, which holds the bytes of pictures, and of its upkeep."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from io import FileIO
 from typing import NamedTuple, Protocol
 
-DAY = 86400.0
+HOUR = 3600.0
+DAY = 24 * HOUR
 # Files of work that may still be under way are younger.
 STALE_SECONDS = 600.0
 
@@ -21,12 +22,11 @@ class Task(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """One object of a store: its name, its bytes, and Unix times of creation and last change."""
+    """One object of a store: its name, its bytes, and the Unix time of its creation."""
 
     name: str
     bytes: int
     created: float
-    changed: float
 
     @property
     def key(self) -> str:

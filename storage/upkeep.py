@@ -1,8 +1,7 @@
-"""Work over a State and a Store together: adoption, sweeping, eviction.
+"""Work on a State and a Store beside the requests: adoption, and tasks that come again.
 
-Rows and files part after crashes, restored backups and lost databases. Every picture was paid
-for: a file without a row gets one, and is deleted only if its key has another file. All of it
-raises OSError and Unavailable.
+Crashes, restored backups and lost databases leave rows and files out of step. Every picture was
+paid for: a file without a row gets one.
 """
 
 from __future__ import annotations
@@ -10,14 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import islice
 
-from images.formats import EXTENSIONS
-from picture import ImageRequest
-from storage import Row, State, Unavailable
+from images.formats import EXTENSIONS, announced_type
+from storage import LockTimeout, Row, State, Unavailable
 from storage.store import Store, Stored, Task
 
 log = logging.getLogger("prompt_image_proxy.cache")
@@ -29,7 +27,7 @@ _MEDIA_TYPES = {extension: media_type for media_type, extension in EXTENSIONS.it
 
 
 def repeat(tasks: Sequence[Task], stop: threading.Event) -> None:
-    """Do each task in its time until `stop` is set. One that is Unavailable waits for the next."""
+    """Do each task in its time until `stop` is set. One that fails is done again in its time."""
     due = [time.monotonic() + task.first for task in tasks]
     while True:
         for number, task in enumerate(tasks):
@@ -39,6 +37,8 @@ def repeat(tasks: Sequence[Task], stop: threading.Event) -> None:
                     task.work()
                 except Unavailable:
                     pass  # logged where it was raised
+                except OSError as error:
+                    log.warning("The upkeep of the cache failed: %s", error.strerror)
                 except Exception:  # The thread's last handler: the other tasks go on.
                     log.exception("The upkeep of the cache failed")
         if stop.wait(1.0):
@@ -63,111 +63,53 @@ def store_errors() -> Iterator[None]:
 
 
 def adopt(state: State, store: Store) -> int:
-    """Give each picture in the store that has no row one; return how many got one."""
-    return sum(_adopt(state, store, batch) for batch in _batches(store))
+    """Give each picture in the store that has no row one; return how many got one.
 
-
-def sweep(state: State, store: Store, before: float) -> None:
-    """Delete pictures last changed before a Unix time whose key has another one.
-
-    The last change counts, not the creation: a file restored just now has an old one.
+    Of several files of a key the newest counts, and the others are deleted. Raises OSError and
+    Unavailable.
     """
-    for batch in _batches(store):
-        stale = [stored for stored in batch if stored.changed < before]
-        for stored, kept in _rivals(stale, state.files([s.key for s in stale])):
-            if _exists(store, kept):
-                log.info("Swept up %s", stored.name)
-                store.delete(stored.name)
-
-
-def strays(state: State, store: Store, before: float) -> Iterator[Stored]:
-    """Yield files last changed before a Unix time that no row names."""
-    for batch in _batches(store):
-        stale = [stored for stored in batch if stored.changed < before]
-        kept = state.files([stored.key for stored in stale])
-        yield from (stored for stored in stale if kept.get(stored.key) != stored.name)
-
-
-def evict(
-    state: State,
-    store: Store,
-    limit: int,
-    prepare: Callable[[], None],
-    evicted: Callable[[int], None],
-) -> int:
-    """Hold `limit` bytes, the least recently used pictures first; return what is then stored.
-
-    Calls `prepare` before it chooses: the time to write down when pictures were used. Calls
-    `evicted` with the number of pictures that are gone.
-    """
-    # A little more goes than has to, so that not every picture evicts one.
-    target = limit * 0.99
-    while (total := state.totals().bytes) > limit:
-        prepare()
-        victims = []
-        for row in state.oldest(BATCH):
-            if total <= limit and total - row.bytes < target:
-                break
-            victims.append(row)
-            total -= row.bytes
-        removed = discard(state, store, victims)
-        evicted(removed)
-        if not removed:
-            break
-    return total
-
-
-def discard(state: State, store: Store, rows: Sequence[Row]) -> int:
-    """Remove rows, then their files: a state that cannot be written costs no picture."""
-    removed = state.remove(rows)
-    for row in rows:
-        if row.file:
-            with suppress(OSError):
-                store.delete(row.file)
-    return removed
-
-
-def learn(state: State, row: Row, request: ImageRequest) -> Row:
-    """Note the request that an adopted or imported picture answers; return the row with it.
-
-    Worth one try between two flushes: a locked state must not slow every hit.
-    """
-    known = replace(row, **asdict(request))
-    with suppress(Unavailable):
-        state.amend(row, known)
-    return known
-
-
-def _batches(store: Store) -> Iterator[list[Stored]]:
-    names = store.names()
+    names, count = store.names(), 0
     while batch := list(islice(names, BATCH)):
-        yield batch
+        count += _adopt(state, store, batch)
+    return count
 
 
 def _adopt(state: State, store: Store, batch: list[Stored]) -> int:
     known = state.files([stored.key for stored in batch])
-    # The newest file of a key comes last and stays.
     batch.sort(key=lambda stored: stored.created)
-    fresh = {stored.key: _row_of(stored) for stored in batch if stored.key not in known}
+    fresh = {}
+    for stored in batch:
+        if stored.key not in known and (row := _row_of(store, stored)):
+            fresh[row.key] = row  # the newest comes last
     count = state.add(list(fresh.values()))
-    return count + sum(_prefer(state, store, stored) for stored, _ in _rivals(batch, known))
+    kept = known | {key: row.file for key, row in fresh.items()}
+    rivals = [stored for stored in batch if kept.get(stored.key, stored.name) != stored.name]
+    return count + sum(_prefer(state, store, rival) for rival in rivals)
 
 
 def _prefer(state: State, store: Store, stored: Stored) -> bool:
-    """Put a file into its key's row if the one there is missing, or was adopted and is older."""
+    """Of the file in a key's row and another one keep the newer; return whether that changed."""
     row = state.find(stored.key)
-    if row is None or row.file is None:
+    if row is None or row.file is None or row.file == stored.name:
         return False
-    is_better = row.digest is None and row.created < stored.created
-    return (is_better or not _exists(store, row.file)) and state.amend(row, _row_of(stored))
+    loser, is_newer = stored.name, stored.created > int(row.created)
+    if is_newer or not _exists(store, row.file):
+        found = _row_of(store, stored)
+        request = asdict(row.request) if row.request else {}
+        if found is None or not state.amend(row, replace(found, **request)):
+            return False
+        loser = row.file
+    _delete_loser(state, store, stored.key, loser)
+    return loser != stored.name
 
 
-def _rivals(batch: list[Stored], known: dict[str, str | None]) -> Iterator[tuple[Stored, str]]:
-    """Yield the files whose key has another file, with that one's name."""
-    for stored in batch:
-        kept = known.get(stored.key)
-        if kept is not None and kept != stored.name:
-            yield stored, kept
+def _delete_loser(state: State, store: Store, key: str, loser: str) -> None:
+    """Delete a file whose key has another one, unless it may be the one that is being drawn."""
+    with suppress(LockTimeout), state.hold(key, 0.0):
+        row = state.find(key)
+        if row and row.file not in (None, loser):
+            log.info("Deleted %s, an older file of a picture", loser)
+            store.delete(loser)
 
 
 def _exists(store: Store, name: str) -> bool:
@@ -178,12 +120,24 @@ def _exists(store: Store, name: str) -> bool:
     return True
 
 
-def _row_of(stored: Stored) -> Row:
-    """Return the row of a file without any record; its first hit reads the file."""
+def _row_of(store: Store, stored: Stored) -> Row | None:
+    """Return the row of a file without any record, None if it is no picture.
+
+    Its first hit reads it. One in a bucket, where each look is a download, is taken at its name.
+    """
+    media_type: str | None = _MEDIA_TYPES[stored.name.rpartition(".")[2]]
+    if not store.is_shared:
+        try:
+            with store.open(stored.name) as file:
+                media_type = announced_type(file.read(16))
+        except FileNotFoundError:
+            return None
+    if media_type is None:
+        return None
     return Row(
         key=stored.key,
         file=stored.name,
-        media_type=_MEDIA_TYPES[stored.name.rpartition(".")[2]],
+        media_type=media_type,
         bytes=stored.bytes,
         digest=None,
         created=stored.created,

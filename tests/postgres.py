@@ -27,11 +27,9 @@ max_connections = 200
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
 """
-# Those who connect as `guarded` need a password, and as `secure` TLS.
+# Those who connect as `guarded` need a password.
 _ACCESS = """
 host all guarded 127.0.0.1/32 scram-sha-256
-hostssl all secure 127.0.0.1/32 trust
-host all secure 127.0.0.1/32 reject
 host all all 127.0.0.1/32 trust
 """
 

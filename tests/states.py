@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -67,8 +68,12 @@ class CountingState:
         self.counted = cast(State, self)
 
     @property
-    def epoch(self) -> int:
+    def epoch(self) -> object:
         return self._state.epoch
+
+    @property
+    def fault(self) -> str | None:
+        return self._state.fault
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._state, name)
@@ -78,6 +83,17 @@ class CountingState:
             return method(*arguments)
 
         return call
+
+
+@contextmanager
+def refusing(folder: Path, statement: str) -> Iterator[None]:
+    """Let the index in a folder refuse a kind of statement, such as `INSERT ON entries`."""
+    with closing(sqlite3.connect(folder / "index.sqlite3")) as connection:
+        connection.execute(
+            f"CREATE TRIGGER refused BEFORE {statement} BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        )
+        yield
+        connection.execute("DROP TRIGGER refused")
 
 
 class Place(ABC):
@@ -135,11 +151,6 @@ class FolderPlace:
 
     def open(self) -> Store:
         return Folder(self.folder, self.clock)
-
-    def damage(self, name: str) -> None:
-        """Leave half of a picture, as something outside the program might."""
-        path = self.folder / name
-        path.write_bytes(path.read_bytes()[:-1])
 
     @contextmanager
     def obstructed(self, name: str) -> Iterator[None]:

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from io import FileIO
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from cache import Cache, NotKept, Picture
 from picture import ImageRequest
-from storage import Row, Totals, Unavailable
+from storage import BeingDrawn, NoRoom, Row, Totals, Unavailable
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
-from storage.store import STALE_SECONDS, Task
+from storage.store import Task
 from storage.upkeep import repeat
 
+from .disks import disk, full, read_only
 from .servers import GIF, png, wait_until
-from .states import ROOT, Clock, CountingState, SqlitePlace, Word, held_elsewhere
+from .states import ROOT, Clock, CountingState, SqlitePlace, Word, held_elsewhere, refusing
 
 Make = Callable[..., Cache]
 REQUEST = ImageRequest("a red apple")
+PICTURE_BYTES = 2**20
 
 
 @pytest.fixture
@@ -47,8 +48,8 @@ def make(folder: Path, clock: Clock) -> Iterator[Make]:
     with ExitStack() as stack:
 
         def open_cache(max_bytes: int = 0) -> Cache:
-            state = SqliteState(folder, clock, lambda: clock.now)
-            cache = Cache(state, Folder(folder, clock), max_bytes, clock)
+            store = Folder(folder, clock, PICTURE_BYTES)
+            cache = Cache(SqliteState(folder, clock), store, max_bytes, clock)
             stack.callback(cache.close)
             return cache
 
@@ -58,6 +59,18 @@ def make(folder: Path, clock: Clock) -> Iterator[Make]:
 @pytest.fixture
 def cache(make: Make) -> Cache:
     return make()
+
+
+@pytest.fixture
+def small(folder: Path, clock: Clock) -> Iterator[Cache]:
+    """A cache on a disk of 4 MiB."""
+    with (
+        disk(folder, "4m"),
+        closing(
+            Cache(SqliteState(folder, clock), Folder(folder, clock, PICTURE_BYTES), 0, clock)
+        ) as made,
+    ):
+        yield made
 
 
 def put(cache: Cache, request: ImageRequest = REQUEST, data: bytes | None = None) -> Row:
@@ -95,16 +108,18 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in (".png", ".gif"))
 
 
-def lose_index(folder: Path, clock: Clock) -> None:
+def lose_index(folder: Path) -> None:
     for path in folder.glob("index.sqlite3*"):
         path.unlink()
-    clock.now += 2  # the time to notice it
 
 
-def add_file(folder: Path, request: ImageRequest, data: bytes, created: float = 1e9) -> Path:
+def add_file(
+    folder: Path, request: ImageRequest, data: bytes, created: float = 1e9, number: int = 0
+) -> Path:
     """Put a picture into the folder behind the cache's back, as a backup is restored."""
     folder.mkdir(exist_ok=True)
-    path = folder / f"{request.key}-{'0' * 16}.{'gif' if data.startswith(b'GIF') else 'png'}"
+    suffix = "gif" if data.startswith(b"GIF") else "png"
+    path = folder / f"{request.key}-{number:016x}.{suffix}"
     path.write_bytes(data)
     os.utime(path, (created, created))
     return path
@@ -137,60 +152,6 @@ def test_second_put_replaces_the_first_and_its_file(cache: Cache, folder: Path) 
     assert cache.totals() == Totals(1, len(GIF))
 
 
-def test_deleted_picture_leaves_neither_row_nor_file(cache: Cache, folder: Path) -> None:
-    put(cache)
-    assert cache.delete(REQUEST.key) is True
-    assert (read(cache), pictures(folder)) == (None, [])
-    assert cache.delete(REQUEST.key) is False
-    assert cache.totals() == Totals(0, 0)
-
-
-def test_deleted_picture_stays_away_after_an_older_index_was_put_back(
-    make: Make, folder: Path, clock: Clock
-) -> None:
-    """Its newest file is unknown to that index, and would be adopted later."""
-    first = make()
-    put(first)
-    first.close()
-    backup = (folder / "index.sqlite3").read_bytes()
-    put(second := make())
-    second.close()
-    lose_index(folder, clock)
-    (folder / "index.sqlite3").write_bytes(backup)
-    assert make().delete(REQUEST.key)
-    assert (read_settled(make()), pictures(folder)) == (None, [])
-
-
-def test_crash_while_deleting_brings_nothing_back(
-    cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(cache)
-    monkeypatch.setattr(cache.state, "remove", None)
-    with pytest.raises(TypeError):
-        cache.delete(REQUEST.key)
-    again = make()
-    assert read_settled(again) is None
-    assert again.totals() == Totals(0, 0)
-
-
-def test_picture_that_another_process_has_yet_to_save_is_not_said_to_be_missing(
-    cache: Cache, folder: Path, clock: Clock
-) -> None:
-    with held_elsewhere(SqlitePlace(folder, clock), REQUEST.key), pytest.raises(Unavailable):
-        cache.delete(REQUEST.key)
-    assert not cache.delete(REQUEST.key)
-
-
-def test_deletion_counts_although_a_request_removes_the_row_meanwhile(
-    cache: Cache, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(cache)
-    other = make()
-    monkeypatch.setattr(cache.state, "remember", lambda *_: read(other))
-    assert cache.delete(REQUEST.key)
-    assert not cache.delete(REQUEST.key)
-
-
 def test_hosted_picture_has_no_file(cache: Cache, folder: Path) -> None:
     put(cache)
     row = cache.put(REQUEST.key, png(), "image/png", url="https://img.example/a.png")
@@ -200,7 +161,7 @@ def test_hosted_picture_has_no_file(cache: Cache, folder: Path) -> None:
     assert cache.delete(REQUEST.key) is True
 
 
-def test_hit_is_one_call_and_so_is_a_put(cache: Cache, folder: Path) -> None:
+def test_hit_is_one_call_and_a_put_two(cache: Cache, folder: Path) -> None:
     put(cache)
     counting = CountingState(cache.state)
     counted = Cache(counting.counted, Folder(folder), 10**9)
@@ -209,9 +170,8 @@ def test_hit_is_one_call_and_so_is_a_put(cache: Cache, folder: Path) -> None:
     assert read(counted) == png()
     assert counting.calls == {"find": 1}
     put(counted)
-    assert counting.calls == {"find": 1, "store": 1}
     counted.settle()
-    assert counting.calls == {"find": 1, "store": 1}
+    assert counting.calls == {"find": 1, "store": 1, "totals": 1}
 
 
 def test_unavailable_state_forgets_nothing_and_hides_nothing(folder: Path, cache: Cache) -> None:
@@ -228,6 +188,128 @@ def test_unavailable_state_forgets_nothing_and_hides_nothing(folder: Path, cache
         put(cache)
     with pytest.raises(Unavailable):  # not a miss: it might be there
         cache.get("0" * 64)
+
+
+# --- deleting
+
+
+def test_deleted_picture_leaves_neither_row_nor_file(cache: Cache, folder: Path) -> None:
+    put(cache)
+    assert cache.delete(REQUEST.key) is True
+    assert cache.delete(REQUEST.key) is False
+    assert (cache.get(REQUEST.key), pictures(folder)) == (None, [])
+    assert cache.totals() == Totals(0, 0)
+
+
+def test_deleted_picture_stays_away_from_an_older_index(make: Make, folder: Path) -> None:
+    """Its newest file is unknown to that index, and would be adopted later."""
+    first = make()
+    put(first)
+    first.close()
+    backup = (folder / "index.sqlite3").read_bytes()
+    put(second := make(), data=GIF)
+    second.close()
+    lose_index(folder)
+    (folder / "index.sqlite3").write_bytes(backup)
+    assert make().delete(REQUEST.key)
+    assert (read_settled(make()), pictures(folder)) == (None, [])
+
+
+DRAW = """
+import sys
+from pathlib import Path
+from tests.test_cache import REQUEST, put
+from cache import Cache
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
+folder = Path(sys.argv[1])
+cache = Cache(SqliteState(folder), Folder(folder))
+with cache.state.hold(REQUEST.key, 0):
+    print("drawing", flush=True)
+    sys.stdin.read()
+    put(cache)
+"""
+
+
+def test_deletion_waits_for_no_drawing_and_undoes_none(make: Make, folder: Path) -> None:
+    put(cache := make())
+    with subprocess.Popen(
+        [sys.executable, "-c", DRAW, str(folder)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as drawing:
+        assert drawing.stdout
+        assert drawing.stdout.readline() == b"drawing\n"
+        with pytest.raises(BeingDrawn):
+            cache.delete(REQUEST.key)
+        assert read(cache) == png()
+        drawing.communicate()
+    assert cache.delete(REQUEST.key)
+    assert (read_settled(cache), read_settled(make()), pictures(folder)) == (None, None, [])
+
+
+def test_deletion_frees_room_on_a_full_disk(small: Cache, folder: Path) -> None:
+    put(small, data=png(size=PICTURE_BYTES + 2**18))
+    put(small, ImageRequest("kept"))
+    with full(folder):
+        with pytest.raises(NoRoom, match="MiB free"), small.reserve(is_hosted=False):
+            pass
+        assert read(small, ImageRequest("kept")) == png()
+        assert small.delete(REQUEST.key)
+        with small.reserve(is_hosted=False):
+            put(small, ImageRequest("new"))
+        assert read(small, ImageRequest("new")) == png()
+
+
+def test_deleted_picture_is_a_miss_although_its_row_stays(make: Make, folder: Path) -> None:
+    put(first := make())
+    first.close()
+    with read_only(folder / "index.sqlite3"):
+        assert (cache := make()).delete(REQUEST.key)
+        assert (read(cache), pictures(folder)) == (None, [])
+    assert read_settled(make()) is None
+
+
+# --- what cannot be written
+
+
+def test_picture_that_is_hosted_needs_no_room(small: Cache, folder: Path) -> None:
+    small.state.check()
+    with full(folder), small.reserve(is_hosted=True):
+        assert small.fault(is_hosted=True) is None
+        assert "MiB free" in str(small.fault(is_hosted=False))
+
+
+def test_error_of_a_drawing_passes_its_reservation(cache: Cache) -> None:
+    with pytest.raises(ConnectionError), cache.reserve(is_hosted=False):
+        raise ConnectionError
+
+
+def test_picture_that_could_not_be_written_is_logged(
+    small: Cache, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small.state.check()
+    with full(folder), pytest.raises(NotKept, match="No space"):
+        put(small, data=png(size=10_000))
+    assert f"Picture {REQUEST.key} could not be stored" in caplog.text
+    assert (small.get(REQUEST.key), pictures(folder)) == (None, [])
+
+
+def test_file_whose_row_could_not_be_written_is_adopted(make: Make, folder: Path) -> None:
+    (cache := make()).settle()
+    with refusing(folder, "INSERT ON entries"), pytest.raises(NotKept, match="refused"):
+        put(cache)
+    assert cache.get(REQUEST.key) is None
+    assert read_settled(make()) == png()
+    assert cache.totals() == Totals(1, len(png()))
+
+
+def test_row_of_a_hosted_picture_that_is_lost_is_logged(cache: Cache, folder: Path) -> None:
+    cache.settle()
+    with refusing(folder, "INSERT ON entries"), pytest.raises(NotKept):
+        cache.put(REQUEST.key, png(), "image/png", url="https://img.example/a.png")
+    assert cache.get(REQUEST.key) is None
 
 
 # --- the limit
@@ -267,33 +349,11 @@ def test_picture_larger_than_the_limit_costs_no_other(make: Make, folder: Path) 
     assert len(pictures(folder)) == 1
 
 
-def test_nothing_is_evicted_that_the_state_cannot_remove(
-    make: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_evicted_that_the_state_cannot_remove(make: Make, folder: Path) -> None:
     put(make())
-    cache = make(max_bytes=1)
-    monkeypatch.setattr(cache.state, "remove", refuse)
-    with pytest.raises(Unavailable):
-        cache.evict()
+    with refusing(folder, "DELETE ON entries"), pytest.raises(Unavailable):
+        make(max_bytes=1).evict()
     assert len(pictures(folder)) == 1
-
-
-def refuse(*_: object) -> int:
-    raise Unavailable("attempt to write a readonly database")
-
-
-def refuse_to_write(*_: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def is_locked_elsewhere(folder: Path, key: str) -> bool:
-    """Return whether another process cannot have the lock of a key."""
-    program = (
-        "import sys; from pathlib import Path; from storage.local.locks import Locks\n"
-        "with Locks(Path(sys.argv[1])).hold(sys.argv[2], 0): pass"
-    )
-    command = [sys.executable, "-c", program, str(folder / "locks"), key]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode != 0
 
 
 def test_hit_writes_nothing_until_it_is_flushed(cache: Cache, clock: Clock) -> None:
@@ -312,31 +372,15 @@ def test_hit_writes_nothing_until_it_is_flushed(cache: Cache, clock: Clock) -> N
     assert counting.calls["touch"] == 1
 
 
-# --- damaged and unreadable files
+# --- files that are not what the index says
 
 
-@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO])
-def test_file_that_cannot_be_opened_now_is_not_drawn_again(
-    cache: Cache, code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(cache)
-    with monkeypatch.context() as patch:
-        patch.setattr(Folder, "open", lambda *_: raise_os_error(code))
-        with pytest.raises(Unavailable, match=os.strerror(code)):
-            cache.get(REQUEST.key)
-    assert read(cache) == png()
-
-
-def raise_os_error(code: int) -> FileIO:
-    raise OSError(code, os.strerror(code))
-
-
-def test_row_of_another_key_never_serves_its_picture(cache: Cache) -> None:
+def test_row_of_another_key_never_serves_its_picture(cache: Cache, folder: Path) -> None:
     put(cache)
     other = put(cache, ImageRequest("another"), png(shade=3))
-    assert isinstance(cache.state, SqliteState)
-    changes = {"file": other.file, "key": REQUEST.key}
-    cache.state._write("amend", "UPDATE entries SET file = :file WHERE key = :key", [changes])
+    with closing(sqlite3.connect(folder / "index.sqlite3")) as connection, connection:
+        values = {"file": other.file, "key": REQUEST.key}
+        connection.execute("UPDATE entries SET file = :file WHERE key = :key", values)
     assert read(cache) is None
     assert read(cache, ImageRequest("another")) == png(shade=3)
 
@@ -361,30 +405,34 @@ def test_pictures_without_a_row_are_adopted_and_learn_from_their_first_hit(
     assert [newest.key for newest in cache.state.newest("", 1, None)] == [row.key]
 
 
-def test_restored_pictures_survive_the_start(make: Make, folder: Path, clock: Clock) -> None:
+def test_file_that_begins_like_no_picture_is_left_alone(cache: Cache, folder: Path) -> None:
+    text = add_file(folder, REQUEST, b"text")
+    assert cache.adopt() == 0
+    assert text.exists()
+
+
+def test_restored_pictures_survive_the_start(make: Make, folder: Path) -> None:
     """Their old times, and an index that does not know them, must not look like leftovers."""
     put(make(), ImageRequest("known"))
-    paths = [add_file(folder, ImageRequest(str(n)), png(shade=n)) for n in range(40)]
-    clock.now += STALE_SECONDS + 1
+    for n in range(40):
+        add_file(folder, ImageRequest(str(n)), png(shade=n))
     cache, stop = make(), threading.Event()
     upkeep = threading.Thread(target=cache.maintain, args=(stop,))
     upkeep.start()
     wait_until(lambda: cache.totals() == Totals(41, 41 * len(png())), what="adoption")
     stop.set()
     upkeep.join()
-    cache.sweep()
-    assert all(path.exists() for path in paths)
     found = [read(cache, ImageRequest(str(n))) for n in range(40)]
     assert found == [png(shade=n) for n in range(40)]
 
 
-def test_lost_index_loses_no_picture(cache: Cache, make: Make, folder: Path, clock: Clock) -> None:
+def test_lost_index_loses_no_picture(cache: Cache, make: Make, folder: Path) -> None:
     other = make()
     for one in (cache, other):
         one.settle()
     for n in range(30):
         put(cache, ImageRequest(str(n)), png(shade=n))
-    lose_index(folder, clock)
+    lose_index(folder)
     put(other, ImageRequest("new"))
     for one in (cache, other):
         found = [read_settled(one, ImageRequest(str(n))) for n in range(30)]
@@ -392,23 +440,57 @@ def test_lost_index_loses_no_picture(cache: Cache, make: Make, folder: Path, clo
     assert cache.totals() == Totals(31, 31 * len(png()))
 
 
-def test_newest_file_of_a_key_is_adopted(cache: Cache, folder: Path, clock: Clock) -> None:
-    put(cache)
-    add_file(folder, REQUEST, GIF)
-    lose_index(folder, clock)
-    assert read_settled(cache) == png()
+def test_newest_file_of_a_key_counts_and_the_others_go(cache: Cache, folder: Path) -> None:
+    add_file(folder, REQUEST, png(shade=1), created=1e9, number=1)
+    newest = add_file(folder, REQUEST, png(shade=2), created=1e9 + 2, number=2)
+    add_file(folder, REQUEST, GIF, created=1e9 + 1, number=3)
+    assert read_settled(cache) == png(shade=2)
+    assert pictures(folder) == [newest]
     assert cache.totals() == Totals(1, len(png()))
+
+
+def test_newer_file_takes_over_the_row_and_its_prompt(
+    make: Make, cache: Cache, folder: Path, clock: Clock
+) -> None:
+    """As after a crash between a picture and its row."""
+    put(cache)
+    newer = add_file(folder, REQUEST, GIF, clock.now + 10)
+    again = make()
+    again.settle()
+    assert (read(again), row_of(again).request) == (GIF, REQUEST)
+    assert pictures(folder) == [newer]
 
 
 def test_file_in_place_of_a_missing_one_is_adopted(make: Make, cache: Cache, folder: Path) -> None:
     """As when an older index is put back beside newer pictures."""
     put(cache, data=GIF)
-    [older] = pictures(folder)
-    older.unlink()
+    [missing] = pictures(folder)
+    missing.unlink()
     add_file(folder, REQUEST, png())
     again = make()
     again.settle()
     assert read(again) == png()
+
+
+def test_file_that_may_be_being_drawn_is_not_deleted(
+    cache: Cache, folder: Path, clock: Clock
+) -> None:
+    """The clock may have been set back, so that it is older than the one it replaces."""
+    put(cache)
+    drawn = add_file(folder, REQUEST, GIF)
+    with held_elsewhere(SqlitePlace(folder, clock), REQUEST.key):
+        cache.adopt()
+        assert drawn.exists()
+    cache.adopt()
+    assert not drawn.exists()
+
+
+def test_hosted_picture_is_not_replaced_by_a_file(cache: Cache, folder: Path) -> None:
+    row = cache.put(REQUEST.key, png(), "image/png", url="https://img.example/a.png")
+    kept = add_file(folder, REQUEST, png(), created=2e9)
+    assert cache.adopt() == 0
+    assert cache.state.find(REQUEST.key) == row
+    assert kept.exists()
 
 
 def test_threads_wait_for_the_one_that_adopts(cache: Cache, folder: Path) -> None:
@@ -430,102 +512,37 @@ def test_threads_wait_for_the_one_that_adopts(cache: Cache, folder: Path) -> Non
     assert counting.calls["add"] == 1
 
 
-def test_nothing_counts_as_settled_that_could_not_be_adopted(
-    cache: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_counts_as_settled_that_could_not_be_adopted(cache: Cache, folder: Path) -> None:
+    cache.settle()
     add_file(folder, REQUEST, png())
-    with monkeypatch.context() as patch:
-        patch.setattr(cache.state, "add", refuse)
+    again = Cache(cache.state, cache.store)
+    with refusing(folder, "INSERT ON entries"):
         for _ in range(2):
             with pytest.raises(Unavailable):
-                cache.settle()
-    cache.settle()
+                again.settle()
+    again.settle()
     assert read(cache) == png()
 
 
-# --- the sweep
-
-
-def test_sweep_deletes_leftovers_of_crashes_and_nothing_else(
-    cache: Cache, folder: Path, clock: Clock
-) -> None:
-    put(cache)
-    hosted, young = ImageRequest("hosted"), ImageRequest("young")
-    cache.put(hosted.key, png(), "image/png", url="https://img.example/a.png")
-    goes = {add_file(folder, REQUEST, GIF).name, f"{'a' * 64}-{'0' * 16}.png.tmp"}
-    stays = {
-        add_file(folder, hosted, png()).name,
-        add_file(folder, young, png()).name,
-        *(path.name for path in pictures(folder) if path.suffix == ".png"),
-        "holiday.png",
-        "notes.tmp",
-        f"{'b' * 64}.data",
-    }
-    for name in goes | stays:
-        if not (folder / name).exists():
-            (folder / name).write_bytes(b"x")
-    cache.sweep()
-    assert goes <= set(os.listdir(folder)), "nothing goes before it is ten minutes old"
-    clock.now += STALE_SECONDS + 60
-    cache.sweep()
-    left = set(os.listdir(folder))
-    assert (goes & left, stays - left) == (set(), set())
-    assert read(cache) == png()
-
-
-def test_sweep_spares_the_file_whose_rival_is_missing(
-    cache: Cache, folder: Path, clock: Clock
-) -> None:
-    put(cache)
-    [picture] = pictures(folder)
-    picture.unlink()
-    spared = add_file(folder, REQUEST, GIF)
-    clock.now += STALE_SECONDS + 60
-    cache.sweep()
-    assert spared.exists()
-
-
-def test_nothing_is_swept_while_the_state_cannot_be_written(
-    cache: Cache, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(cache)
-    leftover = add_file(folder, REQUEST, GIF)
-    clock.now += STALE_SECONDS + 60
-    with monkeypatch.context() as patch:
-        patch.setattr(cache.state, "expire", refuse)
-        with pytest.raises(Unavailable):
-            cache.sweep()
-    assert leftover.exists()
+# --- upkeep
 
 
 def test_upkeep_survives_an_unavailable_state_and_flushes_at_its_end(
-    cache: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, folder: Path
 ) -> None:
-    put(cache)
+    put(make())
+    cache, stop = make(max_bytes=1), threading.Event()
     counting = CountingState(cache.state)
-    monkeypatch.setattr(cache.state, "expire", refuse)
-    cache.state, stop = counting.counted, threading.Event()
+    cache.state = counting.counted
     upkeep = threading.Thread(target=cache.maintain, args=(stop,))
-    upkeep.start()
-    wait_until(lambda: counting.calls["expire"] >= 2, what="tasks that fail")
-    assert read(cache) == png()
+    with refusing(folder, "DELETE ON entries"):
+        upkeep.start()
+        wait_until(lambda: counting.calls["remove"] >= 2, what="evictions that fail")
+        cache.max_bytes = 0
+        assert read(cache) == png()
     stop.set()
     upkeep.join()
     assert counting.calls["touch"] == 1
-
-
-# --- the disk
-
-
-def test_deleted_folder_is_made_again(cache: Cache, folder: Path, clock: Clock) -> None:
-    put(cache)
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    clock.now += 2
-    assert read_settled(cache) is None
-    put(cache)
-    assert read(cache) == png()
 
 
 def test_upkeep_goes_on_although_a_task_fails(caplog: pytest.LogCaptureFixture) -> None:
@@ -536,6 +553,16 @@ def test_upkeep_goes_on_although_a_task_fails(caplog: pytest.LogCaptureFixture) 
 
     repeat([Task(fail, first=0, period=1), Task(stop.set, first=0, period=1)], stop)
     assert "can't start new thread" in caplog.text
+
+
+def test_deleted_folder_is_made_again(cache: Cache, folder: Path) -> None:
+    put(cache)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    assert read_settled(cache) is None
+    put(cache)
+    assert read(cache) == png()
 
 
 KILL_AT_RANDOM = """

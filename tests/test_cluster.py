@@ -40,7 +40,6 @@ from .postgres import Postgres
 from .servers import Gate, Got, Say, ScriptedServer, closing_all, png, send_and_leave, wait_until
 
 HIT = "PromptImageProxy; hit"
-STORED = "PromptImageProxy; fwd=miss; stored; detail=backend"
 BLOG = "access-key-of-the-blog"
 # Whatever is down: an answer comes within this time, and all is well again after the other.
 IN_TIME, BACK = 6.0, 2.0
@@ -124,12 +123,6 @@ class Cluster:
         self.postgres.execute(
             "DELETE FROM prompt_image_notes", url=self.environment["DATABASE_URL"]
         )
-
-    def rows(self, prompt: str) -> int:
-        """Return how many pictures of a prompt the database has."""
-        query = f"SELECT count(*) FROM prompt_image_entries WHERE prompt = '{prompt}'"
-        [(count,)] = self.postgres.execute(query, url=self.environment["DATABASE_URL"])
-        return int(count)
 
     def close(self) -> None:
         with closing_all([self.backend, self.llm, *self.machines]):

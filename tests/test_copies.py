@@ -258,10 +258,10 @@ def test_copies_of_pictures_deleted_elsewhere_are_swept(
     assert there.read() == there.read(OTHER) == PNG
     assert here.cache.delete(REQUEST.key)
     assert there.read() is None
-    there.cache.sweep()
+    there.store.sweep()
     assert len(there.copies()) == 2, "the row of a young one may not be written yet"
     clock.now += STALE_SECONDS + 1
-    there.cache.sweep()
+    there.store.sweep()
     assert there.copies() == [kept.file]
 
 
@@ -270,7 +270,7 @@ def test_bucket_is_adopted_by_command_only(here: Machine, there: Machine) -> Non
     here.objects.put("holiday.png", PNG, "image/png")
     assert here.state.remove([row])
     there.cache.settle()
-    there.cache.sweep()
+    there.store.sweep()
     assert there.link.requests == []
     assert there.read() is None
     assert there.cache.adopt() == 1

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from .conftest import ADMIN, KEY, Gunicorn, InProcess, drawing
-from .disks import full, read_only, small_disk
+from .disks import disk, full, read_only
 from .servers import RawServer, Say, ScriptedServer, Seen, fetch, png, read_request, wait_until
 
 Serve = Callable[..., InProcess]
@@ -38,7 +38,6 @@ MakeServer = Callable[[], ScriptedServer]
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 HIT = "PromptImageProxy; hit"
 STORED = "PromptImageProxy; fwd=miss; stored; detail=backend"
-NOT_STORED = "PromptImageProxy; fwd=miss; detail=backend"
 MIB = 2**20
 
 
@@ -270,56 +269,67 @@ def test_clock_that_jumps_a_day_loses_and_blocks_nothing(
 # --- the disk -----------------------------------------------------------------------------------
 
 
-def test_full_disk_costs_no_picture_and_recovers(
+def assert_refused(service: Gunicorn, prompt: str, reason: str) -> None:
+    """Assert that a picture is not drawn, and that client and operator learn why."""
+    got = service.picture(prompt)
+    assert (got.status, got.headers["Retry-After"]) == (503, "5")
+    assert "stored" in got.json["detail"]
+    status = service.get("/status").json
+    assert (status["status"], reason in status["cache"]["fault"]) == ("degraded", True)
+
+
+def test_full_disk_stops_drawing_and_nothing_else(
     gunicorn: Start, known: ScriptedServer, tmp_path: Path, opened: list[Any]
 ) -> None:
-    disk = contextlib.ExitStack()
-    opened.append(disk)  # before the service, which is closed first
-    is_small = disk.enter_context(small_disk(tmp_path / "disk"))
+    small = contextlib.ExitStack()
+    opened.append(small)  # before the service, which is closed first
+    small.enter_context(disk(tmp_path / "disk", "24m"))
     folder = tmp_path / "disk" / "cache"
-    service = gunicorn(known, CACHE_DIR=str(folder), LOG_LEVEL="WARNING")
+    service = gunicorn(known, CACHE_DIR=str(folder), MAX_IMAGE_BYTES=str(MIB), LOG_LEVEL="WARNING")
     kept = [f"kept{n}" for n in range(5)]
     assert [service.picture(prompt).headers["Cache-Status"] for prompt in kept] == [STORED] * 5
-    with full(folder.parent, is_small, service.workers()):
+    with full(folder.parent, spare=MIB // 2):
         for n in range(12):
-            new = service.picture(f"new{n % 4}")
-            assert (new.status, new.body) == (200, picture_of(f"new{n % 4}"))
-            assert new.headers["Cache-Status"] in (NOT_STORED, HIT)  # from memory
+            assert_refused(service, f"new{n % 4}", "0.5 MiB free, 1.0 MiB needed")
             old = service.picture(kept[n % 5])
             assert (old.headers["Cache-Status"], old.body) == (HIT, picture_of(kept[n % 5]))
-            assert service.get("/status").json["cache"]["entries"] == 5
-        assert service.get("/status").json["status"] == "degraded"
-        # The file goes even if the index has no room for the deletion.
-        assert service.delete(b'{"description": "kept0"}').status in (200, 503)
+        assert service.delete(b'{"description": "kept0"}').status == 200
         assert len(pictures(folder)) == 4
-        # Once by each worker at most: what cannot be stored is kept in memory.
-        assert len(known.seen) <= 5 + 2 * 4
-    wait_until(lambda: service.get("/status").json["status"] == "ok")
-    wait_until(lambda: len(list(folder.glob("*.png"))) >= 8)
-    assert service.picture("new0").headers["Cache-Status"] == HIT
-    assert not list(folder.glob("*.tmp"))
-    assert "Pictures cannot be saved" in service.said()
+        assert len(known.seen) == 5, "nothing is paid for"
+    assert service.picture("new0").headers["Cache-Status"] == STORED
+    wait_until(lambda: service.get("/status").json["status"] == "ok", 6)
+    assert service.said().count("New pictures cannot be stored") <= len(service.workers())
     assert "Traceback" not in service.said()
 
 
-def test_read_only_folder_costs_no_picture_and_recovers(
+def test_read_only_folder_stops_drawing_and_nothing_else(
     gunicorn: Start, known: ScriptedServer, folder: Path
 ) -> None:
     service = gunicorn(known, LOG_LEVEL="WARNING")
     assert service.picture("kept").headers["Cache-Status"] == STORED
     with read_only(folder):
         for n in range(12):
-            new = service.picture(f"new{n % 2}")
-            assert (new.status, new.body) == (200, picture_of(f"new{n % 2}"))
-            assert new.headers["Cache-Status"] in (NOT_STORED, HIT)  # from memory
+            assert_refused(service, f"new{n % 2}", "Read-only file system")
             assert service.picture("kept").headers["Cache-Status"] == HIT
-            assert service.get("/status").status == 200
             assert service.delete(b'{"description": "nothing"}').status in (404, 503)
+    assert len(known.seen) == 1
     for n in range(6):
         assert service.picture(f"later{n}").headers["Cache-Status"] == STORED
         assert service.picture(f"later{n}").headers["Cache-Status"] == HIT
     assert service.picture("kept").body == picture_of("kept")
     assert "Traceback" not in service.said()
+
+
+def test_service_starts_without_room_and_says_so(
+    gunicorn: Start, known: ScriptedServer, tmp_path: Path, opened: list[Any]
+) -> None:
+    small = contextlib.ExitStack()
+    opened.append(small)
+    small.enter_context(disk(tmp_path / "disk", "2m"))
+    folder = tmp_path / "disk" / "cache"
+    service = gunicorn(known, CACHE_DIR=str(folder), LOG_LEVEL="WARNING")
+    assert_refused(service, "x", "32.0 MiB needed")
+    wait_until(lambda: "New pictures cannot be stored" in service.said())
 
 
 # --- files and index ----------------------------------------------------------------------------
@@ -407,7 +417,7 @@ def test_index_damaged_under_load_costs_no_answer(
 ) -> None:
     service = gunicorn(known, LOG_LEVEL="WARNING")
     index, stop = folder / "index.sqlite3", threading.Event()
-    prompts = [f"picture{n}" for n in range(12)]
+    prompts, faults = [f"picture{n}" for n in range(12)], list[str | None]()
     for prompt in prompts:
         service.picture(prompt)
 
@@ -430,11 +440,13 @@ def test_index_damaged_under_load_costs_no_answer(
                 damage(index)
                 wait_until(partial(is_cached_for_both, service, f"after{number}"))
                 wait_until(index.is_file)
+                faults.append(service.get("/status").json["cache"]["fault"])
         finally:
             stop.set()
         assert [fault for one in asking for fault in one.result()] == []
     assert "Traceback" not in service.said()
     assert "The index was damaged" in service.said()
+    assert "the index was damaged" in str(faults)
     # Each picture was adopted, and not drawn again.
     assert len(known.seen) == len(prompts) + len(INDEX_DAMAGES)
 

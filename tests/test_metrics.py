@@ -39,7 +39,7 @@ from .conftest import (
     pollinations_settings,
     saying,
 )
-from .disks import full
+from .disks import file_sizes_limited
 from .servers import (
     Gate,
     Got,
@@ -387,7 +387,7 @@ def test_full_disk_costs_numbers_and_nothing_else(gunicorn: Start, backend: Scri
     service = gunicorn(backend, **ON)
     service.picture("x")
     service.picture("x")
-    with full(Path(), is_small=False, pids=[service.process.pid]):
+    with file_sizes_limited(service.process.pid, 2000):
         reload(service)
         assert service.said().count("This worker is missing from /metrics: File too large") == 2
         assert service.picture("x").status == 200

@@ -28,6 +28,7 @@ from .states import Word
 Open = Callable[..., PostgresState]
 
 KEY = "a" * 64
+SESSIONS = "FROM pg_stat_activity WHERE application_name = 'prompt-image-proxy'"
 # What a call may take in tests of a server that does not answer.
 SHORT = 0.5
 # The service goes on within this time after the server has come back.
@@ -64,11 +65,11 @@ def link(postgres: Postgres) -> Iterator[Link]:
         yield made
 
 
-def row_of(number: int, generation: int = 0) -> Row:
+def row_of(number: int) -> Row:
     key = sha256(str(number).encode()).hexdigest()
     return Row(
         key=key,
-        file=f"{key}-{generation:016x}.png",
+        file=f"{key}-{number:016x}.png",
         media_type="image/png",
         bytes=100,
         digest="0" * 64,
@@ -96,17 +97,12 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 def sessions(postgres: Postgres) -> int:
     """Return how many connections there are from the service."""
-    [(count,)] = postgres.execute(
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'prompt-image-proxy'"
-    )
+    [(count,)] = postgres.execute(f"SELECT count(*) {SESSIONS}")
     return int(count)
 
 
 def terminate_all(postgres: Postgres) -> None:
-    postgres.execute(
-        "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity"
-        " WHERE application_name = 'prompt-image-proxy'"
-    )
+    postgres.execute(f"SELECT pg_terminate_backend(pid, 1000) {SESSIONS}")
 
 
 # --- a wrong DATABASE_URL
@@ -279,30 +275,19 @@ class Load:
         self.failures: list[float] = []
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(16)
-        self._running = [self._pool.submit(self._work, number) for number in range(16)]
+        self._running = [self._pool.submit(self._work, f"{number:064x}") for number in range(16)]
 
-    def _work(self, number: int) -> None:
-        key = f"{number:064x}"
+    def _work(self, key: str) -> None:
         while not self._stop.is_set():
-            for call in (self._hold, self.state.find, self._remember, self._recall):
-                began = time.monotonic()
-                try:
-                    call(key)
-                except Unavailable:
-                    self.failures.append(time.monotonic())
-                    self._stop.wait(0.01)
-                self.calls += 1
-                self.slowest = max(self.slowest, time.monotonic() - began)
-
-    def _hold(self, key: str) -> None:
-        with self.state.hold(key, 0.0):
-            pass
-
-    def _remember(self, key: str) -> None:
-        self.state.remember(Word("x"), key, 60)
-
-    def _recall(self, key: str) -> None:
-        self.state.recall_all([(Word, f"{key} of another")])
+            began = time.monotonic()
+            try:
+                with self.state.hold(key, 0.0):
+                    self.state.remember(Word("x"), key, 60)
+            except Unavailable:
+                self.failures.append(time.monotonic())
+                self._stop.wait(0.01)
+            self.calls += 1
+            self.slowest = max(self.slowest, time.monotonic() - began)
 
     def go_on(self) -> None:
         """Wait until as many calls are made as take a moment."""
@@ -392,10 +377,9 @@ def test_read_only_server_is_read(open_state: Open, state: PostgresState, url: s
     standby = open_state(f"{url}%20-cdefault_transaction_read_only%3Don")
     with pytest.raises(Unavailable, match="read-only"):
         standby.check()
-    for _ in range(CONNECTIONS + 1):
-        with pytest.raises(Unavailable, match="read-only"):
-            standby.store(row_of(2))
-        assert standby.find(row_of(1).key) == row_of(1)
+    with pytest.raises(Unavailable, match="read-only"):
+        standby.store(row_of(2))
+    assert standby.find(row_of(1).key) == row_of(1)
 
 
 def test_server_is_told_to_notice_lost_machines(url: str) -> None:

@@ -1,4 +1,4 @@
-"""SQLite alone: migration, healing, read-only and full disks, and what a statement costs."""
+"""SQLite alone: migration, damage and backups, disks that cannot be written, and costs."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import os
 import random
 import re
 import sqlite3
+import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storage import IncompatibleSchema, Row, Totals, Unavailable
-from storage.local import schema
-from storage.local.database import BUSY_SECONDS
+from storage import IncompatibleSchema, Row, Totals, Unavailable, sql
+from storage.local.database import PATIENCE_SECONDS
 from storage.local.sqlite import SqliteState
 from storage.rows import to_columns
 from storage.sql import MAX_NOTES, SCHEMA_VERSION
+from storage.store import DAY, HOUR
 
-from .disks import full, read_only, small_disk
+from .disks import disk, full, read_only
 from .states import ROOT, Clock, Word
 
 Open = Callable[[], SqliteState]
-Fill = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -46,17 +46,16 @@ def index(folder: Path) -> Path:
 
 
 @pytest.fixture
-def seconds() -> Clock:
-    """The monotonic clock: once a second a process looks whether its database is in place."""
-    return Clock(1000.0)
+def clock() -> Clock:
+    return Clock(time.time())  # the backup's age is that of a file
 
 
 @pytest.fixture
-def open_state(folder: Path, seconds: Clock) -> Iterator[Open]:
+def open_state(folder: Path, clock: Clock) -> Iterator[Open]:
     with contextlib.ExitStack() as stack:
 
         def open_one() -> SqliteState:
-            state = SqliteState(folder, Clock(), seconds)
+            state = SqliteState(folder, clock)
             stack.callback(state.close)
             return state
 
@@ -153,7 +152,7 @@ def make_version_1(index: Path) -> tuple[Row, Row]:
                 " :created, :created, :prompt, :seed)",
                 to_columns(row),
             )
-        note = ("word", "k", '{"text": "kept"}', 1.8e9 - 10, 1.8e9 + 10)
+        note = ("word", "k", '{"text": "kept"}', time.time() - 10, time.time() + 1000)
         connection.execute("INSERT INTO notes VALUES (?, ?, ?, ?, ?)", note)
     return file, hosted(2)
 
@@ -177,7 +176,7 @@ def test_version_1_is_migrated_in_place(index: Path, open_state: Open) -> None:
     assert (state.totals(), word(state)) == (Totals(2, 100), "kept")
     assert state.oldest(10) == [file]
     state.store(hosted(3))
-    assert (index.stat().st_ino, copies(index), state.epoch) == (inode, [], 0)
+    assert (index.stat().st_ino, copies(index)) == (inode, [])
     state.close()
     assert execute(index, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
 
@@ -214,15 +213,12 @@ def test_processes_that_start_together_agree(index: Path, prepare: Callable[[Pat
     assert copies(index) == []
 
 
-def test_failed_migration_changes_nothing(
-    index: Path, open_state: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_migration_changes_nothing(index: Path, open_state: Open) -> None:
     file, _ = make_version_1(index)
-    with monkeypatch.context() as patch:
-        broken = ("ALTER TABLE entries DROP COLUMN mtime_ns", "INSERT INTO totals VALUES (1)")
-        patch.setitem(schema._MIGRATIONS, 2, broken)
-        with pytest.raises(Unavailable):
-            open_state().check()
+    execute(index, "CREATE TABLE entries_by_size (in_the_way_of_an_index)")
+    with pytest.raises(Unavailable, match="entries_by_size"):
+        open_state().check()
+    execute(index, "DROP TABLE entries_by_size")
     assert open_state().find(file.key) == file
 
 
@@ -235,7 +231,7 @@ def test_index_of_a_newer_version_is_refused_and_left_alone(
     before = index.read_bytes()
     newer = open_state()
     for call in (newer.check, lambda: newer.store(hosted(2)), lambda: newer.find(hosted(1).key)):
-        with pytest.raises(IncompatibleSchema, match=r"newer version .* move index\.sqlite3 away"):
+        with pytest.raises(IncompatibleSchema, match=r"newer version .* move index\.sqlite3 and"):
             call()
     newer.close()
     assert index.read_bytes() == before
@@ -243,7 +239,7 @@ def test_index_of_a_newer_version_is_refused_and_left_alone(
     assert len(caplog.records) == 1
 
 
-# --- healing
+# --- damage
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:
@@ -274,7 +270,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("is_open", [True, False], ids=["open", "closed"])
 def test_lost_database_is_replaced_under_every_process(
-    open_state: Open, index: Path, seconds: Clock, damage: Callable[[Path], object], is_open: bool
+    open_state: Open, index: Path, damage: Callable[[Path], object], is_open: bool
 ) -> None:
     states = [open_state(), open_state()]
     for number in range(30):
@@ -284,7 +280,6 @@ def test_lost_database_is_replaced_under_every_process(
         for state in states:
             state.close()
     damage(index)
-    seconds.now += 2
     for number in range(30):  # what can still be read is right
         assert states[0].find(hosted(number).key) in (hosted(number), None)
     for number, state in enumerate(states):
@@ -316,68 +311,16 @@ def test_garbage_anywhere_is_survived(open_state: Open, index: Path, seed: int) 
     again.newest("", 100, None)
 
 
-def test_epoch_changes_with_the_database(open_state: Open, index: Path, seconds: Clock) -> None:
-    states = [open_state(), open_state()]
-    for state in states:
-        state.check()
-    index.unlink()
-    seconds.now += 2
-    for state in states * 2:
-        state.check()
-    assert [state.epoch for state in states] == [1, 1]
-    states[0].close()
-    states[0].check()
-    assert states[0].epoch == 1
-
-
-def test_connection_to_a_replaced_database_is_not_used_again(
+def test_replaced_database_is_noticed_at_the_next_call(
     open_state: Open, index: Path, state: SqliteState
 ) -> None:
-    """Before the second is over after which a replacement is looked for."""
-    state.check()
-    index.unlink()
-    open_state().store(hosted(1))
-    found = state._database.run(lambda _: state.find(hosted(1).key))  # over a second connection
-    assert found == hosted(1)
-    assert state.find(hosted(1).key) == hosted(1)
-    index.unlink()
-    assert state.epoch == 2
-
-
-def test_rows_of_a_damaged_database_are_saved_but_those_of_the_damaged_page(
-    state: SqliteState, index: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows = [hosted(number) for number in range(300)]
-    state.add(rows)
-    state.remember(Word("kept"), "k", 100)
-    state.close()
-    page = index.read_bytes().index(b"picture 150 ") // 4096
-    overwrite(index, page * 4096, b"\xff" * 4096)
-    broken = index.read_bytes()
-    for row in rows:
-        state.find(row.key)
-    assert word(state) == "kept"
-    found = [row for row in rows if state.find(row.key) == row]
-    assert len(rows) - 12 <= len(found) < len(rows)
-    [copy] = copies(index)
-    assert (index.parent / copy).read_bytes() == broken
-    [record] = caplog.records
-    assert f"{len(found) + 1} of its rows saved" in record.getMessage()
-
-
-def test_every_copy_keeps_its_wal(open_state: Open, index: Path, seconds: Clock) -> None:
-    state = open_state()
-    for number in range(3):
-        state.store(hosted(number))
-        wal = index.with_name("index.sqlite3-wal").read_bytes()
-        assert wal
-        overwrite(index, 0, b"garbage " * 512)
-        other = open_state()
-        other.store(hosted(100 + number))
-        seconds.now += 2
-    names = copies(index)
-    assert len([name for name in names if not name.endswith("-wal")]) == 3
-    assert all(f"{name}-wal" in names for name in names if not name.endswith("-wal"))
+    state.store(hosted(1))
+    epoch = state.epoch
+    assert state.epoch == epoch
+    delete_with_its_wal(index)
+    open_state().store(hosted(2))
+    assert (state.find(hosted(1).key), state.find(hosted(2).key)) == (None, hosted(2))
+    assert state.epoch != epoch
 
 
 def test_damaged_row_hides_no_other(state: SqliteState, index: Path) -> None:
@@ -391,14 +334,7 @@ def test_damaged_row_hides_no_other(state: SqliteState, index: Path) -> None:
     )
     assert [row.prompt for row in state.newest("", 9, None)] == ["\ufffdpicture", hosted(0).prompt]
     assert state.find(hosted(2).key) is None
-    assert (state.epoch, copies(index)) == (0, [])
-
-
-def test_database_without_its_totals_is_healed(state: SqliteState, index: Path) -> None:
-    state.store(hosted(1))
-    execute(index, "DELETE FROM totals")
-    assert state.totals() == Totals(1, 0)
-    assert state.find(hosted(1).key) == hosted(1)
+    assert copies(index) == []
 
 
 def test_note_that_is_not_json_is_none(state: SqliteState, index: Path) -> None:
@@ -408,80 +344,146 @@ def test_note_that_is_not_json_is_none(state: SqliteState, index: Path) -> None:
         assert word(state) is None
 
 
-# --- connections
+# --- the backup
 
 
-def test_connection_of_a_failed_call_is_closed(state: SqliteState) -> None:
-    seen: list[sqlite3.Connection] = []
-
-    def fail(connection: sqlite3.Connection) -> None:
-        seen.append(connection)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        state._database.run(fail)
-    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
-        seen[0].execute("SELECT 1")
+def back_up(state: SqliteState) -> Path:
+    """Make the backup, as the upkeep does an hour after the start; return its path."""
+    [task] = [task for task in state.tasks() if task.first == task.period == HOUR]
+    task.work()
+    return state.directory / "backup" / "index.sqlite3"
 
 
-def test_connection_in_use_while_the_state_closes_is_closed(state: SqliteState) -> None:
-    began, closed = threading.Event(), threading.Event()
-    seen: list[sqlite3.Connection] = []
-
-    def work(connection: sqlite3.Connection) -> None:
-        seen.append(connection)
-        began.set()
-        closed.wait(10)
-
-    thread = threading.Thread(target=state._database.run, args=(work,))
-    thread.start()
-    assert began.wait(10)
-    state.close()
-    closed.set()
-    thread.join()
-    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
-        seen[0].execute("SELECT 1")
+def with_file(number: int) -> Row:
+    row = hosted(number)
+    return replace(row, url=None, file=f"{row.key}-{'0' * 16}.png")
 
 
-def test_no_statement_reads_a_whole_table(state: SqliteState) -> None:
+def damage_all_but_the_wal(state: SqliteState, index: Path) -> None:
+    """Leave a row in the WAL alone, and damage what is not in the WAL."""
+    state.add([hosted(number) for number in range(100, 500)])
+    execute(index, "PRAGMA wal_checkpoint(TRUNCATE)")
+    state.store(hosted(4))
+    overwrite(index, 4096, b"garbage " * (index.stat().st_size // 8 - 512))
+
+
+def test_backup_takes_the_place_of_a_damaged_index(
+    state: SqliteState, index: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, lost = with_file(2), with_file(3)
+    state.add([hosted(1), kept, lost])
+    (folder / str(kept.file)).touch()
+    back_up(state)
+    damage_all_but_the_wal(state, index)
+    damaged, wal = index.read_bytes(), index.with_name("index.sqlite3-wal").read_bytes()
+    with contextlib.closing(SqliteState(folder)) as other:
+        assert other.newest("", 9, None) == [kept, hosted(1)]
+    [aside, aside_wal] = copies(index)
+    assert (folder / aside).read_bytes() == damaged
+    assert (folder / aside_wal).read_bytes() == wal != b""
+    [record] = caplog.records
+    assert (record.levelname, aside in record.getMessage()) == ("ERROR", True)
+    assert "the backup of" in record.getMessage()
+    assert aside in str(state.fault)
+    (folder / aside).unlink()
+    assert state.fault is None
+
+
+def test_damaged_backup_of_a_damaged_index_is_left_out(
+    state: SqliteState, index: Path, folder: Path
+) -> None:
+    state.store(hosted(1))
+    overwrite(back_up(state), 4096, b"garbage " * 512)
+    damage_all_but_the_wal(state, index)
+    with contextlib.closing(SqliteState(folder)) as other:
+        assert other.find(hosted(1).key) is None
+        other.store(hosted(2))
+    assert state.totals() == Totals(1, 0)
+
+
+def test_backup_of_an_older_version_is_migrated(index: Path, open_state: Open) -> None:
+    make_version_1(index)
+    (index.parent / "backup").mkdir()
+    index.rename(index.parent / "backup" / index.name)
+    index.write_text("damaged")
+    state = open_state()
+    assert state.newest("", 9, None) == [hosted(2)], "the file of the other is missing"
+    assert word(state) == "kept"
+
+
+def test_backup_is_private_and_made_once_a_day(
+    open_state: Open, state: SqliteState, clock: Clock
+) -> None:
+    state.store(hosted(1))
+    backup = back_up(state)
+    made = backup.stat()
+    assert stat.S_IMODE(made.st_mode) == 0o600
+    assert stat.S_IMODE(backup.parent.stat().st_mode) == 0o700
+    back_up(open_state())
+    assert backup.stat().st_mtime_ns == made.st_mtime_ns
+    clock.now += DAY + 1
+    back_up(open_state())
+    assert backup.stat().st_mtime_ns > made.st_mtime_ns
+
+
+def test_backup_is_made_only_where_there_is_room(folder: Path, clock: Clock) -> None:
+    with (
+        disk(folder, "4m"),
+        contextlib.closing(SqliteState(folder, clock, spare_bytes=2**20)) as state,
+    ):
+        state.store(hosted(1))
+        with full(folder, spare=2**20):
+            assert not back_up(state).exists()
+        assert back_up(state).exists()
+
+
+def test_deleted_row_leaves_the_backup_and_its_age(state: SqliteState) -> None:
+    state.add([hosted(1), hosted(2)])
+    backup = back_up(state)
+    os.utime(backup, (1e9, 1e9))
+    assert state.delete(hosted(1).key)
+    assert not state.delete(hosted(1).key)
+    assert execute(backup, "SELECT key FROM entries") == [(hosted(2).key,)]
+    assert backup.stat().st_mtime == 1e9
+
+
+def test_backup_goes_if_a_row_cannot_be_deleted_from_it(state: SqliteState) -> None:
+    state.store(hosted(1))
+    backup = back_up(state)
+    backup.write_text("damaged")
+    assert state.delete(hosted(1).key)
+    assert not backup.exists()
+
+
+# --- costs
+
+
+def test_no_statement_reads_a_whole_table(state: SqliteState, index: Path) -> None:
     """So a million pictures cost a request no more than a thousand do."""
-    said: list[str] = []
-    state._database.run(lambda connection: connection.set_trace_callback(said.append))
-    row = hosted(1)
-    file = replace(row, url=None, file=f"{row.key}-{'0' * 16}.png")
-    state.store(row)
-    state.amend(row, file)
-    state.add([hosted(2), hosted(3)])
-    state.find(row.key)
-    state.files([row.key, hosted(2).key])
-    state.touch({row.key: 1.0})
-    state.newest("", 10, None)
-    state.newest("a", 10, (1.8e9, row.key))
-    state.oldest(10)
-    state.remember(Word("x"), "k", 10)
-    state.recall_all([(Word, "k"), (Word, "l")])
-    state.forget(Word, "k")
-    state.expire()
-    state.totals()
-    state.remove([file])
-    state._database.run(lambda connection: connection.set_trace_callback(None))
-    # A trigger's statements are said as comments; BEGIN and COMMIT have no plan.
-    said = [sql for sql in said if re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)", sql)]
-    assert len(said) >= 16
-    for sql in said:
-        # SQLite writes infinity as a word that it cannot read.
-        plan = f"EXPLAIN QUERY PLAN {sql.replace('(Inf,', '(9e999,')}"
-        steps = " ".join(str(row["detail"]) for row in state._select("plan", plan, {}))
+    state.check()
+    statements = [
+        text
+        for name, text in vars(sql).items()
+        if name.isupper() and name[0] != "_" and isinstance(text, str)
+    ]
+    statements += [sql.files(2), sql.last_drawn(2), sql.recall(2), sql.counts(2)]
+    statements.append("SELECT entries, bytes FROM totals")
+    for statement in statements:
+        plan = re.sub(r":\w+", "1", f"EXPLAIN QUERY PLAN {statement}")
+        steps = " ".join(str(step[3]) for step in execute(index, plan))
         # In the order of an index it ends at the LIMIT; and `totals` has one row.
-        assert not re.search(r"SCAN (?!\w+ USING (COVERING )?INDEX|totals)|TEMP B-TREE", steps), sql
+        assert not re.search(
+            r"SCAN (?!\w+ USING (COVERING )?INDEX|totals|CONSTANT)|TEMP B-TREE", steps
+        ), statement
 
 
-def test_number_of_notes_is_bounded(state: SqliteState, index: Path) -> None:
+def test_number_of_notes_is_bounded(state: SqliteState, index: Path, clock: Clock) -> None:
     state.remember(Word("x"), "expired", 10)
     execute(
         index,
         "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 100004)"
-        " INSERT INTO notes SELECT 'word', i, '{\"text\": \"x\"}', 1.8e9 + i / 1e6, 2e9 FROM n",
+        " INSERT INTO notes SELECT 'word', i, '{\"text\": \"x\"}',"
+        f" {clock.now} + i / 1e6, 9e9 FROM n",
     )
     state.expire()
     assert execute(index, "SELECT COUNT(*) FROM notes") == [(MAX_NOTES,)]
@@ -511,14 +513,7 @@ def test_file_system_without_locks_is_worked_on_without(
     assert len(caplog.records) == 1
 
 
-# --- disks that cannot be written
-
-
-@pytest.fixture
-def full_disk(folder: Path) -> Iterator[Fill]:
-    """Return a context in which nothing more can be written to the folder."""
-    with small_disk(folder) as is_small:
-        yield lambda: full(folder, is_small, [os.getpid()])
+# --- what keeps the index from being written
 
 
 KILLED = """
@@ -532,59 +527,47 @@ os.kill(os.getpid(), 9)
 """
 
 
-@pytest.mark.parametrize("is_killed", [False, True], ids=["closed", "killed"])
-def test_rows_are_found_after_a_restart_on_a_full_disk(
-    open_state: Open, folder: Path, full_disk: Fill, is_killed: bool
-) -> None:
-    if is_killed and not folder.is_mount():
-        pytest.skip("needs the right to mount: a limit on file sizes keeps the WAL from being read")
-    if is_killed:
-        subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, check=False)
-    else:
-        open_state().store(hosted(1))
-        open_state().close()
-    state = open_state()
-    with full_disk():
-        assert state.find(hosted(1).key) == hosted(1)
-        with contextlib.suppress(Unavailable):  # the WAL of a killed process may have room left
-            state.remember(Word("x"), "k", 100)
-        assert state.find(hosted(1).key) == hosted(1)
-    state.remember(Word("y"), "k", 100)
-    assert (word(state), state.epoch) == ("y", 0)
-
-
-def test_wal_that_cannot_be_read_is_not_ignored(
-    open_state: Open, folder: Path, index: Path, full_disk: Fill
-) -> None:
-    """Without it the row is missing, and its picture would be swept and paid for again."""
-    open_state().check()
+def write_and_be_killed(folder: Path) -> None:
+    """Store a row in a process that leaves it in the WAL."""
     subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, check=False)
-    index.with_name("index.sqlite3-shm").unlink()  # a restored backup has none
-    state = open_state()
-    with full_disk(), contextlib.suppress(Unavailable):
+
+
+def test_rows_are_found_on_a_full_disk(folder: Path, clock: Clock) -> None:
+    with disk(folder, "2m"), contextlib.closing(SqliteState(folder, clock)) as state:
+        write_and_be_killed(folder)
+        with full(folder):
+            assert state.find(hosted(1).key) == hosted(1)
+            with contextlib.suppress(Unavailable):
+                for number in range(2000):
+                    state.store(hosted(number))
+            assert state.fault == "the index cannot be used: database or disk is full"
+            assert state.find(hosted(1).key) == hosted(1)
+        state.store(hosted(2))
+        assert state.fault is None
+
+
+def test_wal_that_cannot_be_read_is_not_ignored(folder: Path, clock: Clock, index: Path) -> None:
+    """Without it the row is missing, and its picture would be paid for again."""
+    with disk(folder, "2m"), contextlib.closing(SqliteState(folder, clock)) as state:
+        write_and_be_killed(folder)
+        index.with_name("index.sqlite3-shm").unlink()  # a restored backup has none
+        with full(folder), contextlib.suppress(Unavailable):
+            assert state.find(hosted(1).key) == hosted(1)
         assert state.find(hosted(1).key) == hosted(1)
-    assert state.find(hosted(1).key) == hosted(1)
-    assert copies(index) == []
+        assert copies(index) == []
 
 
-@pytest.mark.parametrize("is_killed", [False, True], ids=["closed", "killed"])
-def test_rows_are_found_in_a_read_only_folder(
-    open_state: Open, folder: Path, index: Path, is_killed: bool
-) -> None:
+def test_rows_are_found_in_a_read_only_folder(open_state: Open, folder: Path, index: Path) -> None:
+    write_and_be_killed(folder)
     state = open_state()
-    state.store(hosted(1))
-    state.close()
-    if is_killed:
-        subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, check=False)
     with read_only(folder):
         assert state.find(hosted(1).key) == hosted(1)
-        with pytest.raises(Unavailable):
-            state.store(hosted(2))
-        with pytest.raises(Unavailable):
-            state.remove([hosted(1)])
+        for write in (lambda: state.store(hosted(2)), lambda: state.remove([hosted(1)])):
+            with pytest.raises(Unavailable, match="readonly"):
+                write()
         assert state.find(hosted(1).key) == hosted(1)
     state.store(hosted(2))
-    assert (state.totals().entries, state.epoch, copies(index)) == (2, 0, [])
+    assert (state.totals().entries, copies(index)) == (2, [])
 
 
 def test_folder_that_is_a_file_is_unavailable_until_it_is_gone(
@@ -601,20 +584,19 @@ def test_folder_that_is_a_file_is_unavailable_until_it_is_gone(
     assert state.find(hosted(1).key) == hosted(1)
 
 
-def test_held_write_lock_is_unavailable_and_harms_nothing(
-    state: SqliteState, index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writes_wait_for_the_lock_and_hits_do_not(state: SqliteState, index: Path) -> None:
     state.store(hosted(1))
-    state._database.run(lambda connection: connection.execute("PRAGMA busy_timeout = 50"))
-    with contextlib.closing(sqlite3.connect(index, isolation_level=None)) as backup:
+    with (
+        contextlib.closing(sqlite3.connect(index, isolation_level=None)) as backup,
+        ThreadPoolExecutor() as pool,
+    ):
         backup.execute("BEGIN IMMEDIATE")
-        with pytest.raises(Unavailable, match="locked"):
-            state.store(hosted(2))
-        began = time.monotonic()
-        with pytest.raises(Unavailable, match="locked"):  # on a new connection, yet soon
-            state.store(hosted(2))
-        assert time.monotonic() - began < BUSY_SECONDS / 2
-        assert state.find(hosted(1).key) == hosted(1)
+        writing = pool.submit(state.store, hosted(2))
+        for _ in range(1000):
+            assert state.find(hosted(1).key) == hosted(1)
+            state.learn(hosted(1), replace(hosted(1), seed=1))
+        assert not writing.done()
         backup.execute("ROLLBACK")
-    state.store(hosted(2))
-    assert copies(index) == []
+        assert writing.result(PATIENCE_SECONDS) is None
+    assert state.find(hosted(1).key) == hosted(1), "a hit does not wait, to learn its seed"
+    assert (state.fault, copies(index)) == (None, [])

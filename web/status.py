@@ -40,8 +40,8 @@ class Status:
         except Unavailable as error:
             fault = str(error)
         # While the image host takes the pictures, it does not matter whether the store could.
-        if not self.settings.hosting or _cooldown(HOST_KEY, notes).seconds:
-            fault = fault or self.cache.fault
+        is_hosted = bool(self.settings.hosting) and not _cooldown(HOST_KEY, notes).seconds
+        fault = fault or self.cache.fault(is_hosted=is_hosted)
         backends = [self._backend(b, notes, drew.get(b.name)) for b in self.backends.all]
         is_ready = any(backend["state"] == "ready" for backend in backends)
         return {

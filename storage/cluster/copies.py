@@ -95,7 +95,7 @@ class Copies:
         """Yield what is in the bucket, dated by its upload."""
         for name, size, modified in self._objects.list():
             if PICTURE.fullmatch(name):
-                yield Stored(name, size, modified, modified)
+                yield Stored(name, size, modified)
 
     def sweep(self) -> None:
         """Delete interrupted writes, and copies of pictures that other machines have deleted.

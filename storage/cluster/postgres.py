@@ -45,10 +45,14 @@ class PostgresState(RelationalState):
     ) -> None:
         """`now` is the server's time in SQL: seconds since the epoch. `seconds` bound each call."""
         super().__init__(metrics)
-        gate = Gate(log, "The database")
-        self._server = Server(url, CONNECTIONS, gate, seconds)
-        self._locks = AdvisoryLocks(Server(url, 1, gate, seconds, lifetime=math.inf))
+        self._gate = Gate(log, "The database")
+        self._server = Server(url, CONNECTIONS, self._gate, seconds)
+        self._locks = AdvisoryLocks(Server(url, 1, self._gate, seconds, lifetime=math.inf))
         self._now = now
+
+    @property
+    def fault(self) -> str | None:
+        return self._gate.fault
 
     # --- rows
 

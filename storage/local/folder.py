@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +16,7 @@ from io import FileIO
 from pathlib import Path
 
 from metrics import OFF, Metrics
+from storage.local.room import Room
 from storage.store import STALE_SECONDS, Stored, Task
 
 _NAME = r"[0-9a-f]{64}-[0-9a-f]{16}\.(png|jpg|webp|gif)"
@@ -25,7 +28,7 @@ _THUMBNAIL = re.compile(_NAME + re.escape(THUMBNAIL))
 
 
 class Folder:
-    """The store of a single machine."""
+    """The store of a single machine. A picture may have `picture_bytes`."""
 
     is_shared = False
 
@@ -33,38 +36,41 @@ class Folder:
         self,
         directory: Path,
         clock: Callable[[], float] = time.time,
+        picture_bytes: int = 1,
         metrics: Metrics = OFF,
     ) -> None:
         self.directory = directory
+        self.room = Room(directory, picture_bytes)
         self._clock = clock
         self._metrics = metrics
 
     @property
     def fault(self) -> str | None:
-        return None
+        return self.room.fault
 
     def reserve(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
+        return self.room.reserve()
 
     def check(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        check_folder(self.directory)
 
     def write(self, name: str, data: bytes, created: float) -> None:
         with self._metrics.store_call("write"):
             self._write(name, data, created)
 
     def _write(self, name: str, data: bytes, created: float) -> None:
-        self.check()
         temporary = self.directory / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                # The access time says when it was last used: see recent.py.
-                os.utime(file.fileno(), (self._clock(), int(created)))
+                os.utime(file.fileno(), (int(created), int(created)))
             temporary.rename(self.directory / name)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError):
+                self.room.has_failed(error)
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
@@ -84,7 +90,7 @@ class Folder:
 
     def names(self) -> Iterator[Stored]:
         for entry, found in self.scan(PICTURE):
-            yield Stored(entry.name, found.st_size, found.st_mtime, found.st_ctime)
+            yield Stored(entry.name, found.st_size, found.st_mtime)
 
     def sweep(self) -> None:
         cutoff = self._clock() - STALE_SECONDS
@@ -96,7 +102,8 @@ class Folder:
                 self.delete(entry.name)
 
     def tasks(self) -> tuple[Task, ...]:
-        return ()
+        # The log says when there is too little room, also while nothing is drawn.
+        return (Task(lambda: self.room.fault, first=0, period=5),)
 
     def scan(self, wanted: re.Pattern[str]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
         """Yield the regular files that are named as wanted; none if there is no folder."""
@@ -106,3 +113,30 @@ class Folder:
                     # A file may be deleted while the folder is read.
                     with contextlib.suppress(FileNotFoundError):
                         yield entry, entry.stat(follow_symlinks=False)
+
+
+def check_folder(directory: Path) -> None:
+    """Make a folder, and raise OSError unless this user's files belong there.
+
+    A folder of root's that others may write is shared on purpose, as the volumes of Kubernetes
+    are. One that is full, or can only be read, still has pictures to serve.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        owner = directory.stat().st_uid
+        with tempfile.TemporaryFile(dir=directory) as trial:
+            mine = os.fstat(trial.fileno()).st_uid
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+    else:
+        if owner not in (mine, 0):
+            whose = f"it belongs to {_user(owner)}, and this process is {_user(mine)}'s"
+            raise PermissionError(errno.EPERM, whose)
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"

@@ -66,7 +66,7 @@ def is_current(connection: sqlite3.Connection) -> bool:
     if version > SCHEMA_VERSION:
         raise IncompatibleSchema(
             "the index in CACHE_DIR was written by a newer version of Prompt Image Proxy:"
-            " install that version, or move index.sqlite3 away"
+            " install that version, or move index.sqlite3 and the folder backup away"
         )
     if version < 1:
         raise sqlite3.DatabaseError("no such schema")

@@ -10,32 +10,50 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from metrics import OFF, Metrics
-from storage import Totals
-from storage.local.database import Database, transaction
+from storage import Row, Totals, Unavailable, sql
+from storage.local.daily import DailyBackup
+from storage.local.database import Database
+from storage.local.folder import check_folder
 from storage.local.locks import Locks
-from storage.relational import Found, RelationalState, Step, Values
+from storage.local.recovery import Damage
+from storage.relational import Found, RelationalState, Step, Values, amendment
+from storage.store import HOUR, Task
 
 
 class SqliteState(RelationalState):
-    """The state in a folder: `index.sqlite3` and `locks`."""
+    """The state in a folder: `index.sqlite3`, `locks`, and in `backup` a copy of the index.
+
+    The copy is made only where `spare_bytes` stay free.
+    """
 
     def __init__(
         self,
         directory: Path,
         clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
+        spare_bytes: int = 0,
         metrics: Metrics = OFF,
     ) -> None:
         super().__init__(metrics)
-        self._database = Database(directory / "index.sqlite3", monotonic)
+        self.directory = directory
+        index = directory / "index.sqlite3"
+        self._backup = DailyBackup(index, spare_bytes, clock)
+        self._database = Database(index, self._backup.path)
         self._locks = Locks(directory / "locks")
         self._clock = clock
 
     @property
-    def epoch(self) -> int:
-        with contextlib.suppress(OSError):
-            self._database.notice_replacement()
-        return self._database.epoch
+    def epoch(self) -> object:
+        return self._database.identity()
+
+    @property
+    def fault(self) -> str | None:
+        if reason := self._database.fault.reason:
+            return f"the index cannot be used: {reason}"
+        with contextlib.suppress(Unavailable):
+            damage = self.recall(Damage, Damage.key)
+            if damage and (self.directory / damage.note.aside).exists():
+                return str(damage.note)
+        return None
 
     def totals(self) -> Totals:
         def work(connection: sqlite3.Connection) -> Totals:
@@ -45,13 +63,32 @@ class SqliteState(RelationalState):
             return Totals(**row)
 
         with self._metrics.state_call("totals"):
-            return self._database.run(work)
+            return self._database.read(work)
+
+    def learn(self, old: Row, new: Row) -> None:
+        with contextlib.suppress(Unavailable), self._metrics.state_call("learn"):
+            self._database.write(lambda c: c.execute(sql.AMEND, amendment(old, new)), patience=0)
+
+    def delete(self, key: str) -> bool:
+        try:
+            return super().delete(key)
+        finally:
+            self._backup.delete(key)
 
     def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
         return self._locks.hold(key, seconds)
 
     def check(self) -> None:
+        try:
+            check_folder(self.directory)
+        except OSError as error:
+            raise Unavailable(str(error.strerror)) from error
         self.totals()
+
+    def tasks(self) -> tuple[Task, ...]:
+        # The first finds out whether the index can be written, for /status.
+        probe = Task(lambda: self._database.write(lambda connection: None), first=0, period=5)
+        return probe, Task(self._backup.make, first=HOUR, period=HOUR)
 
     def close(self) -> None:
         self._database.close()
@@ -62,28 +99,18 @@ class SqliteState(RelationalState):
     def _select(self, name: str, statement: str, values: Values) -> Found:
         timed = self._timed(values)
         with self._metrics.state_call(name):
-            return self._database.run(lambda c: c.execute(statement, timed).fetchall())
+            return self._database.read(lambda c: c.execute(statement, timed).fetchall())
 
     def _execute(self, name: str, statement: str, values: Sequence[Values]) -> int:
         timed = [self._timed(each) for each in values]
-
-        def work(connection: sqlite3.Connection) -> int:
-            with transaction(connection):
-                return connection.executemany(statement, timed).rowcount
-
         with self._metrics.state_call(name):
-            return self._database.run(work)
+            return self._database.write(lambda c: c.executemany(statement, timed).rowcount)
 
     def _transact(self, name: str, key: str, *steps: Step) -> list[Found]:
         # SQLite runs one writing transaction at a time, whatever its key.
         timed = [(statement, self._timed(values)) for statement, values in steps]
-
-        def work(connection: sqlite3.Connection) -> list[Found]:
-            with transaction(connection):
-                return [connection.execute(*step).fetchall() for step in timed]
-
         with self._metrics.state_call(name):
-            return self._database.run(work)
+            return self._database.write(lambda c: [c.execute(*step).fetchall() for step in timed])
 
     def _timed(self, values: Values) -> Values:
         return {**values, "now": self._clock()}
