@@ -12,25 +12,25 @@ from storage import Row, Unavailable
 from storage.store import Store
 
 
-class Lost(Exception):
+class FileLost(Exception):
     """The file is missing or damaged; the text says which."""
 
 
 def open_verified(store: Store, row: Row) -> tuple[Row, FileIO]:
     """Open a row's file and verify its size; return the row and the file.
 
-    An adopted file is read once, and its row returned with the digest. Raises Lost, and
+    An adopted file is read once, and its row returned with the digest. Raises FileLost, and
     Unavailable for a file that may well exist: a new drawing would cost money.
     """
     try:
         file = store.open(str(row.file))
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise Lost("is missing") from error
+        raise FileLost("is missing") from error
     except OSError as error:
         raise Unavailable(f"a picture cannot be opened: {error.strerror}") from error
     try:
         if os.fstat(file.fileno()).st_size != row.bytes:
-            raise Lost("is damaged")
+            raise FileLost("is damaged")
         return (row if row.digest else _with_digest(row, file)), file
     except OSError as error:
         file.close()
@@ -45,5 +45,5 @@ def _with_digest(row: Row, file: FileIO) -> Row:
     file.seek(0)
     media_type = media_type_of(data)
     if media_type is None:
-        raise Lost("is damaged")
+        raise FileLost("is damaged")
     return replace(row, media_type=media_type, digest=hashlib.sha256(data).hexdigest())
