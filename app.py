@@ -18,6 +18,7 @@ from cache import Cache
 from config import Settings
 from drawing.backend import Backend, Pollinations
 from drawing.pool import Pool
+from drawing.storing import Drawn
 from hosting import image_host
 from llm import Llm
 from metrics import OFF, Metrics
@@ -28,6 +29,7 @@ from settings.table import THREADS_KEPT_FREE
 from storage import State
 from storage.choose import choose_storage
 from storage.local.folder import Folder
+from storage.places import Places
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.counting import counting
@@ -102,18 +104,21 @@ def make_services(
     settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics = OFF
 ) -> Services:
     """Build the parts that the settings describe. Starts no thread, opens no file."""
-    cache = make_cache(settings, clock, metrics)
+    places = Places(settings.threads - THREADS_KEPT_FREE)
+    cache = _make_cache(settings, clock, metrics, places)
     upstream = _make_upstream(settings.network, metrics)
     llm = _make_llm(settings, upstream, cache.state, metrics)
     backends = _make_backends(settings, upstream, cache.state, metrics)
-    pipeline = _make_pipeline(settings, upstream, cache, backends, llm, metrics)
+    pool: Pool[Drawn] = Pool(cache.state, settings.drawings, places, metrics)
+    pipeline = _make_pipeline(settings, upstream, cache, backends, pool, llm, metrics)
     access = _make_access(settings, clock)
     return Services(access, cache, upstream, backends, llm, pipeline)
 
 
-def make_cache(settings: Settings, clock: Callable[[], float], metrics: Metrics) -> Cache:
-    """Return the cache that the settings describe, not yet opened."""
-    state, store, limit = choose_storage(settings, clock, metrics)
+def _make_cache(
+    settings: Settings, clock: Callable[[], float], metrics: Metrics, places: Places
+) -> Cache:
+    state, store, limit = choose_storage(settings, clock, metrics, places)
     return Cache(state, store, limit, clock, metrics)
 
 
@@ -234,17 +239,17 @@ def _make_pipeline(
     upstream: Upstream,
     cache: Cache,
     backends: Backends,
+    pool: Pool[Drawn],
     llm: Llm | None,
     metrics: Metrics,
 ) -> Pipeline:
     host = None
     if settings.hosting:
         host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
-    places = settings.threads - THREADS_KEPT_FREE
     return Pipeline(
         cache,
         backends,
-        Pool(cache.state, settings.drawings, places, metrics),
+        pool,
         llm=llm,
         fallback=_make_fallback(settings, upstream, metrics),
         host=host,

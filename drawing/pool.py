@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from metrics import OFF, Metrics
 from picture import Problem
 from storage import LockTimeout
+from storage.places import NoPlace, Places
 from storage.single_flight import Holder, SingleFlight
 from upstream.deadline import Deadline
 
@@ -35,24 +33,18 @@ class StillRunning(Problem):
 class Pool(Generic[T]):
     """Runs work in its own threads while callers wait, and finishes it even if they disconnect.
 
-    At most `threads` run at once, `places` are queued or running, and `places` callers wait,
-    of whom at most half may wait for the same key, so that one popular URL cannot starve the rest.
+    At most `threads` run at once, and as much work is queued or running as there are `places`, of
+    which each caller takes one.
     """
 
-    def __init__(self, holder: Holder, threads: int, places: int, metrics: Metrics = OFF) -> None:
+    def __init__(
+        self, holder: Holder, threads: int, places: Places, metrics: Metrics = OFF
+    ) -> None:
         self.places = places
         self.metrics = metrics
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="drawing")
         self._drawings: SingleFlight[T] = SingleFlight(holder, self._threads)
-        self._waiting: Counter[str] = Counter()
-        self._mutex = threading.Lock()
-        metrics.limits(threads, places)
-
-    @property
-    def waiting(self) -> int:
-        """How many callers wait."""
-        with self._mutex:
-            return self._waiting.total()
+        metrics.limits(threads, places.size)
 
     def run(self, key: str, until: Deadline, work: Callable[[], T]) -> T:
         """Return the result of `work` for `key`, run once for all concurrent callers.
@@ -62,35 +54,20 @@ class Pool(Generic[T]):
         `work`, and StillRunning at the moment `until`, or earlier if another process was waited
         for by a caller who had less time.
         """
-        with self._place(key) as is_joining, self.metrics.waiting():
-            try:
+        try:
+            with self.places.take(key), self.metrics.waiting():
+                wanted = self._drawings.keys
+                if key not in wanted and len(wanted) >= self.places.size:
+                    raise Busy
                 result = self._drawings.run(key, until.remaining(), work)
-            except LockTimeout:
-                raise StillRunning from None
-            except CancelledError:
-                raise Busy from None
-        if is_joining:
+        except LockTimeout:
+            raise StillRunning from None
+        except (NoPlace, CancelledError):
+            raise Busy from None
+        if key in wanted:
             self.metrics.waited()
         return result
 
     def close(self) -> None:
         """Finish what is running and drop what is queued: its callers get Busy."""
         self._threads.shutdown(cancel_futures=True)
-
-    @contextmanager
-    def _place(self, key: str) -> Iterator[bool]:
-        """Take a place to wait in; yield whether the work is wanted already. Raises Busy."""
-        with self._mutex:
-            wanted = self._drawings.keys | self._waiting.keys()
-            is_full = key not in wanted and len(wanted) >= self.places
-            is_crowded = self._waiting[key] >= max(1, self.places // 2)
-            if is_full or is_crowded or self._waiting.total() >= self.places:
-                raise Busy
-            self._waiting[key] += 1
-        try:
-            yield key in wanted
-        finally:
-            with self._mutex:
-                self._waiting[key] -= 1
-                if not self._waiting[key]:
-                    del self._waiting[key]

@@ -10,15 +10,19 @@ from metrics import OFF, Metrics
 from storage import State
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
+from storage.places import Places
 from storage.store import Store
 
 
 def choose_storage(
-    settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics = OFF
+    settings: Settings,
+    clock: Callable[[], float] = time.time,
+    metrics: Metrics = OFF,
+    places: Places | None = None,
 ) -> tuple[State, Store, int]:
     """Return the state, the store, and how many bytes the cache may hold; 0 for no limit.
 
-    Nothing is opened yet.
+    Nothing is opened yet. Requests that wait for the store take `places`.
     """
     folder, limit = settings.cache_dir, settings.cache_max_bytes
     if not settings.database_url:
@@ -38,4 +42,5 @@ def choose_storage(
 
     objects = Objects(settings.storage, settings.network)
     # The limit is that of the copies: nothing is deleted from the bucket to make room.
-    return shared, Copies(objects, folder, limit, metrics=metrics), 0
+    places = places or Places(settings.threads)
+    return shared, Copies(objects, folder, shared.files, places, limit, clock, metrics), 0

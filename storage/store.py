@@ -64,10 +64,10 @@ class Store(Protocol):
         """Store new bytes durably, as created at the Unix time `created` (whole seconds)."""
         ...
 
-    def open(self, name: str) -> FileIO:
+    def open(self, name: str, size: int | None = None) -> FileIO:
         """Open for reading: a regular local file, so that the kernel can send it.
 
-        Raises FileNotFoundError if it does not exist.
+        Raises FileNotFoundError if there is none by this name, or none of `size` bytes.
         """
         ...
 

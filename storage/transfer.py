@@ -99,5 +99,5 @@ def _read(store: Store, row: Row) -> tuple[Row, bytes]:
     with file:
         data = file.readall()
     if hashlib.sha256(data).hexdigest() != known.digest:
-        raise FileLost("is damaged")
+        raise FileLost("is missing or damaged")
     return known, data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import replace
 from io import FileIO
 
@@ -13,24 +12,22 @@ from storage.store import Store
 
 
 class FileLost(Exception):
-    """The file is missing or damaged; the text says which."""
+    """The file is missing or damaged."""
 
 
 def open_verified(store: Store, row: Row) -> tuple[Row, FileIO]:
-    """Open a row's file and verify its size; return the row and the file.
+    """Open a row's file, which has the size that the row says; return the row and the file.
 
     An adopted file is read once, and its row returned with the digest. Raises FileLost, and
     Unavailable for a file that may well exist: a new drawing would cost money.
     """
     try:
-        file = store.open(str(row.file))
+        file = store.open(str(row.file), row.bytes)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileLost("is missing") from error
+        raise FileLost("is missing or damaged") from error
     except OSError as error:
         raise Unavailable(f"a picture cannot be opened: {error.strerror}") from error
     try:
-        if os.fstat(file.fileno()).st_size != row.bytes:
-            raise FileLost("is damaged")
         return (row if row.digest else _with_digest(row, file)), file
     except OSError as error:
         file.close()
@@ -45,5 +42,5 @@ def _with_digest(row: Row, file: FileIO) -> Row:
     file.seek(0)
     media_type = media_type_of(data)
     if media_type is None:
-        raise FileLost("is damaged")
+        raise FileLost("is missing or damaged")
     return replace(row, media_type=media_type, digest=hashlib.sha256(data).hexdigest())

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from storage.cluster.objects import Objects
 from storage.cluster.postgres import PostgresState
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
+from storage.places import Places
 from storage.store import Store
 
 from .link import Link
@@ -175,7 +176,12 @@ class CopiesPlace(FolderPlace):
         self.bucket = replace(bucket, endpoint_url=self.link.url)
 
     def open(self) -> Store:
-        return Copies(Objects(self.bucket), self.folder, clock=self.clock)
+        objects, places = Objects(self.bucket), Places(16)
+        return Copies(objects, self.folder, self._files, places, clock=self.clock)
+
+    def _files(self, keys: Sequence[str]) -> dict[str, str | None]:
+        """Every file has a row."""
+        return {path.name.partition("-")[0]: path.name for path in self.folder.iterdir()}
 
     @contextmanager
     def obstructed(self, name: str) -> Iterator[None]:

@@ -455,7 +455,7 @@ def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     *_, head, database, objects = result.stderr.splitlines()
     assert head == "Error: The cache cannot be used:"
-    assert database.startswith("  DATABASE_URL: no server listens")
+    assert database.startswith("  DATABASE_URL: no server answers")
     assert objects.startswith("  S3_ENDPOINT_URL: object store: cannot be reached; write")
     in_one_go = run("check", **servers, PORT="x").stderr.splitlines()
     assert in_one_go[0] == "Error: Invalid settings:"

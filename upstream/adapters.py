@@ -42,13 +42,13 @@ class Adapter(HTTPAdapter):
         self.ca_bundle = ca_bundle
 
     def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
-        """Send a request; again, on a new connection, if the kept one had been closed before."""
+        """Send a request; once more, on a new connection, if the server had closed the kept one."""
         try:
             return super().send(request, *args, **more)
         except requests.ConnectionError as error:
             if not current_call.get().was_stale(error):
                 raise
-        # The others may have been closed likewise.
+        # Other kept connections may have been closed, too.
         self.close()
         return super().send(request, *args, **more)
 
@@ -66,14 +66,14 @@ class Adapter(HTTPAdapter):
         return place, {**options, "ssl_context": context, "socket_options": _SOCKET_OPTIONS}
 
     def cert_verify(self, *args: Any, **more: Any) -> None:
-        """Leave it to the TLS context: requests would have it read the authorities once more."""
+        """Do nothing: requests would load the authorities into the TLS context again."""
 
 
 class PictureAdapter(Adapter):
     """Connections to servers that an upstream named: to public addresses, or `networks`, only.
 
-    Each request is resolved and checked. The address takes the place of the host in the URL, for
-    a proxy as well, which would resolve the name by itself; the Host header keeps the name.
+    Names are resolved and checked for each request. The address replaces the host in the URL, also
+    for a proxy, which would resolve the name itself; the Host header keeps the name.
     """
 
     def __init__(self, ca_bundle: Path | None, networks: Sequence[IpNetwork]) -> None:
@@ -81,7 +81,7 @@ class PictureAdapter(Adapter):
         self.networks = networks
 
     def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
-        """Send a request to the host's addresses in turn, until one answers: it costs nothing."""
+        """Try the host's addresses in turn; to ask for a picture again costs nothing."""
         *others, last = self._hosts(request, more["proxies"])
         for host in others:
             with contextlib.suppress(requests.ConnectionError):
@@ -92,8 +92,8 @@ class PictureAdapter(Adapter):
         self, request: requests.PreparedRequest, *args: Any, **more: Any
     ) -> Any:
         place, options = super().build_connection_pool_key_attributes(request, *args, **more)
-        # TLS checks the certificate against this name. With `assert_hostname`, urllib3 would
-        # switch that off in the context, which all connections share, and check by itself.
+        # TLS checks the certificate against this name. For `assert_hostname` urllib3 would switch
+        # that check off in the context, which all connections share, and do it by itself.
         name = urlsplit(f"//{request.headers['Host']}").hostname
         return place, {**options, "server_hostname": name}
 
@@ -112,7 +112,7 @@ class PictureAdapter(Adapter):
 
 
 class ObservedConnection(HTTPConnection):
-    """A connection that tells the call of its thread what it does, and counts itself."""
+    """A connection that reports to the call of its thread, and is counted."""
 
     is_kept = False
 
@@ -124,7 +124,7 @@ class ObservedConnection(HTTPConnection):
             try:
                 super().connect()
             except http.client.HTTPException as error:
-                # So far HTTP was spoken to a proxy only.
+                # Before the connection is open, only a proxy speaks HTTP.
                 raise ProxyFailure from error
         call.calls.metrics.connected(is_new=True)
         self.timeout = call.seconds
@@ -147,7 +147,7 @@ class ObservedConnection(HTTPConnection):
 
 @functools.cache
 def _observed(kind: type[HTTPConnection]) -> type[HTTPConnection]:
-    """Return an observed kind of connection: urllib3 has four, for TLS or not, SOCKS or not."""
+    """Return the observed form of one of urllib3's four connections: with TLS, with SOCKS."""
     return type(f"Observed{kind.__name__}", (ObservedConnection, kind), {})
 
 

@@ -1,4 +1,4 @@
-"""Outbound calls in threads of their own, which their callers leave behind at the deadline."""
+"""Outbound calls in their own threads, so that a caller can leave at its deadline."""
 
 from __future__ import annotations
 
@@ -19,34 +19,33 @@ from upstream.failure import UpstreamError, Why, causes
 
 T = TypeVar("T")
 
-# Nothing but its own time-outs ends a thread that resolves a name or connects.
+# Threads that may resolve names or connect at once: nothing but their own time-outs ends them.
 MOST_CONNECTING = 32
-# An address that does not answer leaves time for the next one.
+# For each address of a host, so that a dead one leaves time for the next.
 CONNECT_SECONDS = 10.0
-# A kept connection that fails within this time of sending had been closed before.
+# A kept connection that fails this soon after sending had already been closed.
 STALE_SECONDS = 1.0
 
 
 class Call:
-    """One outbound call, as its caller, its thread and its connection share it."""
+    """One outbound call, shared by its caller, its thread and its connection."""
 
     def __init__(self, calls: Calls, deadline: Deadline) -> None:
         self.calls = calls
         self.deadline = deadline
         self.was_left = False
-        # The socket of a request that has gone out: http.client itself forgets it if the answer
-        # ends with the connection.
+        # Kept here because http.client drops it if the connection closes after the answer.
         self.socket: socket.socket | None = None
         self._connection: HTTPConnection | None = None
         self._stale_until = 0.0
 
     @property
     def seconds(self) -> float:
-        """What is left of its time, as a time-out of sockets, for which 0 means something else."""
+        """The time left, as a time-out of a socket: never 0, which would mean not to block."""
         return max(0.001, self.deadline.remaining())
 
     def leave(self) -> None:
-        """End the thread: whatever it waits for, the shut socket ends it."""
+        """Note that the caller has left, and end the thread by shutting its socket down."""
         self.was_left = True
         connected = self._connection and self._connection.sock
         for sock in (connected, self.socket):
@@ -56,7 +55,7 @@ class Call:
 
     @contextlib.contextmanager
     def connecting(self, connection: HTTPConnection | None = None) -> Iterator[None]:
-        """Resolve a name or connect in this block. Raises TimeoutError if nobody waits for it."""
+        """Resolve a name or connect in this block. Raises TimeoutError if the caller has left."""
         self._check()
         self._connection = connection
         with self.calls.place(self):
@@ -64,30 +63,30 @@ class Call:
         self._check()
 
     def sends(self, connection: HTTPConnection, *, is_kept: bool) -> None:
-        """Note that the request goes out now. Raises TimeoutError if nobody waits for it."""
+        """Note that the request is sent now. Raises TimeoutError if the caller has left."""
         self._connection = connection
         self._stale_until = time.monotonic() + STALE_SECONDS if is_kept else 0.0
         self._check()
 
     def was_stale(self, error: BaseException) -> bool:
-        """Return whether a request failed because the other side had closed a kept connection.
+        """Return whether a request failed because the server had already closed its connection.
 
-        http.client tells an end before the first byte of an answer from one after it, but not a
-        reset: one that comes within the second, after a byte, is taken for an earlier one.
+        http.client tells a close before the first byte of an answer from a later one, but not a
+        reset: within the second, a reset counts as early even if it follows a byte.
         """
         is_end = any(isinstance(link, ConnectionError) for link in causes(error))
         return is_end and time.monotonic() < self._stale_until and not self.was_left
 
     def _check(self) -> None:
         if self.was_left:
-            raise TimeoutError("nobody waits for this call any more")
+            raise TimeoutError("the caller has left")
 
 
 current_call: ContextVar[Call] = ContextVar("current_call")
 
 
 class Calls:
-    """Runs calls, so that none outlives its deadline for its caller."""
+    """Runs calls, none of which outlives its deadline for its caller."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
@@ -105,12 +104,12 @@ class Calls:
         finally:
             if not answer.done():
                 call.leave()
-            # Or an exception keeps its frames, with the bodies that they hold, through the answer.
+            # Breaks a cycle: exception, frames (with the body that was read), answer.
             del answer
 
     @contextlib.contextmanager
     def place(self, call: Call) -> Iterator[None]:
-        """Hold one of the places for calls that connect, or wait for one until the deadline.
+        """Hold a place among the calls that connect; wait for one until the deadline.
 
         Raises UpstreamError at once if all are held by calls that were left behind.
         """

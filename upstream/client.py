@@ -40,7 +40,7 @@ MAX_REDIRECTS = 3
 JSON_LIMIT = 2**20
 # No picture's answer, and no LLM's, has so many values. Megabytes of brackets would take gigabytes.
 MAX_VALUES = 250_000
-# Identity, since a picture does not get smaller.
+# Pictures are compressed already.
 HEADERS = {"User-Agent": "prompt-image-proxy", "Accept-Encoding": "identity"}
 
 _PORTS = {"http": 80, "https": 443}
@@ -163,10 +163,10 @@ class Upstream:
         def exchange() -> Reply:
             seconds = current_call.get().seconds
             answer = adapter.send(request, stream=True, timeout=seconds, proxies=proxies)
-            # Closed, a connection whose answer was not read to its end is not kept.
+            # Closes a connection whose answer was not read to its end.
             with contextlib.closing(answer.raw):
                 if answer.status_code < 200:
-                    # http.client takes it for the answer; the real one would be the next call's.
+                    # The real answer would be taken for that to the connection's next request.
                     raise UpstreamError("it sent an interim answer", Why.INTERIM)
                 return Reply(answer.status_code, answer.headers, read_body(answer.raw, limit))
 

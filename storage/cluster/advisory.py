@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from storage import LockTimeout, Unavailable
 from storage.cluster.connection import Connection
@@ -29,10 +29,6 @@ class AdvisoryLocks:
         self._sleep = sleep
         self._threads = KeyLocks()
 
-    def close(self) -> None:
-        """Give up every lock; later calls open another connection."""
-        self._server.reset()
-
     @contextmanager
     def hold(self, key: str, seconds: float) -> Iterator[bool]:
         """Hold the lock of `key` (hex digits); yield whether it had to be waited for.
@@ -41,37 +37,35 @@ class AdvisoryLocks:
         """
         number, end = lock_number(key), time.monotonic() + seconds
         with self._threads.hold(key, seconds) as has_waited:
-            holder, was_held = self._acquire(number, end)
+            pause = 0.0
+            while not self._call("pg_try_advisory_lock", number):
+                if time.monotonic() >= end:
+                    raise LockTimeout
+                pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
+                self._sleep(min(pause, max(0.0, end - time.monotonic())))
             try:
-                yield has_waited or was_held
+                yield has_waited or pause > 0
             finally:
-                self._release(holder, number)
+                self._release(number)
 
-    def _acquire(self, number: int, end: float) -> tuple[Connection, bool]:
-        """Return the connection that holds the lock, and whether another process held it."""
+    def close(self) -> None:
+        """Give up every lock; later calls open another connection."""
+        self._server.close()
 
-        def try_lock(connection: Connection) -> Connection | None:
-            query = "SELECT pg_try_advisory_lock(%s)"
-            found = connection.execute(query, (number,)).fetchone()
-            return connection if found and found[0] else None
+    def _release(self, number: int) -> None:
+        try:
+            # Of a connection that was opened since, the server says that it holds no such lock.
+            self._call("pg_advisory_unlock", number)
+        except Unavailable:
+            # The other locks of the connection go, too: this one would keep everybody out.
+            self.close()
 
-        pause = 0.0
-        while not (holder := self._server.run(try_lock)):
-            if time.monotonic() >= end:
-                raise LockTimeout
-            pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
-            self._sleep(min(pause, max(0.0, end - time.monotonic())))
-        return holder, pause > 0
+    def _call(self, function: str, number: int) -> bool:
+        def work(connection: Connection) -> bool:
+            found = connection.execute(f"SELECT {function}(%s)", (number,)).fetchone()
+            return found == (True,)
 
-    def _release(self, holder: Connection, number: int) -> None:
-        def unlock(connection: Connection) -> None:
-            if connection is holder:
-                connection.execute("SELECT pg_advisory_unlock(%s)", (number,))
-
-        # If it fails, the connection is closed and the lock with it.
-        with suppress(Unavailable):
-            if not holder.closed:
-                self._server.run(unlock)
+        return self._server.run(work)
 
 
 def lock_number(key: str) -> int:

@@ -1,38 +1,34 @@
-"""Pictures in an object store that machines share, with copies in a folder of this machine."""
+"""Pictures in a bucket that machines share, with copies in a folder of this machine."""
 
 from __future__ import annotations
 
 import errno
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 
 from images.formats import media_type_of
 from metrics import OFF, Metrics
 from storage import LockTimeout
-from storage.cluster.objects import Objects
+from storage.cluster.objects import READ_SECONDS, Objects
 from storage.cluster.recent import Recent
+from storage.key_locks import KeyLocks
 from storage.local.folder import PICTURE
-from storage.local.locks import Locks
+from storage.places import NoPlace, Places
 from storage.single_flight import SingleFlight
-from storage.store import Stored, Task
-
-# How long to wait for a picture that another thread or process is fetching.
-_FETCH_SECONDS = 15.0
-# How long one process uploads before it returns to its other work.
-_UPLOAD_SECONDS = 5.0
-# The modification time of a file that has not been compared with its digest yet.
-_UNVERIFIED = 0.0
-_UPLOADS = "f" * 15
+from storage.store import STALE_SECONDS, Stored, Task
+from storage.upkeep import BATCH
 
 
 class Copies:
     """The store of several machines.
 
-    `directory` holds copies, up to about `max_bytes`.
+    `directory` holds copies, up to about `max_bytes`: what this machine drew or served lately.
+    `files` is that of the state. A request that fetches a picture takes one of the `places`.
     """
 
     is_shared = True
@@ -41,6 +37,8 @@ class Copies:
         self,
         objects: Objects,
         directory: Path,
+        files: Callable[[Sequence[str]], Mapping[str, str | None]],
+        places: Places,
         max_bytes: int = 0,
         clock: Callable[[], float] = time.time,
         metrics: Metrics = OFF,
@@ -48,15 +46,18 @@ class Copies:
         self._metrics = metrics
         self._objects = objects
         self._copies = Recent(directory, max_bytes, clock)
-        self._locks = Locks(directory / "copies.lock")
-        self._fetches: SingleFlight[bytes] = SingleFlight(self._locks)
+        self._files = files
+        self._places = places
+        self._fetches: SingleFlight[bytes] = SingleFlight(KeyLocks())
         self._clock = clock
 
     @property
     def fault(self) -> str | None:
-        return None
+        return self._objects.fault
 
     def reserve(self) -> AbstractContextManager[None]:
+        if fault := self.fault:
+            raise OSError(errno.EIO, fault)
         return nullcontext()
 
     def check(self) -> None:
@@ -68,19 +69,21 @@ class Copies:
         with suppress(OSError):  # Without a copy, the next request fetches the picture.
             self._copies.write(name, data, created)
 
-    def open(self, name: str) -> FileIO:
+    def open(self, name: str, size: int | None = None) -> FileIO:
         with self._metrics.store_call("open"):
-            return self._open(name)
+            return self._open(name, size)
 
-    def _open(self, name: str) -> FileIO:
+    def _open(self, name: str, size: int | None) -> FileIO:
+        # A damaged copy is no lost picture: it is fetched again.
         with suppress(OSError):
-            return self._copies.open(name)
+            return self._copies.open(name, size)
         try:
-            data = self._fetches.run(name, _FETCH_SECONDS, lambda: self._fetch(name))
-        except (LockTimeout, TimeoutError) as error:
-            raise OSError(errno.ETIMEDOUT, "the picture is still being fetched") from error
+            with self._places.take(name):
+                data = self._fetches.run(name, READ_SECONDS, lambda: self._fetch(name, size))
+        except (LockTimeout, TimeoutError, NoPlace) as error:
+            raise OSError(errno.EBUSY, "too many requests wait for the bucket") from error
         with suppress(OSError):
-            return self._copies.open(name)
+            return self._copies.open(name, size)
         return _unnamed(data)
 
     def delete(self, name: str) -> None:
@@ -89,25 +92,48 @@ class Copies:
             self._copies.delete(name)
 
     def names(self) -> Iterator[Stored]:
-        """Yield what is in the object store, dated by its upload."""
+        """Yield what is in the bucket, dated by its upload."""
         for name, size, modified in self._objects.list():
             if PICTURE.fullmatch(name):
                 yield Stored(name, size, modified)
 
     def sweep(self) -> None:
+        """Delete interrupted writes, and copies of pictures that other machines have deleted.
+
+        Raises Unavailable, too.
+        """
         self._copies.sweep()
+        cutoff = self._clock() - STALE_SECONDS
+        found = self._copies.scan(PICTURE)
+        old = (entry.name for entry, status in found if status.st_ctime < cutoff)
+        while batch := list(islice(old, BATCH)):
+            known = set(self._files([name.partition("-")[0] for name in batch]).values())
+            for name in batch:
+                if name not in known:
+                    self._copies.delete(name)
 
     def tasks(self) -> tuple[Task, ...]:
-        return (Task(self._copies.flush, first=30, period=30),)
+        return (
+            Task(self._copies.flush, first=30, period=30),
+            Task(self._recover, first=2, period=2),
+        )
 
-    def _fetch(self, name: str) -> bytes:
+    def _fetch(self, name: str, size: int | None) -> bytes:
         """Return a picture, and keep a copy of it if possible."""
-        with suppress(OSError), self._copies.open(name) as file:
-            return file.readall()  # another process was first
+        with suppress(OSError), self._copies.open(name, size) as file:
+            return file.readall()  # another thread was first
         data = self._objects.get(name)
+        if size not in (None, len(data)):
+            raise FileNotFoundError(errno.ENOENT, "object store: no such object of that size")
         with suppress(OSError):
-            self._copies.write(name, data, 0.0)
+            self._copies.write(name, data, self._clock())
         return data
+
+    def _recover(self) -> None:
+        """Try a bucket that has failed: without a drawing, nothing else would write to it."""
+        with suppress(OSError):
+            if self.fault:
+                self.check()
 
 
 def _unnamed(data: bytes) -> FileIO:
@@ -140,7 +166,7 @@ class Nowhere:
     def write(self, name: str, data: bytes, created: float) -> None:
         raise OSError(errno.EROFS, self.fault)
 
-    def open(self, name: str) -> FileIO:
+    def open(self, name: str, size: int | None = None) -> FileIO:
         raise FileNotFoundError(errno.ENOENT, "there is no store")
 
     def delete(self, name: str) -> None:

@@ -6,9 +6,7 @@ connection for as long as the client's ("session mode" in PgBouncer).
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -16,24 +14,16 @@ from metrics import OFF, Metrics
 from storage import Totals, sql
 from storage.cluster.advisory import AdvisoryLocks, lock_number
 from storage.cluster.connection import Connection
-from storage.cluster.server import CALL_SECONDS, Server
-from storage.cluster.tables import (
-    FILES,
-    FOLD_TOTALS,
-    NOW,
-    TOTALS,
-    ensure_tables,
-    ensure_writable,
-    translate,
-)
-from storage.complaints import Complaints
+from storage.cluster.server import Server, log
+from storage.cluster.tables import FOLD_TOTALS, NOW, TOTALS, ensure_writable, translate
+from storage.gate import Gate
 from storage.relational import Found, RelationalState, Step, Values
-
-log = logging.getLogger("prompt_image_proxy.database")
 
 # Connections per process, beside the one of its locks. A call takes a fraction of a millisecond,
 # so eight serve thousands a second, and ten processes stay below PostgreSQL's default of 100.
 CONNECTIONS = 8
+# How long a call may take. With a probe after it, a request ends within six seconds.
+CALL_SECONDS = 4.0
 # A first start has to say within 10 s what is wrong.
 _CHECK_SECONDS = 8.0
 
@@ -55,16 +45,12 @@ class PostgresState(RelationalState):
     ) -> None:
         """`now` is the server's time in SQL: seconds since the epoch. `seconds` bound each call."""
         super().__init__(metrics)
-        complaints = Complaints(log, "The database cannot be used: %s", time.monotonic)
-        self._server = Server(url, CONNECTIONS, complaints, ensure_tables, seconds=seconds)
-        one = Server(url, 1, complaints, lifetime=math.inf, seconds=seconds)
-        self._locks = AdvisoryLocks(one)
+        gate = Gate(log, "The database")
+        self._server = Server(url, CONNECTIONS, gate, seconds)
+        self._locks = AdvisoryLocks(Server(url, 1, gate, seconds, lifetime=math.inf))
         self._now = now
 
     # --- rows
-
-    def files(self, keys: Sequence[str]) -> dict[str, str | None]:
-        return dict(self._select("files", FILES, {"keys": list(keys)})) if keys else {}
 
     def totals(self) -> Totals:
         [(entries, size)] = self._select("totals", TOTALS, {})

@@ -58,9 +58,6 @@ WITH folded AS (DELETE FROM totals RETURNING pictures, bytes)
 INSERT INTO totals SELECT {_SUMS} FROM folded
 """
 
-# sql.files would be another statement, to be prepared anew, for each number of keys.
-FILES = "SELECT key, file FROM entries WHERE key = ANY(:keys)"
-
 # What makes each version of the one before. The first in PostgreSQL was 2.
 _MIGRATIONS: dict[int, tuple[str, ...]] = {3: ("ALTER TABLE entries DROP COLUMN machine",)}
 
@@ -89,23 +86,25 @@ def ensure_tables(connection: psycopg.Connection[Any]) -> None:
         if _version_of(connection) == SCHEMA_VERSION:
             return
     with connection.transaction():
-        _run(connection, "SELECT pg_advisory_xact_lock(:lock)", lock=_MIGRATION_LOCK)
+        _run(connection, f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
         _run(connection, "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
         # Another process may have been first.
         version = _version_of(connection)
         if version is None:
-            _create(connection)
+            _ensure_unicode(connection)
+            _run(connection, *TABLES, *_TOTALS, "INSERT INTO schema_version VALUES (0)")
         else:
-            _migrate(connection, version)
+            for number in range(version + 1, SCHEMA_VERSION + 1):
+                _run(connection, *_MIGRATIONS[number])
+        _run(connection, f"UPDATE schema_version SET version = {SCHEMA_VERSION}")
 
 
 def ensure_writable(connection: psycopg.Connection[Any]) -> None:
-    """Raise psycopg.Error unless every kind of statement is allowed on every table."""
+    """Raise psycopg.Error unless rows and notes may be written."""
     for table in ("entries", "notes", "totals"):
-        for form in ("DELETE FROM {0}", "INSERT INTO {0} SELECT * FROM {0}"):
-            _run(connection, f"{form.format(table)} WHERE false")
-    for column in ("entries SET used = used", "notes SET value = value"):
-        _run(connection, f"UPDATE {column} WHERE false")
+        _run(connection, f"INSERT INTO {table} SELECT * FROM {table} WHERE false")
+        _run(connection, f"DELETE FROM {table} WHERE false")
+    _run(connection, "UPDATE entries SET used = used WHERE false")
 
 
 def _version_of(connection: psycopg.Connection[Any]) -> int | None:
@@ -119,24 +118,15 @@ def _version_of(connection: psycopg.Connection[Any]) -> int | None:
     return version
 
 
-def _create(connection: psycopg.Connection[Any]) -> None:
+def _ensure_unicode(connection: psycopg.Connection[Any]) -> None:
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise Unavailable(
             f"the database in DATABASE_URL has the encoding {encoding}, which cannot store every"
             " prompt: create one with ENCODING 'UTF8' TEMPLATE template0"
         )
-    for statement in (*TABLES, *_TOTALS):
-        _run(connection, statement)
-    _run(connection, "INSERT INTO schema_version VALUES (:version)", version=SCHEMA_VERSION)
 
 
-def _migrate(connection: psycopg.Connection[Any], version: int) -> None:
-    for number in range(version + 1, SCHEMA_VERSION + 1):
-        for statement in _MIGRATIONS[number]:
-            _run(connection, statement)
-        _run(connection, "UPDATE schema_version SET version = :number", number=number)
-
-
-def _run(connection: psycopg.Connection[Any], statement: str, **values: int) -> psycopg.Cursor[Any]:
-    return connection.execute(translate(statement), values or None, prepare=False)
+def _run(connection: psycopg.Connection[Any], *statements: str) -> psycopg.Cursor[Any]:
+    """Run statements without parameters; return the cursor of the last."""
+    return connection.execute(";".join(map(translate, statements)), prepare=False)

@@ -66,8 +66,7 @@ class Folder:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                # The access time says when it was last used: see recent.py.
-                os.utime(file.fileno(), (self._clock(), int(created)))
+                os.utime(file.fileno(), (int(created), int(created)))
             temporary.rename(self.directory / name)
         except BaseException as error:
             if isinstance(error, OSError):
@@ -76,9 +75,13 @@ class Folder:
                 temporary.unlink(missing_ok=True)
             raise
 
-    def open(self, name: str) -> FileIO:
+    def open(self, name: str, size: int | None = None) -> FileIO:
         with self._metrics.store_call("open"):
-            return FileIO(f"{self.directory}/{name}")
+            file = FileIO(f"{self.directory}/{name}")
+            if size in (None, os.fstat(file.fileno()).st_size):
+                return file
+            file.close()
+            raise FileNotFoundError(errno.ENOENT, "no such file of that size")
 
     def delete(self, name: str) -> None:
         with self._metrics.store_call("delete"):

@@ -1,0 +1,91 @@
+"""A gate in front of a server: while the server is down, callers fail at once."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from storage import Unavailable
+
+PAUSE_SECONDS = 0.5
+
+
+class Down(Unavailable):
+    """The server cannot be used at the moment. The text says why."""
+
+
+class Gate:
+    """Lets callers ask a server. While it is down, one at a time does, as a probe, after a pause.
+
+    The log has one line when the server goes down and one when it can be used again.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        server: str,
+        purpose: str = "used",
+        pause: float = PAUSE_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`server` and `purpose` are words for the log: "The bucket", "read"."""
+        self._log = log
+        self._server = server
+        self._purpose = purpose
+        self._pause = pause
+        self._monotonic = monotonic
+        self._mutex = threading.Lock()
+        self._fault: str | None = None
+        self._answered_at = 0.0
+        self._probe_at = 0.0
+
+    @property
+    def fault(self) -> str | None:
+        """Why the server cannot be used at the moment, None while it can. Asks nobody."""
+        return self._fault
+
+    @contextmanager
+    def ask(self) -> Iterator[bool]:
+        """Ask the server in the block, which raises Down if the server fails.
+
+        Yields whether this is a probe. While the server is down, raises Down at once otherwise.
+        """
+        with self._mutex:
+            began, is_probe = self._monotonic(), self._fault is not None
+            if self._fault is not None and began < self._probe_at:
+                raise Down(self._fault)
+            self._probe_at = math.inf
+        fault = None
+        try:
+            yield is_probe
+        except Down as error:
+            fault = str(error)
+            raise
+        finally:
+            self.note(fault, began)  # any other error is an answer
+
+    def note(self, fault: str | None, began: float | None = None) -> None:
+        """Note that the server has answered, or has failed with `fault` a call that `began` then.
+
+        A failure counts only if the server has not answered since.
+        """
+        with self._mutex:
+            now, was_down = self._monotonic(), self._fault is not None
+            took = now - began if began is not None else 0.0
+            if fault is None:
+                self._answered_at = now
+            elif now - took < self._answered_at:
+                return
+            else:
+                # A short accident costs other callers nothing. But a request should not wait for a
+                # server that hangs in one call after the other.
+                self._probe_at = now + (self._pause if was_down else min(took, self._pause))
+            self._fault = fault
+        if fault and not was_down:
+            self._log.error("%s cannot be %s: %s", self._server, self._purpose, fault)
+        elif was_down and not fault:
+            self._log.warning("%s can be %s again", self._server, self._purpose)
