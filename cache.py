@@ -19,7 +19,7 @@ from picture import ImageRequest
 from storage import BeingDrawn, LockTimeout, NoRoom, Note, Row, State, Totals, Unavailable
 from storage.store import DAY, STALE_SECONDS, Store, Task
 from storage.upkeep import BATCH, adopt, repeat_both, store_errors
-from storage.verify import Lost, open_verified
+from storage.verify import FileLost, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
@@ -178,7 +178,7 @@ class Cache:
             return Picture(row, None)
         try:
             return Picture(*open_verified(self.store, row))
-        except Lost as why:
+        except FileLost as why:
             log.warning("Picture %s %s; it will be redrawn on the next request", row.file, why)
             with suppress(Unavailable):
                 self._discard([row])

@@ -13,7 +13,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from storage import IncompatibleSchema, Unavailable
-from storage.complaints import Fault
+from storage.complaints import LastingFault
 from storage.local.locks import exclusive
 from storage.local.recovery import replace
 from storage.local.schema import is_current, migrate
@@ -56,7 +56,9 @@ class Database:
     def __init__(self, path: Path, backup: Path) -> None:
         self.path = path
         self.backup = backup
-        self.fault = Fault(log, "The index cannot be used: %s", "The index can be used again")
+        self.fault = LastingFault(
+            log, "The index cannot be used: %s", "The index can be used again"
+        )
         # Last in, first out: few connections are ever open, however many threads there are.
         self._idle: deque[_Connection] = deque()
         self._is_closed = False
