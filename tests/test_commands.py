@@ -473,7 +473,7 @@ def test_command_of_another_user_leaves_the_cache_alone(
     for arguments in (("cache", "list"), ("check",), ("warm", __file__)):
         result = run(*arguments)
         assert result.exit_code == 1
-        assert "belongs to user 12345, and files of this command would" in result.stderr
+        assert "belongs to user 12345, and files of this process would" in result.stderr
     assert list(folder.iterdir()) == []
     assert run("sign", "x").exit_code == 0
 

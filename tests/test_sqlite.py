@@ -584,6 +584,16 @@ def test_folder_that_is_a_file_is_unavailable_until_it_is_gone(
     assert state.find(hosted(1).key) == hosted(1)
 
 
+def test_folder_of_another_user_is_refused_and_left_alone(folder: Path, state: SqliteState) -> None:
+    if os.geteuid():
+        pytest.skip("needs root, to give a folder away")
+    folder.mkdir()
+    os.chown(folder, 12345, -1)
+    with pytest.raises(Unavailable, match=r"belongs to user 12345, .* run it as user 12345"):
+        state.check()
+    assert list(folder.iterdir()) == []
+
+
 def test_writes_wait_for_the_lock_and_hits_do_not(state: SqliteState, index: Path) -> None:
     state.store(hosted(1))
     with (
