@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, TypeVar
@@ -40,8 +40,9 @@ class Session:
         settings = self.settings
         if fault := owner_fault(settings.cache_dir):
             raise click.ClickException(f"CACHE_DIR: {fault}.")
-        totals = self.cache.totals()
-        found = f" ({counted(totals.entries)})" if totals else ""
+        found = ""
+        with suppress(Unavailable):
+            found = f" ({counted(self.cache.state.totals().entries)})"
         places = [str(settings.cache_dir.absolute())]
         if settings.database_url:
             places = [printable_url(settings.database_url)]
