@@ -1,4 +1,4 @@
-"""What commands work with: the settings, and the parts of the service that they describe."""
+"""A command's session: the settings, and the parts of the service built from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Session:
     pipeline: Pipeline
 
     def announce_cache(self) -> None:
-        """Say on stderr which cache the command works on: the service may have another one.
+        """Print on stderr which cache the command uses: the service may use another one.
 
         Ends the command where it would create files that the service cannot write.
         """
@@ -90,7 +90,7 @@ def with_session(command: Callable[..., R]) -> Callable[..., R]:
 
 
 def owner_fault(folder: Path) -> str | None:
-    """Return what is wrong if a file made in CACHE_DIR has another owner than the folder."""
+    """Return a sentence if this user's files in CACHE_DIR would not belong to its owner."""
     try:
         owner = folder.stat().st_uid
         with tempfile.TemporaryFile(dir=folder) as trial:

@@ -19,7 +19,7 @@ from images.formats import media_type_of
 
 
 def import_typescript(directory: Path, settings: Settings, cache: Cache, *, as_json: bool) -> None:
-    """Import a directory, print how many of what there were, and exit."""
+    """Import a directory, print the count of each outcome, and exit."""
     metas = sorted(directory.rglob("*.meta.json"))
     counts = dict.fromkeys(("imported", "there", "blocked", "fallback_failed", "unusable"), 0)
     with click.progressbar(

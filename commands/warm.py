@@ -36,7 +36,7 @@ def warm(session: Session, files: tuple[Path, ...], jobs: int, as_json: bool) ->
     """
     session.announce_cache()
     wanted = _wanted(files, session)
-    # More than the waiting places would be turned away.
+    # Jobs beyond the waiting places would be rejected.
     jobs = min(jobs, session.settings.threads - THREADS_KEPT_FREE)
     outcomes = _draw_all(wanted, partial(_draw, session), jobs, is_quiet=as_json)
     sys.exit(_report(outcomes, as_json=as_json))
@@ -80,7 +80,7 @@ def _draw_all(
         ) as done:
             return [(waiting[future], future.result()) for future in done]
     finally:
-        # On Ctrl-C the drawings under way are finished and kept, since they have been paid for.
+        # On Ctrl-C the drawings under way are finished and stored: they have been paid for.
         pool.shutdown(cancel_futures=True)
 
 

@@ -59,7 +59,9 @@ class Master:
         self._conf: dict[str, Any] = {}
         self._checked: dict[str, object] = {}
 
-    def read(self, conf: dict[str, Any], create_app: Callable[[Settings], object]) -> Any:
+    def read(
+        self, conf: dict[str, Any], create_app: Callable[[Settings], object]
+    ) -> dict[str, Any]:
         """Read the settings; return gunicorn's: those of `conf`, and those derived from ours.
 
         A reload ignores its arguments: by then gunicorn.conf.py may belong to a newer version
