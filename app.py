@@ -104,7 +104,7 @@ def make_services(
     settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics = OFF
 ) -> Services:
     """Build the parts that the settings describe. Starts no thread, opens no file."""
-    places = Places(settings.threads - THREADS_KEPT_FREE)
+    places = Places(settings.threads - THREADS_KEPT_FREE, metrics)
     cache = _make_cache(settings, clock, metrics, places)
     upstream = _make_upstream(settings.network, metrics)
     llm = _make_llm(settings, upstream, cache.state, metrics)

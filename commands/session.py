@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import update_wrapper
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +17,7 @@ from config import Settings, SettingsError
 from pipeline import Pipeline
 from settings.parsers import printable_url
 from storage import Unavailable
+from storage.local.folder import owner_fault
 
 R = TypeVar("R")
 
@@ -41,9 +38,10 @@ class Session:
         """
         settings = self.settings
         if fault := owner_fault(settings.cache_dir):
-            raise click.ClickException(fault)
-        totals = self.cache.totals()
-        found = f" ({counted(totals.entries)})" if totals else ""
+            raise click.ClickException(f"CACHE_DIR: {fault}.")
+        found = ""
+        with suppress(Unavailable):
+            found = f" ({counted(self.cache.state.totals().entries)})"
         places = [str(settings.cache_dir.absolute())]
         if settings.database_url:
             places = [printable_url(settings.database_url)]
@@ -87,27 +85,3 @@ def with_session(command: Callable[..., R]) -> Callable[..., R]:
             raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
 
     return update_wrapper(run, command)
-
-
-def owner_fault(folder: Path) -> str | None:
-    """Return a sentence if this user's files in CACHE_DIR would not belong to its owner."""
-    try:
-        owner = folder.stat().st_uid
-        with tempfile.TemporaryFile(dir=folder) as trial:
-            made = os.fstat(trial.fileno()).st_uid
-    except OSError:  # no folder yet, or one in which nothing can be created
-        return None
-    if made == owner:
-        return None
-    user = _user(owner)
-    return (
-        f"CACHE_DIR: {str(folder)!r} belongs to {user}, and files of this command would belong to"
-        f" {_user(made)}, so that the service could not write them; run the command as {user}"
-    )
-
-
-def _user(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"user {number}"
