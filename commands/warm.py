@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from commands.arguments import AS_JSON, FILES, read_text
+from commands.arguments import AS_JSON, FILES, progress, read_text
 from commands.documents import find_urls
 from commands.session import Session, with_session
 from drawing.record import GaveUp
@@ -70,14 +70,8 @@ def _draw_all(
     pool = ThreadPoolExecutor(jobs)
     try:
         waiting = {pool.submit(draw, request): request for request in wanted}
-        with click.progressbar(
-            as_completed(waiting),
-            length=len(waiting),
-            label="Drawing",
-            show_pos=True,
-            file=sys.stderr,
-            hidden=is_quiet,
-        ) as done:
+        completed = as_completed(waiting)
+        with progress(completed, "Drawing", len(waiting), is_quiet=is_quiet) as done:
             return [(waiting[future], future.result()) for future in done]
     finally:
         # On Ctrl-C the drawings under way are finished and stored: they have been paid for.
