@@ -1,4 +1,4 @@
-"""Which backend is asked next, and what happens when all of them are avoided."""
+"""Choosing the next backend, and waiting when all of them are cooling down."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def backend_at(state: State, url: str, weight: float = 1.0) -> Backend:
 
 @pytest.fixture
 def house(server: MakeServer, state: State, clock: Clock) -> Callable[..., House]:
-    """Build backends that say one thing each: `house(BROKEN, drawing(), attempts=2)`."""
+    """Build backends with one answer each: `house(BROKEN, drawing(), attempts=2)`."""
 
     def build(*says: Say | Callable[[Seen], Say], attempts: int = 2) -> House:
         servers = [server() for _ in says]
@@ -184,7 +184,7 @@ def test_failure_moves_on_until_all_were_asked(house: MakeHouse) -> None:
 
 
 @pytest.mark.parametrize(("attempts", "requests"), [(0, 1), (1, 1), (2, 2), (3, 3), (9, 4)])
-def test_so_many_backends_in_all_refuse_a_prompt(
+def test_round_ends_after_the_allowed_number_of_refusals(
     house: MakeHouse, attempts: int, requests: int
 ) -> None:
     made = house(*[REFUSAL] * 4, attempts=attempts)

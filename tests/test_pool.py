@@ -1,4 +1,4 @@
-"""The pool of drawings: one piece of work, many who wait for it."""
+"""The pool of drawings: work that runs once, and its callers."""
 
 from __future__ import annotations
 
