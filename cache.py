@@ -16,7 +16,7 @@ from typing import NamedTuple
 from images.formats import EXTENSIONS
 from metrics import OFF, Metrics
 from picture import ImageRequest
-from storage import BeingDrawn, LockTimeout, NoRoom, Note, Row, State, Totals, Unavailable
+from storage import BeingDrawn, LockTimeout, NoRoom, Row, State, Unavailable
 from storage.store import DAY, STALE_SECONDS, Store, Task
 from storage.upkeep import BATCH, adopt, repeat_both, store_errors
 from storage.verify import FileLost, open_verified
@@ -40,10 +40,7 @@ class Picture(NamedTuple):
 
 
 class Cache:
-    """Pictures by key, notes that expire, and a lock for each key.
-
-    `max_bytes` bounds the files of the store; 0 means no limit.
-    """
+    """Pictures by key. `max_bytes` bounds the files of the store; 0 means no limit."""
 
     def __init__(
         self,
@@ -159,17 +156,6 @@ class Cache:
     def fault(self, *, is_hosted: bool) -> str | None:
         """Return what is wrong with the state, or why new pictures could not be stored."""
         return self.state.fault or (None if is_hosted else self.store.fault)
-
-    def totals(self) -> Totals | None:
-        with suppress(Unavailable):
-            return self.state.totals()
-        return None
-
-    def forget(self, kind: type[Note], key: str) -> bool:
-        """Forget a note, if the state can be written; return whether there was one."""
-        with suppress(Unavailable):
-            return self.state.forget(kind, key)
-        return False
 
     # --- files
 

@@ -11,7 +11,7 @@ import click
 
 from commands.arguments import AS_JSON
 from commands.session import Session, with_session
-from storage.local.mirror import mirror
+from storage.local.mirror import NotABackup, mirror
 
 
 @click.command()
@@ -30,14 +30,18 @@ def backup(session: Session, directory: Path, as_json: bool) -> None:
         )
     session.announce_cache()
     counts = Counter(copied=0, there=0, deleted=0)
-    with click.progressbar(
+    progress = click.progressbar(
         mirror(session.settings.cache_dir, directory),
         length=session.cache.state.totals().entries,
         label="Copying",
         show_pos=True,
         file=sys.stderr,
         hidden=as_json,
-    ) as outcomes:
-        counts.update(outcomes)
+    )
+    try:
+        with progress as outcomes:
+            counts.update(outcomes)
+    except NotABackup as error:
+        raise click.ClickException(f"{error}.") from error
     text = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     click.echo(json.dumps(counts) if as_json else text)

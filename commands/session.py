@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, TypeVar
@@ -16,8 +16,9 @@ from commands.arguments import counted
 from config import Settings, SettingsError
 from pipeline import Pipeline
 from settings.parsers import printable_url
-from storage import Unavailable
+from storage import BeingDrawn, Unavailable
 from storage.local.folder import owner_fault
+from web.sentences import explain
 
 R = TypeVar("R")
 
@@ -39,8 +40,9 @@ class Session:
         settings = self.settings
         if fault := owner_fault(settings.cache_dir):
             raise click.ClickException(f"CACHE_DIR: {fault}.")
-        totals = self.cache.totals()
-        found = f" ({counted(totals.entries)})" if totals else ""
+        found = ""
+        with suppress(Unavailable):
+            found = f" ({counted(self.cache.state.totals().entries)})"
         places = [str(settings.cache_dir.absolute())]
         if settings.database_url:
             places = [printable_url(settings.database_url)]
@@ -76,6 +78,8 @@ def with_session(command: Callable[..., R]) -> Callable[..., R]:
                 return command(session, **arguments)
         except SettingsError as error:
             raise click.ClickException(str(error)) from error
+        except BeingDrawn as error:
+            raise click.ClickException(explain(error)) from error
         except Unavailable as error:
             raise click.ClickException(f"The cache cannot be used: {error}.") from error
         except OSError as error:

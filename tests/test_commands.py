@@ -34,7 +34,7 @@ COMMANDS = [sys.executable, "-m", "commands"]
 def cache(environment: dict[str, str], opened: list[Cache]) -> Cache:
     folder = Path(environment["CACHE_DIR"])
     opened.append(made := Cache(SqliteState(folder), Folder(folder)))
-    made.totals()
+    made.state.totals()
     return made
 
 

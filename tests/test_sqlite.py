@@ -411,6 +411,20 @@ def test_backup_of_an_older_version_is_migrated(index: Path, open_state: Open) -
     assert word(state) == "kept"
 
 
+def test_backup_that_is_put_back_lets_hits_read_on(
+    state: SqliteState, index: Path, folder: Path
+) -> None:
+    """Outside WAL mode, readers would wait for writers."""
+    state.store(hosted(1))
+    backup = back_up(state)
+    state.close()
+    index.write_bytes(backup.read_bytes())
+    assert execute(index, "PRAGMA journal_mode") == [("delete",)]
+    with contextlib.closing(SqliteState(folder)) as other:
+        assert other.find(hosted(1).key) == hosted(1)
+        assert execute(index, "PRAGMA journal_mode") == [("wal",)]
+
+
 def test_backup_is_private_and_made_once_a_day(
     open_state: Open, state: SqliteState, clock: Clock
 ) -> None:

@@ -38,7 +38,6 @@ PRAGMA cache_size = -1024;
 PRAGMA journal_size_limit = 4194304;
 """
 
-
 _NOWHERE = (0, 0)
 
 
@@ -151,6 +150,9 @@ class Database:
             connection.row_factory = sqlite3.Row
             connection.text_factory = decode_text
             connection.executescript(_ON_CONNECT)
+            # A backup that was put back has another mode, and keeps it in a read-only folder.
+            with contextlib.suppress(sqlite3.OperationalError):
+                connection.execute("PRAGMA journal_mode = WAL")
             if not is_current(connection):
                 migrate(connection)
 

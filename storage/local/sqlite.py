@@ -75,7 +75,7 @@ class SqliteState(RelationalState):
         finally:
             self._backup.delete(key)
 
-    def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
+    def hold(self, key: str, seconds: float) -> AbstractContextManager[None]:
         return self._locks.hold(key, seconds)
 
     def check(self) -> None:
