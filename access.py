@@ -1,6 +1,6 @@
-"""Who may do what: access keys and their daily limits, the admin token, and signatures.
+"""Authorisation: access keys and their daily limits, the admin token, and signatures.
 
-A signature opens one picture: `sig` is the first 32 hex digits of HMAC-SHA256 over
+A signature grants access to one picture: `sig` is the first 32 hex digits of HMAC-SHA256 over
 `{cache key in hex}|{exp}`. `exp` is the Unix time in seconds after which the signature is void,
 or empty if it never expires.
 """
@@ -27,7 +27,7 @@ from storage import State, Unavailable
 SIGNATURE_LENGTH = 32
 MAX_EXPIRES_IN = 10 * 365 * 86400
 DAY = 86400.0
-# A day's count is read during that day only; this leaves room for clocks that differ.
+# A day's count is read on that day only; the rest allows for differing clocks.
 COUNT_TTL = 2 * DAY
 _DERIVATION_LABEL = b"prompt-image-proxy signing key"
 
@@ -37,12 +37,12 @@ class Unauthorised(Problem):
 
 
 class Forbidden(Problem):
-    """Nobody may do this, whatever the credentials."""
+    """The operation is switched off, whatever the credentials."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the name of an access key, and its drawings per UTC day (None: no limit)."""
+    """The name of an access key, and its drawings per UTC day (None: no limit)."""
 
     name: str
     per_day: int | None = None
@@ -69,11 +69,11 @@ class _Key:
 
 
 class Access:
-    """Decides access for the views, the page's API and the command line.
+    """Authorises the views, the page's API and the command line.
 
-    Everything is compared as bytes and in constant time: compare_digest raises on text that is
-    not ASCII. The first signing key signs and all of them are accepted, so that keys can be
-    rotated; without any, one is derived from `access_key`, and without that signing is off.
+    Secrets are compared as bytes and in constant time: compare_digest raises on text that is not
+    ASCII. The first signing key signs and all of them are accepted, so that keys can be rotated.
+    Without signing keys, one is derived from `access_key`; without that, signing is off.
     """
 
     def __init__(
@@ -105,16 +105,16 @@ class Access:
         authorization: str = "",
         request: ImageRequest | None = None,
     ) -> Caller:
-        """Accept an access key or, for a picture, a valid signature; return whose it is.
+        """Accept an access key or, for a picture, a valid signature; return the caller.
 
-        `credentials` are `key`, `sig` and `exp` of a URL; `authorization` is the header, one
-        character a byte as WSGI has it. Raises Unauthorised.
+        `credentials` are `key`, `sig` and `exp` of a URL; `authorization` is the header,
+        decoded as Latin-1, as WSGI requires. Raises Unauthorised.
         """
         offered = [credentials["key"].encode()] if "key" in credentials else []
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() == "bearer":
             offered.append(token.strip().encode("latin-1"))
-        # Every key is compared, whichever matches: time says nothing about the others.
+        # Every key is compared, even after a match: timing must reveal nothing about the others.
         matches = [
             own for own in self._keys for key in offered if hmac.compare_digest(key, own.key)
         ]
@@ -129,7 +129,7 @@ class Access:
         raise Unauthorised("key_wrong" if offered else "key_missing")
 
     def authorise_admin(self, token: str) -> None:
-        """Accept the admin token, one character a byte. Raises Unauthorised and Forbidden."""
+        """Accept the admin token, decoded as Latin-1. Raises Unauthorised and Forbidden."""
         if self._admin_token is None:
             raise Forbidden("administration_off")
         if not hmac.compare_digest(token.encode("latin-1"), self._admin_token):
@@ -150,7 +150,7 @@ class Access:
     def sign(self, request: ImageRequest, expires_in: int | None = None) -> dict[str, str | int]:
         """Return the credentials for a picture's URL: `sig`, and `exp` if it is to expire.
 
-        `expires_in` is in seconds. Raises Forbidden where signing is off.
+        `expires_in` is in seconds. Raises Forbidden if signing is off.
         """
         if not self._signing_keys:
             raise Forbidden("signing_off")
@@ -201,10 +201,10 @@ def _signature(key: bytes, cache_key: str, exp: str) -> str:
 
 
 class Reservation:
-    """Places for drawings of one caller; closing gives back those that were not taken.
+    """Places for drawings of one caller; closing gives back the unused ones.
 
-    Beyond what was reserved, each place is reserved when it is taken. The places belong to the
-    day, by the state's clock, on which the first was reserved. Thread-safe.
+    Places beyond those are reserved when they are taken. All places count for the day, by the
+    state's clock, on which the first was reserved. Thread-safe.
     """
 
     def __init__(self, state: State, caller: Caller, amount: int = 0) -> None:
@@ -220,14 +220,15 @@ class Reservation:
     def take(self) -> None:
         """Take a place for a drawing. Raises OverLimit and Unavailable.
 
-        It always writes to the state: if that fails, the picture could not be stored either.
+        It always writes to the state, even for a place that was reserved before: if that fails,
+        the picture could not be stored either.
         """
         with self._mutex:
             self._add(0 if self._left else 1)
             self._left = max(0, self._left - 1)
 
     def give_back(self, amount: int = 1) -> None:
-        """Return places that were taken: their drawings made no call."""
+        """Give back places of drawings that made no upstream call."""
         with suppress(Unavailable):
             self._state.count(self._count_key, -amount, COUNT_TTL)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ View = Callable[[], BaseResponse]
 
 
 class WholePath(BaseConverter):
-    """The rest of a path with its slashes, dots and newlines as they came."""
+    """The rest of a path, with its slashes, dots and newlines unchanged."""
 
     regex = "(?s:.*)"
     part_isolating = False
@@ -66,10 +65,6 @@ class Services:
     backends: Backends
     llm: Llm | None
     pipeline: Pipeline
-
-    def maintain(self, stop: threading.Event) -> None:
-        """Keep the cache in order until `stop` is set."""
-        self.cache.maintain(stop)
 
     def close(self) -> None:
         """Finish the drawings under way, and close every connection and file."""
@@ -105,21 +100,17 @@ def make_services(
 ) -> Services:
     """Build the parts that the settings describe. Starts no thread, opens no file."""
     places = Places(settings.threads - THREADS_KEPT_FREE, metrics)
-    cache = _make_cache(settings, clock, metrics, places)
+    state, store, limit = choose_storage(settings, clock, metrics, places)
+    cache = Cache(state, store, limit, clock, metrics)
     upstream = _make_upstream(settings.network, metrics)
-    llm = _make_llm(settings, upstream, cache.state, metrics)
-    backends = _make_backends(settings, upstream, cache.state, metrics)
-    pool: Pool[Drawn] = Pool(cache.state, settings.drawings, places, metrics)
+    llm = None
+    if settings.llm:
+        llm = Llm(settings.llm, upstream, state, timeout=settings.llm_timeout, metrics=metrics)
+    backends = _make_backends(settings, upstream, state, metrics)
+    pool: Pool[Drawn] = Pool(state, settings.drawings, places, metrics)
     pipeline = _make_pipeline(settings, upstream, cache, backends, pool, llm, metrics)
     access = _make_access(settings, clock)
     return Services(access, cache, upstream, backends, llm, pipeline)
-
-
-def _make_cache(
-    settings: Settings, clock: Callable[[], float], metrics: Metrics, places: Places
-) -> Cache:
-    state, store, limit = choose_storage(settings, clock, metrics, places)
-    return Cache(state, store, limit, clock, metrics)
 
 
 def _make_metrics() -> Metrics:
@@ -187,12 +178,6 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | N
     routes.add_url_rule("/", view_func=page_file)
     routes.add_url_rule("/page/<name>", view_func=page_file)
     return routes
-
-
-def _make_llm(settings: Settings, upstream: Upstream, state: State, metrics: Metrics) -> Llm | None:
-    if not settings.llm:
-        return None
-    return Llm(settings.llm, upstream, state, timeout=settings.llm_timeout, metrics=metrics)
 
 
 def _make_backends(

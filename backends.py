@@ -1,4 +1,4 @@
-"""Which backend is asked next: weighted choice among those that are not cooling down."""
+"""Weighted choice among the backends that are not cooling down."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from upstream.client import Deadline
 
 # A page of twenty pictures survives one hiccup of the only backend.
 MAX_WAIT = 15.0
-# The lock of the drawing that asks first when every backend has been avoided.
+# The lock of the drawing that asks first after every backend was cooling down.
 _PROBE_KEY = "0" * 64
 
 # The cooldowns of backends and models, by the keys of their notes.
@@ -25,7 +25,7 @@ Known = Mapping[str, Cooldown]
 
 
 class Backends:
-    """All backends, and how long each is to be avoided."""
+    """All backends, asked in random order by weight, but for those that are cooling down."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Backends:
         self.metrics = metrics
 
     def ready_in(self, request: ImageRequest) -> float:
-        """Return the seconds until a backend may be asked for `request`, 0 where one may now.
+        """Return the seconds until a backend may be asked for `request`, 0 if one may now.
 
         Raises Unavailable.
         """
@@ -57,7 +57,7 @@ class Backends:
 
         A failure or a rejection moves on until every backend was asked; refusals end the round
         when `blocked_retry_attempts` backends have refused the prompt. While every backend is
-        avoided the drawing waits for the first of them, if that is ready soon.
+        cooling down, the drawing waits for the first of them if it is ready within MAX_WAIT.
         """
         known = self.recall(request)
         while wait := self._ready_in(request, known):
@@ -65,7 +65,7 @@ class Backends:
                 return Round(None, (), is_cut=True)
             self.sleep(wait)
             try:
-                # One drawing after the other, over all workers, sees whether backends draw again.
+                # Over all workers, one drawing at a time tests whether backends draw again.
                 with self.state.hold(_PROBE_KEY, deadline.remaining()):
                     known = self.recall(request)
                     if not self._has_been_probed(request, known):
@@ -89,7 +89,7 @@ class Backends:
         return min(_wait_for(backend, request, known) for backend in self.in_use)
 
     def _has_been_probed(self, request: ImageRequest, known: Known) -> bool:
-        """Return whether another drawing has asked: a backend draws again, or all are cooling."""
+        """Return whether another drawing has asked: a backend draws again, or all still fail."""
         has_failures = any(cooldown.failures for cooldown in known.values())
         return self._ready_in(request, known) > 0 or not has_failures
 
@@ -108,7 +108,7 @@ class Backends:
             else:
                 _end_outages(backend, request, known)
                 return Round(image, tuple(attempts))
-            if Round(None, tuple(attempts)).count(Outcome.REFUSED) >= self.max_refusals:
+            if [one.outcome for one in attempts].count(Outcome.REFUSED) >= self.max_refusals:
                 break
         return Round(None, tuple(attempts))
 

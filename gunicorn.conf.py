@@ -52,7 +52,7 @@ def post_worker_init(worker: Any) -> None:
     if services is None:  # another application, as benchmarks/hello.py
         return
     stop = threading.Event()
-    upkeep = threading.Thread(target=services.maintain, args=(stop,), daemon=True)
+    upkeep = threading.Thread(target=services.cache.maintain, args=(stop,), daemon=True)
     upkeep.start()
     _at_exit.callback(services.close)
     _at_exit.callback(upkeep.join)

@@ -71,7 +71,7 @@ class CloudflareImgBed:
         self.upstream = upstream
         base = _with_path(settings.url, "/upload")
         parts = urlsplit(base)
-        # Clients see what is joined to this: neither a password nor the code may be in it.
+        # Clients see URLs that are joined to this, so it holds neither a password nor the code.
         self.home = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         query = "returnFormat=full"
         if settings.auth_code:
@@ -90,7 +90,7 @@ class CloudflareImgBed:
 class S3:
     """A bucket that the public can read, directly or through a CDN.
 
-    A part of the picture's digest in its name makes sure that what a URL shows never changes.
+    Names contain part of the picture's digest, so that the content at a URL never changes.
     """
 
     CACHE_CONTROL = "public, max-age=31536000, immutable"
@@ -164,7 +164,7 @@ def _at(answer: Any, *path: str | int) -> Any:
 
 
 def _checked(url: Any) -> str:
-    """Return `url`, fit for a Location header. Raises UploadFailed unless it is http(s)."""
+    """Return `url`, encoded for a Location header. Raises UploadFailed unless it is http(s)."""
     text = clean_text(url)
     try:
         parts = urlsplit(text or "")

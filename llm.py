@@ -26,7 +26,7 @@ _NO_MESSAGE = Fault(Outcome.FAILED, "no message")
 
 
 class RewriteFailed(Exception):
-    """The LLM gave no usable prompt. `why` is a word like those for the faults of backends."""
+    """The LLM gave no usable prompt. `why` is a word of the list that backends' faults use."""
 
     def __init__(self, reason: str, why: str = "no prompt") -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class RewriteFailed(Exception):
 
 
 class _Unanswered(RewriteFailed):
-    """The server gave no message, for which `fault` says what is to blame."""
+    """The server returned no message, because of `fault`."""
 
     def __init__(self, reason: str, fault: Fault) -> None:
         super().__init__(reason, fault.why)
@@ -51,7 +51,7 @@ class Rewritten(Note):
 
 
 class Llm:
-    """One chat-completions API with the templates that are switched on."""
+    """One chat-completions API, with the templates that are enabled."""
 
     def __init__(
         self,
@@ -71,21 +71,21 @@ class Llm:
         self._answers: SingleFlight[str] = SingleFlight(state)
 
     def template(self, task: str) -> str | None:
-        """Return the template of `task` ("optimise" or "rewrite"), None where it is off."""
+        """Return the template of `task` ("optimise" or "rewrite"), or None if the task is off."""
         settings = self.settings
         return settings.optimize_template if task == "optimise" else settings.safety_template
 
     @property
     def safety_attempts(self) -> int:
-        """How often a refused prompt may be rewritten."""
+        """The number of times that a refused prompt may be rewritten."""
         return self.settings.safety_attempts if self.settings.safety_template else 0
 
     def rewrite(self, task: str, prompt: str, deadline: Deadline) -> str:
-        """Return `prompt` rewritten as the template of `task` says, now or earlier.
+        """Return `prompt` rewritten with the template of `task`, from an earlier call if possible.
 
         Raises RewriteFailed and Unavailable.
         """
-        # It changes with whatever changes the answer.
+        # The key covers everything that affects the answer.
         parts = (task, self.endpoint.url, self.settings.model, self.template(task) or "", prompt)
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         bounded = deadline.within(self.timeout)
@@ -105,7 +105,7 @@ class Llm:
     def _rewrite(self, task: str, prompt: str, key: str, deadline: Deadline) -> str:
         """Ask the LLM. A fault of the server is counted, for /status and one WARNING.
 
-        An answer that is an apology, or a refusal, is about the prompt.
+        An apology or a refusal is the prompt's fault, and is not counted.
         """
         known = self.outages.recall()
         with self.metrics.llm_call(task):
@@ -199,7 +199,7 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？]")
 
 
 def _without_thoughts(text: str) -> str:
-    """Drop `<think>…</think>`, also where the opening or the closing tag is missing."""
+    """Drop `<think>…</think>`, even if the opening or the closing tag is missing."""
     answer, *rest = _THINK.split(text)
     is_thinking = False
     for tag, part in zip(rest[::2], rest[1::2], strict=True):

@@ -1,6 +1,6 @@
-"""The request for a picture: its URL, its value and its cache key; and errors in requests.
+"""The request for a picture, to and from its URL, and its cache key; errors for clients.
 
-Every other room may use these plain values; of our code they need only settings/parsers.py.
+Every other module may import this one, which itself imports only settings/parsers.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from settings.parsers import MODEL
 
 DEFAULT_SEED = 42
 MAX_SIDE = 4096
-# In the order in which they follow in the cache key.
+# In the order of the cache key.
 OPTIONS = ("quality", "style", "background", "negative_prompt")
 PARAMETERS = ("width", "height", "model", "seed", *OPTIONS)
 CREDENTIALS = ("key", "sig", "exp")
@@ -24,7 +24,7 @@ MAX_FIELDS = 100
 
 
 class Problem(Exception):
-    """An error that clients are told about: a code, and the parameters of its sentence.
+    """An error shown to clients: a code, and the parameters of its sentence.
 
     web/sentences.py holds the sentence of each code, in English and in Chinese.
     """
@@ -46,7 +46,7 @@ class BadRequest(Problem):
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One picture as it was asked for: a stripped prompt, and None for what was not given."""
+    """A picture as requested: a stripped prompt, and None for each parameter not given."""
 
     prompt: str
     width: int | None = None
@@ -70,7 +70,7 @@ class ImageRequest:
         max_prompt_length: int = 4000,
         **options: str | None,
     ) -> ImageRequest:
-        """Parse a description and parameters as a client wrote them. Raises BadRequest."""
+        """Parse a description and parameters from a client. Raises BadRequest."""
         return cls(
             _prompt(description, max_prompt_length),
             _side("width", width),
@@ -84,7 +84,7 @@ class ImageRequest:
     def from_url(
         cls, path: str, query: str, max_prompt_length: int = 4000
     ) -> tuple[ImageRequest, dict[str, str]]:
-        """Parse `path` (a WSGI PATH_INFO: percent-decoded, one character a byte) and `query`.
+        """Parse `path` (a WSGI PATH_INFO: percent-decoded, then decoded as Latin-1) and `query`.
 
         Returns the request and the credentials (`key`, `sig`, `exp`). Unknown parameters are
         ignored. Raises BadRequest.
@@ -117,7 +117,7 @@ class ImageRequest:
         """The cache key, 64 hex digits.
 
         SHA-256 of `prompt|width|height|model|seed`, with the prompt lower-cased and `def` for
-        what was not given, and of `|name=value` for each of OPTIONS that was given.
+        each value not given, followed by `|name=value` for each of the OPTIONS given.
         """
         parts = (self.prompt.lower(), self.width, self.height, self.model, self.seed)
         text = "|".join("def" if part is None else str(part) for part in parts)
@@ -126,13 +126,13 @@ class ImageRequest:
 
     @property
     def options(self) -> dict[str, str]:
-        """Those of OPTIONS that were given."""
+        """The OPTIONS that were given."""
         found = {name: getattr(self, name) for name in OPTIONS}
         return {name: value for name, value in found.items() if value is not None}
 
     @property
     def pixels(self) -> tuple[int, int] | None:
-        """Width and height to draw, or None where the backend may choose: a lone side is both."""
+        """Width and height to draw, or None if the backend may choose; a lone side is both."""
         if (first := self.width or self.height) is None:
             return None
         return first, self.height or first
@@ -144,7 +144,7 @@ class ImageRequest:
 
 
 def _parse_query(query: str) -> dict[str, str]:
-    """Return the parameters that are known here. Raises BadRequest."""
+    """Return the known parameters; others are ignored. Raises BadRequest."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
     except UnicodeDecodeError:
@@ -205,7 +205,7 @@ def _option(name: str, text: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A picture's URL as people paste it into documents."""
+    """A picture's URL, also as Markdown and HTML to paste into documents."""
 
     request: ImageRequest
     url: str

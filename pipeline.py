@@ -50,7 +50,7 @@ class Pipeline:
         fingerprint: str = "",
         metrics: Metrics = OFF,
     ) -> None:
-        """`fingerprint` stands for the settings under which failures are remembered."""
+        """`fingerprint` identifies the settings under which failures are remembered."""
         self.cache = cache
         self.backends = backends
         self.pool = pool
@@ -90,7 +90,7 @@ class Pipeline:
             try:
                 return self.pool.run(request.key, until, work)
             except OverLimit as error:
-                # The drawing that was waited for may have been another caller's.
+                # This caller may have waited for the drawing of another, who is over the limit.
                 if error.caller == reservation.caller:
                     raise
             except StillRunning:
@@ -117,12 +117,13 @@ class Pipeline:
         """
         if failure := Failure.recall(self.cache.state, request.key, self.fingerprint):
             return failure
-        drawing = self._recall_refusal(Drawing(request, Deadline.after(1.0), COMMAND_LINE))
-        is_final = drawing.blocked_for and not self.fallback
-        return verdict(drawing, 0.0, has_fallback=False) if is_final else None
+        refusal = Blocked.recall(self.cache.state, request.key, self.fingerprint)
+        if refusal is None or self.fallback:
+            return None
+        return GaveUp("moderation_refused", remembered_for=refusal.left, is_repeated=True)
 
     def _draw(self, drawing: Drawing, reservation: Reservation) -> Drawn:
-        """Draw, unless another thread or process drew or failed while this one waited for it."""
+        """Draw, unless another process has drawn, or failed to, while this one waited for it."""
         self.cache.settle()
         if picture := self.cache.get(drawing.key):
             picture.close()
@@ -130,7 +131,7 @@ class Pipeline:
             return Drawn("cache", (), picture.row)
         if failure := Failure.recall(self.cache.state, drawing.key, self.fingerprint):
             raise failure
-        # Nothing is paid for unless the picture could be stored, and the state has taken a write.
+        # Before anything is paid for, there is room for the picture, and the state takes a write.
         with self.storing.reserve():
             reservation.take()
             return self._draw_anew(drawing, reservation)
@@ -140,23 +141,20 @@ class Pipeline:
         drawing = self._find_image(drawing)
         if not drawing.made_a_call:
             reservation.give_back()
-        whom = drawing.caller.name
+        caller = drawing.caller.name
         if drawing.image is None:
             gave_up = self._give_up(drawing)
-            log.info("Gave up on %s, for %s: %s", drawing, whom, gave_up)
-            self._count_failure(gave_up, began)
+            log.info("Gave up on %s, for %s: %s", drawing, caller, gave_up)
+            if not gave_up.is_repeated:
+                is_refused = gave_up.code == "moderation_refused"
+                self._count("refused" if is_refused else "failed", gave_up.stages, began)
             raise gave_up
         drawn_by = drawing.image.drawn_by
-        log.info("Drew %s, for %s: %s, by %s", drawing, whom, drawing.source, drawn_by)
+        log.info("Drew %s, for %s: %s, by %s", drawing, caller, drawing.source, drawn_by)
         drawn = self.storing.store(drawing, drawing.image)
         self.metrics.drawn(drawn.source)
         self._count("drawn", drawn.stages, began)
         return drawn
-
-    def _count_failure(self, gave_up: GaveUp, began: float) -> None:
-        if not gave_up.is_repeated:
-            outcome = "refused" if gave_up.code == "moderation_refused" else "failed"
-            self._count(outcome, gave_up.stages, began)
 
     def _count(self, outcome: str, stages: Iterable[Stage], began: float) -> None:
         self.metrics.drawing_ended(outcome, time.monotonic() - began)
@@ -186,37 +184,32 @@ class Pipeline:
     def _optimise(self, drawing: Drawing) -> Drawing:
         if not self.llm or not self.llm.template("optimise"):
             return drawing
-        began = time.monotonic()
-        try:
-            optimized = self.llm.rewrite("optimise", drawing.best_prompt, drawing.deadline)
-        except RewriteFailed as error:
-            return drawing.after(Stage.since(began, "optimise", "failed", error.why))
-        return replace(drawing.after(Stage.since(began, "optimise", "ok")), optimized=optimized)
+        drawing, optimized = _ask(self.llm, "optimise", drawing)
+        return replace(drawing, optimized=optimized)
 
     def _generate(self, drawing: Drawing) -> Drawing:
-        """Ask the backends, and rewrite what they do not draw, for as many rounds as allowed."""
-        rounds = self.llm.safety_attempts if self.llm else 0
-        for number in range(rounds + 1):
-            began = time.monotonic()
-            found = self.backends.draw(drawing.best_prompt, drawing.request, drawing.deadline)
-            drawing = drawing.after_round(found, began)
-            if found.image or number == rounds or not drawing.may_rewriting_help:
+        """Ask the backends, rewriting the prompt between rounds, as often as the settings allow."""
+        drawing = self._ask_backends(drawing)
+        if not self.llm:
+            return drawing
+        for _ in range(self.llm.safety_attempts):
+            if drawing.image or not drawing.can_rewriting_help:
                 break
             refused = drawing.best_prompt
-            drawing = self._rewrite(drawing)
-            if drawing.best_prompt == refused:
+            drawing, rewritten = _ask(self.llm, "rewrite", drawing)
+            if rewritten is None:
                 break
+            self.metrics.rewritten()
+            drawing = replace(drawing, rewritten=rewritten)
+            if rewritten == refused:
+                break
+            drawing = self._ask_backends(drawing)
         return drawing
 
-    def _rewrite(self, drawing: Drawing) -> Drawing:
-        assert self.llm
+    def _ask_backends(self, drawing: Drawing) -> Drawing:
         began = time.monotonic()
-        try:
-            rewritten = self.llm.rewrite("rewrite", drawing.best_prompt, drawing.deadline)
-        except RewriteFailed as error:
-            return drawing.after(Stage.since(began, "rewrite", "failed", error.why))
-        self.metrics.rewritten()
-        return replace(drawing.after(Stage.since(began, "rewrite", "ok")), rewritten=rewritten)
+        found = self.backends.draw(drawing.best_prompt, drawing.request, drawing.deadline)
+        return drawing.after_round(found, began)
 
     def _fall_back(self, drawing: Drawing) -> Drawing:
         if not self.fallback or drawing.deadline.is_over:
@@ -231,9 +224,19 @@ class Pipeline:
         return replace(drawing.after(Stage.since(began, "fallback", "ok")), image=image)
 
     def _give_up(self, drawing: Drawing) -> GaveUp:
-        """Return the final failure, remembered if repeating the request would cost another call."""
+        """Return the final failure, remembered if the same request would cost another call."""
         wait = self.backends.ready_in(drawing.request)
         gave_up = verdict(drawing, wait, has_fallback=self.fallback is not None)
         if not gave_up.is_worth_remembering:
             return gave_up
         return Failure.remember(self.cache.state, drawing.key, gave_up, self.fingerprint)
+
+
+def _ask(llm: Llm, task: str, drawing: Drawing) -> tuple[Drawing, str | None]:
+    """Return the drawing after the stage `task`, and the rewritten prompt unless that failed."""
+    began = time.monotonic()
+    try:
+        prompt = llm.rewrite(task, drawing.best_prompt, drawing.deadline)
+    except RewriteFailed as error:
+        return drawing.after(Stage.since(began, task, "failed", error.why)), None
+    return drawing.after(Stage.since(began, task, "ok")), prompt

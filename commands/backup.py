@@ -9,7 +9,7 @@ import click
 
 from commands.arguments import AS_JSON, echo_counts, progress
 from commands.session import Session, with_session
-from storage.local.mirror import mirror
+from storage.local.mirror import NotABackup, mirror
 
 
 @click.command()
@@ -30,6 +30,9 @@ def backup(session: Session, directory: Path, as_json: bool) -> None:
     counts = Counter(copied=0, there=0, deleted=0)
     total = session.cache.state.totals().entries
     copying = mirror(session.settings.cache_dir, directory)
-    with progress(copying, "Copying", total, is_quiet=as_json) as outcomes:
-        counts.update(outcomes)
+    try:
+        with progress(copying, "Copying", total, is_quiet=as_json) as outcomes:
+            counts.update(outcomes)
+    except NotABackup as error:
+        raise click.ClickException(f"{error}.") from error
     echo_counts(counts, as_json=as_json)

@@ -16,8 +16,9 @@ from commands.arguments import counted
 from config import Settings, SettingsError
 from pipeline import Pipeline
 from settings.parsers import printable_url
-from storage import Unavailable
+from storage import BeingDrawn, Unavailable
 from storage.local.folder import owner_fault
+from web.sentences import explain
 
 R = TypeVar("R")
 
@@ -77,6 +78,8 @@ def with_session(command: Callable[..., R]) -> Callable[..., R]:
                 return command(session, **arguments)
         except SettingsError as error:
             raise click.ClickException(str(error)) from error
+        except BeingDrawn as error:
+            raise click.ClickException(explain(error)) from error
         except Unavailable as error:
             raise click.ClickException(f"The cache cannot be used: {error}.") from error
         except OSError as error:

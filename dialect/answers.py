@@ -15,12 +15,12 @@ _FROM_URL_SAFE = str.maketrans("-_", "+/")
 
 
 class NoPicture(Exception):
-    """The answer holds something other than a picture. The text says what."""
+    """The answer holds something other than a picture, as the text explains."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A picture as an answer has it: exactly one of bytes and URL, and the revised prompt."""
+    """The picture of an answer: either its bytes or its URL, and the revised prompt."""
 
     data: bytes | None = None
     url: str | None = None
@@ -28,10 +28,11 @@ class Found:
 
 
 def find_picture(answer: Any, cut: bytes | None = None) -> Found | None:
-    """Return the first picture of a JSON answer, or None where it holds none.
+    """Return the first picture of a JSON answer, or None if there is none.
 
-    Vendors put it under `data` or `images`, as an object or a bare string. `cut` has been cut out
-    of the JSON. Raises NoPicture for a value that is neither base64 nor an http(s) URL.
+    Vendors put it under `data` or `images`, as an object or a bare string. `cut` is the
+    picture, decoded, that was cut out of the JSON. Raises NoPicture for a value that is neither
+    base64 nor an http(s) URL.
     """
     for name in ("data", "images"):
         items = answer.get(name) if isinstance(answer, dict) else None

@@ -1,4 +1,4 @@
-"""The OpenAI dialect as its many speakers really speak it: what backends and LLMs share."""
+"""OpenAI-compatible HTTP as vendors actually implement it; used for images and chat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from storage import State
 from upstream.bodies import is_json
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
 
-# A vendor that rejects one field after the other is given up on after so many requests.
+# A limit for vendors that reject one field after the other.
 MAX_REQUESTS = 8
 
 
@@ -45,7 +45,7 @@ def clean_text(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A server's answer: its JSON, None for any other body, and its fault, None for success."""
+    """A server's answer: its JSON (None for any other body) and its fault (None for success)."""
 
     reply: Reply
     json: Any
@@ -54,7 +54,7 @@ class Answer:
 
     @classmethod
     def of(cls, reply: Reply, prompt: str = "") -> Answer:
-        """Read an answer; `prompt` is what an error may repeat of the request."""
+        """Read an answer; `prompt` was in the request, and an error may repeat it."""
         answer = _json_of(reply)
         complaint = _complaint(answer)
         if reply.status < 300 and not complaint:
@@ -74,7 +74,7 @@ def _json_of(reply: Reply) -> Any:
 
 
 def _complaint(answer: Any) -> Any:
-    """Return what an answer of any status says went wrong, None where it says nothing."""
+    """Return the error in an answer of any status, or None if it reports none."""
     if not isinstance(answer, dict):
         return None
     if error := answer.get("error"):
@@ -85,13 +85,13 @@ def _complaint(answer: Any) -> Any:
 
 
 def _inner_status(error: Any) -> int:
-    """Return the status that an error inside a 200 gives itself; 400 where it gives none."""
+    """Return the status that an error inside a 200 claims, or 400 if it claims none."""
     code = str(error.get("code") or error.get("status") or "") if isinstance(error, dict) else ""
     return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 400
 
 
 class Endpoint:
-    """One operation of one server; requests are adapted to what it is known to accept."""
+    """One operation of one server; requests are adapted to what the server is known to accept."""
 
     def __init__(
         self, upstream: Upstream, state: State, base: str, operation: str, token: str | None
@@ -118,7 +118,7 @@ class Endpoint:
         size: Size | None = None,
         base64: bool = False,
     ) -> Answer:
-        """POST `body`, adapted to what is known of its model, and again as rejections teach.
+        """POST `body`, adapted to its model, and again after each rejection that teaches something.
 
         `size` is sent in the field and fitted to the sizes that the model takes. `base64` asks
         for bytes in place of a URL. Returns the last answer. Raises UpstreamError and Unavailable.
@@ -134,7 +134,7 @@ class Endpoint:
             if news is None:
                 break
             learned = news
-        # Only what helped is kept: an error may name a field that is innocent.
+        # Only lessons that helped are stored: an error may blame an innocent field.
         if learned != known and (answer.fault is None or answer.fault.outcome is Outcome.REFUSED):
             learned.store(self.state, key, recalled)
         return answer
@@ -155,7 +155,7 @@ class Endpoint:
 def _lesson(
     answer: Answer, learned: Learned, sent: Mapping[str, Any], size: Size | None
 ) -> Learned | None:
-    """Return what is known after a rejection, or None where it teaches nothing new."""
+    """Return what is known after a rejection, or None if it teaches nothing new."""
     fault, error = answer.fault, answer.error
     if fault is None or error is None or error.status not in (400, 422):
         return None

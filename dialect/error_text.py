@@ -1,4 +1,4 @@
-"""The text of an error answer, however the vendor names, nests, quotes and escapes it."""
+"""The text of an error answer, in whatever fields, nesting and escapes a vendor sends it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CODE_NAMES = frozenset(
     )
 )
 _PARAM_NAMES = frozenset(("param", "parameter", "loc", "field", "property", "instancePath"))
-# What repeats our own request is no evidence of anything.
+# Fields that repeat our own request are no evidence.
 _ECHOES = frozenset(("input", "prompt", "revised_prompt", "b64_json"))
 
 
@@ -32,7 +32,7 @@ _ECHOES = frozenset(("input", "prompt", "revised_prompt", "b64_json"))
 class ErrorText:
     """The text of an error answer, for matching only: it is never shown or logged.
 
-    `status` is the HTTP status, or the one that an error inside a 200 gives itself (else 400).
+    `status` is the HTTP status, or the one that an error inside a 200 claims (else 400).
     `codes` are the values of fields such as `code` and `type`, `params` those that name a
     parameter, `text` is everything together.
     """
@@ -85,7 +85,7 @@ def _facts(answer: Any) -> Iterator[tuple[str, str]]:
 
 
 def _json_inside(text: str) -> Any:
-    """Return the JSON object that a gateway has put, as text, into its own message."""
+    """Return the JSON object that a gateway has quoted in its own message, if any."""
     text = text[:_MAX_TEXT]
     start = text.find("{")
     if start < 0:

@@ -1,8 +1,8 @@
-"""The meaning of an error answer: refused, rejected or failed. Decided here and nowhere else.
+"""The meaning of an error answer, decided only here: refused, rejected or failed.
 
-The signs are those that vendors really send; tests/test_judging.py holds one row for each.
-A refusal needs positive evidence of moderation: a fault of the backend that was taken for a
-refusal would keep a harmless prompt from being drawn for a day.
+The signs are those that vendors really send; tests/test_judging.py has a row for each. A refusal
+needs positive evidence of moderation: a backend's fault that was mistaken for one would block a
+harmless prompt for a day.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Outcome(StrEnum):
 class Fault:
     """The meaning of an error. `why` is a word for /status, error stages and the log.
 
-    `is_of_model`: the model alone is at fault, and others may work. `is_of_account`: someone
-    has to act, and asking again soon is useless. `wait`: seconds that the server asked for.
+    `is_of_model`: only the model is at fault, and others may work. `is_of_account`: the operator
+    has to act, so retrying soon is useless. `wait`: seconds that the server asked for.
     """
 
     outcome: Outcome
@@ -52,7 +52,7 @@ _REFUSAL_CODES = re.compile(
     r"|censorship_block|nsfw_(?:content|prompt|image|detected)",
     re.IGNORECASE,
 )
-# Too short to be looked for inside a sentence. Gemini's.
+# Gemini's; too short to be searched for within a sentence.
 _REFUSAL_CODE_WORDS = frozenset(("SAFETY", "BLOCKLIST"))
 _REFUSAL_WORDS = re.compile(
     r"safety (?:system|check|filter|polic|guideline|violation|reasons|concerns)"
@@ -77,7 +77,7 @@ _REFUSAL_WORDS = re.compile(
     r"|(?:内容|提示词|图片|图像|文本|输入)[^,，。]{0,8}违规|违反.{0,12}(?:政策|法律|法规|准则)|色情|涉黄",
     re.IGNORECASE,
 )
-# A moderation that is itself broken has refused nothing, nor has one that locks out an account.
+# A moderation service that is down, or an account that is locked, says nothing of the prompt.
 _NOT_OF_THE_PROMPT = re.compile(
     r"(?:safety|moderation|content filter|checker|nsfw)[^.\n]{0,40}"
     r"(?:unavailable|timed out|time-?out|overloaded|unreachable|not respond|failed to load)"
@@ -104,7 +104,7 @@ def is_refusal(status: int, error: ErrorText, answer: Any = None) -> bool:
 
 
 def _is_flagged(answer: Any) -> bool:
-    """Return whether a field says so: xAI's, Ideogram's, MiniMax's, Zhipu's list of filters."""
+    """Return whether a field reports moderation: xAI's, Ideogram's, MiniMax's or Zhipu's."""
     if not isinstance(answer, dict):
         return False
     base = answer.get("base_resp")
@@ -147,13 +147,13 @@ _CREDIT_WORDS = re.compile(
 _RATE_WORDS = re.compile(
     r"rate.?limit|too many requests|overloaded|请求过于频繁|速率限制|并发", re.IGNORECASE
 )
-# What only an unknown model is told, by gateways even with a 401, 403 or 503.
+# Said only of unknown models; gateways say it even with a 401, 403 or 503.
 _UNKNOWN_MODEL = re.compile(
     r"model_?not_?(?:found|exist)|no available channel|no endpoints found"
     r"|access(?: to)?(?: the)? model|无可用渠道|没有可用.{0,4}渠道",
     re.IGNORECASE,
 )
-# A model that "does not support the size" is known well enough.
+# A model that "does not support the size" does exist.
 _OTHERS = r"\b(?:size|parameter|argument|resolution|value|ratio|width|height)"
 _MODEL_WORDS = re.compile(
     rf"model(?![^.\n]{{0,40}}{_OTHERS}[^.\n]{{0,30}}\bnot\b).{{0,80}}?"
@@ -181,7 +181,7 @@ _ACCOUNT_WORDS = frozenset(("unauthorised", "out of credit", "not found"))
 
 
 def judge(status: int, error: ErrorText, headers: Mapping[str, str], answer: Any = None) -> Fault:
-    """Return what an error means. `status` is the HTTP status, `answer` the whole JSON."""
+    """Return the fault behind an error. `status` is the HTTP status, `answer` the whole JSON."""
     if is_refusal(status, error, answer):
         return Fault(Outcome.REFUSED, "refused")
     why, wait = _why(error), retry_after(headers)
@@ -193,7 +193,7 @@ def judge(status: int, error: ErrorText, headers: Mapping[str, str], answer: Any
 
 
 def judge_without_picture(answer: Any) -> Fault:
-    """Return what a 200 without a picture means: rejected, unless it says something else."""
+    """Return the fault behind a 200 without a picture: rejected, unless its text says otherwise."""
     return judge(200, ErrorText.read(400, answer), {}, answer)
 
 
@@ -212,7 +212,7 @@ def _why(error: ErrorText) -> str | None:
 
 
 def _why_of_words(error: ErrorText) -> str | None:
-    # "Must be verified to use the model" is of the account.
+    # "Must be verified to use the model" concerns the account.
     if _KEY_WORDS.search(error.text):
         return "unauthorised"
     if _CREDIT_WORDS.search(error.text):
@@ -223,7 +223,7 @@ def _why_of_words(error: ErrorText) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
-    """Return the seconds that `retry-after-ms` or `retry-after` (seconds, HTTP date) asks for.
+    """Return the seconds in `retry-after-ms` or `retry-after` (seconds or an HTTP date), if any.
 
     RFC 9110, section 10.2.3; the milliseconds are OpenAI's and Azure's.
     """

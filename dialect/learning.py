@@ -1,7 +1,7 @@
 """Lessons from a server's rejections, per model: parameters to drop, values, names, sizes.
 
-Most 400s of image backends are about a parameter and not about the prompt. The next request is
-then sent as the server wants it.
+Most 400s of image backends concern a parameter, not the prompt. Later requests are sent as the
+server wants them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from storage import Note, Recalled, State, Unavailable
 LEARNED_TTL = 86400.0
 # One odd value after the other, of seeds for instance, must not make the note grow for ever.
 _MAX_WRONG = 50
-# Never dropped: without them there is nothing to ask.
+# Never dropped: a request without them is pointless.
 _ESSENTIAL = frozenset(("prompt", "messages", "model"))
-# Other names that the same field goes by; a rejection that mentions one asks for it.
+# Other names of the same field; a rejection that mentions one asks for it.
 _OTHER_NAMES = {"max_tokens": "max_completion_tokens"}
-# A parameter is rejected in words like these; its mere name proves nothing.
+# Words of a rejection; the mere name of a parameter proves nothing.
 _REJECTION = re.compile(
     r"unknown|unsupported|not.{0,3}support|unrecogni[sz]ed|unexpected|invalid|cannot find|extra "
     r"|not permitted|not allowed|not one of|not (?:a )?valid|must|should|have to be|need"
@@ -43,7 +43,7 @@ _UNKNOWN_FIELD = re.compile(
     r"|unsupported_?params?|未知的?(?:参数|字段)|不支持的?(?:参数|字段)|参数.{0,20}不支持|不支持.{0,20}参数|多余",
     re.IGNORECASE,
 )
-# So it is by these words alone, unless the value is quoted with them.
+# These words also mean an unknown parameter, unless the message quotes the value.
 _UNKNOWN = re.compile(r"unknown|unrecogni[sz]ed|unexpected|not permitted", re.IGNORECASE)
 SIZE_FIELDS = ("size", "image_size", "width", "height", "aspect_ratio")
 _SIZE_WORDS = re.compile(
@@ -59,8 +59,8 @@ class Learned(Note):
     """The parameters and sizes that one model of one server accepts.
 
     `dropped`: parameters it does not know; `wrong`: values that it rejected, as `name=value`;
-    `renamed`: pairs of our name and the server's; `size_field`: how it wants the size (`size`,
-    `image_size`, `width`, `aspect_ratio`, or `none`); `wants_base64`: its URLs lead nowhere.
+    `renamed`: pairs of our name and the server's; `size_field`: the field for the size (`size`,
+    `image_size`, `width`, `aspect_ratio`, or `none`); `wants_base64`: its URLs cannot be fetched.
     """
 
     kind: ClassVar[str] = "learned"
@@ -90,15 +90,15 @@ class Learned(Note):
     def store(self, state: State, key: str, before: Recalled[Learned] | None) -> None:
         """Store what was learned, unless another process has stored its own lesson meanwhile.
 
-        What is older is not known for longer because something newer was learned.
+        The expiry stays the same: a new lesson does not prolong older ones.
         """
         with suppress(Unavailable):
             state.exchange(before, self, key, before.left if before else LEARNED_TTL)
 
     def describe(self) -> dict[str, Any]:
-        """Return what differs from a server of which nothing is known, for /status.
+        """Return what has been learned, for /status.
 
-        Anybody may read that: a rejected value, which a client wrote, is not in it.
+        Anyone may read it, so it does not contain rejected values, which clients wrote.
         """
         known, plain = asdict(self), asdict(Learned())
         limits, none = known.pop("sizes"), plain.pop("sizes")
@@ -135,9 +135,9 @@ class Learned(Note):
         return {}
 
     def learn(self, error: ErrorText, sent: Mapping[str, Any], size: Size | None) -> Learned:
-        """Return this with what a rejection of the fields `sent` teaches, or itself unchanged.
+        """Return this note with what a rejection of the fields `sent` teaches, if anything.
 
-        Where an error names several fields, the plainest is meant.
+        If an error names several fields, the one named most explicitly is blamed.
         """
         names = dict(self.renamed)
         strengths = {
@@ -146,13 +146,13 @@ class Learned(Note):
             # A size that is fitted is not dropped; one that was configured is.
             if not (size and name in SIZE_FIELDS)
         }
-        plainest = max(strengths, key=lambda name: strengths[name], default="")
+        blamed = max(strengths, key=lambda name: strengths[name], default="")
         of_size = _size_strength(error, sent) if size else 0
-        if size and of_size and of_size >= strengths.get(plainest, 0):
+        if size and of_size and of_size >= strengths.get(blamed, 0):
             return self._learn_size(error, sent, size)
-        if not strengths.get(plainest):
+        if not strengths.get(blamed):
             return self
-        return self._learn_field(error, plainest, sent[names.get(plainest, plainest)])
+        return self._learn_field(error, blamed, sent[names.get(blamed, blamed)])
 
     def _learn_field(self, error: ErrorText, name: str, value: Any) -> Learned:
         other = _OTHER_NAMES.get(name)
@@ -165,7 +165,7 @@ class Learned(Note):
         return self._with_wrong(f"{name}={value}")
 
     def _learn_size(self, error: ErrorText, sent: Mapping[str, Any], size: Size) -> Learned:
-        """Fit the size, or send it in another field, or leave it out: the first that is new."""
+        """Fit the size, send it in another field, or omit it: the first that has not been tried."""
         ratios = listed_ratios(error.text)
         if "aspect_ratio" in sent:
             is_news = ratios and sent["aspect_ratio"] not in ratios
@@ -177,7 +177,7 @@ class Learned(Note):
         if wanted := _wanted_field(error, sent):
             return replace(self, size_field=wanted, ratios=ratios or self.ratios)
         if _is_unknown(error, "{}x{}".format(*fitted)):
-            # Nothing is named instead: a vendor without sizes may take shapes, as xAI does.
+            # The error suggests no field. Vendors without sizes may take shapes, as xAI does.
             return replace(self, size_field="aspect_ratio")
         return replace(self, sizes=self.sizes.without_guesses())._with_wrong(_as_wrong(size))
 
@@ -190,7 +190,7 @@ def _as_wrong(size: Size) -> str:
 
 
 def _wanted_field(error: ErrorText, sent: Mapping[str, Any]) -> str | None:
-    """Return the field that the error asks for in place of the one that was sent."""
+    """Return the size field that the error asks for instead of the one sent, if any."""
     unsent = [name for name in SIZE_FIELDS if name not in sent and _mentions(error, name)]
     blames_sent = any(name in sent and _mentions(error, name) for name in SIZE_FIELDS)
     is_advice = _ADVICE.search(error.text) or _is_unknown(error, "")
@@ -200,14 +200,14 @@ def _wanted_field(error: ErrorText, sent: Mapping[str, Any]) -> str | None:
 
 
 def _droppable(sent: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
-    """Return our names of the fields that were sent and can be done without."""
+    """Return our names of the optional fields that were sent."""
     ours = {theirs: our for our, theirs in names.items()}
     found = [ours.get(name, name) for name in sent]
     return [name for name in found if name not in _ESSENTIAL]
 
 
 def _strength(error: ErrorText, name: str) -> int:
-    """Return how plainly an error is about a field: 3 by its own field, 2 quoted, 1 named, 0."""
+    """Return how explicitly an error blames a field: 3 by `param`, 2 quoted, 1 named, 0 not."""
     if name in error.params:
         return 3
     if not _REJECTION.search(error.text):
@@ -219,7 +219,7 @@ def _strength(error: ErrorText, name: str) -> int:
 
 
 def _size_strength(error: ErrorText, sent: Mapping[str, Any]) -> int:
-    """Return how plainly an error is about the size, on the scale of `_strength`."""
+    """Return how explicitly an error blames the size, on the scale of `_strength`."""
     fields = [name for name in SIZE_FIELDS if name in sent]
     strength = max((_strength(error, name) for name in fields), default=0)
     if strength or not _REJECTION.search(error.text):
@@ -232,7 +232,7 @@ def _size_strength(error: ErrorText, sent: Mapping[str, Any]) -> int:
 
 
 def _is_unknown(error: ErrorText, value: str) -> bool:
-    """Return whether a field as such is rejected, rather than the value that was sent in it."""
+    """Return whether the field itself is rejected, rather than its value."""
     if _UNKNOWN_FIELD.search(error.text):
         return True
     return bool(_UNKNOWN.search(error.text)) and not (value and _mentions(error, value))

@@ -13,7 +13,7 @@ _MAX_PIXELS = MAX_SIDE**2
 _MEGA = 1_000_000
 
 _SIZE = re.compile(r"(?<!\d)(\d{2,5})\s?[x×*]\s?(\d{2,5})(?!\d)", re.I | re.A)
-# Sizes in prose are a list of what is allowed only beside words like these.
+# Only with words like these are sizes in prose a list of the allowed ones.
 _LISTED = re.compile(
     r"support|allowed|one of|must be|should be|valid|choose|accepts?|available|\buse\b"
     r"|支持|可选|仅限|必须|应为|可用",
@@ -89,8 +89,10 @@ class Limits:
 
 
 def read(text: str) -> Limits:
-    """Return the limits that a message names. Whether a number is of a side or of all pixels
-    is told by its magnitude, since messages say "pixels" of both."""
+    """Return the limits that a message names.
+
+    Messages say "pixels" of sides and of areas: a number's magnitude tells which is meant.
+    """
     found = Limits(multiple=_multiple(text))
     for low, high in _ranges(text):
         found.add_least(low)
@@ -105,7 +107,7 @@ def read(text: str) -> Limits:
 
 
 def listed_sizes(text: str, sent: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Return the sizes that a message names as allowed: neither the one sent, nor limits."""
+    """Return the sizes that a message allows, without the one sent and those that are limits."""
     found = dict.fromkeys((int(width), int(height)) for width, height in _SIZE.findall(text))
     found.pop(sent, None)
     sizes = tuple(size for size in found if min(size) >= _MIN_SIDE and max(size) <= MAX_SIDE)

@@ -1,4 +1,4 @@
-"""Which sizes a vendor takes, read out of its own error messages, and the nearest of them."""
+"""The sizes that a vendor accepts, learned from its error messages, and the nearest one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dialect import size_words
 
 Size = tuple[int, int]
 
-# xAI, docs.x.ai, "aspect_ratio"; others take a subset of it and name theirs when they refuse.
+# xAI, docs.x.ai, "aspect_ratio"; others take a subset and name it in their errors.
 ASPECT_RATIOS = (
     "1:1", "3:4", "4:3", "9:16", "16:9", "2:3", "3:2",
     "9:19.5", "19.5:9", "9:20", "20:9", "1:2", "2:1",
 )  # fmt: skip
-# A message without a number is answered with twice (or half) the pixels, so many times.
+# If a message names no number, twice (or half) the pixels are tried, at most so often.
 MAX_GUESSES = 2
 
 
@@ -23,7 +23,7 @@ MAX_GUESSES = 2
 class SizeRule:
     """The sizes a vendor allows. Sides and pixels in pixels; 0 means no limit is known.
 
-    `guesses`: how often a limit of the pixels was guessed because no message named it.
+    `guesses`: the number of times that a limit was guessed because no message named it.
     """
 
     sizes: tuple[Size, ...] = ()
@@ -58,7 +58,7 @@ class SizeRule:
         return named._guess(text, sent) if named.fit(sent) == sent else named
 
     def without_guesses(self) -> SizeRule:
-        """Return this rule as it was before guesses that did not help."""
+        """Return this rule without guesses, which did not help."""
         return replace(self, least_pixels=0, most_pixels=0, guesses=0) if self.guesses else self
 
     def _guess(self, text: str, sent: Size) -> SizeRule:
@@ -90,7 +90,7 @@ class SizeRule:
         return max(self.least_side, min(side, self.most_side or side))
 
     def _multiple(self, size: Size) -> int:
-        """Return what both sides are to be multiples of, 16 for a made-up number of pixels."""
+        """Return the divisor of both sides: 16 if the size is scaled and none is known."""
         pixels = size[0] * size[1]
         is_scaled = pixels < self.least_pixels or pixels > (self.most_pixels or pixels)
         return 16 if is_scaled and self.multiple == 1 else self.multiple

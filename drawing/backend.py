@@ -1,4 +1,4 @@
-"""One drawing by one backend: OpenAI-compatible, or Pollinations as the last resort."""
+"""Backends: OpenAI-compatible servers, and Pollinations as the last resort."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from settings.servers import BackendSettings, PollinationsSettings
 from storage import State
 from upstream.client import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError, Why, joined
 
-# Gateways and LocalAI name pictures by addresses, or host names, of their own network, but can
-# send the bytes as well.
+# Gateways and LocalAI return picture URLs on their own network, but can send the bytes instead.
 _UNFETCHABLE = (Why.FORBIDDEN, Why.UNREACHABLE)
 
 
 class NotDrawn(Exception):
-    """One backend gave no picture. `fault` says what follows: another backend, or rewriting."""
+    """A backend returned no picture. `fault` decides between another backend and rewriting."""
 
     def __init__(self, fault: Fault, detail: str) -> None:
         super().__init__(detail)
@@ -163,7 +162,7 @@ class Backend:
         return self.endpoint.ask(
             {"prompt": prompt, **sent},
             deadline=deadline,
-            # A picture as base64 is a third larger, and some JSON stands around it.
+            # Base64 makes a picture a third larger, and JSON surrounds it.
             limit=self.max_image_bytes * 4 // 3 + JSON_LIMIT,
             size=None if extra.keys() & SIZE_FIELDS else request.pixels,
             base64=base64,

@@ -20,12 +20,12 @@ log = logging.getLogger("prompt_image_proxy.backends")
 FIRST_COOLDOWN = 5.0
 ACCOUNT_COOLDOWN = 60.0
 MAX_COOLDOWN = 300.0
-# Failures further apart than this are not one series.
+# Failures further apart than this do not belong to one series.
 SERIES_SECONDS = 2 * MAX_COOLDOWN
-# Long enough for /status to say in the evening what failed in the morning.
+# In the evening /status still shows what failed in the morning.
 COOLDOWN_TTL = 86400.0
 REJECTIONS_IN_A_ROW = 3
-# More than a page holds, so that reloading it counts nothing again.
+# More than a page shows, so that reloading it does not count the same pictures again.
 MAX_PICTURES = 50
 _PICTURE_LENGTH = 16
 
@@ -34,9 +34,9 @@ _PICTURE_LENGTH = 16
 class Cooldown(Note):
     """A series of failures of a server, or of one of its models.
 
-    `seconds` is how long to avoid it, from the moment this was read or written; `failed_at` the
+    `seconds` is how long to avoid it, from the moment this was read or written; `failed_at` is the
     Unix time of the last failure that began a cooldown. `failing` and `rejecting` are shortened
-    keys of the pictures that failed, and that were rejected, since the server last answered.
+    keys of the pictures that failed, or were rejected, since the server last answered.
     """
 
     kind: ClassVar[str] = "cooldown"
@@ -55,7 +55,7 @@ class Cooldown(Note):
 
     @staticmethod
     def of(recalled: Recalled[Cooldown] | None) -> Cooldown:
-        """Return a note as it stands now; a series that is long over has no failures."""
+        """Return the cooldown of a note as of now; an expired series has no failures."""
         if recalled is None:
             return Cooldown()
         if recalled.age > SERIES_SECONDS:
@@ -86,7 +86,7 @@ class Cooldown(Note):
         )
 
     def joined(self, picture: str) -> Cooldown:
-        """Return the cooldown after one more failure of an outage that is counted already."""
+        """Return the cooldown after another failure of an outage that is already counted."""
         failing = tuple(dict.fromkeys((*self.failing, picture)))
         return replace(self, failing=failing[-MAX_PICTURES:])
 
@@ -99,11 +99,11 @@ class Cooldown(Note):
         return replace(self.failed(fault, picture, now), rejecting=())
 
     def ended(self) -> Cooldown:
-        """Return what stays known of it after the server has answered again."""
+        """Return the cooldown after an answer: only the last failure is remembered, for /status."""
         return Cooldown(why=self.why, failed_at=self.failed_at)
 
     def has_begun_since(self, known: Cooldown) -> bool:
-        """Return whether this cooldown began after a drawing found it to be as `known`."""
+        """Return whether this cooldown began after a drawing read it as `known`."""
         before = known.failures, known.failed_at
         return self.failures > 0 and (self.failures, self.failed_at) != before
 
@@ -112,8 +112,8 @@ class Cooldown(Note):
 class Outages:
     """Counts the failures of a server, or of one of its models, until it answers again.
 
-    `name` is for the log. `is_avoided` is False for a server without a substitute: it is asked
-    whatever its cooldown.
+    `name` is for the log. `is_avoided` is False for a server without a substitute, which is
+    asked despite its cooldown.
     """
 
     state: State
@@ -122,7 +122,7 @@ class Outages:
     is_avoided: bool = True
 
     def recall(self) -> Cooldown:
-        """Return the cooldown as it stands now. Raises Unavailable."""
+        """Return the current cooldown. Raises Unavailable."""
         return Cooldown.of(self.state.recall(Cooldown, self.key))
 
     def count(self, known: Cooldown, fault: Fault, detail: str, picture: str) -> None:
@@ -151,9 +151,9 @@ class Outages:
     def _exchange(
         self, known: Cooldown, change: Callable[[Cooldown], Cooldown]
     ) -> tuple[Cooldown, Cooldown]:
-        """Change the cooldown; return it as it was and as it is, twice `known` if that fails."""
+        """Change the cooldown; return it before and after, or `known` twice if that fails."""
         with suppress(Unavailable):
-            # Whoever was faster has counted the same outage.
+            # Another drawing may write first, and has then counted the same outage.
             for _ in range(MAX_PICTURES):
                 note = self.state.recall(Cooldown, self.key)
                 after = change(before := Cooldown.of(note))

@@ -1,4 +1,4 @@
-"""The pool of drawings: places for those who wait, threads for those under way."""
+"""The pool of drawings: waiting places for requests, and the threads that draw."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 
 class Busy(Problem):
-    """Too much is queued, under way or waited for."""
+    """Too many requests are queued, drawing or waiting."""
 
     def __init__(self) -> None:
         super().__init__("too_many_drawings")
 
 
 class StillRunning(Problem):
-    """The work was not done when its caller had to stop waiting. It goes on."""
+    """The caller's time ran out before the work was done; the work continues."""
 
     def __init__(self) -> None:
         super().__init__("still_drawing")
@@ -33,8 +33,8 @@ class StillRunning(Problem):
 class Pool(Generic[T]):
     """Runs work in its own threads while callers wait, and finishes it even if they disconnect.
 
-    At most `threads` run at once, and as much work is queued or running as there are `places`, of
-    which each caller takes one.
+    At most `threads` run at once. Each caller takes one of the `places`, and no more work than
+    that is queued or running.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Pool(Generic[T]):
     def run(self, key: str, until: Deadline, work: Callable[[], T]) -> T:
         """Return the result of `work` for `key`, run once for all concurrent callers.
 
-        Another process may have done the work just before: `work` has to look first. A caller
-        that waits for another process takes no thread of the pool. Raises Busy, any error of
-        `work`, and StillRunning at the moment `until`, or earlier if another process was waited
-        for by a caller who had less time.
+        Another process may have just done the work, so `work` must check first. A caller that
+        waits for another process takes no thread of the pool. Raises Busy, any error of `work`,
+        and StillRunning at the moment `until`, or earlier if the first caller had less time and
+        was waiting for another process.
         """
         try:
             with self.places.take(key):
@@ -69,5 +69,5 @@ class Pool(Generic[T]):
         return result
 
     def close(self) -> None:
-        """Finish what is running and drop what is queued: its callers get Busy."""
+        """Finish running work and drop queued work: callers of the latter get Busy."""
         self._threads.shutdown(cancel_futures=True)

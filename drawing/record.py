@@ -19,7 +19,7 @@ Ending = Literal["moderation_refused", "deadline_passed", "all_cooling_down", "n
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture just drawn: its bytes, their media type, who drew it, and the prompt it revised."""
+    """A picture just drawn: its bytes, their media type, the backend, and its revised prompt."""
 
     data: bytes
     media_type: str
@@ -89,8 +89,8 @@ class Round:
 class GaveUp(Problem):
     """Every stage was tried. `code` says how it ended.
 
-    `retry_after` is in seconds, and so is `remembered_for`, None for what is not remembered.
-    `is_repeated`: it was remembered, and no upstream was asked.
+    `retry_after` is in seconds, and so is `remembered_for`, which is None if the failure is not
+    remembered. `is_repeated`: it was remembered already, and no upstream was asked.
     """
 
     code: Ending
@@ -114,14 +114,14 @@ class GaveUp(Problem):
 
     @property
     def until(self) -> datetime | None:
-        """When it will be forgotten, None for what is not remembered."""
+        """The time when it is forgotten, or None if it is not remembered."""
         if self.remembered_for is None:
             return None
         return datetime.now(UTC) + timedelta(seconds=self.remembered_for)
 
     @property
     def is_lasting(self) -> bool:
-        """Whether to say until when it is remembered: a failure made just now is over in 2 s."""
+        """Return whether `until` is worth showing: a new failure is forgotten within seconds."""
         return self.until is not None and (self.is_repeated or not self.retry_after)
 
     def __str__(self) -> str:
@@ -158,20 +158,20 @@ class Drawing:
 
     @property
     def source(self) -> str:
-        """Who drew: the fallback, or a backend, from a rewritten prompt or not."""
+        """What drew the picture: fallback, backend, or rewritten (a backend, after a rewrite)."""
         if any(stage.stage == "fallback" and stage.outcome == "ok" for stage in self.stages):
             return "fallback"
         return "rewritten" if self.rewritten else "backend"
 
     @property
     def made_a_call(self) -> bool:
-        """Whether a backend or the fallback was asked."""
+        """Return whether a backend or the fallback was asked."""
         asked = any(found.attempts or found.image for found in self.rounds)
         return asked or any(stage.stage == "fallback" for stage in self.stages)
 
     @property
-    def may_rewriting_help(self) -> bool:
-        """Whether a backend has turned down the prompt itself, as far as one can tell."""
+    def can_rewriting_help(self) -> bool:
+        """Return whether the prompt itself may be at fault: a backend refused or rejected it."""
         last = self.rounds[-1]
         return bool(last.count(Outcome.REFUSED) or last.count(Outcome.REJECTED))
 

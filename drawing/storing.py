@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prompt_image_proxy.storing")
 
-# The key of what is noted about the image host, of which there is one.
+# The key of the cooldown of the image host; there is at most one.
 HOST_KEY = "image host"
 
 
@@ -87,7 +87,7 @@ class Storing:
         return Drawn(drawing.source, drawing.stages, row, image, hosted_url)
 
     def _convert(self, drawing: Drawing, image: Image) -> tuple[Drawing, Image]:
-        """Return the picture in the format that is stored, or as it came where it must stay so."""
+        """Return the picture in the configured format, or unchanged if it cannot be converted."""
         if not self.converter or not self.converter.is_needed(image.data, image.media_type):
             return drawing, image
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""How a drawing fails, and what is remembered of it: `Blocked` and `Failure`."""
+"""The verdict on a failed drawing, and the notes that remember it: `Blocked` and `Failure`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage import Note, Recalled, State, Unavailable
 
 FIRST_FAILURE_SECONDS = 2.0
 MAX_FAILURE_SECONDS = 300.0
-# How long a failure is known once it is over: the next one is answered again for twice as long.
+# A failure within this time of the last one is remembered for twice as long.
 FAILURE_TTL = 3600.0
 
 
@@ -40,7 +40,7 @@ def verdict(drawing: Drawing, ready_in: float, *, has_fallback: bool) -> GaveUp:
 
 
 def is_refused(drawing: Drawing) -> bool:
-    """Return whether moderation, and nothing else, has kept the picture from being drawn."""
+    """Return whether moderation alone prevented the drawing."""
     if drawing.blocked_for:
         return True
     attempts = [attempt for found in drawing.rounds for attempt in found.attempts]
@@ -53,9 +53,9 @@ def is_refused(drawing: Drawing) -> bool:
 
 
 def is_blocked(drawing: Drawing) -> bool:
-    """Return whether the refusal is to be remembered.
+    """Return whether the prompt counts as blocked.
 
-    It is not where rewriting failed: the LLM's outage would block the prompt for a day.
+    It does not if rewriting failed: an outage of the LLM would block the prompt for a day.
     """
     is_undone = any(s.stage == "rewrite" and s.outcome == "failed" for s in drawing.stages)
     return is_refused(drawing) and not is_undone
@@ -65,7 +65,7 @@ def is_blocked(drawing: Drawing) -> bool:
 class Blocked(Note):
     """A prompt that moderation refused in every round, with its rewritten forms.
 
-    `fingerprint` stands for the settings under which that happened.
+    `fingerprint` identifies the settings under which that happened.
     """
 
     kind: ClassVar[str] = "blocked"
@@ -83,7 +83,7 @@ class Blocked(Note):
 
 @dataclass(frozen=True, slots=True)
 class Failure(Note):
-    """The final failure of a picture, answered again for `seconds` without an upstream call."""
+    """The final failure of a picture, repeated for `seconds` without an upstream call."""
 
     kind: ClassVar[str] = "failure"
 
@@ -98,7 +98,7 @@ class Failure(Note):
 
     @classmethod
     def recall(cls, state: State, key: str, fingerprint: str) -> GaveUp | None:
-        """Return what a picture's request is answered with for now. Raises Unavailable."""
+        """Return the failure of a picture while it is remembered. Raises Unavailable."""
         found = state.recall(cls, key)
         if found is None or found.note.fingerprint != fingerprint:
             return None
@@ -128,6 +128,6 @@ class Failure(Note):
 
 
 def forget_failures(state: State, key: str) -> bool:
-    """Forget why a picture was not drawn; return whether that was known. Raises Unavailable."""
+    """Forget a picture's refusal and failure; return whether there was one. Raises Unavailable."""
     forgotten = [state.forget(kind, key) for kind in (Blocked, Failure)]
     return any(forgotten)

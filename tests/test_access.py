@@ -1,4 +1,4 @@
-"""Signatures: each opens one picture and no other, and does not contain the access key."""
+"""Access keys and signatures: a signature opens one picture and does not reveal the key."""
 
 from __future__ import annotations
 

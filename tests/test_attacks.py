@@ -1,4 +1,4 @@
-"""Attacks on a running service: nothing is lost, nothing is paid twice, nobody is kept waiting."""
+"""Attacks on a running service: nothing is lost, paid twice or starved."""
 
 from __future__ import annotations
 

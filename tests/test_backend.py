@@ -1,4 +1,4 @@
-"""One drawing by one backend, or by Pollinations: the picture however it comes, or what failed."""
+"""Backends and Pollinations: finding the picture in an answer, and judging failures."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_picture_is_found_in_every_dialect(server: MakeServer, draw: Draw, diale
     assert image.media_type.partition("/")[2].upper().encode() in (b"PNG", b"JPEG", b"WEBP")
 
 
-def test_vendor_s_own_prompt_is_returned(backend: ScriptedServer, draw: Draw) -> None:
+def test_revised_prompt_is_returned(backend: ScriptedServer, draw: Draw) -> None:
     backend.say(drawing(revised_prompt=" a ripe\0 apple\ud800 "), drawing(revised_prompt=5))
     assert [draw(backend.url).revised_prompt for _ in range(2)] == ["a ripe apple?", None]
 
@@ -298,7 +298,7 @@ def test_prompt_that_was_rewritten_is_the_one_that_is_drawn(
     assert backend.seen[0].json["prompt"] == "a green apple"
 
 
-def test_name_of_a_backend_holds_no_secret(backend: ScriptedServer, draw: Draw) -> None:
+def test_backend_name_contains_no_secret(backend: ScriptedServer, draw: Draw) -> None:
     url = backend.url.replace("//", "//user:password@") + "/v1?key=secret"
     assert draw(url).drawn_by == backend.url + "/v1"
 
@@ -328,7 +328,7 @@ PRIVATE = (
 
 
 @pytest.mark.parametrize("pattern", PRIVATE)
-def test_private_picture_is_asked_for_as_bytes_from_then_on(
+def test_private_picture_is_requested_as_base64_from_then_on(
     server: MakeServer, draw: Draw, net: Net, pattern: str
 ) -> None:
     backend, other = server(), server()
@@ -389,7 +389,7 @@ def fall_back(
          "/p/a%2F..%2Fb?referrer=me&x=%2F&seed=-3"),
     ],
 )  # fmt: skip
-def test_fallback_is_asked_for_just_this(
+def test_fallback_request_is_as_documented(
     server: MakeServer,
     base: str,
     prompt: str,
@@ -406,7 +406,7 @@ def test_fallback_is_asked_for_just_this(
 
 
 @pytest.mark.parametrize("token", ["t", None])
-def test_token_of_the_fallback_goes_as_bearer(server: MakeServer, token: str | None) -> None:
+def test_fallback_token_is_sent_as_bearer(server: MakeServer, token: str | None) -> None:
     there = server()
     there.say(Say("", 302, {"Location": "/moved"}), Say(PNG))
     fall_back(there.url, token=token)
@@ -442,7 +442,7 @@ def test_fault_of_the_fallback_is_judged(server: MakeServer, fault: str) -> None
     assert (found.outcome, found.why) == (outcome, why)
 
 
-def test_fallback_does_not_lead_to_another_private_place(server: MakeServer) -> None:
+def test_fallback_redirect_to_another_private_host_is_refused(server: MakeServer) -> None:
     there, other = server(), server()
     there.say(Say("", 302, {"Location": other.url + "/a.png"}))
     assert not_drawn(lambda: fall_back(there.url, token="t")).fault.why == "forbidden URL"

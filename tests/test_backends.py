@@ -1,4 +1,4 @@
-"""Which backend is asked next, and what happens when all of them are avoided."""
+"""Choosing the next backend, and waiting when all of them are cooling down."""
 
 from __future__ import annotations
 
@@ -37,16 +37,33 @@ NO_MODEL = Say({"error": {"message": "The model `typo` does not exist"}}, 404)
 
 @dataclass
 class House:
-    """Some backends, their servers, and a clock that only the waiting for a cooldown moves."""
+    """Some backends, their servers, and a clock that only sleeping drawings move.
+
+    It moves once `sleepers` drawings sleep, so that no drawing finds the cooldown over already.
+    """
 
     backends: Backends
     servers: list[ScriptedServer]
     clock: Clock
     slept: list[float] = field(default_factory=list)
+    all_sleep: threading.Barrier = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.wake_after(1)
+
+    def wake_after(self, sleepers: int) -> None:
+        self.all_sleep = threading.Barrier(sleepers, action=self._wake)
+
+    def _wake(self) -> None:
+        self.clock.now += self.slept[-1]
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
-        self.clock.now += seconds
+        self.all_sleep.wait(20)
+
+    def draw_at_once(self, count: int) -> list[Round]:
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(self.draw, (f"picture {n}" for n in range(count))))
 
     def draw(self, name: str = "a fox", *, model: str | None = None, seconds: float = 100) -> Round:
         deadline = Deadline.after(seconds, self.clock)
@@ -82,7 +99,7 @@ def backend_at(state: State, url: str, weight: float = 1.0) -> Backend:
 
 @pytest.fixture
 def house(server: MakeServer, state: State, clock: Clock) -> Callable[..., House]:
-    """Build backends that say one thing each: `house(BROKEN, drawing(), attempts=2)`."""
+    """Build backends with one answer each: `house(BROKEN, drawing(), attempts=2)`."""
 
     def build(*says: Say | Callable[[Seen], Say], attempts: int = 2) -> House:
         servers = [server() for _ in says]
@@ -167,7 +184,7 @@ def test_failure_moves_on_until_all_were_asked(house: MakeHouse) -> None:
 
 
 @pytest.mark.parametrize(("attempts", "requests"), [(0, 1), (1, 1), (2, 2), (3, 3), (9, 4)])
-def test_so_many_backends_in_all_refuse_a_prompt(
+def test_round_ends_after_the_allowed_number_of_refusals(
     house: MakeHouse, attempts: int, requests: int
 ) -> None:
     made = house(*[REFUSAL] * 4, attempts=attempts)
@@ -210,8 +227,7 @@ def test_concurrent_failures_count_once(house: MakeHouse) -> None:
         return BROKEN
 
     made = house(break_down)
-    with ThreadPoolExecutor(20) as pool:
-        rounds = list(pool.map(lambda n: made.draw(f"picture {n}"), range(20)))
+    rounds = made.draw_at_once(20)
     assert {found.attempts[0].outcome for found in rounds} == {Outcome.FAILED}
     assert made.ready_in() == 5
 
@@ -244,44 +260,30 @@ def test_drawing_does_not_wait_for_long_nor_past_its_deadline(
 def test_one_asks_first_and_the_others_follow_its_success(house: MakeHouse) -> None:
     made = house(BROKEN)
     made.draw("first")
-    at_once, most, mutex = Counter[str](), Counter[str](), threading.Lock()
-    has_answered, all_follow = threading.Event(), threading.Barrier(7)
+    arrivals, has_answered, all_follow = itertools.count(), threading.Event(), threading.Barrier(7)
+    too_early: list[Seen] = []
 
-    def draw_slowly(seen: Seen) -> Say:
-        with mutex:
-            at_once["now"] += 1
-            if not has_answered.is_set():
-                most["before"] = max(most["before"], at_once["now"])
-        if has_answered.is_set():
-            all_follow.wait(20)  # the others are asked side by side
-        with mutex:
-            at_once["now"] -= 1
-        has_answered.set()
+    def draw_together(seen: Seen) -> Say:
+        if next(arrivals) == 0:
+            has_answered.set()
+        elif has_answered.is_set():
+            all_follow.wait(20)
+        else:
+            too_early.append(seen)
         return drawing()
 
-    made.servers[0].say(draw_slowly)
-    with ThreadPoolExecutor(8) as pool:
-        rounds = list(pool.map(lambda n: made.draw(f"picture {n}"), range(8)))
-    assert all(found.image for found in rounds)
-    assert most["before"] == 1
+    made.servers[0].say(draw_together)
+    made.wake_after(8)
+    assert all(found.image for found in made.draw_at_once(8))
+    assert not too_early
 
 
 def test_others_do_not_ask_when_the_first_has_failed(house: MakeHouse) -> None:
     made = house(BROKEN)
     made.draw("first")
     made.draw("second")
-
-    def wake_up() -> None:
-        made.clock.now += 10
-
-    all_sleep = threading.Barrier(8, action=wake_up)
-
-    def nap(seconds: float) -> None:
-        all_sleep.wait(20)
-
-    made.backends.sleep = nap
-    with ThreadPoolExecutor(8) as pool:
-        rounds = list(pool.map(lambda n: made.draw(f"picture {n}"), range(8)))
+    made.wake_after(8)
+    rounds = made.draw_at_once(8)
     # The 20 s that follow the third failure are too long to wait for.
     assert sorted(len(found.attempts) for found in rounds) == [0] * 7 + [1]
     assert made.ready_in() == 20

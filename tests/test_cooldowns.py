@@ -1,4 +1,4 @@
-"""How long a failing backend is avoided, and what is said about it."""
+"""Cooldowns: how long a failing backend is avoided, and what the log says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REJECTED = Fault(Outcome.REJECTED, "rejected")
 
 
 class Site:
-    """One backend as one worker sees it; each call is a drawing of its own."""
+    """A backend in one worker; each call is a separate drawing."""
 
     def __init__(self, state: State, clock: Clock, *, is_avoided: bool = True) -> None:
         self.clock = clock
@@ -99,7 +99,7 @@ def test_answer_ends_the_series_and_leaves_why_it_failed(site: Site) -> None:
     assert site.fail("a") == 5
 
 
-def test_failures_far_apart_are_no_series(site: Site) -> None:
+def test_failures_far_apart_form_no_series(site: Site) -> None:
     site.fail("a")
     site.fail("b")
     site.clock.now += 601
@@ -151,7 +151,7 @@ def test_processes_count_one_outage_once(tmp_path: Path, clock: Clock) -> None:
         assert len(sites[0].note.failing) == 30, "none is forgotten"
 
 
-def test_workers_share_one_truth(site: Site, state: State, clock: Clock) -> None:
+def test_workers_share_cooldowns(site: Site, state: State, clock: Clock) -> None:
     other = Site(state, clock)
     site.fail("a")
     assert other.left == 5
@@ -194,14 +194,14 @@ def test_third_picture_rejected_in_a_row_cools(site: Site) -> None:
     assert [site.fail(picture, REJECTED) for picture in "def"] == [0, 0, 10]
 
 
-def test_answer_ends_the_row_of_rejections(site: Site) -> None:
+def test_answer_resets_the_rejections(site: Site) -> None:
     site.fail("a", REJECTED)
     site.fail("b", REJECTED)
     site.draw()
     assert [site.fail(picture, REJECTED) for picture in "cd"] == [0, 0]
 
 
-def test_rejections_of_one_moment_make_a_row(site: Site) -> None:
+def test_simultaneous_rejections_all_count(site: Site) -> None:
     known = site.note
     assert [site.fail(picture, REJECTED, known) for picture in "abc"] == [0, 0, 5]
 

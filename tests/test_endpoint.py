@@ -1,4 +1,4 @@
-"""How a server is asked again until it takes the request, and what the next request sends."""
+"""Repeating a request until a server accepts it, and remembering how."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DRAWN = Say({"data": [{"b64_json": "AAAA"}]})
 
 
 class Asking:
-    """One request after the other to one server, each as a drawing of its own."""
+    """Successive requests to one server, each a separate drawing."""
 
     def __init__(self, server: ScriptedServer | RawServer, state: State) -> None:
         self.server = server
@@ -321,7 +321,7 @@ def test_error_inside_a_200_is_learned_from(backend: ScriptedServer, state: Stat
     assert [sorted(seen.json) for seen in backend.seen][1] == ["prompt", "style"]
 
 
-def test_server_that_contradicts_itself_is_not_asked_for_ever(
+def test_requests_to_a_contradictory_server_are_limited(
     backend: ScriptedServer, state: State
 ) -> None:
 
@@ -346,7 +346,7 @@ def test_bytes_are_asked_for_and_that_is_remembered(backend: ScriptedServer, sta
     assert "response_format" not in backend.seen[-1].json
 
 
-def test_token_goes_as_bearer(backend: ScriptedServer, state: State) -> None:
+def test_token_is_sent_as_bearer(backend: ScriptedServer, state: State) -> None:
     backend.say(DRAWN)
     ask = Asking(backend, state)
     ask(BODY)

@@ -134,7 +134,7 @@ def make_s3(url: str) -> ImageHost:
     return image_host(hosting, Upstream(), upload_timeout=1.0)
 
 
-def test_bucket_has_a_name_for_each_content_that_caches_may_keep_for_ever(
+def test_object_name_in_the_bucket_changes_with_the_content(
     there: ScriptedServer,
 ) -> None:
     there.say(Say(headers={"ETag": '"1"'}))

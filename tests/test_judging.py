@@ -1,4 +1,4 @@
-"""What vendors' errors mean, in the vendors' own words."""
+"""The meaning of errors, in the vendors' own words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 
 
 def judged(status: int, body: Any, headers: dict[str, str] | None = None) -> Fault | None:
-    """Return what an answer means; a body that is not bytes is sent as JSON."""
+    """Return the fault of an answer; a body that is not bytes is sent as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = Answer.of(Reply(status, headers or {}, content))
     if status == 200 and answer.fault is None:
@@ -275,9 +275,7 @@ def test_our_own_prompt_is_no_evidence() -> None:
         (["no"], 400),
     ],
 )
-def test_error_inside_a_200_has_the_status_that_it_gives_itself(
-    given_error: Any, status: int
-) -> None:
+def test_error_inside_a_200_has_the_status_it_claims(given_error: Any, status: int) -> None:
     answer = Answer.of(Reply(200, {}, json.dumps({"error": given_error, "data": []}).encode()))
     assert answer.error is not None
     assert answer.error.status == status
@@ -318,7 +316,7 @@ def test_retry_after_is_read_in_every_form(headers: dict[str, str], seconds: flo
     assert retry_after(headers, lambda: NOW) == seconds
 
 
-def test_retry_after_stands_in_the_fault() -> None:
+def test_fault_carries_retry_after() -> None:
     fault = judged(503, b"", {"retry-after": "17"})
     assert fault is not None
     assert fault.wait == 17
@@ -414,5 +412,5 @@ def test_hostile_answer_is_judged_in_linear_time(unit: str) -> None:
         (["a"], None),
     ],
 )
-def test_text_of_the_other_side_becomes_valid_unicode(value: Any, text: str | None) -> None:
+def test_vendor_text_becomes_valid_unicode(value: Any, text: str | None) -> None:
     assert clean_text(value) == text

@@ -1,4 +1,4 @@
-"""What rejections teach, in the vendors' own words, and which size is sent afterwards."""
+"""Lessons from rejections, in the vendors' own words, and the sizes sent afterwards."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ def test_limits_of_several_answers_add_up() -> None:
     assert learned.sizes.fit((3, 2)) == (992, 672)
 
 
-def test_list_that_is_meant_for_another_field_is_sent_there() -> None:
+def test_listed_values_are_sent_in_the_field_they_name() -> None:
     answer = openai("image_size must be one of 512x512, 768x1024")
     learned = learn(answer, (300, 300))
     assert size_fields(learned, (300, 300)) == {"size": "512x512"}
@@ -365,7 +365,7 @@ def test_rejected_aspect_ratio_becomes_one_that_is_listed_or_none() -> None:
     assert size_fields(unknown, (1920, 1080)) == {}
 
 
-def test_what_was_learned_is_described_without_what_clients_wrote() -> None:
+def test_lessons_are_described_without_values_of_clients() -> None:
     learned = replace(learn(DROPPED["OpenAI"][0]), sizes=SizeRule(multiple=16), wrong=("style=x",))
     assert learned.describe() == {"dropped": ("seed",), "multiple": 16, "wrong": ["style"]}
     assert Learned().describe() == {}

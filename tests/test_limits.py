@@ -1,4 +1,4 @@
-"""Limits of access keys: what counts as a drawing, and what happens when a limit is reached."""
+"""Daily limits of access keys: counting drawings, and reaching a limit."""
 
 from __future__ import annotations
 

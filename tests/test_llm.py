@@ -1,4 +1,4 @@
-"""What an LLM is asked, and the prompt in what it answers."""
+"""Requests to an LLM, and the prompt in its answers."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ MakeLlm = Callable[..., Llm]
 
 @pytest.fixture
 def make_llm(state: State) -> MakeLlm:
-    """Make the LLM at a URL as one worker has it: all that workers share is the state."""
+    """Make the LLM of one worker; workers share only the state."""
 
     def make(url: str, timeout: float = 10.0, **more: Any) -> Llm:
         values: dict[str, Any] = {
@@ -314,7 +314,7 @@ def shared() -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def api(shared: ScriptedServer) -> ScriptedServer:
-    """An LLM that nobody has asked yet, at the address of the test before."""
+    """An LLM without requests so far. Tests share its address."""
     shared.say(saying(f"<prompt>{FOX}</prompt>"))
     shared.seen.clear()
     return shared
@@ -465,7 +465,7 @@ def test_task_without_a_template_is_off(make_llm: MakeLlm) -> None:
     assert make_llm("http://127.0.0.1:9", optimize_template=None).safety_attempts == 3
 
 
-def test_answer_is_asked_for_once_until_something_changes_it(
+def test_llm_answer_is_reused_until_something_changes_it(
     api: ScriptedServer, make_llm: MakeLlm
 ) -> None:
     template = "other {ORIGINAL_PROMPT}"

@@ -18,7 +18,7 @@ BOUNDED = settings(max_examples=80, deadline=None)
 
 
 def from_url(url: str, **more: int) -> tuple[ImageRequest, dict[str, str]]:
-    """Parse a URL as a WSGI server passes it on: the path decoded, one character a byte."""
+    """Parse a URL as a WSGI server passes it on: the path percent-decoded, as Latin-1."""
     path, _, query = url.partition("?")
     return ImageRequest.from_url(unquote_to_bytes(path).decode("latin-1"), query, **more)
 
@@ -88,7 +88,7 @@ def test_other_spellings_of_a_url_are_accepted(url: str, value: ImageRequest) ->
     assert from_url(url) == (value, {})
 
 
-def test_credentials_are_returned_apart() -> None:
+def test_credentials_are_returned_separately() -> None:
     value = ImageRequest("a", 5)
     url = "/prompt/a?width=5&key=k%26%20%28%E2%82%AC%29&exp=12"
     assert value.to_url(key="k& (€)", exp=12) == url

@@ -1,4 +1,4 @@
-"""A drawing from its first stage to its last, and what it costs: drawings and places."""
+"""Drawings from the first stage to the last, and the calls and places they cost."""
 
 from __future__ import annotations
 
@@ -368,7 +368,7 @@ def test_head_answers_a_remembered_failure_without_drawing(
 # --- one drawing for many -----------------------------------------------------------------------
 
 
-def test_answer_comes_before_a_long_drawing_which_goes_on(
+def test_answer_within_ends_the_wait_and_not_the_drawing(
     serve: Serve, backend: ScriptedServer
 ) -> None:
     backend.say(gate := Gate(drawing()))
@@ -394,7 +394,7 @@ def test_long_drawing_that_fails_is_remembered_for_the_next_view(
     assert len(backend.seen) == 1
 
 
-def test_patient_caller_outlasts_one_that_has_to_be_answered(
+def test_each_caller_waits_as_long_as_its_own_deadline(
     serve: Serve, backend: ScriptedServer, environment: dict[str, str]
 ) -> None:
     """While another process draws, both wait for its lock, the impatient one first."""
@@ -500,7 +500,7 @@ def test_hosted_picture_is_always_a_redirect(
     assert (len(host.seen), len(backend.seen)) == (1, 1)
 
 
-def test_picture_is_kept_as_a_file_if_its_upload_fails(
+def test_picture_is_stored_as_a_file_if_its_upload_fails(
     serve: Serve, backend: ScriptedServer, server: MakeServer
 ) -> None:
     host = server()

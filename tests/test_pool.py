@@ -1,4 +1,4 @@
-"""The pool of drawings: one piece of work, many who wait for it."""
+"""The pool of drawings: work that runs once, and its callers."""
 
 from __future__ import annotations
 
@@ -144,3 +144,11 @@ def test_stop_finishes_what_is_running_and_drops_the_queue(callers: Make) -> Non
     some.gate.set()
     assert first.result(20).startswith("drawn")
     stopping.result(20)
+
+
+def test_caller_that_comes_after_the_stop_is_turned_away(callers: Make) -> None:
+    some = callers(1, 8)
+    some.pool.close()
+    with pytest.raises(Busy):
+        some.call(KEYS[0]).result(20)
+    assert not some.begun

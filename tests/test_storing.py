@@ -1,4 +1,4 @@
-"""Where a picture goes that was drawn, and whether there is room for it before it is drawn."""
+"""Storing a drawn picture, and the check of room before it is drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a drawing that ends without a picture is answered with, and what is remembered of it."""
+"""The verdict on a drawing without a picture, and how long it is remembered."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def drawing_of(*rounds: Round, stages: tuple[str, ...] = (), **values: Any) -> D
 # --- on the way ---------------------------------------------------------------------------------
 
 
-def test_best_prompt_is_the_one_that_came_last() -> None:
+def test_best_prompt_is_the_latest() -> None:
     assert drawing_of().best_prompt == "a fox"
     assert drawing_of(optimized="o").best_prompt == "o"
     assert drawing_of(optimized="o", rewritten="r").best_prompt == "r"
@@ -54,7 +54,7 @@ def test_best_prompt_is_the_one_that_came_last() -> None:
         ({"rewritten": "r", "stages": ("fallback ok",)}, "fallback"),
     ],
 )
-def test_source_says_who_drew(values: dict[str, Any], source: str) -> None:
+def test_source_is_backend_rewritten_or_fallback(values: dict[str, Any], source: str) -> None:
     assert drawing_of(**values).source == source
 
 
@@ -72,7 +72,7 @@ def test_round_is_a_stage_and_says_whether_rewriting_may_help(
 ) -> None:
     drawing = drawing_of().after_round(round_of(*attempts), 0.0)
     assert (drawing.stages[0].stage, drawing.stages[0].outcome) == ("generate", outcome)
-    assert drawing.may_rewriting_help is may_help
+    assert drawing.can_rewriting_help is may_help
 
 
 def test_stage_names_each_reason_once() -> None:

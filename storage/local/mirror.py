@@ -17,11 +17,15 @@ from storage.local.recovery import put_in_place, remove_rows_without_files
 _MARK = "backup-of"
 
 
+class NotABackup(Exception):
+    """A folder must not become the backup of this cache. The text says why."""
+
+
 def mirror(source: Path, target: Path) -> Iterator[str]:
     """Make `target` a copy of the cache in `source`, which may be in use.
 
     Yields for each picture whether it was `copied`, was `there`, or was `deleted` from the copy.
-    Raises Unavailable, if `target` is anything but such a copy, too, and OSError.
+    Raises NotABackup if `target` holds anything but such a copy, Unavailable and OSError.
     """
     _claim(source.resolve(), target)
     index = target / "index.sqlite3"
@@ -33,7 +37,7 @@ def mirror(source: Path, target: Path) -> Iterator[str]:
         wanted = {stored.name: stored for stored in pictures.names()}
         there = {stored.name: stored.bytes for stored in copies.names()}
         if there and not wanted:
-            raise Unavailable("CACHE_DIR has no pictures, but the backup has; it is left as it is")
+            raise NotABackup("CACHE_DIR has no pictures, but the backup has; it is left as it is")
         for name in there.keys() - wanted.keys():
             copies.delete(name)
             yield "deleted"
@@ -51,15 +55,15 @@ def mirror(source: Path, target: Path) -> Iterator[str]:
 
 def _claim(source: Path, target: Path) -> None:
     if target.resolve().is_relative_to(source):
-        raise Unavailable("the backup would lie in CACHE_DIR; give another folder")
+        raise NotABackup("the backup would lie in CACHE_DIR; give another folder")
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     mark = target / _MARK
     if not os.listdir(target):
         mark.write_text(f"{source}\n")
     elif not mark.exists():
-        raise Unavailable(f"{target} is neither empty nor a backup; give another folder")
+        raise NotABackup(f"{target} is neither empty nor a backup; give another folder")
     elif mark.read_text() != f"{source}\n":
-        raise Unavailable(f"{target} is the backup of {mark.read_text().strip()}")
+        raise NotABackup(f"{target} is the backup of {mark.read_text().strip()}")
 
 
 def _copy(pictures: Folder, copies: Folder, name: str, created: float) -> bool:
