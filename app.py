@@ -99,7 +99,7 @@ def make_services(
     settings: Settings, clock: Callable[[], float] = time.time, metrics: Metrics = OFF
 ) -> Services:
     """Build the parts that the settings describe. Starts no thread, opens no file."""
-    places = Places(settings.threads - THREADS_KEPT_FREE)
+    places = Places(settings.threads - THREADS_KEPT_FREE, metrics)
     state, store, limit = choose_storage(settings, clock, metrics, places)
     cache = Cache(state, store, limit, clock, metrics)
     upstream = _make_upstream(settings.network, metrics)

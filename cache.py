@@ -16,10 +16,10 @@ from typing import NamedTuple
 from images.formats import EXTENSIONS
 from metrics import OFF, Metrics
 from picture import ImageRequest
-from storage import BeingDrawn, LockTimeout, NoRoom, Note, Row, State, Totals, Unavailable
+from storage import BeingDrawn, LockTimeout, NoRoom, Row, State, Unavailable
 from storage.store import DAY, STALE_SECONDS, Store, Task
 from storage.upkeep import BATCH, adopt, repeat_both, store_errors
-from storage.verify import Lost, open_verified
+from storage.verify import FileLost, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
@@ -40,10 +40,7 @@ class Picture(NamedTuple):
 
 
 class Cache:
-    """Pictures by key, notes that expire, and a lock for each key.
-
-    `max_bytes` bounds the files of the store; 0 means no limit.
-    """
+    """Pictures by key. `max_bytes` bounds the files of the store; 0 means no limit."""
 
     def __init__(
         self,
@@ -160,17 +157,6 @@ class Cache:
         """Return what is wrong with the state, or why new pictures could not be stored."""
         return self.state.fault or (None if is_hosted else self.store.fault)
 
-    def totals(self) -> Totals | None:
-        with suppress(Unavailable):
-            return self.state.totals()
-        return None
-
-    def forget(self, kind: type[Note], key: str) -> bool:
-        """Forget a note, if the state can be written; return whether there was one."""
-        with suppress(Unavailable):
-            return self.state.forget(kind, key)
-        return False
-
     # --- files
 
     def _open(self, row: Row) -> Picture | None:
@@ -178,7 +164,7 @@ class Cache:
             return Picture(row, None)
         try:
             return Picture(*open_verified(self.store, row))
-        except Lost as why:
+        except FileLost as why:
             log.warning("Picture %s %s; it will be redrawn on the next request", row.file, why)
             with suppress(Unavailable):
                 self._discard([row])

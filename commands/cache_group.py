@@ -12,6 +12,7 @@ import click
 
 from cache import Cache
 from commands.arguments import AS_JSON, age, counted, picture_options, read_request, valid_text
+from commands.backup import backup
 from commands.migrate import adopt_pictures, export, import_directory
 from commands.session import Session, with_session
 from drawing.verdict import forget_failures
@@ -23,7 +24,7 @@ def cache_group() -> None:
     """Look into the cache, tidy it, and move it."""
 
 
-for _command in (import_directory, export, adopt_pictures):
+for _command in (import_directory, export, adopt_pictures, backup):
     cache_group.add_command(_command)
 
 

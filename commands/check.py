@@ -6,7 +6,7 @@ import re
 
 import click
 
-from commands.session import Door, owner_fault
+from commands.session import Door
 from config import Settings, SettingsError
 from storage.checks import connections, find_faults
 
@@ -36,7 +36,6 @@ def check(door: Door, only_settings: bool) -> None:
 
 
 def _faults_of_cache(settings: Settings) -> list[str]:
-    fault = owner_fault(settings.cache_dir)
-    faults = [fault] if fault else find_faults(settings, connections(settings))
+    faults = find_faults(settings, connections(settings))
     head = ["The cache cannot be used:"] if faults else []
     return head + [f"  {sentence}" for sentence in faults]

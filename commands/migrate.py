@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import closing, suppress
 from pathlib import Path
 
 import click
@@ -12,10 +11,7 @@ import click
 from commands.arguments import AS_JSON, counted
 from commands.session import Session, with_session
 from commands.typescript import import_typescript
-from storage import Unavailable
-from storage.local.folder import Folder
-from storage.local.sqlite import SqliteState
-from storage.transfer import Place, transfer
+from storage.transfer import Place, opened, transfer
 from storage.upkeep import adopt
 
 
@@ -34,10 +30,8 @@ def import_directory(session: Session, directory: Path, as_json: bool) -> None:
     if not (directory / "index.sqlite3").exists():
         import_typescript(directory, session.settings, cache, as_json=as_json)
         return
-    with closing(SqliteState(directory)) as state:
-        source = Place(state, Folder(directory))
-        with suppress(Unavailable):  # a folder that can only be read
-            adopt(*source)
+    with opened(directory) as source:
+        adopt(*source)
         _transfer(source, Place(cache.state, cache.store), "imported", as_json=as_json)
 
 
@@ -54,8 +48,7 @@ def export(session: Session, directory: Path, as_json: bool) -> None:
     cache = session.cache
     if directory.resolve() == session.settings.cache_dir.resolve():
         raise click.UsageError("DIRECTORY is CACHE_DIR; give another one.")
-    with closing(SqliteState(directory)) as state:
-        target = Place(state, Folder(directory))
+    with opened(directory) as target:
         _transfer(Place(cache.state, cache.store), target, "exported", as_json=as_json)
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import update_wrapper
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -20,7 +16,9 @@ from commands.arguments import counted
 from config import Settings, SettingsError
 from pipeline import Pipeline
 from settings.parsers import printable_url
-from storage import Unavailable
+from storage import BeingDrawn, Unavailable
+from storage.local.folder import owner_fault
+from web.sentences import explain
 
 R = TypeVar("R")
 
@@ -41,9 +39,10 @@ class Session:
         """
         settings = self.settings
         if fault := owner_fault(settings.cache_dir):
-            raise click.ClickException(fault)
-        totals = self.cache.totals()
-        found = f" ({counted(totals.entries)})" if totals else ""
+            raise click.ClickException(f"CACHE_DIR: {fault}.")
+        found = ""
+        with suppress(Unavailable):
+            found = f" ({counted(self.cache.state.totals().entries)})"
         places = [str(settings.cache_dir.absolute())]
         if settings.database_url:
             places = [printable_url(settings.database_url)]
@@ -79,6 +78,8 @@ def with_session(command: Callable[..., R]) -> Callable[..., R]:
                 return command(session, **arguments)
         except SettingsError as error:
             raise click.ClickException(str(error)) from error
+        except BeingDrawn as error:
+            raise click.ClickException(explain(error)) from error
         except Unavailable as error:
             raise click.ClickException(f"The cache cannot be used: {error}.") from error
         except OSError as error:
@@ -87,27 +88,3 @@ def with_session(command: Callable[..., R]) -> Callable[..., R]:
             raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
 
     return update_wrapper(run, command)
-
-
-def owner_fault(folder: Path) -> str | None:
-    """Return what is wrong if a file made in CACHE_DIR has another owner than the folder."""
-    try:
-        owner = folder.stat().st_uid
-        with tempfile.TemporaryFile(dir=folder) as trial:
-            made = os.fstat(trial.fileno()).st_uid
-    except OSError:  # no folder yet, or one in which nothing can be created
-        return None
-    if made == owner:
-        return None
-    user = _user(owner)
-    return (
-        f"CACHE_DIR: {str(folder)!r} belongs to {user}, and files of this command would belong to"
-        f" {_user(made)}, so that the service could not write them; run the command as {user}"
-    )
-
-
-def _user(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"user {number}"

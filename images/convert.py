@@ -37,7 +37,7 @@ Image.init()
 # Conversions in a process run one after another, which bounds their memory.
 _turn = threading.Lock()
 
-# What Pillow raises for files that are damaged or of an unusual kind.
+# Pillow raises these for damaged and unusual files.
 _UNREADABLE = (
     ArithmeticError,
     AssertionError,
@@ -104,7 +104,7 @@ class Converter:
         return data
 
     def _details(self, name: str) -> tuple[int, ...]:
-        """Return what is tried in turn: qualities or, for PNG, numbers of colours."""
+        """Return the qualities to try in turn or, for PNG, the numbers of colours."""
         if name == "png":
             return 2**24, PALETTE
         least = min(self.quality, LEAST_QUALITY)
@@ -127,9 +127,9 @@ def thumbnail(file: IO[bytes], media_type: str) -> bytes:
 
 @contextmanager
 def _pillow() -> Iterator[None]:
-    """Wait for the turn to use Pillow, and turn what it raises into Inconvertible.
+    """Use Pillow, one thread at a time, and turn its exceptions into Inconvertible.
 
-    Its warnings, about metadata mostly, are of no use to anyone here.
+    Its warnings are mostly about metadata, and are ignored.
     """
     with _turn, warnings.catch_warnings():
         warnings.simplefilter("ignore")

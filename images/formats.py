@@ -14,7 +14,7 @@ _MAX_BLOCKS = 250_000
 
 
 class Inconvertible(Exception):
-    """A picture can only be kept as it is. The text says why: "is animated"."""
+    """A picture cannot be converted. The text says why: "is animated"."""
 
 
 def media_type_of(data: bytes) -> str | None:
@@ -109,7 +109,7 @@ def _gif_colours(flags: int) -> int:
 
 
 def _is_complete_webp(data: bytes) -> bool:
-    """Check the first chunk, and that all the bytes are there that the RIFF header announces.
+    """Check the first chunk, and that no bytes are missing that the RIFF header announces.
 
     https://developers.google.com/speed/webp/docs/riff_container
     """

@@ -33,7 +33,7 @@ class Metrics:
         """Show how many drawings can be under way, and how many requests can wait."""
 
     def waiting(self) -> AbstractContextManager[None]:
-        """Show a request as waiting for a drawing while in the block."""
+        """Show a request as waiting while in the block: for a drawing, or for a bucket."""
         return _NOTHING
 
     def drawing(self) -> AbstractContextManager[None]:

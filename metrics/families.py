@@ -77,10 +77,8 @@ TIMINGS = {
 GAUGES = {
     "drawings_in_progress": Family("Drawings under way."),
     "drawings_limit": Family("Most drawings that can be under way: DRAWINGS in each worker."),
-    "waiting_requests": Family("Requests waiting for a drawing."),
-    "waiting_requests_limit": Family(
-        "Most requests that can wait for drawings: THREADS - 16 in each worker."
-    ),
+    "waiting_requests": Family("Requests waiting for a drawing, or for a picture from the bucket."),
+    "waiting_requests_limit": Family("Most requests that can wait: THREADS - 16 in each worker."),
 }
 
 # Read at each scrape (web/metrics.py).

@@ -25,7 +25,7 @@ class Complaints:
             self._log.error(self._text, reason)
 
 
-class Fault:
+class LastingFault:
     """What is wrong with something at the moment: logged when it begins, and when it has ended.
 
     One that comes and goes is logged once a minute.

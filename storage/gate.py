@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from storage import Unavailable
-from storage.complaints import Fault
+from storage.complaints import LastingFault
 
 PAUSE_SECONDS = 0.5
 
@@ -35,7 +35,7 @@ class Gate:
     ) -> None:
         """`server` and `purpose` are words for the log: "The bucket", "read"."""
         begun, ended = f"{server} cannot be {purpose}: %s", f"{server} can be {purpose} again"
-        self._trouble = Fault(log, begun, ended, monotonic)
+        self._trouble = LastingFault(log, begun, ended, monotonic)
         self._pause = pause
         self._monotonic = monotonic
         self._mutex = threading.Lock()

@@ -17,18 +17,14 @@ class KeyLocks:
         self._released = threading.Condition()
 
     @contextmanager
-    def hold(self, key: str, seconds: float) -> Iterator[bool]:
-        """Hold the lock of `key`; yield whether it had to be waited for.
-
-        Raises LockTimeout after `seconds`.
-        """
+    def hold(self, key: str, seconds: float) -> Iterator[None]:
+        """Hold the lock of `key`. Raises LockTimeout after `seconds`."""
         with self._released:
-            has_waited = key in self._held
             if not self._released.wait_for(lambda: key not in self._held, seconds):
                 raise LockTimeout
             self._held.add(key)
         try:
-            yield has_waited
+            yield
         finally:
             with self._released:
                 self._held.remove(key)

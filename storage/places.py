@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from metrics import OFF, Metrics
+
 
 class NoPlace(Exception):
     """As many requests wait as may."""
@@ -19,8 +21,9 @@ class Places:
     serve cache hits.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, metrics: Metrics = OFF) -> None:
         self.size = size
+        self._metrics = metrics
         self._taken: Counter[str] = Counter()
         self._mutex = threading.Lock()
 
@@ -39,7 +42,8 @@ class Places:
                 raise NoPlace
             self._taken[key] += 1
         try:
-            yield
+            with self._metrics.waiting():
+                yield
         finally:
             with self._mutex:
                 self._taken[key] -= 1

@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Holder(Protocol):
     """Whatever has locks between processes: see `State.hold`."""
 
-    def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]: ...
+    def hold(self, key: str, seconds: float) -> AbstractContextManager[None]: ...
 
 
 class SingleFlight(Generic[T]):

@@ -45,44 +45,34 @@ class Store(Protocol):
 
         A file without a row is then not adopted: its picture may just have been deleted.
         """
-        ...
 
     @property
     def fault(self) -> str | None:
         """Why new pictures cannot be stored at the moment, None where they can."""
-        ...
 
     def check(self) -> None:
         """Raise OSError unless pictures can be stored."""
-        ...
 
     def reserve(self) -> AbstractContextManager[None]:
         """Raise OSError unless one more picture could be written, while in the block."""
-        ...
 
     def write(self, name: str, data: bytes, created: float) -> None:
         """Store new bytes durably, as created at the Unix time `created` (whole seconds)."""
-        ...
 
     def open(self, name: str, size: int | None = None) -> FileIO:
         """Open for reading: a regular local file, so that the kernel can send it.
 
         Raises FileNotFoundError if there is none by this name, or none of `size` bytes.
         """
-        ...
 
     def delete(self, name: str) -> None:
         """Delete; a name that does not exist is deleted already."""
-        ...
 
     def names(self) -> Iterator[Stored]:
         """Yield every picture in the store, in any order."""
-        ...
 
     def sweep(self) -> None:
         """Delete what interrupted writes left behind more than ten minutes ago."""
-        ...
 
     def tasks(self) -> tuple[Task, ...]:
         """Return what this store needs done from time to time. They raise OSError."""
-        ...

@@ -6,15 +6,22 @@ What the target has already is skipped, so that an interrupted copy can be conti
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from storage import Row, State, Unavailable
+from storage.local.folder import Folder
+from storage.local.sqlite import SqliteState
 from storage.store import Store
 from storage.upkeep import store_errors
-from storage.verify import Lost, open_verified
+from storage.verify import FileLost, open_verified
 
 _PAGE = 200
 # An object store answers in tens of milliseconds; each copy holds one picture in memory.
@@ -33,6 +40,23 @@ class Copied(NamedTuple):
 
     row: Row | None = None
     problem: str | None = None
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[Place]:
+    """Open the cache in a folder of a single machine, which may be read-only.
+
+    SQLite cannot open an index there that it would have to write: a copy takes its place.
+    """
+    with ExitStack() as stack:
+        index = directory
+        if directory.exists() and not os.access(directory, os.W_OK):
+            index = Path(stack.enter_context(TemporaryDirectory()))
+            for suffix in ("", "-wal"):
+                with suppress(FileNotFoundError):
+                    shutil.copy(directory / f"index.sqlite3{suffix}", index)
+        state = stack.enter_context(closing(SqliteState(index)))
+        yield Place(state, Folder(directory))
 
 
 def transfer(source: Place, target: Place) -> Iterator[Copied]:
@@ -63,7 +87,7 @@ def _copy(source: Store, target: Store, row: Row) -> Copied:
         return Copied(row)
     try:
         row, data = _read(source, row)
-    except (Lost, Unavailable, OSError) as why:
+    except (FileLost, Unavailable, OSError) as why:
         return Copied(problem=f"{row.file}: {why}")
     with store_errors():
         target.write(str(row.file), data, row.created)
@@ -75,5 +99,5 @@ def _read(store: Store, row: Row) -> tuple[Row, bytes]:
     with file:
         data = file.readall()
     if hashlib.sha256(data).hexdigest() != known.digest:
-        raise Lost("is damaged")
+        raise FileLost("is missing or damaged")
     return known, data

@@ -105,7 +105,7 @@ def _prefer(state: State, store: Store, stored: Stored) -> bool:
 
 def _delete_loser(state: State, store: Store, key: str, loser: str) -> None:
     """Delete a file whose key has another one, unless it may be the one that is being drawn."""
-    with suppress(LockTimeout), state.hold(key, 0.0):
+    with suppress(LockTimeout, OSError), state.hold(key, 0.0):
         row = state.find(key)
         if row and row.file not in (None, loser):
             log.info("Deleted %s, an older file of a picture", loser)

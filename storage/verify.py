@@ -11,20 +11,20 @@ from storage import Row, Unavailable
 from storage.store import Store
 
 
-class Lost(Exception):
+class FileLost(Exception):
     """The file is missing or damaged."""
 
 
 def open_verified(store: Store, row: Row) -> tuple[Row, FileIO]:
     """Open a row's file, which has the size that the row says; return the row and the file.
 
-    An adopted file is read once, and its row returned with the digest. Raises Lost, and
+    An adopted file is read once, and its row returned with the digest. Raises FileLost, and
     Unavailable for a file that may well exist: a new drawing would cost money.
     """
     try:
         file = store.open(str(row.file), row.bytes)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise Lost("is missing or damaged") from error
+        raise FileLost("is missing or damaged") from error
     except OSError as error:
         raise Unavailable(f"a picture cannot be opened: {error.strerror}") from error
     try:
@@ -42,5 +42,5 @@ def _with_digest(row: Row, file: FileIO) -> Row:
     file.seek(0)
     media_type = media_type_of(data)
     if media_type is None:
-        raise Lost("is missing or damaged")
+        raise FileLost("is missing or damaged")
     return replace(row, media_type=media_type, digest=hashlib.sha256(data).hexdigest())

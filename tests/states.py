@@ -96,7 +96,7 @@ def refusing(folder: Path, statement: str) -> Iterator[None]:
         connection.execute("DROP TRIGGER refused")
 
 
-class Place(ABC):
+class StatePlace(ABC):
     """Where a state lives, at an `address`. Each `open` is like that of another process."""
 
     def __init__(self, address: Path | str, clock: Clock) -> None:
@@ -116,14 +116,14 @@ class Place(ABC):
         self._opened.close()
 
 
-class SqlitePlace(Place):
+class SqlitePlace(StatePlace):
     """A folder with a SQLite database."""
 
     def _open(self) -> State:
         return SqliteState(Path(self.address), self.clock)
 
 
-class PostgresPlace(Place):
+class PostgresPlace(StatePlace):
     """A schema of a database; its server's clock is the test's once that is `set_clock`."""
 
     def _open(self) -> State:
@@ -206,7 +206,7 @@ with place.open().hold(sys.argv[3], 5):
 
 
 @contextmanager
-def held_elsewhere(place: Place, key: str) -> Iterator[subprocess.Popen[bytes]]:
+def held_elsewhere(place: StatePlace, key: str) -> Iterator[subprocess.Popen[bytes]]:
     """Hold a lock in another process, which is killed at the end if not before."""
     with subprocess.Popen(
         [sys.executable, "-c", _HOLD, type(place).__name__, place.address, key],

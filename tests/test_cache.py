@@ -25,7 +25,7 @@ from storage.upkeep import repeat
 
 from .disks import disk, full, read_only
 from .servers import GIF, png, wait_until
-from .states import ROOT, Clock, CountingState, SqlitePlace, Word, held_elsewhere, refusing
+from .states import ROOT, Clock, CountingState, SqlitePlace, held_elsewhere, refusing
 
 Make = Callable[..., Cache]
 REQUEST = ImageRequest("a red apple")
@@ -149,7 +149,7 @@ def test_second_put_replaces_the_first_and_its_file(cache: Cache, folder: Path) 
     put(cache, data=GIF)
     assert read(cache) == GIF
     assert [path.suffix for path in pictures(folder)] == [".gif"]
-    assert cache.totals() == Totals(1, len(GIF))
+    assert cache.state.totals() == Totals(1, len(GIF))
 
 
 def test_hosted_picture_has_no_file(cache: Cache, folder: Path) -> None:
@@ -157,7 +157,7 @@ def test_hosted_picture_has_no_file(cache: Cache, folder: Path) -> None:
     row = cache.put(REQUEST.key, png(), "image/png", url="https://img.example/a.png")
     assert cache.get(REQUEST.key) == Picture(row, None)
     assert (row.url, pictures(folder)) == ("https://img.example/a.png", [])
-    assert cache.totals() == Totals(1, 0)
+    assert cache.state.totals() == Totals(1, 0)
     assert cache.delete(REQUEST.key) is True
 
 
@@ -174,16 +174,13 @@ def test_hit_is_one_call_and_a_put_two(cache: Cache, folder: Path) -> None:
     assert counting.calls == {"find": 1, "store": 1, "totals": 1}
 
 
-def test_unavailable_state_forgets_nothing_and_hides_nothing(folder: Path, cache: Cache) -> None:
-    cache.state.remember(Word("x"), "k", 100)
-    assert cache.forget(Word, "k") is True
+def test_unavailable_state_hides_nothing(folder: Path, cache: Cache) -> None:
+    put(cache)
     cache.close()
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
     folder.write_text("")
-    assert cache.forget(Word, "k") is False
-    assert cache.totals() is None
     with pytest.raises(NotKept):
         put(cache)
     with pytest.raises(Unavailable):  # not a miss: it might be there
@@ -198,7 +195,7 @@ def test_deleted_picture_leaves_neither_row_nor_file(cache: Cache, folder: Path)
     assert cache.delete(REQUEST.key) is True
     assert cache.delete(REQUEST.key) is False
     assert (cache.get(REQUEST.key), pictures(folder)) == (None, [])
-    assert cache.totals() == Totals(0, 0)
+    assert cache.state.totals() == Totals(0, 0)
 
 
 def test_deleted_picture_stays_away_from_an_older_index(make: Make, folder: Path) -> None:
@@ -302,7 +299,7 @@ def test_file_whose_row_could_not_be_written_is_adopted(make: Make, folder: Path
         put(cache)
     assert cache.get(REQUEST.key) is None
     assert read_settled(make()) == png()
-    assert cache.totals() == Totals(1, len(png()))
+    assert cache.state.totals() == Totals(1, len(png()))
 
 
 def test_row_of_a_hosted_picture_that_is_lost_is_logged(cache: Cache, folder: Path) -> None:
@@ -335,9 +332,11 @@ def test_limit_holds_after_every_put(make: Make, clock: Clock, folder: Path) -> 
         clock.now += 1
         put(caches[n % 2], ImageRequest(str(n)), png(size=900 + n))
         assert sum(path.stat().st_size for path in pictures(folder)) <= 10_000
-    totals = caches[0].totals()
-    assert totals
-    assert totals.bytes == sum(path.stat().st_size for path in pictures(folder)) > 8_000
+    assert (
+        caches[0].state.totals().bytes
+        == sum(path.stat().st_size for path in pictures(folder))
+        > 8_000
+    )
 
 
 def test_picture_larger_than_the_limit_costs_no_other(make: Make, folder: Path) -> None:
@@ -396,7 +395,7 @@ def test_pictures_without_a_row_are_adopted_and_learn_from_their_first_hit(
         add_file(folder, request, png(shade=number % 256), created=1e9 + number)
     (folder / f"{requests[0].key}-{'0' * 16}.png").write_bytes(GIF)
     cache.settle()
-    assert cache.totals() == Totals(1100, 1099 * len(png()) + len(GIF))
+    assert cache.state.totals() == Totals(1100, 1099 * len(png()) + len(GIF))
     assert read(cache, requests[7]) == png(shade=7)
     row = row_of(cache, requests[0])
     assert (row.media_type, row.bytes, row.request) == ("image/gif", len(GIF), None)
@@ -419,7 +418,7 @@ def test_restored_pictures_survive_the_start(make: Make, folder: Path) -> None:
     cache, stop = make(), threading.Event()
     upkeep = threading.Thread(target=cache.maintain, args=(stop,))
     upkeep.start()
-    wait_until(lambda: cache.totals() == Totals(41, 41 * len(png())), what="adoption")
+    wait_until(lambda: cache.state.totals() == Totals(41, 41 * len(png())), what="adoption")
     stop.set()
     upkeep.join()
     found = [read(cache, ImageRequest(str(n))) for n in range(40)]
@@ -437,7 +436,7 @@ def test_lost_index_loses_no_picture(cache: Cache, make: Make, folder: Path) -> 
     for one in (cache, other):
         found = [read_settled(one, ImageRequest(str(n))) for n in range(30)]
         assert found == [png(shade=n) for n in range(30)]
-    assert cache.totals() == Totals(31, 31 * len(png()))
+    assert cache.state.totals() == Totals(31, 31 * len(png()))
 
 
 def test_newest_file_of_a_key_counts_and_the_others_go(cache: Cache, folder: Path) -> None:
@@ -446,7 +445,7 @@ def test_newest_file_of_a_key_counts_and_the_others_go(cache: Cache, folder: Pat
     add_file(folder, REQUEST, GIF, created=1e9 + 1, number=3)
     assert read_settled(cache) == png(shade=2)
     assert pictures(folder) == [newest]
-    assert cache.totals() == Totals(1, len(png()))
+    assert cache.state.totals() == Totals(1, len(png()))
 
 
 def test_newer_file_takes_over_the_row_and_its_prompt(
@@ -575,7 +574,7 @@ from storage.local.sqlite import SqliteState
 from tests.servers import png
 folder = Path(sys.argv[1])
 cache = Cache(SqliteState(folder), Folder(folder))
-cache.totals()
+cache.state.totals()
 print("ready", flush=True)
 for n in range(10**6):
     cache.put(ImageRequest(str(n % 7)).key, png(shade=n % 256, size=20_000), "image/png")
@@ -597,7 +596,6 @@ def test_kill_9_at_any_moment_leaves_no_wrong_picture(make: Make, folder: Path) 
         for n in range(7):
             data = read(cache, ImageRequest(str(n)))
             assert data is None or (len(data) == 20_000 and data.startswith(b"\x89PNG"))
-        totals = cache.totals()
-        assert totals
+        totals = cache.state.totals()
         assert totals.bytes == 20_000 * totals.entries
         cache.close()

@@ -34,7 +34,7 @@ COMMANDS = [sys.executable, "-m", "commands"]
 def cache(environment: dict[str, str], opened: list[Cache]) -> Cache:
     folder = Path(environment["CACHE_DIR"])
     opened.append(made := Cache(SqliteState(folder), Folder(folder)))
-    made.totals()
+    made.state.totals()
     return made
 
 
@@ -473,7 +473,7 @@ def test_command_of_another_user_leaves_the_cache_alone(
     for arguments in (("cache", "list"), ("check",), ("warm", __file__)):
         result = run(*arguments)
         assert result.exit_code == 1
-        assert "belongs to user 12345, and files of this command would" in result.stderr
+        assert "belongs to user 12345, and files of this process would" in result.stderr
     assert list(folder.iterdir()) == []
     assert run("sign", "x").exit_code == 0
 

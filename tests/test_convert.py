@@ -23,7 +23,6 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from images.convert import MAX_PIXELS, Converter, thumbnail
 from images.formats import Inconvertible, media_type_of
 from picture import ImageRequest
-from storage.local.folder import Folder
 
 from .conftest import KEY, InProcess, drawing, hosting_settings
 from .servers import WEBP, Say, ScriptedServer, png
@@ -211,7 +210,7 @@ def test_quality_set_below_the_least_is_kept() -> None:
         (Image.merge("RGBA", (*NOISE.split(), NOISE.getchannel(0))), "png", "image/webp"),
     ],
 )
-def test_original_format_is_left_only_where_a_picture_is_too_large(
+def test_original_format_is_left_only_by_pictures_too_large(
     image: Image.Image, name: str, becomes: str
 ) -> None:
     data = encode(image, name)
@@ -350,10 +349,6 @@ Serve = Callable[..., InProcess]
 STAGES = r'generate;dur=\d+;desc="ok", convert;dur=\d+;desc="(ok|failed)"'
 
 
-def refuse_to_write(*_: object) -> None:
-    raise OSError(28, "No space left on device")
-
-
 def test_picture_is_converted_once_when_it_is_stored(
     serve: Serve, backend: ScriptedServer, tmp_path: Path
 ) -> None:
@@ -380,17 +375,6 @@ def test_openai_clients_get_the_converted_picture(serve: Serve, backend: Scripte
         data = base64.b64decode(got.json["data"][0]["b64_json"])
         assert media_type_of(data) == "image/jpeg"
         assert service.picture("apple", seed=7).body == data
-
-
-def test_picture_that_cannot_be_stored_is_converted_too(
-    serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service = serve(backend, PICTURE_FORMAT="webp")
-    monkeypatch.setattr(Folder, "write", refuse_to_write)
-    cold, warm = service.picture("apple"), service.picture("apple")
-    assert "stored" not in cold.headers["Cache-Status"]
-    assert cold.body == warm.body
-    assert media_type_of(cold.body) == cold.headers["Content-Type"] == "image/webp"
 
 
 def test_picture_is_converted_before_it_is_uploaded(

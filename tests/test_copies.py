@@ -154,7 +154,7 @@ def test_missing_object_is_lost(here: Machine, there: Machine) -> None:
     """A rule of the bucket may have removed it."""
     here.objects.delete(str(here.put().file))
     assert there.read() is None
-    assert here.cache.totals() == Totals(0, 0)
+    assert here.cache.state.totals() == Totals(0, 0)
 
 
 def test_damaged_object_is_lost(here: Machine, there: Machine) -> None:

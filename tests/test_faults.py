@@ -404,6 +404,20 @@ def test_pictures_are_adopted_after_the_index_was_lost(
     assert len(known.seen) == 5
 
 
+def test_status_says_that_the_index_was_damaged(
+    serve: Serve, known: ScriptedServer, folder: Path
+) -> None:
+    folder.mkdir()
+    (folder / "index.sqlite3").write_text("garbage")
+    service = serve(known)
+    assert service.picture("x").headers["Cache-Status"] == STORED
+    status = service.get("/status").json
+    [damaged] = folder.glob("index.sqlite3.damaged-*")
+    assert (status["status"], damaged.name in status["cache"]["fault"]) == ("degraded", True)
+    damaged.unlink()
+    assert service.get("/status").json["status"] == "ok"
+
+
 INDEX_DAMAGES: list[Callable[[Path], object]] = [
     lambda path: os.truncate(path, 5000),
     lambda path: overwrite(path, os.urandom(path.stat().st_size)),
@@ -417,7 +431,7 @@ def test_index_damaged_under_load_costs_no_answer(
 ) -> None:
     service = gunicorn(known, LOG_LEVEL="WARNING")
     index, stop = folder / "index.sqlite3", threading.Event()
-    prompts, faults = [f"picture{n}" for n in range(12)], list[str | None]()
+    prompts = [f"picture{n}" for n in range(12)]
     for prompt in prompts:
         service.picture(prompt)
 
@@ -440,13 +454,11 @@ def test_index_damaged_under_load_costs_no_answer(
                 damage(index)
                 wait_until(partial(is_cached_for_both, service, f"after{number}"))
                 wait_until(index.is_file)
-                faults.append(service.get("/status").json["cache"]["fault"])
         finally:
             stop.set()
         assert [fault for one in asking for fault in one.result()] == []
     assert "Traceback" not in service.said()
     assert "The index was damaged" in service.said()
-    assert "the index was damaged" in str(faults)
     # Each picture was adopted, and not drawn again.
     assert len(known.seen) == len(prompts) + len(INDEX_DAMAGES)
 

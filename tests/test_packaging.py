@@ -154,6 +154,18 @@ def test_unit_and_compose_leave_the_settings_to_dotenv() -> None:
     assert re.search(r"source: \.\./\.env\n +target: /app/\.env\n +read_only: true", compose)
 
 
+def test_backup_runs_as_the_service_and_writes_to_its_own_folder() -> None:
+    unit, backup = (
+        (ROOT / "deploy" / f"{name}.service").read_text("utf-8")
+        for name in ("prompt-image-proxy", "prompt-image-proxy-backup")
+    )
+    for line in ("User", "WorkingDirectory", "UMask"):
+        assert re.findall(rf"(?m)^{line}=.*", backup) == re.findall(rf"(?m)^{line}=.*", unit)
+    program, folder = re.findall(r"(?m)^ExecStart=(\S+) -m commands cache backup (\S+)$", backup)[0]
+    assert program == "/opt/prompt-image-proxy/.venv/bin/python"
+    assert folder.removeprefix("/var/lib/") in re.findall(r"(?m)^StateDirectory=(.*)", backup)[0]
+
+
 def read_compose(name: str) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / name).read_text("utf-8"))
     return found

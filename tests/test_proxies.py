@@ -172,12 +172,6 @@ def test_socks_proxy_gets_the_checked_address_of_a_picture(
     assert socks.asked == [(PUBLIC, backend.port)]
 
 
-def test_socks_without_pysocks_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install -r requirements-socks.txt"):
-        Proxy.parse("socks5://127.0.0.1:1080")
-
-
 # --- a proxy that fails -------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.local.folder import Folder, check_folder
+from storage.local.folder import Folder
 from storage.local.room import DRAWING_BYTES, Room
 
 from .disks import disk, full, read_only
@@ -111,29 +111,3 @@ def test_write_that_fails_is_noted(small: Path) -> None:
     with full(small), pytest.raises(OSError, match="No space"):
         folder.write("a.png", b"x" * 5000, 0)
     assert folder.fault == "No space left on device"
-
-
-# --- whose folder it is
-
-
-def test_folder_of_another_user_is_refused(tmp_path: Path) -> None:
-    if os.geteuid():
-        pytest.skip("needs root, to give a folder away")
-    check_folder(tmp_path)
-    os.chown(tmp_path, 12345, -1)
-    with pytest.raises(PermissionError, match="it belongs to user 12345"):
-        check_folder(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_file_in_place_of_the_folder_is_refused(folder: Path) -> None:
-    folder.touch()
-    with pytest.raises(FileExistsError):
-        check_folder(folder)
-
-
-def test_full_or_read_only_folder_is_no_fault_at_start(small: Path) -> None:
-    with full(small):
-        check_folder(small)
-    with read_only(small):
-        check_folder(small)

@@ -23,10 +23,10 @@ class Lost:
     is_back = False
 
     @contextmanager
-    def hold(self, key: str, seconds: float) -> Iterator[bool]:
+    def hold(self, key: str, seconds: float) -> Iterator[None]:
         if not self.is_back:
             raise Unavailable("the connection is lost")
-        yield False
+        yield
 
 
 def test_result_is_shared_while_it_is_waited_for(state: State) -> None:

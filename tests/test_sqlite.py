@@ -411,6 +411,20 @@ def test_backup_of_an_older_version_is_migrated(index: Path, open_state: Open) -
     assert word(state) == "kept"
 
 
+def test_backup_that_is_put_back_lets_hits_read_on(
+    state: SqliteState, index: Path, folder: Path
+) -> None:
+    """Outside WAL mode, readers would wait for writers."""
+    state.store(hosted(1))
+    backup = back_up(state)
+    state.close()
+    index.write_bytes(backup.read_bytes())
+    assert execute(index, "PRAGMA journal_mode") == [("delete",)]
+    with contextlib.closing(SqliteState(folder)) as other:
+        assert other.find(hosted(1).key) == hosted(1)
+        assert execute(index, "PRAGMA journal_mode") == [("wal",)]
+
+
 def test_backup_is_private_and_made_once_a_day(
     open_state: Open, state: SqliteState, clock: Clock
 ) -> None:
@@ -582,6 +596,16 @@ def test_folder_that_is_a_file_is_unavailable_until_it_is_gone(
     folder.unlink()
     state.store(hosted(1))
     assert state.find(hosted(1).key) == hosted(1)
+
+
+def test_folder_of_another_user_is_refused_and_left_alone(folder: Path, state: SqliteState) -> None:
+    if os.geteuid():
+        pytest.skip("needs root, to give a folder away")
+    folder.mkdir()
+    os.chown(folder, 12345, -1)
+    with pytest.raises(Unavailable, match=r"belongs to user 12345, .* run it as user 12345"):
+        state.check()
+    assert list(folder.iterdir()) == []
 
 
 def test_writes_wait_for_the_lock_and_hits_do_not(state: SqliteState, index: Path) -> None:

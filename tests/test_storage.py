@@ -24,9 +24,9 @@ from .states import (
     Clock,
     CopiesPlace,
     FolderPlace,
-    Place,
     PostgresPlace,
     SqlitePlace,
+    StatePlace,
     held_elsewhere,
 )
 
@@ -61,26 +61,26 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def sqlite_place(tmp_path: Path, clock: Clock) -> Place:
+def sqlite_place(tmp_path: Path, clock: Clock) -> StatePlace:
     return SqlitePlace(tmp_path / "state", clock)
 
 
 @pytest.fixture
-def postgres_place(postgres: Postgres, clock: Clock) -> Place:
+def postgres_place(postgres: Postgres, clock: Clock) -> StatePlace:
     place = PostgresPlace(postgres.schema(), clock)
     place.set_clock()
     return place
 
 
 @pytest.fixture(params=STATES)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    place: Place = request.getfixturevalue(request.param)
+def place(request: pytest.FixtureRequest) -> Iterator[StatePlace]:
+    place: StatePlace = request.getfixturevalue(request.param)
     yield place
     place.close()
 
 
 @pytest.fixture
-def state(place: Place) -> State:
+def state(place: StatePlace) -> State:
     return place.open()
 
 
@@ -116,7 +116,7 @@ def store(state: State, *texts: str, **values: Any) -> list[Row]:
 # --- rows
 
 
-def test_stored_row_is_found_whole_by_every_process(state: State, place: Place) -> None:
+def test_stored_row_is_found_whole_by_every_process(state: State, place: StatePlace) -> None:
     row = row_of(
         "红 🍎",
         width=640,
@@ -153,7 +153,7 @@ def test_storing_returns_the_file_of_the_replaced_row(state: State) -> None:
     assert state.find(newer.key) == newer
 
 
-def test_each_replaced_file_is_returned_once(state: State, place: Place) -> None:
+def test_each_replaced_file_is_returned_once(state: State, place: StatePlace) -> None:
     states = [state, place.open()]
     rows = [row_of("a", file=name_of("a", number)) for number in range(20)]
     with ThreadPoolExecutor(8) as pool:
@@ -370,7 +370,7 @@ def test_note_is_exchanged_unless_it_has_changed(state: State, clock: Clock) -> 
     assert state.exchange(None, RED, "k", 10)
 
 
-def test_one_of_many_processes_exchanges_a_note(state: State, place: Place) -> None:
+def test_one_of_many_processes_exchanges_a_note(state: State, place: StatePlace) -> None:
     states = [state, place.open()]
 
     def count(number: int) -> None:
@@ -430,7 +430,7 @@ def test_count_begins_anew_when_its_time_is_over(state: State, clock: Clock) -> 
     assert state.counts(["k"]) == {}, "it was dropped"
 
 
-def test_processes_never_count_beyond_the_limit_together(state: State, place: Place) -> None:
+def test_processes_never_count_beyond_the_limit_together(state: State, place: StatePlace) -> None:
     states = [state, place.open()]
     with ThreadPoolExecutor(8) as pool:
         counted = list(pool.map(lambda n: states[n % 2].count("k", 1, 100, 10), range(40)))
@@ -441,7 +441,7 @@ def test_processes_never_count_beyond_the_limit_together(state: State, place: Pl
 
 
 def test_lock_keeps_other_processes_out_until_its_holder_is_killed(
-    state: State, place: Place
+    state: State, place: StatePlace
 ) -> None:
     with held_elsewhere(place, key := key_of("a")) as child:
         with pytest.raises(LockTimeout), state.hold(key, 0.1):
@@ -453,7 +453,9 @@ def test_lock_keeps_other_processes_out_until_its_holder_is_killed(
             pass
 
 
-def test_processes_that_wait_for_each_other_are_no_deadlock(state: State, place: Place) -> None:
+def test_processes_that_wait_for_each_other_are_no_deadlock(
+    state: State, place: StatePlace
+) -> None:
     with (
         held_elsewhere(place, key_of("a")),
         state.hold(key_of("b"), 1),
@@ -466,7 +468,7 @@ def test_processes_that_wait_for_each_other_are_no_deadlock(state: State, place:
 # --- the whole
 
 
-def test_threads_and_processes_share_a_state(state: State, place: Place) -> None:
+def test_threads_and_processes_share_a_state(state: State, place: StatePlace) -> None:
     states = [state, place.open()]
 
     def work(number: int) -> None:

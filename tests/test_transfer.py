@@ -1,10 +1,10 @@
-"""Moving a cache: `cache import`, `cache export` and `cache adopt`."""
+"""Moving a cache: `cache import`, `export`, `adopt` and `backup`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from cache import Cache
 from picture import ImageRequest
 from storage import Unavailable, transfer
 from storage.local.folder import Folder
+from storage.local.mirror import mirror
 from storage.local.sqlite import SqliteState
 from storage.transfer import Place
+from storage.transfer import opened as opened_place
 
 from .conftest import InProcess, Run
 from .disks import read_only
@@ -103,7 +105,7 @@ def test_damaged_file_is_named_and_the_rest_is_copied(
     result = run("cache", "import", str(tmp_path / "other"))
     assert result.exit_code == 1
     assert result.stdout == "2 imported, 0 there, 1 unusable\n"
-    assert f"{cat.file}: is damaged" in result.stderr
+    assert f"{cat.file}: is missing or damaged" in result.stderr
     path.unlink()
     assert "is missing" in run("cache", "import", str(tmp_path / "other")).stderr
     # What cannot be copied stays as it is.
@@ -140,3 +142,87 @@ def test_stored_pictures_without_a_row_are_adopted(
     assert run("cache", "adopt").stdout == "2 pictures adopted\n"
     assert json.loads(run("cache", "adopt", "--json").stdout) == {"adopted": 0}
     assert len(other.state.newest("", 9, None)) == 3
+
+
+def test_import_from_a_read_only_folder_works(run: Run, other: Cache, tmp_path: Path) -> None:
+    other.close()
+    with read_only(tmp_path / "other"):
+        assert counts(run, "import", tmp_path / "other")["imported"] == 3
+
+
+# --- the backup
+
+
+@pytest.fixture
+def cache(environment: dict[str, str], other: Cache, tmp_path: Path) -> Cache:
+    """The cache that commands work on: that of `other`."""
+    environment["CACHE_DIR"] = str(tmp_path / "other")
+    return other
+
+
+def test_backup_copies_what_is_new_and_deletes_what_was_deleted(
+    run: Run, cache: Cache, tmp_path: Path
+) -> None:
+    target = tmp_path / "backup"
+    assert counts(run, "backup", target) == {"copied": 2, "there": 0, "deleted": 0}
+    put(cache, "a bird", png(shade=3), "image/png")
+    cache.delete(ImageRequest("a cat").key)
+    cache.delete(ImageRequest("hosted").key)
+    assert run("cache", "backup", str(target)).stdout == "1 copied, 1 there, 1 deleted\n"
+    assert counts(run, "backup", target) == {"copied": 0, "there": 2, "deleted": 0}
+    with closing(SqliteState(target)) as state:
+        assert {row.prompt for row in state.newest("", 9, None)} == {"a bird", "a dog"}
+
+
+def test_import_restores_a_backup(
+    run: Run, cache: Cache, environment: dict[str, str], tmp_path: Path
+) -> None:
+    rows = cache.state.newest("", 9, None)
+    counts(run, "backup", tmp_path / "backup")
+    environment["CACHE_DIR"] = str(tmp_path / "new")
+    assert counts(run, "import", tmp_path / "backup")["imported"] == 3
+    with closing(SqliteState(tmp_path / "new")) as state:
+        assert state.newest("", 9, None) == rows
+
+
+def test_backup_is_whole_while_the_service_draws_and_deletes(cache: Cache, tmp_path: Path) -> None:
+    outcomes = mirror(tmp_path / "other", tmp_path / "backup")
+    next(outcomes)
+    put(cache, "a bird", png(), "image/png")
+    for prompt in ("a cat", "a dog"):
+        cache.delete(ImageRequest(prompt).key)
+    assert len(list(outcomes)) == 0, "the second picture is gone"
+    with opened_place(tmp_path / "backup") as backup:
+        found = [copied.problem for copied in transfer.transfer(backup, backup)]
+        assert found == [None] * 2, "a picture and one that is hosted"
+
+
+def test_backup_refuses_folders_that_are_none(run: Run, cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "photo.png").touch()
+    counts(run, "backup", tmp_path / "backup")
+    (tmp_path / "elsewhere").mkdir()
+    for target, reason in {
+        tmp_path / "other" / "backup": "would lie in CACHE_DIR",
+        tmp_path / "holiday": "neither empty nor a backup",
+    }.items():
+        assert reason in run("cache", "backup", str(target)).stderr
+    moved = {"CACHE_DIR": str(tmp_path / "elsewhere")}
+    assert "is the backup of" in run("cache", "backup", str(tmp_path / "backup"), **moved).stderr
+
+
+def test_empty_cache_leaves_the_backup_as_it_is(run: Run, cache: Cache, tmp_path: Path) -> None:
+    counts(run, "backup", tmp_path / "backup")
+    for prompt in ("a cat", "a dog"):
+        cache.delete(ImageRequest(prompt).key)
+    result = run("cache", "backup", str(tmp_path / "backup"))
+    assert (result.exit_code, "left as it is" in result.stderr) == (1, True)
+    assert len(list(Folder(tmp_path / "backup").names())) == 2
+
+
+def test_backup_of_several_machines_is_another_tool(run: Run, tmp_path: Path) -> None:
+    settings = {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "STORAGE_URL": "s3://bucket"}
+    settings |= {"S3_ENDPOINT_URL": "http://127.0.0.1:1", "S3_REGION": "x"}
+    settings |= {"S3_ACCESS_KEY_ID": "x", "S3_SECRET_ACCESS_KEY": "x"}
+    result = run("cache", "backup", str(tmp_path / "backup"), **settings)
+    assert (result.exit_code, "pg_dump" in result.stderr) == (1, True)

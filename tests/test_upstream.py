@@ -408,7 +408,7 @@ def test_certificates_are_parsed_once(
 # --- kept connections ---------------------------------------------------------------------------
 
 
-class Keeping:
+class PersistentServer:
     """A server that keeps its connections: `talks` answer the requests in turn, whoever asks."""
 
     def __init__(self, raw_server: MakeRawServer, *talks: Talk) -> None:
@@ -465,7 +465,7 @@ ENDS = pytest.mark.parametrize("end", [close, abort], ids=["closed", "reset"])
 def test_connection_is_kept_for_the_next_call(
     raw_server: MakeRawServer, certificates: tuple[Path, Path]
 ) -> None:
-    server = Keeping(raw_server, *[send(DRAWN)] * 3)
+    server = PersistentServer(raw_server, *[send(DRAWN)] * 3)
     assert [server.ask(json={"n": n}).body for n in range(3)] == [b"drawn"] * 3
     assert server.server.connections == 1
     tls = raw_server(over_tls(certificates[1], saying(DRAWN, saying(DRAWN))))
@@ -477,7 +477,7 @@ def test_connection_is_kept_for_the_next_call(
 
 def test_kept_connection_takes_the_deadline_of_each_call(raw_server: MakeRawServer) -> None:
     late = then(wait(2 * SHORT), send(DRAWN))
-    server = Keeping(raw_server, send(DRAWN), late, hang)
+    server = PersistentServer(raw_server, send(DRAWN), late, hang)
     assert server.ask(SHORT).body == b"drawn"
     assert server.ask(10).body == b"drawn"
     assert_ends_at_deadline(lambda: server.ask(SHORT))
@@ -486,7 +486,7 @@ def test_kept_connection_takes_the_deadline_of_each_call(raw_server: MakeRawServ
 
 @ENDS
 def test_kept_connection_that_was_closed_is_replaced(raw_server: MakeRawServer, end: Talk) -> None:
-    server = Keeping(raw_server, send(DRAWN), end, send(DRAWN))
+    server = PersistentServer(raw_server, send(DRAWN), end, send(DRAWN))
     assert [server.ask(json={"n": n}).body for n in range(2)] == [b"drawn"] * 2
     assert server.server.connections == 2
     assert server.requests[1] == server.requests[2] != server.requests[0]
@@ -494,7 +494,7 @@ def test_kept_connection_that_was_closed_is_replaced(raw_server: MakeRawServer, 
 
 @ENDS
 def test_new_connection_that_fails_is_not_replaced(raw_server: MakeRawServer, end: Talk) -> None:
-    server = Keeping(raw_server, end, send(DRAWN))
+    server = PersistentServer(raw_server, end, send(DRAWN))
     with pytest.raises(UpstreamError):
         server.ask()
     assert len(server.requests) == 1
@@ -502,14 +502,14 @@ def test_new_connection_that_fails_is_not_replaced(raw_server: MakeRawServer, en
 
 
 def test_connection_is_replaced_only_once(raw_server: MakeRawServer) -> None:
-    server = Keeping(raw_server, send(DRAWN), close, close, send(DRAWN))
+    server = PersistentServer(raw_server, send(DRAWN), close, close, send(DRAWN))
     server.ask()
     assert reason_of(server.ask) == CUT
     assert len(server.requests) == 3
 
 
 def test_replacement_ends_at_the_same_deadline(raw_server: MakeRawServer) -> None:
-    server = Keeping(raw_server, send(DRAWN), then(wait(SHORT / 2), close), hang)
+    server = PersistentServer(raw_server, send(DRAWN), then(wait(SHORT / 2), close), hang)
     server.ask()
     assert_ends_at_deadline(lambda: server.ask(SHORT))
     assert len(server.requests) == 3
@@ -526,7 +526,7 @@ FINAL = {
 def test_later_failure_of_a_kept_connection_is_final(
     raw_server: MakeRawServer, failure: str
 ) -> None:
-    server = Keeping(raw_server, send(DRAWN), FINAL[failure], send(DRAWN))
+    server = PersistentServer(raw_server, send(DRAWN), FINAL[failure], send(DRAWN))
     server.ask()
     assert reason_of(lambda: server.ask(limit=MIB)) == CUT
     assert len(server.requests) == 2
@@ -543,7 +543,7 @@ UNREAD = {
 
 @pytest.mark.parametrize("answer", UNREAD)
 def test_connection_with_an_unread_answer_is_closed(raw_server: MakeRawServer, answer: str) -> None:
-    server = Keeping(raw_server, UNREAD[answer], send(DRAWN))
+    server = PersistentServer(raw_server, UNREAD[answer], send(DRAWN))
     with contextlib.suppress(UpstreamError):
         server.ask(SHORT)
     assert server.was_left.wait(10)
@@ -552,19 +552,19 @@ def test_connection_with_an_unread_answer_is_closed(raw_server: MakeRawServer, a
 
 def test_interim_answer_is_no_answer(raw_server: MakeRawServer) -> None:
     with pytest.raises(UpstreamError) as caught:
-        Keeping(raw_server, UNREAD["interim"]).ask()
+        PersistentServer(raw_server, UNREAD["interim"]).ask()
     assert caught.value.why == "interim answer"
 
 
 def test_announced_close_is_expected(raw_server: MakeRawServer) -> None:
     last = send(OK + b"Connection: close\r\nContent-Length: 5\r\n\r\ndrawn")
-    server = Keeping(raw_server, then(last, close), send(DRAWN))
+    server = PersistentServer(raw_server, then(last, close), send(DRAWN))
     assert [server.ask().body, server.ask().body] == [b"drawn"] * 2
     assert len(server.requests) == 2
 
 
 def test_upstream_closes_the_connections_it_keeps(raw_server: MakeRawServer) -> None:
-    server = Keeping(raw_server, send(DRAWN))
+    server = PersistentServer(raw_server, send(DRAWN))
     server.ask()
     server.upstream.close()
     assert server.was_left.wait(10)

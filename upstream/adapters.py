@@ -66,7 +66,7 @@ class Adapter(HTTPAdapter):
         return place, {**options, "ssl_context": context, "socket_options": _SOCKET_OPTIONS}
 
     def cert_verify(self, *args: Any, **more: Any) -> None:
-        """Do nothing: requests would load the authorities into the TLS context again."""
+        """Do nothing: requests would load the authorities into the shared TLS context again."""
 
 
 class PictureAdapter(Adapter):
@@ -81,7 +81,7 @@ class PictureAdapter(Adapter):
         self.networks = networks
 
     def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
-        """Try the host's addresses in turn; to ask for a picture again costs nothing."""
+        """Try the host's addresses in turn: asking for a picture again costs nothing."""
         *others, last = self._hosts(request, more["proxies"])
         for host in others:
             with contextlib.suppress(requests.ConnectionError):
@@ -147,7 +147,7 @@ class ObservedConnection(HTTPConnection):
 
 @functools.cache
 def _observed(kind: type[HTTPConnection]) -> type[HTTPConnection]:
-    """Return the observed form of one of urllib3's four connections: with TLS, with SOCKS."""
+    """Return an observed subclass of one of urllib3's connections: plain, TLS, SOCKS or both."""
     return type(f"Observed{kind.__name__}", (ObservedConnection, kind), {})
 
 

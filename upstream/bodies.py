@@ -19,7 +19,7 @@ ERROR_LIMIT = 2**16
 STAND_IN = "(picture)"
 # Decoding holds the interpreter: for 0.6 ms a piece, of whole groups of four characters.
 _PIECE = 2**18
-# One thread at a time: otherwise a hit waits for a piece of each, and all hold both forms at once.
+# One thread at a time: otherwise a hit waits for a piece of each, and all hold text and bytes.
 _DECODING = threading.Lock()
 # A URL has a colon and a prompt has spaces. PHP escapes the slashes of base64.
 _PICTURE = re.compile(rb'"(?:data:[^",]{0,100},)?(?=[A-Za-z0-9+/\\]{4096})')
@@ -63,7 +63,7 @@ def cut_picture(body: bytes) -> tuple[bytes, bytes | None]:
 def has_more_values(body: bytes, most: int) -> bool:
     """Return whether JSON has more than `most` values, at a low estimate and without parsing it."""
     count = 0
-    # Piece by piece, since it need not be counted to the end, and other threads wait.
+    # In pieces: counting can stop early, and other threads wait meanwhile.
     for start in range(0, len(body), _PIECE):
         count += sum(body.count(sign, start, start + _PIECE) for sign in (b",", b"["))
         if count > most:
@@ -85,7 +85,7 @@ def _decoded(body: bytes, start: int, end: int) -> bytes:
             text = memoryview(body[start:end].replace(rb"\/", b"/"))
         for at in range(0, len(text), _PIECE):
             picture.write(binascii.a2b_base64(text[at : at + _PIECE], strict_mode=True))
-            # Or the others wait 5 ms for the interpreter, each time that they let go of it.
+            # Otherwise other threads wait 5 ms for the interpreter whenever they have released it.
             time.sleep(0.0001)
     return picture.getvalue()
 
@@ -93,7 +93,7 @@ def _decoded(body: bytes, start: int, end: int) -> bytes:
 def _beginning(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
     """Return the first `size` bytes of an answer, or all if it has no more.
 
-    Decoded although identity was asked for, since some servers compress all the same.
+    Decoded, since some servers compress although we ask for identity.
     """
     body = BytesIO()
     while body.tell() < size and (

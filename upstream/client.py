@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
-from metrics import Metrics
+from metrics import OFF, Metrics
 from settings.proxies import Origin, Proxies
 from upstream.adapters import Adapter, PictureAdapter
 from upstream.addresses import IpNetwork
@@ -83,12 +83,12 @@ class Upstream:
         ca_bundle: Path | None = None,
         proxies: Proxies | None = None,
         picture_networks: Sequence[IpNetwork] = (),
-        metrics: Metrics | None = None,
+        metrics: Metrics = OFF,
     ) -> None:
         self.proxies = proxies or Proxies()
         self.named = Adapter(ca_bundle)
         self.pictures = PictureAdapter(ca_bundle, picture_networks)
-        self.calls = Calls(metrics or Metrics())
+        self.calls = Calls(metrics)
 
     def close(self) -> None:
         """Close the connections that are kept, and those in use as soon as they are free."""

@@ -51,7 +51,7 @@ class ProxyFailure(OSError):
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Turn the libraries' exceptions into UpstreamError, without their texts: those hold URLs."""
+    """Turn the libraries' exceptions into UpstreamError, without their texts, which hold URLs."""
     try:
         yield
     except (
@@ -74,7 +74,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 _CUT = "its answer was cut short or is not HTTP"
-# The first that fits, so that a particular kind stands before a general one.
+# The first match counts, so specific kinds precede general ones.
 _REASONS: tuple[tuple[_Kinds, str, Why], ...] = (
     # Not urllib3's TimeoutError: a refused connection is one, too.
     (

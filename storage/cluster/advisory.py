@@ -30,13 +30,13 @@ class AdvisoryLocks:
         self._threads = KeyLocks()
 
     @contextmanager
-    def hold(self, key: str, seconds: float) -> Iterator[bool]:
-        """Hold the lock of `key` (hex digits); yield whether it had to be waited for.
+    def hold(self, key: str, seconds: float) -> Iterator[None]:
+        """Hold the lock of `key` (hex digits).
 
         Raises LockTimeout after `seconds`, and Unavailable without a server.
         """
         number, end = lock_number(key), time.monotonic() + seconds
-        with self._threads.hold(key, seconds) as has_waited:
+        with self._threads.hold(key, seconds):
             pause = 0.0
             while not self._call("pg_try_advisory_lock", number):
                 if time.monotonic() >= end:
@@ -44,7 +44,7 @@ class AdvisoryLocks:
                 pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
                 self._sleep(min(pause, max(0.0, end - time.monotonic())))
             try:
-                yield has_waited or pause > 0
+                yield
             finally:
                 self._release(number)
 

@@ -41,7 +41,7 @@ READ_SECONDS = WRITE_SECONDS / 2
 _MISSING = re.compile(r"<Code>(NoSuchKey|BlobNotFound)</Code>")
 
 
-class Found(NamedTuple):
+class Listed(NamedTuple):
     """An object: its name below the prefix, its bytes, and when it was written (Unix time)."""
 
     name: str
@@ -94,12 +94,12 @@ class Objects:
         with suppress(FileNotFoundError):
             self._call(self._writing, lambda: self._store.delete(name))
 
-    def list(self) -> Iterator[Found]:
+    def list(self) -> Iterator[Listed]:
         """Yield every object, those in deeper folders included."""
         chunks = self._call(self._reading, lambda: iter(self._store.list(chunk_size=1000)))
         while chunk := self._call(self._reading, lambda: next(chunks, ())):
             for meta in chunk:
-                yield Found(meta["path"], meta["size"], meta["last_modified"].timestamp())
+                yield Listed(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
     def check(self) -> None:
         """Raise OSError unless objects can be written, read and deleted."""

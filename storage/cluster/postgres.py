@@ -65,7 +65,7 @@ class PostgresState(RelationalState):
 
     # --- locks and lifetime
 
-    def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
+    def hold(self, key: str, seconds: float) -> AbstractContextManager[None]:
         return self._locks.hold(key, seconds)
 
     def check(self) -> None:

@@ -83,10 +83,14 @@ class DailyBackup:
 def copy_index(index: Path, target: Path) -> None:
     """Copy an index that may be in use. Raises sqlite3.Error and OSError."""
     target.unlink(missing_ok=True)
-    with open(target, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-        with closing(sqlite3.connect(_uri(index), uri=True, isolation_level=None)) as connection:
-            connection.execute("VACUUM INTO :target", {"target": str(target.absolute())})
-        os.fsync(file.fileno())
+    try:
+        with open(target, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            with closing(sqlite3.connect(_uri(index), uri=True, isolation_level=None)) as source:
+                source.execute("VACUUM INTO :target", {"target": str(target.absolute())})
+            os.fsync(file.fileno())
+    except BaseException:
+        target.unlink()
+        raise
 
 
 def _uri(path: Path) -> str:

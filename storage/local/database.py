@@ -13,7 +13,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from storage import IncompatibleSchema, Unavailable
-from storage.complaints import Fault
+from storage.complaints import LastingFault
 from storage.local.locks import exclusive
 from storage.local.recovery import replace
 from storage.local.schema import is_current, migrate
@@ -38,7 +38,6 @@ PRAGMA cache_size = -1024;
 PRAGMA journal_size_limit = 4194304;
 """
 
-
 _NOWHERE = (0, 0)
 
 
@@ -56,7 +55,9 @@ class Database:
     def __init__(self, path: Path, backup: Path) -> None:
         self.path = path
         self.backup = backup
-        self.fault = Fault(log, "The index cannot be used: %s", "The index can be used again")
+        self.fault = LastingFault(
+            log, "The index cannot be used: %s", "The index can be used again"
+        )
         # Last in, first out: few connections are ever open, however many threads there are.
         self._idle: deque[_Connection] = deque()
         self._is_closed = False
@@ -149,6 +150,9 @@ class Database:
             connection.row_factory = sqlite3.Row
             connection.text_factory = decode_text
             connection.executescript(_ON_CONNECT)
+            # A backup that was put back has another mode, and keeps it in a read-only folder.
+            with contextlib.suppress(sqlite3.OperationalError):
+                connection.execute("PRAGMA journal_mode = WAL")
             if not is_current(connection):
                 migrate(connection)
 

@@ -52,7 +52,7 @@ class Folder:
         return self.room.reserve()
 
     def check(self) -> None:
-        check_folder(self.directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, data: bytes, created: float) -> None:
         with self._metrics.store_call("write"):
@@ -61,7 +61,7 @@ class Folder:
     def _write(self, name: str, data: bytes, created: float) -> None:
         temporary = self.directory / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.check()
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
@@ -115,24 +115,24 @@ class Folder:
                         yield entry, entry.stat(follow_symlinks=False)
 
 
-def check_folder(directory: Path) -> None:
-    """Make a folder, and raise OSError unless this user's files belong there.
+def owner_fault(directory: Path) -> str | None:
+    """Return what is wrong if files made in a folder would belong to another user than it does.
 
-    A folder of root's that others may write is shared on purpose, as the volumes of Kubernetes
-    are. One that is full, or can only be read, still has pictures to serve.
+    A folder of root's that others may write is shared on purpose, as volumes of Kubernetes are.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         owner = directory.stat().st_uid
         with tempfile.TemporaryFile(dir=directory) as trial:
             mine = os.fstat(trial.fileno()).st_uid
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-    else:
-        if owner not in (mine, 0):
-            whose = f"it belongs to {_user(owner)}, and this process is {_user(mine)}'s"
-            raise PermissionError(errno.EPERM, whose)
+    except OSError:  # no folder yet, or one in which nothing can be created
+        return None
+    if owner in (mine, 0):
+        return None
+    user = _user(owner)
+    return (
+        f"{str(directory)!r} belongs to {user}, and files of this process would belong to"
+        f" {_user(mine)}, so that {user} could not write them; run it as {user}"
+    )
 
 
 def _user(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Locks between processes that cost microseconds, leave no litter and end with their holder."""
+"""Cheap locks between processes: no lock files, and released when the process exits."""
 
 from __future__ import annotations
 
@@ -37,20 +37,17 @@ class Locks:
         self._has_complained = False
 
     @contextlib.contextmanager
-    def hold(self, key: str, seconds: float) -> Iterator[bool]:
-        """Hold the lock of `key` (hex digits); yield whether it had to be waited for.
-
-        Raises LockTimeout after `seconds`.
-        """
+    def hold(self, key: str, seconds: float) -> Iterator[None]:
+        """Hold the lock of `key` (hex digits). Raises LockTimeout after `seconds`."""
         end = time.monotonic() + seconds
-        with self._threads.hold(key, seconds) as has_waited:
+        with self._threads.hold(key, seconds):
             file, offset = self._open(), int(key[:15], 16)
             if file is None:
-                yield has_waited
+                yield
                 return
-            was_held = self._acquire(file, offset, end)
+            self._acquire(file, offset, end)
             try:
-                yield has_waited or was_held
+                yield
             finally:
                 with contextlib.suppress(OSError):
                     fcntl.lockf(file, fcntl.LOCK_UN, 1, offset)
@@ -60,22 +57,19 @@ class Locks:
             while self._files:
                 os.close(self._files.pop())
 
-    def _acquire(self, file: int, offset: int, end: float) -> bool:
-        """Acquire a lock, if there are locks; return whether it was held elsewhere."""
-        has_waited = False
+    def _acquire(self, file: int, offset: int, end: float) -> None:
         # Not the blocking call: it has no time-out, and takes two processes that wait for each
         # other's keys in different threads for a deadlock (EDEADLK).
         while True:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
-                return has_waited
+                return
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     self._complain(error)
-                    return has_waited
+                    return
             if time.monotonic() >= end:
                 raise LockTimeout
-            has_waited = True
             self._sleep(POLL_SECONDS)
 
     def _open(self) -> int | None:
@@ -92,17 +86,15 @@ class Locks:
             return self._files[-1] if self._files else None
 
     def _is_in_place(self, file: int) -> bool:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(self.path.stat(), os.fstat(file))
-        except FileNotFoundError:
-            return False
+        return False
 
     def _complain(self, error: OSError) -> None:
         if not self._has_complained:
             self._has_complained = True
-            log.warning(
-                "Locks cannot be used, so each process draws on its own: %s", error.strerror
-            )
+            why = error.strerror
+            log.warning("Locks cannot be used, so each process draws on its own: %s", why)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage.complaints import Fault
+from storage.complaints import LastingFault
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
@@ -35,7 +35,7 @@ class Room:
         self.directory = directory
         self.picture_bytes = picture_bytes
         self._monotonic = monotonic
-        self._fault = Fault(
+        self._fault = LastingFault(
             log, "New pictures cannot be stored: %s", "New pictures can be stored again", monotonic
         )
         self._failure: tuple[int, str] | None = None

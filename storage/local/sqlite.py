@@ -13,7 +13,7 @@ from metrics import OFF, Metrics
 from storage import Row, Totals, Unavailable, sql
 from storage.local.daily import DailyBackup
 from storage.local.database import Database
-from storage.local.folder import check_folder
+from storage.local.folder import owner_fault
 from storage.local.locks import Locks
 from storage.local.recovery import Damage
 from storage.relational import Found, RelationalState, Step, Values, amendment
@@ -75,14 +75,12 @@ class SqliteState(RelationalState):
         finally:
             self._backup.delete(key)
 
-    def hold(self, key: str, seconds: float) -> AbstractContextManager[bool]:
+    def hold(self, key: str, seconds: float) -> AbstractContextManager[None]:
         return self._locks.hold(key, seconds)
 
     def check(self) -> None:
-        try:
-            check_folder(self.directory)
-        except OSError as error:
-            raise Unavailable(str(error.strerror)) from error
+        if fault := owner_fault(self.directory):
+            raise Unavailable(fault)
         self.totals()
 
     def tasks(self) -> tuple[Task, ...]:
