@@ -124,6 +124,7 @@ class Cache:
         Raises Unavailable, and BeingDrawn while another one is being drawn in its place.
         """
         with suppress(Unavailable):
+            self.state.find(key)  # puts another index in the place of a damaged one
             self.settle()
         with self._locked(key):
             row = self.state.find(key)

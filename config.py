@@ -63,6 +63,12 @@ class Settings(Table):
     dotenv_warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
+    def address(self) -> str:
+        """Where the service listens, `host:port`."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
     def fingerprint(self) -> str:
         """A digest of the settings under which a failure or a refusal is remembered.
 

@@ -2,7 +2,7 @@
 
 gunicorn executes this file at the start and at each reload (SIGHUP), in its master process. The
 program is imported once, at the start: a reload reads the settings anew and forks new workers,
-and new code takes a restart. web/serving.py keeps what outlives a reload.
+and new code takes a restart.
 
 gunicorn takes every name here that it knows as a setting: hence the underscores.
 """
@@ -18,9 +18,7 @@ import gunicorn.http.message
 from app import create_app as _create_app
 from web import serving as _serving
 
-_master = _serving.master
-
-wsgi_app = f"{__name__}:_make_app()"
+wsgi_app = "web.serving:make_app()"
 worker_class = _serving.RefusingWorker
 backlog = 2048
 keepalive = 75
@@ -36,42 +34,15 @@ access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(b)s %(M)sms'
 proc_name = "prompt-image-proxy"
 
 
-def _derived() -> dict[str, Any]:
-    """Return gunicorn's settings that are derived from ours."""
-    settings, counts = _master.settings, _master.counts
-    return {
-        "bind": _master.address,
-        "workers": settings.workers,
-        "threads": settings.threads,
-        "worker_connections": _serving.max_connections(settings.threads),
-        # A stop or a reload lets drawings finish, so that what was paid for is stored.
-        "graceful_timeout": int(settings.generation_deadline) + 15,
-        "loglevel": settings.log_level.lower(),
-        # nginx writes an access log anyway.
-        "accesslog": "-" if settings.log_level == "DEBUG" else None,
-        **(counts.hooks(is_counting=settings.metrics) if counts else {}),
-    }
-
-
-# --- hooks in the master
-
-
 def on_starting(server: Any) -> None:
-    """Set up the log."""
-    _master.log_to(server.log)
+    """Set up the log, in the master."""
+    _serving.master.log_to(server.log)
 
 
 # gunicorn sets up its log anew at each reload.
 on_reload = on_starting
 
-
-# --- hooks in a worker
-
 _at_exit = contextlib.ExitStack()
-
-
-def _make_app() -> Any:
-    return _create_app(_master.settings)
 
 
 def post_worker_init(worker: Any) -> None:
@@ -94,4 +65,4 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 # Last, since at a reload the names of the start replace those above.
-globals().update(_master.names(globals(), _derived, _create_app))
+globals().update(_serving.master.read(dict(globals()), _create_app))

@@ -1,4 +1,4 @@
-"""The door of the command line. It builds what commands work with, from the service's settings."""
+"""The entry point of the command line: builds each command's session from the settings."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +14,7 @@ from config import Settings
 from picture import PARAMETERS, BadRequest, ImageRequest
 from web.sentences import explain
 
+T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 FILES = click.argument(
@@ -41,6 +44,19 @@ def picture_options(command: Command) -> Command:
 
 def counted(pictures: int) -> str:
     return f"{pictures} picture{'' if pictures == 1 else 's'}"
+
+
+def progress(items: Iterable[T], label: str, length: int, *, is_quiet: bool) -> Any:
+    """Return click's progress bar over `items`, on stderr."""
+    return click.progressbar(
+        items, length=length, label=label, show_pos=True, file=sys.stderr, hidden=is_quiet
+    )
+
+
+def echo_counts(counts: Mapping[str, int], *, as_json: bool) -> None:
+    """Print a sentence such as `2 copied, 1 there`, or JSON."""
+    text = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in counts.items())
+    click.echo(json.dumps(counts) if as_json else text)
 
 
 def read_text(file: Path) -> str:

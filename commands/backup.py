@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import click
 
-from commands.arguments import AS_JSON
+from commands.arguments import AS_JSON, echo_counts, progress
 from commands.session import Session, with_session
 from storage.local.mirror import NotABackup, mirror
 
@@ -30,18 +28,11 @@ def backup(session: Session, directory: Path, as_json: bool) -> None:
         )
     session.announce_cache()
     counts = Counter(copied=0, there=0, deleted=0)
-    progress = click.progressbar(
-        mirror(session.settings.cache_dir, directory),
-        length=session.cache.state.totals().entries,
-        label="Copying",
-        show_pos=True,
-        file=sys.stderr,
-        hidden=as_json,
-    )
+    total = session.cache.state.totals().entries
+    copying = mirror(session.settings.cache_dir, directory)
     try:
-        with progress as outcomes:
+        with progress(copying, "Copying", total, is_quiet=as_json) as outcomes:
             counts.update(outcomes)
     except NotABackup as error:
         raise click.ClickException(f"{error}.") from error
-    text = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    click.echo(json.dumps(counts) if as_json else text)
+    echo_counts(counts, as_json=as_json)

@@ -95,7 +95,7 @@ def delete(
 
 
 def _delete_all(cache: Cache, keys: list[str]) -> int:
-    """Delete pictures and their notes; return how many there were."""
+    """Delete pictures and their notes; return the number of keys that had either."""
     count = 0
     for key in keys:
         # In this order: while the picture is being drawn, nothing is deleted.

@@ -1,4 +1,4 @@
-"""`check`: what is wrong with the settings, and with the cache that they describe."""
+"""`check`: report every fault of the settings and of the cache that they describe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OF_THE_CACHE = re.compile(r"CACHE_DIR|DATABASE_URL|STORAGE_URL|S3_|CA_BUNDLE|\w
 def check(door: Door, only_settings: bool) -> None:
     """Check the settings, and that the cache, the database and the bucket can be used.
 
-    Says everything that is wrong, with what to write, and exits 1 if anything is.
+    Reports all faults together, with a remedy for each, and exits 1 if there are any.
     """
     faults = []
     try:

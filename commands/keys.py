@@ -1,4 +1,4 @@
-"""`keys`: the access keys by name, and what they have drawn today."""
+"""`keys`: the access keys by name, and their drawings today."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from commands.arguments import AS_JSON, counted
+from commands.arguments import AS_JSON, counted, echo_counts, progress
 from commands.session import Session, with_session
 from commands.typescript import import_typescript
 from storage.transfer import Place, opened, transfer
@@ -70,19 +70,12 @@ def _transfer(source: Place, target: Place, done: str, *, as_json: bool) -> None
     """Copy all pictures with a progress bar, print how many, and exit."""
     counts = {done: 0, "there": 0, "unusable": 0}
     problems = []
-    with click.progressbar(
-        transfer(source, target),
-        length=source.state.totals().entries,
-        label="Copying",
-        show_pos=True,
-        file=sys.stderr,
-        hidden=as_json,
-    ) as outcomes:
+    total = source.state.totals().entries
+    with progress(transfer(source, target), "Copying", total, is_quiet=as_json) as outcomes:
         for copied in outcomes:
             counts["unusable" if copied.problem else done if copied.row else "there"] += 1
             problems += [copied.problem] if copied.problem else []
     for problem in problems:
         click.echo(problem, err=True)
-    text = ", ".join(f"{count} {what}" for what, count in counts.items())
-    click.echo(json.dumps(counts) if as_json else text)
+    echo_counts(counts, as_json=as_json)
     sys.exit(1 if problems else 0)

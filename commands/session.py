@@ -1,4 +1,4 @@
-"""What commands work with: the settings, and the parts of the service that they describe."""
+"""A command's session: the settings, and the parts of the service built from them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Session:
     pipeline: Pipeline
 
     def announce_cache(self) -> None:
-        """Say on stderr which cache the command works on: the service may have another one.
+        """Print on stderr which cache the command uses: the service may use another one.
 
         Ends the command where it would create files that the service cannot write.
         """

@@ -53,7 +53,7 @@ def sign(
     if len(arguments) != 1:
         raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
     wanted = read_request(arguments[0], settings, parameters)
-    base = settings.public_url or f"http://{settings.host}:{settings.port}"
+    base = settings.public_url or f"http://{settings.address}"
     link = Link(wanted, base + wanted.to_url(**access.sign(wanted, expires_in)))
     click.echo(json.dumps(link.to_json()) if as_json else link.to_json()[form])
 

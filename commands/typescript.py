@@ -10,25 +10,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import click
-
 from cache import Cache, NotKept
+from commands.arguments import echo_counts, progress
 from config import Settings
 from drawing.verdict import Blocked
 from images.formats import media_type_of
 
 
 def import_typescript(directory: Path, settings: Settings, cache: Cache, *, as_json: bool) -> None:
-    """Import a directory, print how many of what there were, and exit."""
+    """Import a directory, print the count of each outcome, and exit."""
     metas = sorted(directory.rglob("*.meta.json"))
     counts = dict.fromkeys(("imported", "there", "blocked", "fallback_failed", "unusable"), 0)
-    with click.progressbar(
-        metas, label="Importing", show_pos=True, file=sys.stderr, hidden=as_json
-    ) as files:
+    with progress(metas, "Importing", len(metas), is_quiet=as_json) as files:
         for meta in files:
             counts[_import_one(meta, settings, cache)] += 1
-    text = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
-    click.echo(json.dumps(counts) if as_json else text)
+    echo_counts(counts, as_json=as_json)
     sys.exit(1 if counts["unusable"] else 0)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from commands.arguments import AS_JSON, FILES, read_text
+from commands.arguments import AS_JSON, FILES, progress, read_text
 from commands.documents import find_urls
 from commands.session import Session, with_session
 from drawing.record import GaveUp
@@ -36,7 +36,7 @@ def warm(session: Session, files: tuple[Path, ...], jobs: int, as_json: bool) ->
     """
     session.announce_cache()
     wanted = _wanted(files, session)
-    # More than the waiting places would be turned away.
+    # Jobs beyond the waiting places would be rejected.
     jobs = min(jobs, session.settings.threads - THREADS_KEPT_FREE)
     outcomes = _draw_all(wanted, partial(_draw, session), jobs, is_quiet=as_json)
     sys.exit(_report(outcomes, as_json=as_json))
@@ -70,17 +70,11 @@ def _draw_all(
     pool = ThreadPoolExecutor(jobs)
     try:
         waiting = {pool.submit(draw, request): request for request in wanted}
-        with click.progressbar(
-            as_completed(waiting),
-            length=len(waiting),
-            label="Drawing",
-            show_pos=True,
-            file=sys.stderr,
-            hidden=is_quiet,
-        ) as done:
+        completed = as_completed(waiting)
+        with progress(completed, "Drawing", len(waiting), is_quiet=is_quiet) as done:
             return [(waiting[future], future.result()) for future in done]
     finally:
-        # On Ctrl-C the drawings under way are finished and kept, since they have been paid for.
+        # On Ctrl-C the drawings under way are finished and stored: they have been paid for.
         pool.shutdown(cancel_futures=True)
 
 

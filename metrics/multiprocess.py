@@ -1,4 +1,4 @@
-"""The files that the workers count in, and gunicorn's hooks for them.
+"""The files of the workers' counters, and gunicorn's hooks for them.
 
 The master makes a folder; each of its workers counts in files of its own there, by
 prometheus_client's multi-process mode.
@@ -28,7 +28,7 @@ log = logging.getLogger("prompt_image_proxy.metrics")
 FILE_BYTES = 2**18
 _PREFIX = "prompt-image-proxy-metrics-"
 _NAME = re.compile(_PREFIX + r"([0-9]{1,9})-\w+")
-# In memory where there is such a folder, so that counting never waits for a disk.
+# In memory if possible, so that counting never waits for a disk.
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -64,7 +64,7 @@ class CountFiles:
         worker.number = next(number for number in itertools.count() if number not in taken)
 
     def post_fork(self, server: Any, worker: Any) -> None:
-        """Have the worker count in its files, or only in memory if there is no room for them."""
+        """Let the worker count in its files, or in its memory if the disk is full."""
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)  # for prometheus_client
         try:
             for kind in ("counter", "histogram", "gauge_livesum"):
@@ -75,7 +75,7 @@ class CountFiles:
             values.ValueClass = values.MultiProcessValue(lambda: worker.number)  # type: ignore[no-untyped-call]
 
     def child_exit(self, server: Any, worker: Any) -> None:
-        """Forget what a worker had in progress; one from before METRICS was set has no number."""
+        """Reset a dead worker's gauges; one started before METRICS was set has no number."""
         if hasattr(worker, "number"):
             mark_process_dead(worker.number, self.folder)  # type: ignore[no-untyped-call]
 
@@ -98,7 +98,7 @@ def _allocate(path: Path) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    """Return whether another process has this number. In a container, each master may get ours."""
+    """Return whether another process has this id; in a container, every master may have ours."""
     if pid == os.getpid():
         return False
     try:

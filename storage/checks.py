@@ -1,7 +1,7 @@
-"""What has to work when the service starts: the index or database, and the folder or bucket.
+"""The checks at the start: of the index or database, and of the folder or bucket.
 
-They are checked in a process of its own (`python -m storage.checks`): the master would pass on to
-its workers what it had opened, and not every library survives that.
+They run in a process of their own (`python -m storage.checks`): workers would inherit what the
+master had opened, and not every library survives a fork.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from config import Settings
 from storage import Unavailable
 from storage.choose import choose_storage
 
-# A start says within 10 s what is wrong. Most checks end earlier, with a better reason.
+# A start reports faults within 10 s. Most checks end earlier, with a better reason.
 _SECONDS = 9.0
 _CHILD_SECONDS = 15.0
 
-# What the answers of an object store mean for the settings.
+# The setting to blame for an object store's answer, and the remedy.
 _STORE_FAULTS = (
     ("NoSuchBucket", "STORAGE_URL", "create the bucket, or write the URL of another one"),
     (
@@ -34,7 +34,7 @@ _STORE_FAULTS = (
     ("certificate", "CA_BUNDLE", "write the path of a file with the authority's certificate"),
     ("", "S3_ENDPOINT_URL", "write the URL of an S3 server that answers"),
 )
-# What to do where the store is not S3, and its credentials are no settings of ours.
+# The remedy for other stores, whose credentials are not among our settings.
 _STORE_ADVICE = {
     "gs": "create the bucket, and set GOOGLE_APPLICATION_CREDENTIALS in the environment (not in"
     " .env)",
@@ -77,43 +77,35 @@ def find_faults(settings: Settings, parts: Collection[str]) -> list[str]:
 def _check(settings: Settings, parts: Iterable[str]) -> Iterator[str]:
     """Do the work of `find_faults` in this process, in which calls that hang go on."""
     state, store, _ = choose_storage(settings)
-    checks = {"state": (state.check, _of_state), "store": (store.check, _of_store)}
+    opened = {
+        "state": ("DATABASE_URL" if settings.database_url else "CACHE_DIR", state.check),
+        "store": ("STORAGE_URL" if settings.storage else "CACHE_DIR", store.check),
+    }
     pool = ThreadPoolExecutor()
-    running = [(pool.submit(checks[part][0]), checks[part][1]) for part in parts]
-    wait([check for check, _ in running], _SECONDS)
-    for check, explain in running:
-        yield from explain(check, settings)
+    checks = [(opened[part][0], pool.submit(opened[part][1])) for part in parts]
+    wait([check for _, check in checks], _SECONDS)
+    for setting, check in checks:
+        try:
+            check.result(0)
+        except TimeoutError:
+            yield f"{setting}: no answer within {_SECONDS:g} s"
+        except Unavailable as error:
+            yield f"{setting}: {error}"
+        except OSError as error:
+            yield _fault_of_store(setting, str(error.strerror), settings)
     state.close()
 
 
-def _of_state(check: Future[None], settings: Settings) -> Iterator[str]:
-    setting = "DATABASE_URL" if settings.database_url else "CACHE_DIR"
-    try:
-        check.result(0)
-    except TimeoutError:
-        yield f"{setting}: no answer within {_SECONDS:g} s"
-    except Unavailable as error:
-        yield f"{setting}: {error}"
-
-
-def _of_store(check: Future[None], settings: Settings) -> Iterator[str]:
+def _fault_of_store(setting: str, reason: str, settings: Settings) -> str:
     scheme = settings.storage.url.partition(":")[0] if settings.storage else ""
-    setting = "STORAGE_URL" if scheme else "CACHE_DIR"
-    try:
-        check.result(0)
-    except TimeoutError:
-        yield f"{setting}: no answer within {_SECONDS:g} s"
-    except OSError as error:
-        advice = _STORE_ADVICE.get(scheme, "write another one")
-        if scheme == "s3":
-            setting, advice = _blamed(str(error.strerror))
-        yield f"{setting}: {error.strerror}; {advice}"
-
-
-def _blamed(reason: str) -> tuple[str, str]:
-    """Return the setting that is wrong, and what to write."""
-    found = ((setting, do) for pattern, setting, do in _STORE_FAULTS if re.search(pattern, reason))
-    return next(found)
+    advice = _STORE_ADVICE.get(scheme, "write another one")
+    if scheme == "s3":
+        setting, advice = next(
+            (blamed, remedy)
+            for pattern, blamed, remedy in _STORE_FAULTS
+            if re.search(pattern, reason)
+        )
+    return f"{setting}: {reason}; {advice}"
 
 
 if __name__ == "__main__":

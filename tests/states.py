@@ -186,9 +186,7 @@ class CopiesPlace(FolderPlace):
     @contextmanager
     def obstructed(self, name: str) -> Iterator[None]:
         self.link.cut()
-        (self.folder / "pending" / name).mkdir(parents=True)
         yield
-        (self.folder / "pending" / name).rmdir()
         self.link.mend()
 
     def close(self) -> None:

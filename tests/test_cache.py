@@ -212,6 +212,22 @@ def test_deleted_picture_stays_away_from_an_older_index(make: Make, folder: Path
     assert (read_settled(make()), pictures(folder)) == (None, [])
 
 
+def test_picture_is_deleted_although_the_index_is_damaged(
+    cache: Cache, make: Make, folder: Path
+) -> None:
+    put(cache)
+    cache.settle()
+    put(make(), ImageRequest("other"))  # without it, the connection would not read pages anew
+    index = folder / "index.sqlite3"
+    with closing(sqlite3.connect(index)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with index.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(index.stat().st_size - 4096))
+    assert cache.delete(REQUEST.key)
+    assert read_settled(cache) is None
+
+
 DRAW = """
 import sys
 from pathlib import Path

@@ -393,8 +393,6 @@ def test_unusable_cache_ends_a_command_with_a_sentence(
     Path(environment["CACHE_DIR"], "index.sqlite3").mkdir(parents=True)
     for arguments in (
         ("cache", "list"),
-        ("cache", "stats"),
-        ("cache", "delete", "x", "--yes"),
         ("cache", "import", str(tmp_path)),
         ("warm", str(write_page(tmp_path, "x"))),
     ):

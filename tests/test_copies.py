@@ -260,7 +260,7 @@ def test_copies_of_pictures_deleted_elsewhere_are_swept(
     assert there.read() is None
     there.store.sweep()
     assert len(there.copies()) == 2, "the row of a young one may not be written yet"
-    clock.now += STALE_SECONDS + 1
+    clock.now = time.time() + STALE_SECONDS + 1
     there.store.sweep()
     assert there.copies() == [kept.file]
 

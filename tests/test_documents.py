@@ -119,6 +119,6 @@ def test_key_that_is_left_has_a_reason(text: str, reason: str) -> None:
     assert left.reason.startswith(reason)
 
 
-def test_key_is_found_as_it_is_encoded_and_no_other_key_is() -> None:
+def test_encoded_key_is_found_and_no_other_key() -> None:
     text = f"{BASE}/a?key=%E9%92%A5%26&amp;x {BASE}/a?key=钥&amp;x {BASE}/a?key=钥%262"
     assert len(list(find_keys(text, ["other", "钥&"]))) == 1

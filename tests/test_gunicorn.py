@@ -292,7 +292,7 @@ def test_flood_of_connections_never_exhausts_the_descriptors(
     reload(service)
     workers = service.workers()
     assert {resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] for pid in workers} == {256}
-    assert "LimitNOFILE=640" in service.said()
+    assert "THREADS: 64 may need 640 open files" in service.said()
     address = ("127.0.0.1", urlsplit(service.url).port)
     clients = [socket.create_connection(address) for _ in range(600)]
     answers = select.poll()
@@ -390,6 +390,7 @@ def test_running_service_needs_nothing_on_disk(
     conf = program / "gunicorn.conf.py"
     # A newer version, which does not fit the program in memory.
     newer = conf.read_text("utf-8").replace("services.", "services.new.")
+    newer = newer.replace("make_app()", "new_app()")
     for file in program.rglob("*.*"):
         file.write_text("def broken(:")
     conf.write_text(newer, "utf-8")

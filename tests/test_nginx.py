@@ -207,7 +207,7 @@ def shared_backend(shared_stack: tuple[Nginx, ScriptedServer]) -> ScriptedServer
 
 
 def is_hit(got: Got) -> bool:
-    """Say whether nginx answered from its cache."""
+    """Return whether nginx answered from its cache."""
     return got.headers["Cache-Status"] == "nginx; hit"
 
 
@@ -217,7 +217,7 @@ def hit(ask: Callable[..., Got], *arguments: Any, **more: Any) -> Got:
 
 
 def is_stale(got: Got) -> bool:
-    """Say whether nginx answered from its cache because the app failed."""
+    """Return whether nginx answered from its cache because the app failed."""
     return got.headers["Cache-Status"] == "nginx; hit; detail=stale"
 
 
@@ -381,7 +381,7 @@ def test_stop_finishes_drawings_while_nginx_serves_its_cache(
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 401])
-def test_error_of_the_app_is_never_hidden_by_a_stale_picture(
+def test_stale_picture_never_hides_an_error_of_the_app(
     opened: list[Any], backend: ScriptedServer, tmp_path: Path, status: int
 ) -> None:
     backend.say(Say("cached", headers={"X-Accel-Expires": "1"}))
@@ -402,7 +402,7 @@ def test_deleted_picture_is_gone_while_backends_fail(nginx: Start, backend: Scri
     assert {service.picture("x").status for _ in range(5)} <= {502, 503}
 
 
-def test_uncached_picture_is_a_502_without_internals_while_the_app_is_down(
+def test_uncached_picture_is_a_502_while_the_app_is_down(
     nginx: Start, gunicorn: StartApp, backend: ScriptedServer
 ) -> None:
     app = gunicorn(backend)
@@ -504,9 +504,7 @@ def test_nginx_waits_longer_than_a_drawing_may_take() -> None:
     assert int(seconds) > config.parse(least).generation_deadline
 
 
-def test_page_of_40_pictures_passes_and_a_flood_is_a_429(
-    nginx: Start, backend: ScriptedServer
-) -> None:
+def test_page_of_40_pictures_passes_but_no_flood(nginx: Start, backend: ScriptedServer) -> None:
     service = nginx(backend, NGINX_CACHE_SECONDS="60")
     assert {got.status for got in at_once(40, lambda: service.picture("x"))} == {200}
     with ThreadPoolExecutor(16) as pool:

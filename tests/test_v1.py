@@ -255,7 +255,7 @@ def test_without_a_size_the_backend_chooses(
     assert "size" not in backend.seen[0].json
 
 
-def test_new_hosted_picture_is_bytes_and_a_cached_one_a_url(
+def test_hosted_picture_is_bytes_at_first_and_then_a_url(
     serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
 ) -> None:
     host = server()

@@ -24,7 +24,7 @@ from web.thumbnails import Thumbnails
 
 MAX_ENTRIES = 200
 ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
-# Where a page of the listing ended: the moment or the bytes of its last picture, and its key.
+# The end of a page of the listing: the time or size of its last picture, and its key.
 Cursor = tuple[float, str]
 
 
@@ -52,7 +52,7 @@ class Api:
         self.access.authorise(request.args.to_dict(), request.headers.get("Authorization", ""))
         body = read_body()
         wanted = read_image_request(body, self.settings.max_prompt_length)
-        link = self.link(wanted, _expires_in(body.get("expires_in")))
+        link = self.link(wanted, read_integer(body, "expires_in", 1, MAX_EXPIRES_IN))
         return as_json(link.to_json() | {"final_prompt": self._final_prompt(wanted)})
 
     def list_pictures(self) -> Response:
@@ -60,7 +60,7 @@ class Api:
         self._authorise_admin()
         limit, by_size = _read_limit(request.args), _is_by_size(request.args)
         search, before = request.args.get("q", "").strip(), _read_cursor(request.args)
-        # One more than the page holds: is there a next page?
+        # One more than the page shows, to find out whether there is a next page.
         if by_size:
             smaller_than = before and (int(before[0]), before[1])
             rows = self.cache.state.largest(search, limit + 1, smaller_than)
@@ -117,7 +117,7 @@ class Api:
         self.access.authorise_admin(request.headers.get("X-Admin-Token", ""))
 
     def link(self, wanted: ImageRequest, expires_in: int | None = None) -> Link:
-        """Return the signed URL of a picture, as this request's client reaches us.
+        """Return the signed URL of a picture, on the host that this request was sent to.
 
         Raises BadRequest.
         """
@@ -209,9 +209,11 @@ def _as_text(name: str, value: Any) -> str | None:
     raise BadRequest("not_a_scalar", name=name)
 
 
-def _expires_in(value: Any) -> int | None:
+def read_integer(body: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
+    """Return an integer field of a body, None if it is not given. Raises BadRequest."""
+    value = body.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_EXPIRES_IN:
-        raise BadRequest("not_in_range", name="expires_in", low=1, high=MAX_EXPIRES_IN)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadRequest("not_in_range", name=name, low=low, high=high)
     return value

@@ -1,4 +1,4 @@
-"""Requests, counted by route and status as they are answered."""
+"""Counts requests by route and status."""
 
 from __future__ import annotations
 

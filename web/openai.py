@@ -27,7 +27,7 @@ from metrics import Metrics
 from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, Link
 from pipeline import Pipeline
 from storage import Unavailable
-from web.api import read_body
+from web.api import read_body, read_integer
 from web.openai_errors import MAX_BODY, may_retry
 from web.problems import NotFound, as_json
 
@@ -83,15 +83,6 @@ def _read_text(body: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-def _read_integer(body: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BadRequest("not_in_range", name=name, low=low, high=high)
-    return value
-
-
 def _read_size(text: str | None) -> tuple[str | None, str | None]:
     """Return width and height; None leaves them to the backend."""
     if text is None or text == "auto":
@@ -104,9 +95,9 @@ def _read_size(text: str | None) -> tuple[str | None, str | None]:
 
 def _read_seeds(body: Mapping[str, Any]) -> range:
     """Return consecutive seeds, one for each of the `n` pictures, random ones by default."""
-    count = _read_integer(body, "n", 1, MAX_PICTURES) or 1
+    count = read_integer(body, "n", 1, MAX_PICTURES) or 1
     limit = 10**18 - 1
-    first = _read_integer(body, "seed", -limit, limit - count + 1)
+    first = read_integer(body, "seed", -limit, limit - count + 1)
     if first is None:
         first = secrets.randbelow(_SEEDS)
     return range(first, first + count)
@@ -174,7 +165,7 @@ class OpenAi:
         return self.access.authorise({}, request.headers.get("Authorization", ""))
 
     def _sign(self, order: Order) -> dict[ImageRequest, str]:
-        """Return the pictures' URLs, where they are wanted: if signing fails, nothing is spent."""
+        """Return the pictures' URLs if they are wanted. Comes first: a failure costs nothing."""
         if not order.wants_urls:
             return {}
         try:
@@ -185,7 +176,7 @@ class OpenAi:
     def _draw_all(self, order: Order, reserved: Reservation) -> dict[ImageRequest, Obtained]:
         """Return the pictures that could be drawn. Raises an error only if all drawings failed."""
         first, *others = order.pictures
-        # Each waits in a thread, and in a place of the pipeline's, for its own drawing.
+        # Each waits in a thread of its own and takes one of the pipeline's waiting places.
         with ThreadPoolExecutor(MAX_PICTURES, thread_name_prefix="openai") as threads:
             drawing = threads.map(lambda other: self._draw(other, reserved), others)
             outcomes = [self._draw(first, reserved), *drawing]

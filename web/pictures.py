@@ -49,7 +49,7 @@ CROSS_ORIGIN = (
     ("Cross-Origin-Resource-Policy", "cross-origin"),
     ("Access-Control-Expose-Headers", "Cache-Status, Server-Timing, Content-Disposition, ETag"),
 )
-# No script runs in a backend's file, even where it is opened as a page.
+# No script in a backend's file runs, even if the file is opened as a page.
 SANDBOX = ("Content-Security-Policy", "default-src 'none'; sandbox")
 _CONDITIONS = frozenset(
     ("HTTP_RANGE", "HTTP_IF_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_MATCH")
@@ -171,7 +171,7 @@ class Pictures:
     def _serve_bytes(
         self, prompt: str, image: Image, row: Row | None, cache_status: str
     ) -> Response:
-        """Answer from memory: for a picture just drawn, no file has to be opened."""
+        """Answer with the bytes of a picture just drawn."""
         disposition = ("Content-Disposition", _disposition(prompt, image.media_type))
         uncached = [*self._headers, ("Content-Type", image.media_type), disposition]
         headers = self.headers(prompt, row, cache_status) if row else uncached

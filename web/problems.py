@@ -1,4 +1,4 @@
-"""Errors over HTTP: problem+json (RFC 9457), or a card where a picture was asked for."""
+"""Errors over HTTP: problem+json (RFC 9457), or a card for clients that show pictures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _STATUS_OF_ENDING: Mapping[Ending, int] = {
 }
 # Werkzeug's own sentences are written for pages, and some repeat the request.
 _HTTP_CODES = {404: "no_such_route", 405: "no_such_method", 416: "not_satisfiable"}
-# Waiting does not help against these: someone has to change the settings or pay a bill.
+# Waiting does not help: the operator has to change the settings or pay a bill.
 _OPERATOR_REASONS = frozenset(
     ("unauthorised", "out of credit", "unknown model", "not found", "bad certificate")
 )
@@ -125,7 +125,7 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
 
 
 def report_of(error: Exception) -> Report:
-    """Return how an error is answered; one without a class of ours is logged."""
+    """Return how an error is answered; an unexpected one is logged."""
     if isinstance(error, GaveUp):
         return _report_failure(error)
     if isinstance(error, StillRunning):

@@ -1,4 +1,4 @@
-"""What clients are told, in English and in Chinese: one sentence for each code of an error.
+"""The messages for clients: one sentence per error code, in English and in Chinese.
 
 The command line says the same sentences in English. The page's own words are in web/page/.
 """
@@ -26,7 +26,7 @@ class Sentence(NamedTuple):
 
 
 def explain(error: Problem, language: Language = "en") -> str:
-    """Return the sentence of an error and, where it matters, until when it is remembered."""
+    """Return the sentence of an error and, if it is lasting, how long it is remembered."""
     said = [SENTENCES[error.code].say(language, **error.parameters)]
     if isinstance(error, GaveUp) and error.is_lasting:
         said.append(_REMEMBERED.say(language, until=error.until))
@@ -34,7 +34,7 @@ def explain(error: Problem, language: Language = "en") -> str:
 
 
 def joined(sentences: Iterable[str], language: Language) -> str:
-    """Return sentences one after the other; between Chinese ones there is no space."""
+    """Join sentences; Chinese ones without a space."""
     return ("" if language == "zh" else " ").join(sentences)
 
 
@@ -53,7 +53,7 @@ TITLES: Mapping[int | str, Sentence] = {
     "still_drawing": Sentence("Being drawn", "正在生成"),
     "other": Sentence("Request failed", "请求失败"),
 }
-# By the remedy in problem+json, or None for an error that nothing is known to help against.
+# By the remedy in problem+json; None for an error without a known remedy.
 ADVICE: Mapping[str | None, Sentence] = {
     "reword": Sentence("Change the description.", "请修改描述。"),
     "operator": Sentence(

@@ -1,7 +1,7 @@
-"""What gunicorn's master does: it reads the settings at the start and at each reload (SIGHUP).
+"""The settings in force in gunicorn's master, and what its processes need beside them.
 
-gunicorn executes gunicorn.conf.py again at each reload. This module is imported once, like the
-rest of the program: what outlives a reload is here.
+gunicorn executes gunicorn.conf.py again at each reload (SIGHUP). This module is imported once,
+like the rest of the program, so it holds the state that outlives a reload.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ctypes
 import logging
 import resource
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers.gthread import ThreadWorker
@@ -25,12 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prompt_image_proxy")
 
-# What a worker has open before the first request, and connections kept to backends.
-_RESERVED_DESCRIPTORS = 128
-# Its connection, a picture's file and two files of the index; four more for its drawing.
-_DESCRIPTORS_PER_REQUEST = 8
-# Idle ones cost memory, some 5 KB each.
-_MAX_CONNECTIONS = 10_000
+# A worker's open files: before the first request, and for each request, its drawing included.
+_RESERVED_DESCRIPTORS, _DESCRIPTORS_PER_REQUEST = 128, 8
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
@@ -53,70 +49,79 @@ class CannotServe(Exception):
 
 
 class Master:
-    """The settings in force, and what the master keeps from one reload to the next."""
+    """The settings in force, and what the master remembers from one reload to the next."""
 
     settings: Settings
-    address: str
     counts: CountFiles | None = None
-    _conf: dict[str, Any] | None = None
-    _derived: Callable[[], dict[str, Any]]
-    _create_app: Callable[[Settings], object]
+    create_app: Callable[[Settings], object]
 
-    def names(
-        self,
-        conf: dict[str, Any],
-        derived: Callable[[], dict[str, Any]],
-        create_app: Callable[[Settings], object],
+    def __init__(self) -> None:
+        self._conf: dict[str, Any] = {}
+        self._checked: dict[str, object] = {}
+
+    def read(
+        self, conf: dict[str, Any], create_app: Callable[[Settings], object]
     ) -> dict[str, Any]:
-        """Read the settings; return the names of gunicorn.conf.py and those of `derived()`.
+        """Read the settings; return gunicorn's: those of `conf`, and those derived from ours.
 
-        A reload returns the names of the start and ignores its arguments: by then the file may
-        belong to a newer version than the program in memory. If the settings are faulty, the
-        start ends with a sentence, and a reload logs one and keeps the settings that it has.
+        A reload ignores its arguments: by then gunicorn.conf.py may belong to a newer version
+        than the program in memory. If the settings are faulty, the start ends with a sentence,
+        and a reload logs one and leaves the settings as they were.
         """
-        if self._conf is None:
-            self._conf, self._derived, self._create_app = dict(conf), derived, create_app
-            self._start()
-        else:
+        if self._conf:
             self._reload()
+        else:
+            self.create_app = create_app
+            self._start()
+            self._conf = conf | {"bind": self.settings.address}
         return self._conf | self._derived()
 
     def _start(self) -> None:
         try:
-            settings = config.load()
-            self._use(settings, connections(settings))
-        except (SettingsError, CannotServe) as error:
+            self._use(config.load())
+        except (SettingsError, CannotServe, OSError) as error:
             sys.exit(f"Prompt Image Proxy cannot start. {error}")
-        self.address = _address(settings)
 
     def _reload(self) -> None:
         try:
-            settings = config.load()
-            # A key can be revoked while the database is down: only what has changed is checked.
-            old = connections(self.settings)
-            changed = [part for part, own in connections(settings).items() if own != old[part]]
-            self._use(settings, changed)
+            self._use(config.load())
         except (SettingsError, CannotServe) as error:
             log.error("Reload failed; the service keeps its settings. %s", error)
         except Exception:
             log.exception("Reload failed; the service keeps its settings.")
-        if _address(self.settings) != self.address:
+        if self.settings.address != (bind := self._conf["bind"]):
             sentence = "HOST, PORT: a new address takes a restart; the service still listens on %s"
-            log.warning(sentence, self.address)
+            log.warning(sentence, bind)
 
-    def _use(self, settings: Settings, parts: Collection[str]) -> None:
-        """Begin to use these settings, once these parts of the storage have been checked.
-
-        Raises CannotServe, or whatever else is wrong, and keeps the settings then.
-        """
-        if faults := find_faults(settings, parts):
+    def _use(self, settings: Settings) -> None:
+        """Put settings in force, unless something is wrong with them, which is raised."""
+        parts = connections(settings)
+        # A key can be revoked while the database is down: only what has changed is checked.
+        changed = [part for part, own in parts.items() if own != self._checked.get(part)]
+        if faults := find_faults(settings, changed):
             raise CannotServe("\n  ".join(["The cache cannot be used:", *faults]))
         if settings.metrics and not self.counts:
-            self.counts = _make_counts()
+            from metrics.multiprocess import CountFiles  # needs requirements-metrics.txt
+
+            self.counts = CountFiles.make()
         # Imports everything that workers need, so that one that respawns depends on nothing on
         # disk. And a worker that could not build the app would end the service.
-        self._create_app(settings)
-        self.settings = settings
+        self.create_app(settings)
+        self.settings, self._checked = settings, parts
+
+    def _derived(self) -> dict[str, Any]:
+        settings = self.settings
+        hooks = self.counts.hooks(is_counting=settings.metrics) if self.counts else {}
+        return hooks | {
+            "workers": settings.workers,
+            "threads": settings.threads,
+            "worker_connections": max_connections(),
+            # A stop or a reload lets drawings finish, so that what was paid for is stored.
+            "graceful_timeout": int(settings.generation_deadline) + 15,
+            "loglevel": settings.log_level.lower(),
+            # nginx writes an access log anyway.
+            "accesslog": "-" if settings.log_level == "DEBUG" else None,
+        }
 
     def log_to(self, gunicorn: Any) -> None:
         """Redact gunicorn's log, and send the program's own lines and warnings there too."""
@@ -126,61 +131,36 @@ class Master:
         log.handlers = list(gunicorn.error_log.handlers)
         log.setLevel(self.settings.log_level)
         log.propagate = False
-        for warning in (*self.settings.warnings, *_descriptor_warnings(self.settings.threads)):
+        for warning in self.settings.warnings:
             log.warning("%s", warning)
+        if max_connections() < (threads := self.settings.threads):
+            needed = _RESERVED_DESCRIPTORS + _DESCRIPTORS_PER_REQUEST * threads
+            advice = "raise it with LimitNOFILE in the systemd unit or `ulimit -Hn`, or write fewer"
+            text = "THREADS: %s may need %s open files, more than the limit; %s"
+            log.warning(text, threads, needed, advice)
 
 
 master = Master()
 
 
-def _address(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{host}:{settings.port}"
+def make_app() -> object:
+    """Build the application in a worker."""
+    return master.create_app(master.settings)
 
 
-def _make_counts() -> CountFiles:
-    from metrics.multiprocess import CountFiles  # needs requirements-metrics.txt
-
-    try:
-        return CountFiles.make()
-    except OSError as error:
-        why = f"METRICS: no temporary folder can be made ({error.strerror})"
-        raise CannotServe(f"{why}; free some space, or set TMPDIR") from None
-
-
-def max_connections(threads: int) -> int:
+def max_connections() -> int:
     """Return how many connections a worker may accept so that it never runs out of descriptors.
 
-    accept() would raise EMFILE then, which ends the worker. Beyond THREADS they only wait.
+    accept() would raise EMFILE then, which ends the worker. Raises the soft limit to the hard
+    one, up to 65536.
     """
-    spare = max(0, _descriptor_limit() - _RESERVED_DESCRIPTORS)
-    per_request = _DESCRIPTORS_PER_REQUEST
-    most = max(spare // per_request, spare - (per_request - 1) * threads)
-    return max(1, min(most, _MAX_CONNECTIONS))
-
-
-def _descriptor_limit() -> int:
-    """Raise the limit of open files as far as it goes, up to 65536, and return it."""
-    kind, endless = resource.RLIMIT_NOFILE, resource.RLIM_INFINITY
-    for wanted in (65536, 10240):  # macOS refuses more than it really allows a process
-        soft, hard = resource.getrlimit(kind)
-        limit = wanted if hard == endless else min(wanted, hard)
-        if soft == endless or soft >= limit:
-            return limit
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (limit, hard))
-            return limit
-    return soft
-
-
-def _descriptor_warnings(threads: int) -> Iterator[str]:
-    if max_connections(threads) < threads:
-        needed = _RESERVED_DESCRIPTORS + _DESCRIPTORS_PER_REQUEST * threads
-        yield (
-            f"THREADS: {threads} may need {needed} open files, and the limit is"
-            f" {_descriptor_limit()}; raise it with LimitNOFILE={needed} in the systemd unit or"
-            f" `ulimit -Hn {needed}`, or write fewer"
-        )
+    kind = resource.RLIMIT_NOFILE
+    limit, hard = resource.getrlimit(kind)
+    most = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses more than it really allows
+        resource.setrlimit(kind, (most, hard))
+        limit = most
+    return max(1, (limit - _RESERVED_DESCRIPTORS) // _DESCRIPTORS_PER_REQUEST)
 
 
 def return_large_blocks() -> None:

@@ -123,7 +123,7 @@ def _models(backend: Backend) -> Mapping[str, str]:
 
 
 def _model(key: str, notes: Notes) -> dict[str, Any]:
-    """Return what was learned about a model and how long it is avoided, if anything."""
+    """Describe a model that is cooling down or of which something was learned; else empty."""
     learned, wait = notes.get(Learned, key), _cooldown(key, notes).seconds
     found: dict[str, Any] = {"learned": learned.note.describe()} if learned else {}
     found |= {"ready_in": round(wait, 1)} if wait else {}

@@ -33,17 +33,22 @@ KNOCKS = [
 
 @dataclass
 class Tally:
-    """What all clients have seen."""
+    """What all clients together have found."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    # Pictures that were lost or paid for again, by the fault that explains it.
+    explained: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     # Prompts whose pictures some client has received, and nobody has deleted.
     received: set[str] = field(default_factory=set)
 
+    # The fault that is being committed.
+    meanwhile: str = "no fault"
+
     def fault(self, text: str) -> None:
         if len(self.faults) < MAX_REPORTED:
-            self.faults.append(text)
+            self.faults.append(f"{text} (during {self.meanwhile})")
 
 
 class Client:
@@ -93,7 +98,7 @@ class Client:
         self.tally.outcomes["deleted"] += 1
         if deletion.status == 200:
             self.deleted.add(prompt)
-        elif deletion.status != 503 and answer.status == 200 and not self.ledger.is_in_danger:
+        elif answer.status == 200 and not self._is_excused(prompt):
             self.tally.fault(f"deletion answered {deletion.status}")
 
     def knock(self) -> None:
@@ -108,7 +113,7 @@ class Client:
         answer = self.ask(prompt)
         if answer.status == 200:
             self.tally.received.add(prompt)
-        elif prompt in self.tally.received and not self.ledger.is_in_danger:
+        elif prompt in self.tally.received and not self._is_excused(prompt):
             self.tally.fault(f"lost picture, {answer.status}: {prompt}")
         return answer
 
@@ -124,6 +129,9 @@ class Client:
             if answer.status not in EXPECTED_FAILURES:
                 self.tally.fault(f"unexpected status {answer.status}: {prompt}")
         return answer
+
+    def _is_excused(self, prompt: str) -> bool:
+        return self.ledger.is_in_danger or self.ledger.was_unstored(prompt)
 
 
 def is_hit(answer: Answer) -> bool:
@@ -145,12 +153,21 @@ def load(
 
 
 def verify(app: App, tally: Tally, ledger: Ledger) -> int:
-    """Check that every picture that was paid for is there; return how many those are."""
+    """Account for every picture that was paid for; return how many those are."""
+    unstored = ledger.unstored()
+    for prompt, times in ledger.paid_again().items():
+        settle_account("paid again", prompt, ledger.explain(prompt, unstored, times), tally)
     client = Client("verifier", app, tally, ledger, random.Random(0))
-    kept = ledger.kept()
-    for prompt in kept:
+    paid = ledger.paid()
+    for prompt in paid:
+        why = ledger.explain(prompt, unstored)
         if not is_hit(client.ask(prompt)):
-            tally.fault(f"lost picture: {prompt}")
-    for prompt in ledger.paid_twice():
-        tally.fault(f"paid twice: {prompt}")
-    return len(kept)
+            settle_account("lost", prompt, why, tally)
+    return len(paid)
+
+
+def settle_account(event: str, prompt: str, why: str | None, tally: Tally) -> None:
+    if why:
+        tally.explained[f"{event} after {why}"] += 1
+    else:
+        tally.fault(f"{event}: {prompt}")

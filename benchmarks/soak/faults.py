@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import socket
 import sqlite3
@@ -14,78 +13,40 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import cycle
 from math import log2
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.soak.ledger import Ledger
+from benchmarks.soak.clients import Tally
+from benchmarks.soak.disk import full
+from benchmarks.soak.index_faults import damage_index, hold_write_lock, put_back_older_index
+from benchmarks.soak.scene import (
+    RECOVERY_SECONDS,
+    Scene,
+    draw,
+    is_ready,
+    pause,
+    reload,
+    wait_until_well,
+)
 from benchmarks.soak.vendors import UNUSABLE, picture_of
-from benchmarks.stack import KEY, App, Unmeasurable, ask, target_of, wait_until
+from benchmarks.stack import KEY, Unmeasurable, ask, target_of, wait_until
 from picture import ImageRequest
 
-# Longer than the 5 s for which a statement waits for the write lock.
-LOCK_SECONDS = 7.0
 FULL_SECONDS = 3.0
+# From the last check before a drawing to its last call of a backend: one that hangs, and another.
+DRAWING_SECONDS = 4.0
 CROWD_SECONDS = 3.0
 CROWD = 800
-# Less than a picture, and than a page of the index.
-LARGEST_FILE = 2000
 REPETITIONS = 200
 BACKENDS = 8
 # From when a backend answers to when the picture is in the index; a kill in between loses it.
 IN_FLIGHT_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Scene:
-    """The service under attack: its processes, its CACHE_DIR, and what was paid for it."""
-
-    app: App
-    folder: Path
-    ledger: Ledger
-
-    @property
-    def index(self) -> Path:
-        return self.folder / "index.sqlite3"
-
-    def pictures(self) -> set[str]:
-        """Return the names of the picture files."""
-        return {path.name for path in self.folder.glob("*-*.png")}
-
-    def indexed(self) -> set[str]:
-        """Return the names of the files that the index knows."""
-        with closing(sqlite3.connect(f"file:{self.index}?mode=ro", uri=True)) as connection:
-            return {row[0] for row in connection.execute("SELECT file FROM entries")}
-
-    def unindexed(self, names: set[str]) -> set[str]:
-        """Return which of these files still exist and are missing from the index."""
-        with contextlib.suppress(sqlite3.Error):
-            return (names - self.indexed()) & self.pictures()
-        return names
-
-
-def reload(scene: Scene) -> None:
-    before = set(scene.app.workers())
-    scene.app.process.send_signal(signal.SIGHUP)
-    wait_until(
-        lambda: not before & set(scene.app.workers()) and is_ready(scene.app), "new workers", 60
-    )
-
-
-def is_ready(app: App) -> bool:
-    """Whether every worker has started its own threads; before that it would miss a signal."""
-    try:
-        threads = [len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in app.workers()]
-    except FileNotFoundError:  # it has ended meanwhile
-        return False
-    return len(threads) == 2 and min(threads) > 1
-
-
 def kill_worker(scene: Scene) -> None:
-    with scene.ledger.danger(may_lose=True):
+    with scene.ledger.danger():
         pause(IN_FLIGHT_SECONDS)
         victim = scene.app.workers()[0]
         os.kill(victim, signal.SIGKILL)
@@ -93,37 +54,6 @@ def kill_worker(scene: Scene) -> None:
             lambda: victim not in scene.app.workers() and is_ready(scene.app), "a new worker", 60
         )
         pause(IN_FLIGHT_SECONDS)
-
-
-def hold_write_lock(scene: Scene) -> None:
-    with closing(sqlite3.connect(scene.index, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        pause(LOCK_SECONDS)
-        unwritten = scene.pictures()
-    # Within 2 s, and what a busy machine adds.
-    wait_until(lambda: not scene.unindexed(unwritten), "the rows of pictures drawn meanwhile", 4)
-
-
-def put_back_older_index(scene: Scene) -> None:
-    """Restore a backup of the index in which the latest pictures are missing."""
-    backup = scene.folder.with_name("backup.sqlite3")
-    with closing(sqlite3.connect(scene.index)) as index, closing(sqlite3.connect(backup)) as copy:
-        index.backup(copy)
-    pause(2.0)
-    # Workers notice another index within a second.
-    with scene.ledger.danger(may_lose=False):
-        replace_index(scene.index, backup)
-        pause(1.5)
-    adopted = scene.pictures()
-    wait_until(lambda: not scene.unindexed(adopted), "pictures to be adopted", 30)
-
-
-def replace_index(index: Path, backup: Path) -> None:
-    index.rename(index.with_name("older.sqlite3"))
-    for suffix in ("-wal", "-shm"):
-        index.with_name(index.name + suffix).unlink(missing_ok=True)
-    backup.rename(index)
-    index.with_name("older.sqlite3").unlink()
 
 
 def restore_pictures(scene: Scene) -> None:
@@ -143,22 +73,19 @@ def restore_pictures(scene: Scene) -> None:
 
 
 def fill_disk(scene: Scene) -> None:
-    """Let no file grow: what a full disk does, without the right to mount one."""
-    with scene.ledger.danger(may_lose=False):
-        with ExitStack() as stack:
-            for pid in scene.app.workers():
-                before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-                resource.prlimit(pid, resource.RLIMIT_FSIZE, (LARGEST_FILE, before[1]))
-                stack.callback(resource.prlimit, pid, resource.RLIMIT_FSIZE, before)
-            pause(FULL_SECONDS)
-            kept = [prompt for prompt in scene.ledger.kept() if "deleted" not in prompt]
-            paid = {ImageRequest(prompt, 64, 64).key for prompt in kept}
-        wait_until(lambda: paid <= keys_of(scene.pictures()), "pictures kept in memory", 15)
-        pause(2.0)  # until those that were deleted meanwhile are saved or dropped, too
-
-
-def keys_of(names: set[str]) -> set[str]:
-    return {name.partition("-")[0] for name in names}
+    """Check that nothing is drawn without room for a picture, and that drawing goes on with it."""
+    with full(scene.folder):
+        pause(DRAWING_SECONDS)
+        calls = scene.ledger.calls.total()
+        answer = draw(scene, "unwritten")
+        if answer.status != 503 or "Retry-After" not in answer.headers:
+            raise Unmeasurable(f"without room a new picture was answered with {answer.status}")
+        wait_until(lambda: scene.fault() is not None, "/status to tell of the full disk")
+        pause(FULL_SECONDS)
+        if paid := scene.ledger.calls.total() - calls:
+            raise Unmeasurable(f"{paid} calls while no picture could be stored")
+    wait_until_well(scene)
+    wait_until(lambda: draw(scene, "written").status == 200, "drawings", RECOVERY_SECONDS)
 
 
 def crowd(scene: Scene) -> None:
@@ -194,10 +121,6 @@ def repeat_url(scene: Scene) -> None:
         raise Unmeasurable(f"{REPETITIONS} requests for one URL were {calls} calls")
 
 
-def pause(seconds: float) -> None:
-    threading.Event().wait(seconds)
-
-
 # To add a fault: a function that does it, and returns when the service should be well again.
 FAULTS: list[Callable[[Scene], None]] = [
     reload,
@@ -205,6 +128,7 @@ FAULTS: list[Callable[[Scene], None]] = [
     kill_worker,
     crowd,
     fill_disk,
+    damage_index,
     put_back_older_index,
     restore_pictures,
     hold_write_lock,
@@ -214,8 +138,9 @@ FAULTS: list[Callable[[Scene], None]] = [
 class Saboteur:
     """Commits one fault after the other, in a thread; `committed` counts them by name."""
 
-    def __init__(self, scene: Scene, pause: float) -> None:
+    def __init__(self, scene: Scene, tally: Tally, pause: float) -> None:
         self.scene = scene
+        self.tally = tally
         self.pause = pause  # seconds before each fault
         self.committed: Counter[str] = Counter()
         self.failures: list[str] = []
@@ -232,11 +157,13 @@ class Saboteur:
             thread.join()
 
     def _run(self) -> None:
-        faults = cycle(FAULTS)
+        faults = cycle(FAULTS if self.scene.is_disk else [f for f in FAULTS if f != fill_disk])
         while not self._stop.wait(self.pause):
             fault = next(faults)
+            name = self.tally.meanwhile = fault.__name__.replace("_", " ")
             try:
                 fault(self.scene)
             except (Unmeasurable, OSError, HTTPException, sqlite3.Error) as reason:
-                self.failures.append(f"not recovered from {fault.__name__}: {reason}")
-            self.committed[fault.__name__.replace("_", " ")] += 1
+                self.failures.append(f"not recovered from {name}: {reason}")
+            self.tally.meanwhile = "no fault"
+            self.committed[name] += 1

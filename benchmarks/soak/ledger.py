@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+from picture import ImageRequest
+
+KILLED = "kill -9"
+UNSTORED = "a write that failed, and was logged"
+
+_FAILED_WRITE = re.compile(r"Picture ([0-9a-f]{64}) could not be stored")
 
 
 @dataclass(slots=True)
 class Danger:
-    """A time in which a picture just paid for may be paid again, or even be lost."""
+    """A period, by the monotonic clock, in which a drawing may be lost and paid for again."""
 
     begin: float
-    may_lose: bool
     end: float = float("inf")
 
     def includes(self, moment: float) -> bool:
@@ -23,9 +31,13 @@ class Danger:
 
 
 class Ledger:
-    """Calls and payments by prompt, with the times that excuse paying twice. Thread-safe."""
+    """Counts calls and payments by prompt, and explains losses. Thread-safe.
 
-    def __init__(self) -> None:
+    `log` is the service's: it names each picture that was drawn but could not be stored.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
         self.calls: Counter[str] = Counter()
         self._paid: defaultdict[str, list[float]] = defaultdict(list)
         self._dangers: list[Danger] = []
@@ -45,9 +57,9 @@ class Ledger:
             self._paid.pop(prompt, None)
 
     @contextmanager
-    def danger(self, *, may_lose: bool) -> Iterator[None]:
-        """Excuse whatever is paid for in the block, if it is paid again or, maybe, lost."""
-        self._dangers.append(danger := Danger(time.monotonic(), may_lose))
+    def danger(self) -> Iterator[None]:
+        """Excuse the loss of pictures drawn while in the block, which kills a process."""
+        self._dangers.append(danger := Danger(time.monotonic()))
         try:
             yield
         finally:
@@ -55,28 +67,39 @@ class Ledger:
 
     @property
     def is_in_danger(self) -> bool:
-        return self._is_excused(time.monotonic())
+        return self._is_endangered(time.monotonic())
 
-    def payments(self) -> int:
+    def paid(self) -> list[str]:
+        """Return the prompts whose pictures were paid for, and not deleted."""
         with self._mutex:
-            return sum(map(len, self._paid.values()))
+            return sorted(self._paid)
 
-    def kept(self) -> list[str]:
-        """Return the prompts whose pictures have to be in the cache."""
+    def paid_again(self) -> Counter[str]:
+        """Return how often each prompt was paid for after the first time."""
         with self._mutex:
-            return sorted(p for p, paid in self._paid.items() if not self._may_be_lost(paid[-1]))
+            again = {prompt: len(moments) - 1 for prompt, moments in self._paid.items()}
+        return +Counter(again)
 
-    def paid_twice(self) -> list[str]:
-        """Return the prompts that were paid again although nothing had endangered them."""
+    def unstored(self) -> Counter[str]:
+        """Return how many writes of each picture, named by its cache key, failed."""
+        return Counter(_FAILED_WRITE.findall(self.log.read_text(errors="replace")))
+
+    def was_unstored(self, prompt: str) -> bool:
+        return key_of(prompt) in self.unstored()
+
+    def explain(self, prompt: str, unstored: Counter[str], times: int = 1) -> str | None:
+        """Return the fault that explains why a picture was lost so many times, if one does."""
         with self._mutex:
-            return [
-                prompt
-                for prompt, paid in self._paid.items()
-                if not all(self._is_excused(moment) for moment in paid[:-1])
-            ]
+            killed = sum(map(self._is_endangered, self._paid.get(prompt, [])))
+        failed = unstored[key_of(prompt)]
+        if killed + failed < times:
+            return None
+        return KILLED if killed >= times else UNSTORED
 
-    def _may_be_lost(self, moment: float) -> bool:
-        return any(d.includes(moment) for d in self._dangers if d.may_lose)
-
-    def _is_excused(self, moment: float) -> bool:
+    def _is_endangered(self, moment: float) -> bool:
         return any(danger.includes(moment) for danger in self._dangers)
+
+
+def key_of(prompt: str) -> str:
+    """Return the cache key of a prompt's picture, as all clients ask for it."""
+    return ImageRequest(prompt, 64, 64).key

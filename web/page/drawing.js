@@ -1,4 +1,4 @@
-// Drawing: a request, and what it leads to on the stage.
+// Drawing: from the request to the picture or the error on the stage.
 import { howItCame } from './caption.js';
 import { copy } from './copying.js';
 import { retryTime } from './failure.js';
@@ -9,7 +9,7 @@ import { ask, askJson, sign, withKey } from './server.js';
 import { focusStage, reveal, show, view } from './stage.js';
 import { $, say, t } from './words.js';
 
-let running = null; // the AbortController of the drawing that is waited for
+let running = null; // the AbortController of the current drawing
 
 export const isRunning = () => Boolean(running);
 
@@ -55,12 +55,12 @@ async function askUntilDrawn(wanted, signal) {
   }
 }
 
-/** Return signed links and the final prompt, or the `error` that there is instead. */
+/** Return signed links and the final prompt, or `{ error }`. */
 function signOrSayWhy(wanted) {
   return sign(wanted, Number($('expiry').value)).catch((error) => ({ error }));
 }
 
-/** Return where the picture is, and its media type if it is ours. */
+/** Return the picture's URL, and its media type unless an image host has it. */
 async function fileOf(response, signing) {
   if (response.type === 'opaqueredirect') {
     const { url, error } = await signing;

@@ -1,4 +1,4 @@
-// Why there is no picture, and what helps.
+// Errors: the reason and the remedy.
 import { fillStages } from './caption.js';
 import { $, inSeconds, isText, language, t } from './words.js';
 
@@ -32,7 +32,7 @@ export function fillError(error) {
   fillStages($('error').querySelector('.stages'), stages);
 }
 
-/** Show how long one has to wait; return the seconds. */
+/** Show the time until a retry is possible; return it in seconds. */
 export function fillCountdown(retryAt = 0) {
   const left = Math.max(0, Math.ceil((retryAt - performance.now()) / 1000));
   $('countdown').hidden = !left;

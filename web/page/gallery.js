@@ -11,7 +11,7 @@ const end = new IntersectionObserver(
   (seen) => seen.some((one) => one.isIntersecting) && load(following), { rootMargin: '800px' },
 );
 
-/** Show the gallery, or ask for the token unless there is none to ask for. */
+/** Show the gallery, or ask for the token if administration is on. */
 export async function openGallery(wrong = '') {
   const hasToken = Boolean(session.get('token'));
   const isOff = !hasToken && !wrong && await isAdministrationOff();
@@ -87,7 +87,7 @@ export function failGallery(error) {
   openGallery(error.status === 401 ? t('token.wrong') : '');
 }
 
-/** Say what is left after pictures were deleted. */
+/** Update the totals after pictures were deleted. */
 export async function countAgain() {
   describe();
   await list({ limit: 1 }).catch(failGallery);

@@ -1,4 +1,4 @@
-// What was drawn in this browser: prompts and parameters, and what the pictures looked like.
+// The history of this browser: prompts, parameters and thumbnails.
 import { historyCard } from './cards.js';
 import { confirm } from './dialogs.js';
 import { hashOf } from './form.js';
@@ -16,7 +16,7 @@ function read() {
   }
 }
 
-/** Note what was drawn; `seconds` only where a picture was made for it. */
+/** Add an entry; `seconds` is how long drawing took, or false for a cache hit. */
 export function remember(wanted, seconds, image) {
   const entries = read();
   const before = entries.find((one) => hashOf(one.wanted) === hashOf(wanted));
@@ -25,14 +25,14 @@ export function remember(wanted, seconds, image) {
   kept.set('history', JSON.stringify([entry, ...entries.filter((one) => one !== before)].slice(0, MOST)));
 }
 
-/** How many seconds drawings by this model have lately taken: the median of the last nine. */
+/** Return the median duration in seconds of this model's last nine drawings. */
 export function lately(model) {
   const times = read().filter((one) => one.seconds && one.wanted.model === model).map((one) => one.seconds);
   const last = times.slice(0, 9).sort((a, b) => a - b);
   return last[Math.floor(last.length / 2)];
 }
 
-/** Make a small picture as a data: URL, or none of one from an image host, which a script may not read. */
+/** Return a thumbnail as a data: URL, or null for an image host's picture, which scripts cannot read. */
 function thumbnailOf(image) {
   const scale = SIDE / Math.max(image.naturalWidth, image.naturalHeight);
   const [width, height] = [image.naturalWidth * scale, image.naturalHeight * scale].map(Math.ceil);

@@ -1,6 +1,6 @@
-// What the browser keeps.
+// Storage in the browser.
 
-/** A storage; where the browser forbids one, what is kept lasts as long as the page. */
+/** Wrap a storage. If the browser forbids it, values last as long as the page. */
 function keeper(kind) {
   const memory = {};
   const tried = (work) => { try { return work(window[kind]); } catch { return undefined; } };

@@ -11,7 +11,7 @@ import { deleteSelected, showSelection, unselect } from './selection.js';
 import { show, view } from './stage.js';
 import { $, language, say, setLanguage, t } from './words.js';
 
-// --- where one is
+// --- views
 
 const wantedIn = (hash) => wantedFrom(Object.fromEntries(new URLSearchParams(hash?.slice(1))));
 
@@ -47,7 +47,7 @@ function drawAgain(event) {
   $('stage').focus({ preventScroll: true });
 }
 
-// --- what one presses
+// --- keys and buttons
 
 function pressKey(event) {
   const isTyping = event.target.closest?.('input, textarea, select, dialog');

@@ -9,12 +9,12 @@ export const withToken = () => ({ 'X-Admin-Token': asHeader(session.get('token')
 
 /** Fetch from our own server. Throws an error with a `status`, or without one if the service cannot be reached. */
 export async function ask(path, { headers, ...options } = {}) {
-  // no-cache: the browser may have kept the picture, but not how it comes this time.
+  // no-cache: the browser may have cached the picture, but its headers differ this time.
   // manual: a redirect leads to an image host, where a script of ours may not look.
   const always = { cache: 'no-cache', redirect: 'manual', headers: { 'Accept-Language': language, ...headers } };
   const response = await fetch(path, { ...always, ...options });
   if (response.ok || response.type === 'opaqueredirect') return response;
-  const { detail, stages, remedy, remembered, until } = await response.json().catch(() => ({})); // a proxy may say it in HTML
+  const { detail, stages, remedy, remembered, until } = await response.json().catch(() => ({})); // a proxy may answer in HTML
   const retryAfter = Number(response.headers.get('Retry-After')) || 0;
   const about = { status: response.status, stages, remedy, remembered, until, retryAfter };
   throw Object.assign(new Error(detail), about);
@@ -27,7 +27,7 @@ export function post(path, credentials, body) {
   return askJson(path, { method: 'POST', headers, body: JSON.stringify(body) });
 }
 
-/** Ask for a picture's signed links, which end after so many seconds, and for its final prompt. */
+/** Return a picture's signed links, valid for `expiresIn` seconds (0: for ever), and its final prompt. */
 export function sign({ prompt, ...rest }, expiresIn) {
   const signed = post('sign', withKey(), { description: prompt, ...rest, ...(expiresIn && { expires_in: expiresIn }) });
   signed.catch(() => {}); // reported where it is awaited

@@ -45,7 +45,7 @@ function fillLately() {
   if (seconds) $('lately').textContent = t('lately', { time: inSeconds(seconds, seconds < 1 ? 1 : 0) });
 }
 
-/** Count the seconds up while it is drawn, and down where one has to wait. */
+/** Count seconds up while drawing, and down until a retry is possible. */
 function tick() {
   if (view.state === 'waiting') countUp();
   if (view.state === 'failed' && !fillCountdown(view.retryAt) && view.retryAt) {

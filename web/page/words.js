@@ -1,4 +1,4 @@
-// The page's two languages, numbers and times in them, and what a screen reader is told.
+// The page's two languages, numbers and times in them, and announcements to screen readers.
 import en from './en.js';
 import zh, { reasons } from './zh.js';
 import { kept } from './kept.js';
@@ -58,7 +58,7 @@ export function age(created) {
   return new Intl.RelativeTimeFormat(language, { numeric: 'auto' }).format(-Math.floor(seconds / size), unit);
 }
 
-/** Say it to a screen reader, and to everybody unless it is to be seen elsewhere anyway. */
+/** Announce a text to screen readers, and show it unless it is visible elsewhere. */
 export function say(text, isSeenElsewhere = false) {
   clearTimeout(say.timer);
   $('status').classList.toggle('unseen', isSeenElsewhere);
