@@ -90,6 +90,11 @@ class Database:
         """Close every connection; those in use, and later ones, are closed after use."""
         self._is_closed = True
         self._close_idle()
+        # SQLite reads nothing without this file, deletes it, and cannot make it on a full disk.
+        with contextlib.suppress(OSError):
+            if self._find():
+                with self.path.with_name(f"{self.path.name}-shm").open("xb") as file:
+                    file.write(bytes(32768))
 
     # --- connections
 
