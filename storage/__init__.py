@@ -178,7 +178,7 @@ class State(Protocol):
         """Insert or replace a row, as used just now; return the file of the row it replaced."""
 
     def add(self, rows: Sequence[Row]) -> int:
-        """Insert those of at most 500 rows whose key has none; return how many those are.
+        """Insert those of at most 10,000 rows whose key has none; return how many those are.
 
         They count as last used when they were created.
         """

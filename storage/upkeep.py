@@ -20,8 +20,10 @@ from storage.store import Store, Stored, Task
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
-# What State.add and State.files take at once: few enough that no request waits for it.
+# What State.files and State.oldest are asked for at once.
 BATCH = 500
+# What State.add takes at once: each transaction rewrites most pages of a large index.
+_ROWS = 10_000
 
 _MEDIA_TYPES = {extension: media_type for media_type, extension in EXTENSIONS.items()}
 
@@ -69,13 +71,15 @@ def adopt(state: State, store: Store) -> int:
     Unavailable.
     """
     names, count = store.names(), 0
-    while batch := list(islice(names, BATCH)):
+    while batch := list(islice(names, _ROWS)):
         count += _adopt(state, store, batch)
     return count
 
 
 def _adopt(state: State, store: Store, batch: list[Stored]) -> int:
-    known = state.files([stored.key for stored in batch])
+    known: dict[str, str | None] = {}
+    for start in range(0, len(batch), BATCH):
+        known |= state.files([stored.key for stored in batch[start : start + BATCH]])
     batch.sort(key=lambda stored: stored.created)
     fresh = {}
     for stored in batch:
