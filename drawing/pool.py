@@ -62,7 +62,7 @@ class Pool(Generic[T]):
             return work()
 
         try:
-            with self.places.take(key), self.metrics.waiting():
+            with self.places.take(key):
                 wanted = self._drawings.keys
                 if key not in wanted and len(wanted) >= self.places.size:
                     raise Busy
