@@ -368,7 +368,7 @@ def test_reload_checks_the_cache_only_where_it_has_changed(
     (unusable := tmp_path / "other" / "index.sqlite3").mkdir(parents=True)
     dotenv.write_text(f"CACHE_DIR={unusable.parent}\nPROXY_ACCESS_KEY={KEY}\n")
     reload(service)
-    assert "The cache cannot be used:\n  CACHE_DIR: unable to open" in service.said()
+    assert "The cache cannot be used:\n  CACHE_DIR: the index cannot be opened" in service.said()
     assert service.picture("x").status == 401
 
 

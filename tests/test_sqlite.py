@@ -546,6 +546,17 @@ def write_and_be_killed(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, check=False)
 
 
+def test_full_disk_is_read_after_a_restart(folder: Path, clock: Clock) -> None:
+    with disk(folder, "2m"):
+        with contextlib.closing(SqliteState(folder, clock)) as state:
+            state.store(hosted(1))
+        with full(folder):
+            for _ in range(2):
+                with contextlib.closing(SqliteState(folder, clock)) as state:
+                    state.check()
+                    assert state.find(hosted(1).key) == hosted(1)
+
+
 def test_rows_are_found_on_a_full_disk(folder: Path, clock: Clock) -> None:
     with disk(folder, "2m"), contextlib.closing(SqliteState(folder, clock)) as state:
         write_and_be_killed(folder)

@@ -55,6 +55,7 @@ class Database:
     def __init__(self, path: Path, backup: Path) -> None:
         self.path = path
         self.backup = backup
+        self._name = str(path)  # looked at in each call, for which a Path is slow
         self.fault = LastingFault(
             log, "The index cannot be used: %s", "The index can be used again"
         )
@@ -90,33 +91,38 @@ class Database:
         """Close every connection; those in use, and later ones, are closed after use."""
         self._is_closed = True
         self._close_idle()
+        # SQLite reads nothing without this file, deletes it, and cannot make it on a full disk.
+        with contextlib.suppress(OSError):
+            if self._find():
+                with self.path.with_name(f"{self.path.name}-shm").open("xb") as file:
+                    file.write(bytes(32768))
 
     # --- connections
 
     def _run(self, work: Callable[[_Connection], T], patience: float) -> T:
         for may_mend in (True, False):
-            # A damaged database is moved before it is closed, or SQLite would delete its WAL.
-            with contextlib.ExitStack() as stack:
-                identity = None
-                try:
-                    identity = self._find()
-                    connection = self._borrow(identity)
-                    stack.callback(connection.close)
-                    self._prepare(connection, patience)
-                    result = work(connection)
-                except IncompatibleSchema as error:
-                    self.fault.begin(str(error))
-                    raise
-                except _ERRORS as error:
-                    is_mended = may_mend and patience > 0 and self._mend(error, identity)
-                    # Others may be as useless: one opened in a read-only folder stays read-only.
-                    self._close_idle()
-                    if not is_mended:
-                        raise self._unavailable(error, patience) from error
-                else:
-                    stack.pop_all()
-                    self._give_back(connection)
-                    return result
+            identity = failed = None
+            try:
+                identity = self._find()
+                failed = connection = self._borrow(identity)
+                self._prepare(connection, patience)
+                result = work(connection)
+                failed = None
+                self._give_back(connection)
+                return result
+            except IncompatibleSchema as error:
+                self.fault.begin(str(error))
+                raise
+            except _ERRORS as error:
+                is_mended = may_mend and patience > 0 and self._mend(error, identity)
+                # Others may be as useless: one opened in a read-only folder stays read-only.
+                self._close_idle()
+                if not is_mended:
+                    raise self._unavailable(error, patience) from error
+            finally:
+                # After a damaged database was moved: before, SQLite would delete its WAL.
+                if failed:
+                    failed.close()
         raise AssertionError("the second attempt returns or raises")
 
     def _borrow(self, identity: Identity | None) -> _Connection:
@@ -170,7 +176,7 @@ class Database:
         """Return which file is at the path, or None for none or an empty one. Raises OSError."""
         # Only ever stat: opening and closing the file would drop SQLite's locks on it.
         try:
-            found = os.stat(self.path)
+            found = os.stat(self._name)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return (found.st_dev, found.st_ino) if found.st_size else None

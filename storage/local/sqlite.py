@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from metrics import OFF, Metrics
-from storage import Row, Totals, Unavailable, sql
+from storage import IncompatibleSchema, Row, Totals, Unavailable, sql
 from storage.local.daily import DailyBackup
 from storage.local.database import Database
 from storage.local.folder import owner_fault
@@ -81,7 +81,13 @@ class SqliteState(RelationalState):
     def check(self) -> None:
         if fault := owner_fault(self.directory):
             raise Unavailable(fault)
-        self.totals()
+        try:
+            self.totals()
+        except IncompatibleSchema:
+            raise
+        except Unavailable as error:
+            reason = f"the index cannot be opened or created there ({error})"
+            raise Unavailable(f"{reason}; write the path of another folder") from error
 
     def tasks(self) -> tuple[Task, ...]:
         # The first finds out whether the index can be written, for /status.
