@@ -54,17 +54,24 @@ class Pool(Generic[T]):
         and StillRunning at the moment `until`, or earlier if the first caller had less time and
         was waiting for another process.
         """
+        is_own = False
+
+        def own_work() -> T:
+            nonlocal is_own
+            is_own = True
+            return work()
+
         try:
             with self.places.take(key):
                 wanted = self._drawings.keys
                 if key not in wanted and len(wanted) >= self.places.size:
                     raise Busy
-                result = self._drawings.run(key, until.remaining(), work)
+                result = self._drawings.run(key, until.remaining(), own_work)
         except LockTimeout:
             raise StillRunning from None
         except (NoPlace, CancelledError):
             raise Busy from None
-        if key in wanted:
+        if not is_own:
             self.metrics.waited()
         return result
 

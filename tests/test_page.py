@@ -38,6 +38,19 @@ PROPORTIONS = (
     " return [label.querySelector('input').value, box.width / box.height]; }))"
 )
 
+HOLD_MODELS = """
+const real = window.fetch;
+window.fetch = (url, ...more) => {
+  if (!String(url).includes('v1/models') || window.releaseModels) return real(url, ...more);
+  return new Promise((resolve) => {
+    window.releaseModels = async () => {
+      resolve(real(url, ...more));
+      await new Promise((done) => setTimeout(done, 0));
+    };
+  });
+};
+"""
+
 
 # --- the key
 
@@ -57,6 +70,20 @@ def test_wrong_key_is_asked_for_again_before_drawing(page: Page, studio: Studio)
     page.click("#forget")
     page.wait_for_state("key")
     assert page.run("return localStorage.getItem('pip.key')") is None
+
+
+def test_late_answer_to_a_wrong_key_spares_the_right_one(page: Page, studio: Studio) -> None:
+    page.open(studio.service, key=None)
+    page.draw("a red apple", until="key")
+    # The list of models is asked for at once, and answered when the right key has been entered.
+    page.run(HOLD_MODELS)
+    page.type("#key", "wrong" + Keys.ENTER)
+    page.wait_for_text("#key-wrong", "not accepted")
+    page.type("#key", KEY + Keys.ENTER)
+    page.wait_for_state("done")
+    page.driver.execute_async_script("window.releaseModels().then(arguments[0])")
+    page.wait_for_state("done")
+    assert page.run("return localStorage['pip.key']") == KEY
 
 
 def test_key_and_requests_go_to_the_proxy_only(page: Page, studio: Studio) -> None:

@@ -164,7 +164,15 @@ def test_hanging_names_leave_at_most_32_threads_behind(
 
     monkeypatch.setattr(socket, "getaddrinfo", hanging)
     with ThreadPoolExecutor(100) as callers:
-        assert set(callers.map(why, range(100))) == {Why.TIMED_OUT}
+        # A caller that comes once 32 hang is turned away at once.
+        assert (
+            {Why.TIMED_OUT}
+            <= set(callers.map(why, range(100)))
+            <= {
+                Why.TIMED_OUT,
+                Why.UNREACHABLE,
+            }
+        )
     wait_until(lambda: calls_under_way() == 32, what="the others to end")
     began = time.monotonic()
     assert reason_of(lambda: call(10)) == "too many earlier calls still hang"

@@ -120,11 +120,14 @@ def reason_of(call: Callable[[], Reply]) -> str:
 
 
 def assert_ends_at_deadline(call: Callable[[], Reply]) -> None:
-    """Assert that a call with SHORT seconds takes just these, and says why it ended."""
+    """Assert that a call with SHORT seconds ends with them, and says why.
+
+    The slack is for a busy machine; every stall would last far longer.
+    """
     began = time.monotonic()
     with pytest.raises(UpstreamError) as caught:
         call()
-    assert SHORT - 0.02 <= time.monotonic() - began <= SHORT + 0.3
+    assert SHORT - 0.02 <= time.monotonic() - began <= SHORT + 1.0
     assert str(caught.value) == "it did not answer in time"
     assert caught.value.why is Why.TIMED_OUT
 

@@ -130,12 +130,14 @@ export function drawAnother() {
 }
 
 export async function loadModels() {
-  if (!kept.get('key')) return;
+  const key = kept.get('key');
+  if (!key) return;
   try {
     const { data } = await askJson('v1/models', { headers: withKey() });
     offerModels(data.map((model) => model.id));
   } catch (error) {
-    if (error.status === 401) askForKey(null, true);
+    // By now there may be another key, which is right; and a drawing reports a wrong one itself.
+    if (error.status === 401 && !running && kept.get('key') === key) askForKey(view.wanted, true);
   }
 }
 
