@@ -28,7 +28,7 @@ class Found:
 
 
 def find_picture(answer: Any, cut: bytes | None = None) -> Found | None:
-    """Return the first picture of a JSON answer, or None if there is none.
+    """Return the first picture of a JSON answer, or None without one.
 
     Vendors put it under `data` or `images`, as an object or a bare string. `cut` is the
     picture, decoded, that was cut out of the JSON. Raises NoPicture for a value that is neither

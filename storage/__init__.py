@@ -228,7 +228,7 @@ class State(Protocol):
         """Return the Unix time of the state's own clock."""
 
     def recall(self, kind: type[N], key: str) -> Recalled[N] | None:
-        """Return a note, None if there is none or it has expired.
+        """Return a note, or None if it does not exist or has expired.
 
         One that cannot be read, such as another version's, is forgotten. If the clock was set
         back to before notes were written, their time begins anew; by more than 12 hours, it was

@@ -62,7 +62,7 @@ class Store(Protocol):
     def open(self, name: str, size: int | None = None) -> FileIO:
         """Open for reading: a regular local file, so that the kernel can send it.
 
-        Raises FileNotFoundError if there is none by this name, or none of `size` bytes.
+        Raises FileNotFoundError unless a file of this name exists and has `size` bytes, if given.
         """
 
     def delete(self, name: str) -> None:
