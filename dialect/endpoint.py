@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from dialect.error_text import ErrorText
+from dialect.error_text import ErrorText, claimed_status, complaint
+from dialect.free_text import free_text
 from dialect.judging import Fault, Outcome, judge
-from dialect.learning import Learned
+from dialect.learning import Learned, teaches
 from dialect.sizes import Size
 from storage import State
 from upstream.bodies import is_json
@@ -45,24 +46,28 @@ def clean_text(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A server's answer: its JSON (None for any other body) and its fault (None for success)."""
+    """A server's answer: its JSON (None for any other body) and its fault (None for success).
+
+    `sent` is the free text of the request, which an answer may repeat.
+    """
 
     reply: Reply
     json: Any
-    fault: Fault | None
-    error: ErrorText | None
+    fault: Fault | None = None
+    error: ErrorText | None = None
+    sent: Collection[str] = ()
 
     @classmethod
-    def of(cls, reply: Reply, prompt: str = "") -> Answer:
-        """Read an answer; `prompt` was in the request, and an error may repeat it."""
+    def of(cls, reply: Reply, sent: Collection[str] = (), secrets: Collection[str] = ()) -> Answer:
+        """Read the answer to a request with the free text `sent` and credentials `secrets`."""
         answer = _json_of(reply)
-        complaint = _complaint(answer)
-        if reply.status < 300 and not complaint:
-            return cls(reply, answer, None, None)
+        found = complaint(answer)
+        if reply.status < 300 and not found:
+            return cls(reply, answer, sent=sent)
         body = reply.body[:4000].decode("utf-8", "replace") if answer is None else answer
-        status = reply.status if reply.status >= 300 else _inner_status(complaint)
-        error = ErrorText.read(status, body, prompt)
-        return cls(reply, answer, judge(reply.status, error, reply.headers, answer), error)
+        status = reply.status if reply.status >= 300 else claimed_status(found)
+        error = ErrorText.read(status, body, sent, secrets)
+        return cls(reply, answer, judge(reply.status, error, reply.headers, answer), error, sent)
 
 
 def _json_of(reply: Reply) -> Any:
@@ -71,23 +76,6 @@ def _json_of(reply: Reply) -> Any:
     with contextlib.suppress(UpstreamError):
         return reply.json()
     return None
-
-
-def _complaint(answer: Any) -> Any:
-    """Return the error in an answer of any status, or None if it reports none."""
-    if not isinstance(answer, dict):
-        return None
-    if error := answer.get("error"):
-        return error
-    has_content = any(answer.get(name) for name in ("data", "images", "choices"))
-    complains = any(answer.get(name) for name in ("errors", "message", "msg", "detail"))
-    return answer if complains and not has_content else None
-
-
-def _inner_status(error: Any) -> int:
-    """Return the status that an error inside a 200 claims, or 400 if it claims none."""
-    code = str(error.get("code") or error.get("status") or "") if isinstance(error, dict) else ""
-    return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 400
 
 
 class Endpoint:
@@ -149,7 +137,7 @@ class Endpoint:
             json=sent,
             cut_picture=self.draws,
         )
-        return Answer.of(reply, str(sent.get("prompt", "")))
+        return Answer.of(reply, free_text(sent), tuple(self.headers.values()))
 
 
 def _lesson(
@@ -157,7 +145,7 @@ def _lesson(
 ) -> Learned | None:
     """Return what is known after a rejection, or None if it teaches nothing new."""
     fault, error = answer.fault, answer.error
-    if fault is None or error is None or error.status not in (400, 422):
+    if fault is None or error is None or not teaches(error):
         return None
     if fault.outcome is Outcome.REFUSED:
         return None

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dialect.answers import NoPicture, find_picture
+from dialect.blame import SIZE_FIELDS
 from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Fault, Outcome, judge_without_picture
-from dialect.learning import SIZE_FIELDS
 from dialect.pollinations import PollinationsApi
 from drawing.cooldowns import Outages
 from drawing.record import Image
@@ -137,7 +137,7 @@ class Backend:
                 return answer.reply.body, None
             found = find_picture(answer.json, answer.reply.picture)
             if found is None:
-                fault = judge_without_picture(answer.json)
+                fault = judge_without_picture(answer.json, answer.sent)
                 raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
             if found.data is not None:
                 return found.data, found.revised_prompt
