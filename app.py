@@ -15,7 +15,8 @@ from access import Access
 from backends import Backends
 from cache import Cache
 from config import Settings
-from drawing.backend import Backend, Pollinations
+from drawing.backend import Backend
+from drawing.fallback import Pollinations
 from drawing.pool import Pool
 from drawing.storing import Drawn
 from hosting import image_host

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from access import COMMAND_LINE, Caller, OverLimit, Reservation
 from backends import Backends
 from cache import Cache
-from drawing.backend import NotDrawn, Pollinations
+from drawing.backend import NotDrawn
+from drawing.fallback import Pollinations
 from drawing.pool import Pool, StillRunning
 from drawing.record import Drawing, GaveUp, Stage
 from drawing.storing import Drawn, Storing

@@ -1,4 +1,4 @@
-"""Backends: OpenAI-compatible servers, and Pollinations as the last resort."""
+"""One OpenAI-compatible image backend: what it is asked, and the picture in its answer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from dialect.answers import NoPicture, find_picture
 from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Fault, Outcome, judge_without_picture
 from dialect.learning import SIZE_FIELDS
-from dialect.pollinations import PollinationsApi
 from drawing.cooldowns import Outages
 from drawing.record import Image
 from images.formats import media_type_of
 from metrics import OFF, Metrics
 from picture import ImageRequest
 from settings.parsers import printable_url
-from settings.servers import BackendSettings, PollinationsSettings
+from settings.servers import BackendSettings
 from storage import State
-from upstream.client import JSON_LIMIT, Deadline, Reply, Upstream, UpstreamError, Why, joined
+from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why, joined
 
 # Gateways and LocalAI return picture URLs on their own network, but can send the bytes instead.
 _UNFETCHABLE = (Why.FORBIDDEN, Why.UNREACHABLE)
@@ -38,7 +37,7 @@ class NotDrawn(Exception):
 
 
 @contextmanager
-def _counted(metrics: Metrics, backend: str) -> Iterator[None]:
+def counted(metrics: Metrics, backend: str) -> Iterator[None]:
     """Count and time a call to a backend by its outcome."""
     began, outcome = time.perf_counter(), Outcome.FAILED
     try:
@@ -49,9 +48,6 @@ def _counted(metrics: Metrics, backend: str) -> Iterator[None]:
         raise
     finally:
         metrics.backend_called(backend, outcome, time.perf_counter() - began)
-
-
-# --- one backend --------------------------------------------------------------------------------
 
 
 class Backend:
@@ -99,7 +95,7 @@ class Backend:
 
     def draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
         """Draw `prompt` at the size, seed and model of `request`. Raises NotDrawn, Unavailable."""
-        with _counted(self.metrics, self.name):
+        with counted(self.metrics, self.name):
             return self._draw(prompt, request, deadline)
 
     def _draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
@@ -179,53 +175,3 @@ class Backend:
         if reply.status != 200:
             raise NoPicture(f"the URL of its picture answered {reply.status}")
         return reply.body
-
-
-# --- the last resort ----------------------------------------------------------------------------
-
-
-class Pollinations:
-    """Pollinations.ai, asked when no backend has drawn. It has no cooldown."""
-
-    name = "pollinations"
-
-    def __init__(
-        self,
-        settings: PollinationsSettings,
-        upstream: Upstream,
-        *,
-        timeout: float,
-        max_image_bytes: int,
-        metrics: Metrics = OFF,
-    ) -> None:
-        self.timeout = timeout
-        self.max_image_bytes = max_image_bytes
-        self.api = PollinationsApi(upstream, settings.url, settings.token, settings.model)
-        self.metrics = metrics
-        metrics.backend_listed(self.name)
-
-    def draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
-        """Draw `prompt` at the size and seed of `request`. Raises NotDrawn."""
-        with _counted(self.metrics, self.name):
-            return self._draw(prompt, request, deadline)
-
-    def _draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
-        width, height = request.pixels or (None, None)
-        query = {"width": width, "height": height, "seed": request.seed}
-        try:
-            reply = self.api.get(prompt, query, deadline.within(self.timeout), self.max_image_bytes)
-        except UpstreamError as error:
-            raise NotDrawn.failed(error.why, str(error)) from error
-        return self._image_in(reply)
-
-    def _image_in(self, reply: Reply) -> Image:
-        if reply.status != 200:
-            fault = Answer.of(reply).fault or Fault(Outcome.FAILED, "down")
-            raise NotDrawn(fault, f"{fault.why} (HTTP {reply.status})")
-        if "X-Error-Type" in reply.headers:
-            # A rate limit can come as a 200 with a placeholder in place of a picture.
-            raise NotDrawn.failed("rate limited", "sent a placeholder")
-        media_type = media_type_of(reply.body)
-        if media_type is None:
-            raise NotDrawn.failed("not a picture", "its answer is not a complete picture")
-        return Image(reply.body, media_type, self.name)
