@@ -200,12 +200,15 @@ def _make_backends(
     )
 
 
-def _make_fallback(settings: Settings, upstream: Upstream, metrics: Metrics) -> Pollinations | None:
+def _make_fallback(
+    settings: Settings, upstream: Upstream, cache: Cache, metrics: Metrics
+) -> Pollinations | None:
     if not settings.pollinations:
         return None
     return Pollinations(
         settings.pollinations,
         upstream,
+        cache,
         timeout=settings.backend_timeout,
         max_image_bytes=settings.max_image_bytes,
         metrics=metrics,
@@ -237,7 +240,7 @@ def _make_pipeline(
         backends,
         pool,
         llm=llm,
-        fallback=_make_fallback(settings, upstream, metrics),
+        fallback=_make_fallback(settings, upstream, cache, metrics),
         host=host,
         converter=_make_converter(settings),
         generation_deadline=settings.generation_deadline,
