@@ -64,7 +64,7 @@ class Pollinations:
         self.headers = {"Accept": "image/*"}
         if settings.token:
             self.headers["Authorization"] = f"Bearer {settings.token}"
-        self.outages = Outages(cache.state, FALLBACK_KEY, "The fallback")
+        self.outages = Outages(cache.state, FALLBACK_KEY, "The fallback", model=settings.model)
         self.metrics = metrics
         metrics.backend_listed(self.name)
 
@@ -85,6 +85,7 @@ class Pollinations:
                 image = self._draw(prompt, request, deadline)
         except NotDrawn as error:
             if error.fault.outcome is Outcome.REFUSED:
+                self.outages.note(error.fault, str(error))
                 self.outages.end(known)
             else:
                 self.outages.count(known, error.fault, str(error), request.key)
