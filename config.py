@@ -75,7 +75,7 @@ class Settings(Table):
         With other backends, tokens or rewriting the picture may be drawn, and is tried at once.
         """
         backends = [
-            (b.url, b.token, sorted(b.models.items()), json.dumps(b.params, sort_keys=True))
+            (b.url, b.token, json.dumps((b.models, b.params, b.headers), sort_keys=True))
             for b in self.backends
             if b.weight
         ]

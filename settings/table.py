@@ -74,6 +74,13 @@ class Table:
     backend_params: Mapping[str, Mapping[str, Mapping[str, Any]]] = by_backend(maps.parameters)
     """[Extra parameters](backends.md#extra-parameters) by backend and model, `*` for every model;
     `null` removes one: `{"https://api.openai.com/v1": {"*": {"moderation": "low"}}}`."""
+    backend_headers: Mapping[str, Mapping[str, str]] = by_backend(maps.headers, is_secret=True)
+    """[More headers](backends.md#headers) by backend, for a gateway in front of it:
+    `{"https://gateway.example.org/v1": {"CF-Access-Client-Id": "…"}}`."""
+    backend_concurrency: Mapping[str, int] = by_backend(maps.concurrency, shown="no limit")
+    """How many drawings a backend has [under way at once](backends.md#drawings-at-once), over all
+    workers and machines: `{"http://127.0.0.1:8000": 1}`. Others wait, or another backend draws
+    them."""
     blocked_retry_attempts: int = setting(p.integer(0, 100), "2")
     """How many backends have to refuse a prompt before it is rewritten or given up on. 0 means
     1."""
