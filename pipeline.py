@@ -245,9 +245,9 @@ class Pipeline:
         return Failure.remember(self.cache.state, drawing.key, gave_up, self.fingerprint)
 
     def _ready_in(self, drawing: Drawing) -> float:
-        """Return the seconds until a server that would draw this has cooled down, 0 if none has to.
+        """Return the seconds until the first server that is cooling down is ready, 0 without one.
 
-        A blocked prompt is the fallback's alone.
+        A blocked prompt can only be drawn by the fallback.
         """
         waits = [] if drawing.blocked_for else [self.backends.ready_in(drawing.request)]
         if self.fallback:
