@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 from collections.abc import Mapping
@@ -10,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dialect.doors import IMAGES, door_of
+from dialect.envelope import read_json
 from dialect.error_text import ErrorText
 from dialect.judging import Fault, Outcome, judge
 from dialect.learning import Learned
 from dialect.sizes import Size
 from storage import State
-from upstream.bodies import is_json
-from upstream.client import Deadline, Reply, Upstream, UpstreamError
+from upstream.client import Deadline, Reply, Upstream
 
 # A limit for vendors that reject one field after the other.
 MAX_REQUESTS = 8
@@ -43,7 +42,7 @@ class Answer:
     @classmethod
     def of(cls, reply: Reply, prompt: str = "") -> Answer:
         """Read an answer; `prompt` was in the request, and an error may repeat it."""
-        answer = _json_of(reply)
+        answer = read_json(reply.body)
         complaint = _complaint(answer)
         if reply.status < 300 and not complaint:
             return cls(reply, answer, None, None)
@@ -59,14 +58,6 @@ class Answer:
         status = reply.status if reply.status >= 300 else _inner_status(complaint)
         error = ErrorText.read(status, body, prompt)
         return cls(reply, answer, judge(reply.status, error, reply.headers, answer), error)
-
-
-def _json_of(reply: Reply) -> Any:
-    if not is_json(reply.body):
-        return None
-    with contextlib.suppress(UpstreamError):
-        return reply.json()
-    return None
 
 
 def _complaint(answer: Any) -> Any:
