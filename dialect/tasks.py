@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,23 +24,24 @@ from upstream.client import Deadline, UpstreamError, Why
 PAUSES = (1.0, 2.0, 3.0, 5.0)
 # So many polls in a row that say that there is no such task, or nothing to be asked for.
 MAX_MISSES = 3
-_MAX_ID = 200
+# Not dots alone: they would leave the folder.
+_ID = re.compile(r"(?!\.+$)[^\s\x00-\x1f]{1,200}")
 _MODELSCOPE = (("X-ModelScope-Task-Type", "image_generation"),)
 _MAY_PASS = frozenset((408, 425, 429))
 _LASTING = (Why.FORBIDDEN, Why.TOO_LARGE)
 
+# A picture beside one of these is a preview, and a URL is the task's own.
+_RUNNING = frozenset(
+    (
+        *("submitted", "pending", "queued", "in_queue", "waiting", "accepted", "created"),
+        *("not_start", "starting", "started", "processing", "running", "in_progress", "generating"),
+    )
+)
 _DONE = frozenset(("succeed", "succeeded", "success", "completed", "complete", "finished", "done"))
 _FAILED = frozenset(
     (
-        "failed",
-        "failure",
-        "fail",
-        "error",
-        "cancelled",
-        "canceled",
-        "expired",
-        "rejected",
-        "blocked",
+        *("failed", "failure", "fail", "error", "cancelled", "canceled", "expired"),
+        *("rejected", "blocked"),
     )
 )
 _STATUS_NAMES = ("task_status", "status", "state")
@@ -55,12 +57,13 @@ class AcceptedTask:
 
 def task_of(answer: Answer) -> AcceptedTask | None:
     """Return the task that an answer names in place of a picture, or None without one."""
-    if answer.fault is not None or _has_picture(answer):
+    if answer.fault is not None or _status(answer.json) in _FAILED:
+        return None
+    if _status(answer.json) not in _RUNNING and _has_picture(answer):
         return None
     for part in _parts(answer.json):
         id = part.get("task_id")
-        is_usable = isinstance(id, str | int) and 0 < len(str(id)) <= _MAX_ID
-        if is_usable and _status(part) not in _FAILED and str(id) not in (".", ".."):
+        if isinstance(id, str | int) and _ID.fullmatch(str(id)):
             return AcceptedTask(str(id), _MODELSCOPE if "task_status" in part else ())
     return None
 
@@ -106,8 +109,9 @@ def poll(
 
 def _is_end(answer: Answer) -> bool:
     """Return whether an answer is the task's last word."""
-    if _status(answer.json) in _DONE | _FAILED:
-        return True
+    status = _status(answer.json) if answer.reply.status < 300 else None
+    if status in _RUNNING | _DONE | _FAILED:
+        return status not in _RUNNING
     if answer.fault is not None:
         return answer.fault.outcome is not Outcome.FAILED
     if answer.json is None:

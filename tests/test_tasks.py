@@ -35,7 +35,8 @@ def modelscope(status: str, **more: Any) -> Say:
     return Say({"task_status": status, "task_id": "123", "request_id": "1", **more})
 
 
-PENDING, RUNNING = apimart("pending"), apimart("processing", progress=40)
+PENDING = apimart("pending", poll_url="https://a.example/tasks/task_01")
+RUNNING = apimart("processing", progress=40, result=PICTURE)
 DONE = apimart("completed", progress=100, result=PICTURE)
 GONE = Say({"error": {"message": "No such task", "code": 404}}, 404)
 
