@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
+from dialect.doors import IMAGES, door_of
+from dialect.envelope import read_json
 from dialect.error_text import ErrorText, claimed_status, complaint
 from dialect.free_text import free_text
 from dialect.judging import Fault, Outcome, judge
 from dialect.learning import Learned, teaches
 from dialect.sizes import Size
 from storage import State
-from upstream.bodies import is_json
-from upstream.client import Deadline, Reply, Upstream, UpstreamError
+from upstream.client import Deadline, Reply, Upstream
 
 # A limit for vendors that reject one field after the other.
 MAX_REQUESTS = 8
-
-
-def operation_url(base: str, operation: str) -> str:
-    """Return the URL of `operation`, such as `images/generations`; the base's query is kept.
-
-    A URL that ends in the operation stays as it is; one whose path has a version segment gets
-    the operation appended; any other gets `v1/` before it.
-    """
-    parts = urlsplit(base)
-    path = parts.path.rstrip("/")
-    if not path.endswith(f"/{operation}"):
-        has_version = re.search(r"/v[0-9]+[a-z0-9]*(/|$)", path, re.IGNORECASE)
-        path += f"/{operation}" if has_version else f"/v1/{operation}"
-    return parts._replace(path=path).geturl()
 
 
 def clean_text(value: Any) -> str | None:
@@ -60,35 +44,39 @@ class Answer:
     @classmethod
     def of(cls, reply: Reply, sent: Collection[str] = (), secrets: Collection[str] = ()) -> Answer:
         """Read the answer to a request with the free text `sent` and credentials `secrets`."""
-        answer = _json_of(reply)
-        found = complaint(answer)
-        if reply.status < 300 and not found:
-            return cls(reply, answer, sent=sent)
-        body = reply.body[:4000].decode("utf-8", "replace") if answer is None else answer
+        answer = cls(reply, read_json(reply.body), sent=sent)
+        found = complaint(answer.json)
+        return answer.as_error(found, secrets) if reply.status >= 300 or found else answer
+
+    def as_error(self, found: Any, secrets: Collection[str] = ()) -> Answer:
+        """Return this answer as the error that it reports, with a success for a status too."""
+        reply, body = self.reply, self.json
+        if body is None:
+            body = reply.body[:4000].decode("utf-8", "replace")
         status = reply.status if reply.status >= 300 else claimed_status(found)
-        error = ErrorText.read(status, body, sent, secrets)
-        return cls(reply, answer, judge(reply.status, error, reply.headers, answer), error, sent)
-
-
-def _json_of(reply: Reply) -> Any:
-    if not is_json(reply.body):
-        return None
-    with contextlib.suppress(UpstreamError):
-        return reply.json()
-    return None
+        error = ErrorText.read(status, body, self.sent, secrets)
+        fault = judge(reply.status, error, reply.headers, self.json)
+        return replace(self, fault=fault, error=error)
 
 
 class Endpoint:
     """One operation of one server; requests are adapted to what the server is known to accept."""
 
     def __init__(
-        self, upstream: Upstream, state: State, base: str, operation: str, token: str | None
+        self,
+        upstream: Upstream,
+        state: State,
+        base: str,
+        operation: str,
+        token: str | None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.upstream = upstream
         self.state = state
-        self.url = operation_url(base, operation)
-        self.draws = operation == "images/generations"
-        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.door = door_of(base, operation)
+        self.url = self.door.url
+        self.draws = operation == IMAGES
+        self.headers = self.door.headers(token) | dict(headers or {})
 
     def note_key(self, *model: str | None) -> str:
         """Return the key of notes about this server, or about a model of it (None: its default).
@@ -113,11 +101,11 @@ class Endpoint:
         """
         key = self.note_key(body.get("model"))
         recalled = self.state.recall(Learned, key)
-        known = recalled.note if recalled else Learned()
+        known = recalled.note if recalled else self.door.first
         learned = replace(known, wants_base64=True) if base64 else known
         for _ in range(MAX_REQUESTS):
-            sent = learned.fields(body, size)
-            answer = self._post(sent, deadline, limit)
+            sent = _joined(body, learned.fields(body, size))
+            answer = self._post(sent, dict(learned.headers), deadline, limit)
             news = _lesson(answer, learned, sent, size)
             if news is None:
                 break
@@ -127,17 +115,54 @@ class Endpoint:
             learned.store(self.state, key, recalled)
         return answer
 
-    def _post(self, sent: Mapping[str, Any], deadline: Deadline, limit: int) -> Answer:
+    def get(
+        self,
+        url: str,
+        *,
+        deadline: Deadline,
+        limit: int,
+        headers: Mapping[str, str],
+        sent: Collection[str],
+    ) -> Answer:
+        """GET a URL of this server, with its credentials. Raises UpstreamError.
+
+        `sent` is the free text of the request that led to it.
+        """
+        reply = self.upstream.request(
+            "GET",
+            url,
+            deadline=deadline,
+            limit=limit,
+            headers=self.headers | dict(headers),
+            cut_picture=self.draws,
+        )
+        return Answer.of(reply, sent, tuple(self.headers.values()))
+
+    def _post(
+        self,
+        sent: Mapping[str, Any],
+        headers: Mapping[str, str],
+        deadline: Deadline,
+        limit: int,
+    ) -> Answer:
         reply = self.upstream.request(
             "POST",
             self.url,
             deadline=deadline,
             limit=limit,
-            headers=self.headers,
+            headers=self.headers | dict(headers),
             json=sent,
             cut_picture=self.draws,
         )
         return Answer.of(reply, free_text(sent), tuple(self.headers.values()))
+
+
+def _joined(body: Mapping[str, Any], sent: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields to send; what `image_config` has in the body stays beside the shape."""
+    shape, own = sent.get("image_config"), body.get("image_config")
+    if isinstance(shape, dict) and isinstance(own, dict):
+        return sent | {"image_config": shape | own}
+    return sent
 
 
 def _lesson(

@@ -30,6 +30,8 @@ _MESSAGE_NAMES = frozenset(
 )
 # Fields that repeat our own request, or hold a model's prose, are no evidence.
 _ECHOES = frozenset(("input", "prompt", "revised_prompt", "b64_json", "flagged_input", "parts"))
+# A message beside one of these is no complaint.
+_CONTENT = ("data", "images", "choices", "output", "output_images", "task_id", "task_status")
 _ESCAPE = re.compile(r"""\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([nrt])|(["'/\\]))""")
 # Vendors quote the key that they reject.
 _SECRET = re.compile(
@@ -110,7 +112,7 @@ def complaint(answer: Any) -> Any:
     base = answer.get("base_resp")  # MiniMax's; 0 is success
     if isinstance(base, dict) and base.get("status_code"):
         return answer
-    has_content = any(answer.get(name) for name in ("data", "images", "choices"))
+    has_content = any(answer.get(name) for name in _CONTENT)
     complains = any(answer.get(name) for name in ("errors", "message", "msg", "detail"))
     return answer if complains and not has_content else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,11 @@ from settings.parsers import header_value, json_object
 from settings.proxies import Proxy
 
 _MAX_WEIGHT = 1_000_000
+_MAX_CONCURRENCY = 1000
+# RFC 9110, section 5.1.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# Where a request goes, and where it ends, is for us to say.
+_OWN_HEADERS = frozenset(("host", "content-length", "transfer-encoding"))
 
 
 def weight(value: Any) -> float:
@@ -38,7 +44,7 @@ def parameters(value: Any) -> Mapping[str, Mapping[str, Any]]:
     if not isinstance(value, dict) or not all(isinstance(of, dict) for of in value.values()):
         raise ValueError(f"is not an object of objects; {advice}")
     for fields in value.values():
-        _check_fields(fields, {"prompt", "n"}, advice)
+        _check_fields(fields, {"prompt", "messages", "n"}, advice)
     return value
 
 
@@ -59,6 +65,30 @@ def _check_fields(fields: Mapping[str, Any], fixed: set[str], advice: str) -> No
         json.dumps(fields, allow_nan=False)
     except (ValueError, RecursionError):
         raise ValueError(f"has a value that JSON cannot hold; {advice}") from None
+
+
+def headers(value: Any) -> Mapping[str, str]:
+    """Return header fields to send. No sentence quotes a value: all are secrets."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError('is not an object of headers; write {"X-Name": "value"}')
+    for name, text in value.items():
+        if not _HEADER_NAME.fullmatch(name):
+            # Not quoted: name and value may have been swapped.
+            raise ValueError("has a name that no header can have; write letters, digits and -")
+        if name.lower() in _OWN_HEADERS:
+            raise ValueError(f"has the header {name!r}, which no setting replaces; remove it")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"has no value for the header {name!r}; write it in quotes")
+        header_value(text)
+    return value
+
+
+def concurrency(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"is not an integer; write one from 1 to {_MAX_CONCURRENCY}")
+    if not 1 <= value <= _MAX_CONCURRENCY:
+        raise ValueError(f"{value} is not usable; write an integer from 1 to {_MAX_CONCURRENCY}")
+    return value
 
 
 def proxy_or_none(value: Any) -> Proxy | None:

@@ -258,11 +258,14 @@ def test_maps_apply_to_their_backends() -> None:
         TOKEN_MAP='{"https://b/v1//": " for-b "}',
         MODEL_MAP='{"https://a/v1/": {"x": "1", "y": "2"}, "https://b/v1": {"z": "3", "x": "4"}}',
         BACKEND_PARAMS='{"https://c/v1/?x=1": {"*": {"watermark": false}}}',
+        BACKEND_HEADERS='{"https://b/v1/": {"X-A": "1"}}',
+        BACKEND_CONCURRENCY='{"https://a/v1/": 2}',
     )
+    extra = {"*": {"watermark": False}}
     assert found.backends == (
-        BackendSettings("https://a/v1", 0.25, "for-all", {"x": "1", "y": "2"}, {}),
-        BackendSettings("https://b/v1", 0.0, "for-b", {"z": "3", "x": "4"}, {}),
-        BackendSettings("https://c/v1?x=1", 3.0, "for-all", {}, {"*": {"watermark": False}}),
+        BackendSettings("https://a/v1", 0.25, "for-all", {"x": "1", "y": "2"}, {}, {}, 2),
+        BackendSettings("https://b/v1", 0.0, "for-b", {"z": "3", "x": "4"}, {}, {"X-A": "1"}),
+        BackendSettings("https://c/v1?x=1", 3.0, "for-all", {}, extra),
     )
     assert found.models == ("x", "y", "z")
     assert read(MODELS="flux").models == ("flux",)
@@ -274,6 +277,7 @@ def test_maps_apply_to_their_backends() -> None:
         {"AUTH_TOKEN": "t"},
         {"MODEL_MAP": f'{{"{URL}": {{"a": "b"}}}}'},
         {"BACKEND_PARAMS": f'{{"{URL}": {{"*": {{"moderation": "low"}}}}}}'},
+        {"BACKEND_HEADERS": f'{{"{URL}": {{"X-A": "1"}}}}'},
         LLM,
     ],
 )
@@ -538,6 +542,7 @@ SECRET_VALUES = {
     "SIGNING_KEY": "secret-of-signing, secret-of-old-signing",
     "AUTH_TOKEN": "secret-of-auth",
     "TOKEN_MAP": '{"https://a/v1": "secret-of-map"}',
+    "BACKEND_HEADERS": '{"https://a/v1": {"X-Name": "secret-in-header"}}',
     "IMAGE_HOSTING_KEY": "secret-of-hosting",
     "IMAGE_HOSTING_AUTH_CODE": "secret-of-code",
     "LLM_OPTIMIZATION_TOKEN": "secret-of-llm",
@@ -598,6 +603,9 @@ def test_no_secret_is_in_a_repr() -> None:
         {"TOKEN_MAP": '{"https://a/v1": ["secret"]}'},
         {"TOKEN_MAP": '{"https://user:secret@a/v1?key=secret": "secret"}'},
         {"TOKEN_MAP": '"secret"'},
+        {"BACKEND_HEADERS": '{"https://a/v1": "secret"}'},
+        {"BACKEND_HEADERS": '{"https://a/v1": {"the secret": "X-Name"}}'},
+        {"BACKEND_HEADERS": '{"https://a/v1": {"X-Name": "a\\nsecret: b"}}'},
         {"ACCESS_KEYS": '{"blog": "secret"}'},
         {"ACCESS_KEYS": '{"secret": "blog"}'},
         {"ACCESS_KEYS": '{"blog": {"secret": 50}}'},
@@ -642,6 +650,12 @@ def test_log_contains_no_secret() -> None:
     settings = config.parse(SECRET_VALUES)
     line = logged(settings, "a %s b", " ".join(sorted(SECRET_TEXTS)))
     assert line == f"ERROR a {' '.join(['***'] * len(SECRET_TEXTS))} b\n"
+
+
+def test_log_contains_no_credentials_of_a_header() -> None:
+    headers = f'{{"{URL}": {{"X-Gateway": "Bearer of-the-gateway"}}}}'
+    line = logged(read(BACKEND_HEADERS=headers), "X-Gateway: wrong key of-the-gateway")
+    assert line == "ERROR X-Gateway: wrong key ***\n"
 
 
 def test_log_contains_no_percent_encoded_secret() -> None:
