@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
+from dialect.doors import IMAGES, door_of
+from dialect.envelope import read_json
 from dialect.error_text import ErrorText
 from dialect.judging import Fault, Outcome, judge
 from dialect.learning import Learned
 from dialect.sizes import Size
 from storage import State
-from upstream.bodies import is_json
-from upstream.client import Deadline, Reply, Upstream, UpstreamError
+from upstream.client import Deadline, Reply, Upstream
 
 # A limit for vendors that reject one field after the other.
 MAX_REQUESTS = 8
-
-
-def operation_url(base: str, operation: str) -> str:
-    """Return the URL of `operation`, such as `images/generations`; the base's query is kept.
-
-    A URL that ends in the operation stays as it is; one whose path has a version segment gets
-    the operation appended; any other gets `v1/` before it.
-    """
-    parts = urlsplit(base)
-    path = parts.path.rstrip("/")
-    if not path.endswith(f"/{operation}"):
-        has_version = re.search(r"/v[0-9]+[a-z0-9]*(/|$)", path, re.IGNORECASE)
-        path += f"/{operation}" if has_version else f"/v1/{operation}"
-    return parts._replace(path=path).geturl()
+# A message beside one of these is no complaint.
+_CONTENT = ("data", "images", "choices", "output", "output_images", "task_id", "task_status")
 
 
 def clean_text(value: Any) -> str | None:
@@ -55,22 +42,22 @@ class Answer:
     @classmethod
     def of(cls, reply: Reply, prompt: str = "") -> Answer:
         """Read an answer; `prompt` was in the request, and an error may repeat it."""
-        answer = _json_of(reply)
+        answer = read_json(reply.body)
         complaint = _complaint(answer)
         if reply.status < 300 and not complaint:
             return cls(reply, answer, None, None)
+        return cls._of_error(reply, answer, complaint, prompt)
+
+    def as_error(self, complaint: Any, prompt: str = "") -> Answer:
+        """Return this answer as the error that it reports, with a success for a status."""
+        return self._of_error(self.reply, self.json, complaint, prompt)
+
+    @classmethod
+    def _of_error(cls, reply: Reply, answer: Any, complaint: Any, prompt: str) -> Answer:
         body = reply.body[:4000].decode("utf-8", "replace") if answer is None else answer
         status = reply.status if reply.status >= 300 else _inner_status(complaint)
         error = ErrorText.read(status, body, prompt)
         return cls(reply, answer, judge(reply.status, error, reply.headers, answer), error)
-
-
-def _json_of(reply: Reply) -> Any:
-    if not is_json(reply.body):
-        return None
-    with contextlib.suppress(UpstreamError):
-        return reply.json()
-    return None
 
 
 def _complaint(answer: Any) -> Any:
@@ -79,7 +66,7 @@ def _complaint(answer: Any) -> Any:
         return None
     if error := answer.get("error"):
         return error
-    has_content = any(answer.get(name) for name in ("data", "images", "choices"))
+    has_content = any(answer.get(name) for name in _CONTENT)
     complains = any(answer.get(name) for name in ("errors", "message", "msg", "detail"))
     return answer if complains and not has_content else None
 
@@ -94,13 +81,20 @@ class Endpoint:
     """One operation of one server; requests are adapted to what the server is known to accept."""
 
     def __init__(
-        self, upstream: Upstream, state: State, base: str, operation: str, token: str | None
+        self,
+        upstream: Upstream,
+        state: State,
+        base: str,
+        operation: str,
+        token: str | None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.upstream = upstream
         self.state = state
-        self.url = operation_url(base, operation)
-        self.draws = operation == "images/generations"
-        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.door = door_of(base, operation)
+        self.url = self.door.url
+        self.draws = operation == IMAGES
+        self.headers = self.door.headers(token) | dict(headers or {})
 
     def note_key(self, *model: str | None) -> str:
         """Return the key of notes about this server, or about a model of it (None: its default).
@@ -125,10 +119,10 @@ class Endpoint:
         """
         key = self.note_key(body.get("model"))
         recalled = self.state.recall(Learned, key)
-        known = recalled.note if recalled else Learned()
+        known = recalled.note if recalled else self.door.first
         learned = replace(known, wants_base64=True) if base64 else known
         for _ in range(MAX_REQUESTS):
-            sent = learned.fields(body, size)
+            sent = _joined(body, learned.fields(body, size))
             answer = self._post(sent, deadline, limit)
             news = _lesson(answer, learned, sent, size)
             if news is None:
@@ -138,6 +132,20 @@ class Endpoint:
         if learned != known and (answer.fault is None or answer.fault.outcome is Outcome.REFUSED):
             learned.store(self.state, key, recalled)
         return answer
+
+    def get(
+        self, url: str, *, deadline: Deadline, limit: int, headers: Mapping[str, str], prompt: str
+    ) -> Answer:
+        """GET a URL of this server, with its credentials. Raises UpstreamError."""
+        reply = self.upstream.request(
+            "GET",
+            url,
+            deadline=deadline,
+            limit=limit,
+            headers=self.headers | dict(headers),
+            cut_picture=self.draws,
+        )
+        return Answer.of(reply, prompt)
 
     def _post(self, sent: Mapping[str, Any], deadline: Deadline, limit: int) -> Answer:
         reply = self.upstream.request(
@@ -150,6 +158,14 @@ class Endpoint:
             cut_picture=self.draws,
         )
         return Answer.of(reply, str(sent.get("prompt", "")))
+
+
+def _joined(body: Mapping[str, Any], sent: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields to send; what `image_config` has in the body stays beside the shape."""
+    shape, own = sent.get("image_config"), body.get("image_config")
+    if isinstance(shape, dict) and isinstance(own, dict):
+        return sent | {"image_config": shape | own}
+    return sent
 
 
 def _lesson(

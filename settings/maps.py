@@ -44,7 +44,7 @@ def parameters(value: Any) -> Mapping[str, Mapping[str, Any]]:
     if not isinstance(value, dict) or not all(isinstance(of, dict) for of in value.values()):
         raise ValueError(f"is not an object of objects; {advice}")
     for fields in value.values():
-        if wrong := {"prompt", "n"} & fields.keys():
+        if wrong := {"prompt", "messages", "n"} & fields.keys():
             raise ValueError(f"has the field {min(wrong)!r}, which no setting replaces; remove it")
         if not isinstance(fields.get("model"), str | None):
             raise ValueError("has a model that is not a name; write it in quotes")

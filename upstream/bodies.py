@@ -65,7 +65,7 @@ def has_more_values(body: bytes, most: int) -> bool:
     count = 0
     # In pieces: counting can stop early, and other threads wait meanwhile.
     for start in range(0, len(body), _PIECE):
-        count += sum(body.count(sign, start, start + _PIECE) for sign in (b",", b"["))
+        count += sum(body.count(sign, start, start + _PIECE) for sign in (b",", b"[", b"\n"))
         if count > most:
             return True
     return False
