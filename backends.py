@@ -151,10 +151,11 @@ def _wait_for(backend: Backend, request: ImageRequest, known: Known) -> float:
 
 def _count(backend: Backend, request: ImageRequest, error: NotDrawn, known: Known) -> None:
     """Count a failure or a rejection; a refusal is the prompt's, not the backend's."""
+    whole, of_model = backend.outages(request)
     if error.fault.outcome is Outcome.REFUSED:
+        whole.note(error.fault, str(error))
         _end_outages(backend, request, known)
         return
-    whole, of_model = backend.outages(request)
     one = of_model if error.fault.is_of_model else whole
     one.count(known[one.key], error.fault, str(error), request.key)
 

@@ -32,7 +32,8 @@ class Fault:
     """The meaning of an error. `why` is a word for /status, error stages and the log.
 
     `is_of_model`: only the model is at fault, and others may work. `is_of_account`: the operator
-    has to act, so retrying soon is useless. `wait`: seconds that the server asked for.
+    has to act, so retrying soon is useless. `wait`: seconds that the server asked for. `detail`:
+    the vendor's own words, for the administrator.
     """
 
     outcome: Outcome
@@ -40,6 +41,7 @@ class Fault:
     is_of_model: bool = False
     is_of_account: bool = False
     wait: float | None = None
+    detail: str = ""
 
 
 # --- moderation ---------------------------------------------------------------------------------

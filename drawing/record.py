@@ -13,6 +13,10 @@ from dialect.judging import Outcome
 from picture import ImageRequest, Problem
 from upstream.client import Deadline
 
+# Reasons that are not a backend's own word, or that a later stage looks for.
+COOLING = "cooling down"
+TOO_LONG = "prompt too long"
+
 # How a drawing can end without a picture.
 Ending = Literal["moderation_refused", "deadline_passed", "all_cooling_down", "no_backend_drew"]
 
@@ -83,7 +87,7 @@ class Round:
         """Why there is no picture, each reason once, such as `refused, timed out`."""
         if self.image:
             return None
-        return ", ".join(dict.fromkeys(attempt.why for attempt in self.attempts)) or "cooling down"
+        return ", ".join(dict.fromkeys(attempt.why for attempt in self.attempts)) or COOLING
 
 
 class GaveUp(Problem):
@@ -165,15 +169,24 @@ class Drawing:
 
     @property
     def made_a_call(self) -> bool:
-        """Return whether a backend or the fallback was asked."""
+        """Return whether a backend, the fallback or the LLM was asked."""
         asked = any(found.attempts or found.image for found in self.rounds)
-        return asked or any(stage.stage == "fallback" for stage in self.stages)
+        others = ("optimise", "rewrite", "fallback")
+        return asked or any(s.stage in others and s.why != COOLING for s in self.stages)
 
     @property
     def can_rewriting_help(self) -> bool:
         """Return whether the prompt itself may be at fault: a backend refused or rejected it."""
         last = self.rounds[-1]
         return bool(last.count(Outcome.REFUSED) or last.count(Outcome.REJECTED))
+
+    @property
+    def is_made_too_long(self) -> bool:
+        """Return whether a backend called the LLM's prompt too long, but not yet the user's own."""
+        if self.optimized is None or self.image:
+            return False
+        is_longer = len(self.best_prompt) > len(self.request.prompt)
+        return is_longer and any(one.why == TOO_LONG for one in self.rounds[-1].attempts)
 
     def __str__(self) -> str:
         """Return the picture's key and prompt, shortened, for the log."""

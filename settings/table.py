@@ -67,10 +67,10 @@ class Table:
     backend_weights: Mapping[str, float] = by_backend(maps.weight, shown="1 each")
     """How often each backend is chosen: `{"https://api.openai.com/v1": 2.5}`. 0 drains one."""
     model_map: Mapping[str, Mapping[str, str]] = by_backend(maps.model_names)
-    """Model names by backend: `{"https://api.x.ai/v1": {"dall-e-3": "grok-2-image"}}`."""
+    """Model names by backend: `{"https://api.x.ai/v1": {"gpt-image-2": "grok-imagine-image"}}`."""
     models: tuple[str, ...] = setting(p.models, (), shown="the names in `MODEL_MAP`")
     """The models that [`/v1/models`](api.md#get-v1models) lists for clients to choose from,
-    separated by commas: `gpt-image-1,flux`. Others can be requested too."""
+    separated by commas: `gpt-image-2,flux`. Others can be requested too."""
     backend_params: Mapping[str, Mapping[str, Mapping[str, Any]]] = by_backend(maps.parameters)
     """[Extra parameters](backends.md#extra-parameters) by backend and model, `*` for every model;
     `null` removes one: `{"https://api.openai.com/v1": {"*": {"moderation": "low"}}}`."""

@@ -87,6 +87,28 @@ def test_original_prompt_is_drawn_if_optimising_fails(
     assert prompts(backend) == ["a cat"]
 
 
+def test_llm_is_not_asked_while_no_backend_is_ready(
+    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
+) -> None:
+    llm.say(saying("I'm sorry, but I can't help with that."))
+    backend.say(Say("", 401))
+    service = serve(backend, **llm_settings(llm, optimise=True))
+    for prompt, status in ("a", 502), ("b", 503), ("b", 503):
+        assert service.picture(prompt).status == status
+    assert (len(llm.seen), len(backend.seen)) == (1, 1)
+
+
+def test_llm_is_not_asked_to_rewrite_for_nobody(
+    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
+) -> None:
+    backend.say(Say({"error": {"message": "Bad."}}, 400))
+    llm.say(lambda seen: saying(f"<prompt>{content(seen)} again</prompt>"))
+    settings = llm_settings(llm, rewrite=True) | {"DE_NSFW_MAX_ATTEMPTS": "1"}
+    service = serve(backend, **settings, GENERATION_DEADLINE="4")
+    assert [service.picture(prompt).status for prompt in "abc"] == [502] * 3
+    assert len(llm.seen) == 2, "the third rejection in a row is a cooldown"
+
+
 def test_one_prompt_in_four_sizes_costs_one_llm_call(
     serve: Serve, backend: ScriptedServer, llm: ScriptedServer
 ) -> None:
@@ -225,6 +247,35 @@ def test_redirect_of_the_fallback_is_followed_and_not_passed_on(
     assert (got.status, got.body, fallback.seen[1].path) == (200, png(), "/moved")
 
 
+def test_fallback_that_cools_down_is_a_503_until_then(
+    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
+) -> None:
+    fallback.say(Say("", 429, {"Retry-After": "45"}), PICTURE)
+    backend.say(REFUSAL, Say("", 401))
+    service = serve(backend, **pollinations_settings(fallback))
+    assert service.picture("x").status == 502
+    service.ahead = 3
+    again = service.picture("x")  # blocked
+    assert (again.status, 40 <= int(again.headers["Retry-After"]) <= 45) == (503, True)
+    assert service.picture("y").status == 502
+    assert service.picture("z").status == 503
+    about = service.get("/status").json["fallback"]
+    assert (about["state"], about["why"], len(fallback.seen)) == ("cooling", "rate limited", 1)
+    service.ahead = 46
+    assert service.picture("x").status == 200
+    assert service.get("/status").json["fallback"]["state"] == "ready"
+
+
+def test_placeholder_that_was_taken_for_a_picture_is_deleted(
+    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
+) -> None:
+    fallback.say(PICTURE)
+    backend.say(BROKEN)
+    service = serve(backend, **pollinations_settings(fallback), GENERATION_DEADLINE="4")
+    assert [service.picture(prompt).status for prompt in "aba"] == [200, 503, 503]
+    assert service.get("/status").json["cache"]["entries"] == 0
+
+
 # --- give up ------------------------------------------------------------------------------------
 
 
@@ -301,7 +352,7 @@ def test_blocked_prompt_goes_straight_to_the_fallback(
     service = serve(backend, **settings, **pollinations_settings(fallback))
     assert service.picture("a%20cat").status == 502
     assert (len(backend.seen), len(llm.seen)) == (2, 1)
-    service.ahead = 3  # the failure of the fallback is remembered, too
+    service.ahead = 6  # the fallback has cooled down
     assert service.picture("a%20cat").status == 200
     assert (len(backend.seen), len(llm.seen)) == (2, 1)
     assert [seen.last_segment for seen in fallback.seen] == ["a safer cat"] * 2
