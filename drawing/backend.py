@@ -14,9 +14,9 @@ from dialect.envelope import BLANK
 from dialect.judging import Fault, Outcome, judge_without_picture
 from dialect.tasks import poll, task_of
 from drawing.cooldowns import Outages
+from drawing.downloads import fetch
 from drawing.record import Image
 from drawing.slots import Slots, first_free
-from drawing.downloads import fetch
 from images.formats import foreign_type, media_type_of
 from metrics import OFF, Metrics
 from picture import ImageRequest
@@ -189,7 +189,8 @@ class Backend:
         media_type = media_type_of(data)
         if media_type is None:
             name = foreign_type(data)
-            raise UpstreamError(f"not a picture: {name}" if name else _NO_PICTURE, Why.NOT_A_PICTURE)
+            why = Why(f"not a picture: {name}") if name else Why.NOT_A_PICTURE
+            raise UpstreamError(f"its answer is a picture in {name}" if name else _NO_PICTURE, why)
         return Image(data, media_type, self.name, found.revised_prompt)
 
     def _slot(self, deadline: Deadline) -> AbstractContextManager[object]:
@@ -252,7 +253,7 @@ def _candidates(answer: Answer, sent: Collection[str]) -> Iterator[Found]:
     elif reply.picture:
         yield Found(data=reply.picture)  # out of JSON that is broken
     else:
-        if body.isascii():
+        if body.isascii() and not body.startswith(b"<"):
             yield from find_pictures(body.decode("ascii"), sent=sent)
         yield Found(data=body)
 
