@@ -5,7 +5,6 @@ Two forms are known: APIMart's, which its clones share, and ModelScope's.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 import time
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from dialect.answers import NoPicture, find_picture
+from dialect.answers import find_pictures
 from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Outcome
 from images.formats import media_type_of
@@ -105,7 +104,7 @@ def poll(
             continue
         misses = misses + 1 if _is_miss(answer) else 0
         if misses == MAX_MISSES or _is_end(answer):
-            return _judged(answer)
+            return _judged(answer, tuple(endpoint.headers.values()))
     raise UpstreamError("its task did not end in time", Why.TIMED_OUT)
 
 
@@ -127,18 +126,16 @@ def _is_miss(answer: Answer) -> bool:
     return 400 <= status < 500 and status not in _MAY_PASS
 
 
-def _judged(answer: Answer) -> Answer:
+def _judged(answer: Answer, secrets: Collection[str]) -> Answer:
     """Return the last answer, as an error if it reports that the task has failed."""
     if answer.fault is not None or _status(answer.json) not in _FAILED:
         return answer
     errors = (part.get(name) for part in _parts(answer.json) for name in ("error", "errors"))
-    return answer.as_error(next(filter(None, errors), answer.json))
+    return answer.as_error(next(filter(None, errors), answer.json), secrets)
 
 
 def _has_picture(answer: Answer) -> bool:
-    with contextlib.suppress(NoPicture):
-        return find_picture(answer.json, answer.reply.picture) is not None
-    return False
+    return any(True for _ in find_pictures(answer.json, answer.reply.picture))
 
 
 def _status(answer: Any) -> str | None:
