@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Collection, Iterator
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from dialect.free_text import FreeText
+from dialect.free_text import FreeText, plain
 
 # Errors state their reason early; reading further is not worth the time.
 _MAX_FACTS = 400
@@ -32,7 +31,6 @@ _MESSAGE_NAMES = frozenset(
 _ECHOES = frozenset(("input", "prompt", "revised_prompt", "b64_json", "flagged_input", "parts"))
 # A message beside one of these is no complaint.
 _CONTENT = ("data", "images", "choices", "output", "output_images", "task_id", "task_status")
-_ESCAPE = re.compile(r"""\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([nrt])|(["'/\\]))""")
 # Vendors quote the key that they reject.
 _SECRET = re.compile(
     r"(?i:bearer)\s+\S+|\b(?:sk|pk|rk|hf|gsk|xai|r8|pst)[-_][\w*.-]{6,}|\bAIza[\w-]{20,}"
@@ -159,21 +157,9 @@ def _facts(answer: Any) -> Iterator[tuple[str, str]]:
             # As Laravel and Rails write them: {"errors": {"size": […]}}
             yield from (("param", field) for field in islice(value, _MAX_FACTS))
         elif isinstance(value, str):
-            yield name, _plain(value[:4000])
+            yield name, plain(value[:4000])
         elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**12:
             yield name, str(value)
-
-
-def _plain(text: str) -> str:
-    """Return a text without HTML's entities and the escapes that quoted JSON has left in it."""
-    text = _ESCAPE.sub(_unescaped, html.unescape(text))
-    # Two escapes can be one character.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _unescaped(match: re.Match[str]) -> str:
-    code = match[1] or match[2]
-    return chr(int(code, 16)) if code else match[4] or " "
 
 
 def _joined(texts: list[str]) -> str:

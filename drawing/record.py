@@ -9,13 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from access import Caller
-from dialect.judging import Outcome
+from dialect.judging import TOO_LONG, Outcome
 from picture import ImageRequest, Problem
 from upstream.client import Deadline
 
 # Reasons that are not a backend's own word, or that a later stage looks for.
 COOLING = "cooling down"
-TOO_LONG = "prompt too long"
 NO_MODEL = "no model"
 
 # How a drawing can end without a picture.
