@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from dialect.learning import SIZE_FIELDS, Learned
+from dialect.blame import SIZE_FIELDS
+from dialect.learning import Learned
 from dialect.sizes import SizeRule
 
 IMAGES = "images/generations"

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -71,7 +71,7 @@ def task_of(answer: Answer) -> AcceptedTask | None:
 def poll(
     endpoint: Endpoint,
     task: AcceptedTask,
-    prompt: str,
+    sent: Collection[str],
     *,
     deadline: Deadline,
     timeout: float,
@@ -79,6 +79,8 @@ def poll(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Answer:
     """Return the answer with which a task ended; each call may take `timeout` seconds.
+
+    `sent` is the free text of the request for it.
 
     The task has been paid for, so a poll that fails in a way that may pass is no end of it.
     Raises UpstreamError, at the deadline too.
@@ -94,7 +96,7 @@ def poll(
                 deadline=deadline.within(timeout),
                 limit=limit,
                 headers=dict(task.headers),
-                prompt=prompt,
+                sent=sent,
             )
         except UpstreamError as error:
             if error.why in _LASTING:
@@ -103,7 +105,7 @@ def poll(
             continue
         misses = misses + 1 if _is_miss(answer) else 0
         if misses == MAX_MISSES or _is_end(answer):
-            return _judged(answer, prompt)
+            return _judged(answer)
     raise UpstreamError("its task did not end in time", Why.TIMED_OUT)
 
 
@@ -125,12 +127,12 @@ def _is_miss(answer: Answer) -> bool:
     return 400 <= status < 500 and status not in _MAY_PASS
 
 
-def _judged(answer: Answer, prompt: str) -> Answer:
+def _judged(answer: Answer) -> Answer:
     """Return the last answer, as an error if it reports that the task has failed."""
     if answer.fault is not None or _status(answer.json) not in _FAILED:
         return answer
     errors = (part.get(name) for part in _parts(answer.json) for name in ("error", "errors"))
-    return answer.as_error(next(filter(None, errors), answer.json), prompt)
+    return answer.as_error(next(filter(None, errors), answer.json))
 
 
 def _has_picture(answer: Answer) -> bool:

@@ -172,7 +172,7 @@ class Backend:
                 return answer.reply.body, None
             found = find_picture(answer.json, answer.reply.picture)
             if found is None:
-                fault = judge_without_picture(answer.json)
+                fault = judge_without_picture(answer.json, answer.sent)
                 raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
             if found.data is not None:
                 return found.data, found.revised_prompt
@@ -214,7 +214,7 @@ class Backend:
         return poll(
             self.endpoint,
             task,
-            prompt,
+            answer.sent,
             deadline=deadline,
             timeout=self.timeout,
             limit=limit,
