@@ -9,13 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from access import Caller
-from dialect.judging import Outcome
+from dialect.judging import TOO_LONG, Outcome
 from picture import ImageRequest, Problem
 from upstream.client import Deadline
 
-# Reasons that are not a backend's own word, or that a later stage looks for.
+# The reason why a server was not asked.
 COOLING = "cooling down"
-TOO_LONG = "prompt too long"
 
 # How a drawing can end without a picture.
 Ending = Literal["moderation_refused", "deadline_passed", "all_cooling_down", "no_backend_drew"]

@@ -26,6 +26,7 @@ from storage.places import Places
 from upstream.client import Upstream
 
 from .conftest import (
+    ADMIN,
     BROKEN,
     KEY,
     REFUSAL,
@@ -153,6 +154,19 @@ def test_backend_has_its_own_token_models_and_weight(
     backend.say(BROKEN)
     assert service.picture("y").status == 502
     assert drained.seen == []
+
+
+def test_prompt_that_the_llm_made_too_long_is_drawn_as_written(
+    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
+) -> None:
+    llm.say(saying("<prompt>a splendid and very long cat</prompt>"))
+    too_long = {"error": {"message": "Prompt must be length 10 or less"}}
+    backend.say(lambda seen: drawing() if len(seen.json["prompt"]) <= 10 else Say(too_long, 400))
+    service = serve(backend, **llm_settings(llm, optimise=True))
+    assert service.picture("a%20cat").status == 200
+    assert prompts(backend) == ["a splendid and very long cat", "a cat"]
+    [found] = service.get("/cache", headers={"X-Admin-Token": ADMIN}).json["entries"]
+    assert found["final_prompt"] == "a cat"
 
 
 # --- rewrite and retry --------------------------------------------------------------------------
