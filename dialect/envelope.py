@@ -21,6 +21,8 @@ _LINE = re.compile(
 )
 # Each may have been read to the end of the body, as `[DONE]` is not.
 _MAX_FAULTY = 20
+# Streamed chats have one for each token.
+_MAX_EVENTS = 20_000
 
 
 def _integer(digits: str) -> float:
@@ -42,10 +44,13 @@ def read_json(body: bytes) -> Any | None:
     body = body.lstrip(BLANK)
     if not _BEGINNING.match(body) or has_more_values(body, MAX_VALUES):
         return None
-    events = list(islice(_events(body.decode("utf-8", "replace")), MAX_VALUES))
-    if len(events) == 1 and not events[0][0] and not _delta(events[0][1]):
-        return events[0][1]
-    return _combined([(name or _type(value), value) for name, value in events]) if events else None
+    events = list(islice(_events(body.decode("utf-8", "replace")), _MAX_EVENTS))
+    if not events:
+        return None
+    (name, value), *more = events
+    if more or name or _delta(value) or "partial" in _type(value):
+        return _combined([(name or _type(value), value) for name, value in events])
+    return value
 
 
 def _events(text: str) -> Iterator[tuple[str, Any]]:

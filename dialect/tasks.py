@@ -5,7 +5,6 @@ Two forms are known: APIMart's, which its clones share, and ModelScope's.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 import time
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from dialect.answers import NoPicture, find_picture
+from dialect.answers import find_pictures
 from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Outcome
 from images.formats import media_type_of
@@ -136,9 +135,7 @@ def _judged(answer: Answer) -> Answer:
 
 
 def _has_picture(answer: Answer) -> bool:
-    with contextlib.suppress(NoPicture):
-        return find_picture(answer.json, answer.reply.picture) is not None
-    return False
+    return any(True for _ in find_pictures(answer.json, answer.reply.picture))
 
 
 def _status(answer: Any) -> str | None:

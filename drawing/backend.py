@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 
-from dialect.answers import NoPicture, find_picture
+from dialect.answers import Found, find_pictures
 from dialect.doors import IMAGES, has_size
 from dialect.endpoint import Answer, Endpoint
+from dialect.envelope import BLANK
 from dialect.judging import Fault, Outcome, judge_without_picture
 from dialect.tasks import poll, task_of
 from drawing.cooldowns import Outages
+from drawing.downloads import fetch
 from drawing.record import Image
 from drawing.slots import Slots, first_free
-from images.formats import media_type_of
+from images.formats import foreign_type, media_type_of
 from metrics import OFF, Metrics
 from picture import ImageRequest
 from settings.parsers import printable_url
 from settings.servers import BackendSettings
 from storage import LockTimeout, State
-from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why, joined
+from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
 
 # Gateways and LocalAI return picture URLs on their own network, but can send the bytes instead.
 _UNFETCHABLE = (Why.FORBIDDEN, Why.UNREACHABLE)
+_NO_PICTURE = "its answer is not a complete picture"
+# No answer names so many pictures of one prompt; each may take seconds to fetch.
+MAX_CANDIDATES = 8
 _NO_MODEL = Fault(Outcome.FAILED, "no model", is_of_model=True)
 _WRITE_MODEL = (
     "no model; write model=… into the picture's URL, or "
@@ -137,8 +143,6 @@ class Backend:
                 if deadline.is_over:
                     detail = "no answer by the deadline (GENERATION_DEADLINE)"
             raise NotDrawn.failed(error.why, detail) from error
-        except NoPicture as error:
-            raise NotDrawn.failed("not a picture", str(error)) from error
 
     def _image(
         self,
@@ -147,41 +151,47 @@ class Backend:
         deadline: Deadline,
         slot: AbstractContextManager[object],
     ) -> Image:
-        data, revised_prompt = self._ask(prompt, request, deadline, slot)
-        media_type = media_type_of(data)
-        if media_type is None:
-            raise NoPicture("its answer is not a complete picture")
-        if len(data) > self.max_image_bytes:
-            raise NotDrawn.failed(Why.TOO_LARGE, "its picture is larger than MAX_IMAGE_BYTES")
-        return Image(data, media_type, self.name, revised_prompt)
-
-    def _ask(
-        self,
-        prompt: str,
-        request: ImageRequest,
-        deadline: Deadline,
-        slot: AbstractContextManager[object],
-    ) -> tuple[bytes, str | None]:
-        """Return the bytes of the picture and the prompt as the backend revised it."""
+        sent = (prompt, request.prompt, *request.options.values())
         for base64 in (False, True):
             with slot if not base64 else self._slot(deadline):
                 answer = self._answer(prompt, request, deadline, base64=base64)
-            if answer.fault is not None:
-                raise NotDrawn(answer.fault, f"{answer.fault.why} (HTTP {answer.reply.status})")
-            if answer.json is None:
-                return answer.reply.body, None
-            found = find_picture(answer.json, answer.reply.picture)
-            if found is None:
-                fault = judge_without_picture(answer.json, answer.sent)
-                raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
-            if found.data is not None:
-                return found.data, found.revised_prompt
+            if answer.fault is not None and answer.reply.status >= 300:
+                raise _not_drawn(answer.fault, answer)
             try:
-                return self._download(str(found.url), deadline), found.revised_prompt
+                return self._first_picture(answer, sent, deadline)
             except UpstreamError as error:
                 if base64 or error.why not in _UNFETCHABLE:
                     raise
         raise AssertionError("the second answer returns or raises")
+
+    def _first_picture(self, answer: Answer, sent: Collection[str], deadline: Deadline) -> Image:
+        """Return the first picture in a success, whatever error stands beside it.
+
+        Raises NotDrawn, and UpstreamError if no candidate can be fetched or is a picture.
+        """
+        problems: list[UpstreamError] = []
+        for found in islice(_candidates(answer, sent), MAX_CANDIDATES):
+            try:
+                return self._picture(found, deadline)
+            except UpstreamError as error:
+                problems.append(error)
+        if answer.fault is not None:
+            raise _not_drawn(answer.fault, answer)
+        if not problems:
+            fault = judge_without_picture(answer.json, answer.sent)
+            raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
+        raise next((one for one in problems if one.why in _UNFETCHABLE), problems[0])
+
+    def _picture(self, found: Found, deadline: Deadline) -> Image:
+        data = found.data if found.data is not None else self._download(str(found.url), deadline)
+        if len(data) > self.max_image_bytes:
+            raise UpstreamError("its picture is larger than MAX_IMAGE_BYTES", Why.TOO_LARGE)
+        media_type = media_type_of(data)
+        if media_type is None:
+            name = foreign_type(data)
+            why = Why(f"not a picture: {name}") if name else Why.NOT_A_PICTURE
+            raise UpstreamError(f"its answer is a picture in {name}" if name else _NO_PICTURE, why)
+        return Image(data, media_type, self.name, found.revised_prompt)
 
     def _slot(self, deadline: Deadline) -> AbstractContextManager[object]:
         """Return a slot for a second call. Raises NotDrawn at the deadline."""
@@ -222,13 +232,31 @@ class Backend:
         )
 
     def _download(self, url: str, deadline: Deadline) -> bytes:
-        reply = self.upstream.download(
-            joined(self.endpoint.url, url),
+        return fetch(
+            self.upstream,
+            url,
+            base=self.endpoint.url,
             home=self.settings.url,
-            deadline=deadline.within(self.timeout),
-            limit=self.max_image_bytes,
             headers=self.endpoint.headers,
+            deadline=deadline,
+            timeout=self.timeout,
+            limit=self.max_image_bytes,
+            sleep=self.sleep,
         )
-        if reply.status != 200:
-            raise NoPicture(f"the URL of its picture answered {reply.status}")
-        return reply.body
+
+
+def _candidates(answer: Answer, sent: Collection[str]) -> Iterator[Found]:
+    """Yield what may be the picture of an answer, whose body may be the picture itself."""
+    reply, body = answer.reply, answer.reply.body.lstrip(BLANK)
+    if answer.json is not None:
+        yield from find_pictures(answer.json, reply.picture, sent)
+    elif reply.picture:
+        yield Found(data=reply.picture)  # out of JSON that is broken
+    else:
+        if body.isascii() and not body.startswith(b"<"):
+            yield from find_pictures(body.decode("ascii"), sent=sent)
+        yield Found(data=body)
+
+
+def _not_drawn(fault: Fault, answer: Answer) -> NotDrawn:
+    return NotDrawn(fault, f"{fault.why} (HTTP {answer.reply.status})")
