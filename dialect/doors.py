@@ -75,8 +75,9 @@ class ApiDoor:
 def has_size(fields: Mapping[str, Any]) -> bool:
     """Return whether configured fields say the size, or the shape, by themselves."""
     config = fields.get("image_config")
-    own = config if isinstance(config, dict) else {}
-    return bool({*fields, *own} & {*SIZE_FIELDS} - {"image_config"})
+    if isinstance(config, dict) and "aspect_ratio" in config:
+        return True
+    return any(name in fields for name in SIZE_FIELDS if name != "image_config")
 
 
 def door_of(url: str, operation: str) -> ApiDoor:

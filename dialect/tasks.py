@@ -104,7 +104,7 @@ def poll(
             continue
         misses = misses + 1 if _is_miss(answer) else 0
         if misses == MAX_MISSES or _is_end(answer):
-            return _judged(answer)
+            return _judged(answer, tuple(endpoint.headers.values()))
     raise UpstreamError("its task did not end in time", Why.TIMED_OUT)
 
 
@@ -126,12 +126,12 @@ def _is_miss(answer: Answer) -> bool:
     return 400 <= status < 500 and status not in _MAY_PASS
 
 
-def _judged(answer: Answer) -> Answer:
+def _judged(answer: Answer, secrets: Collection[str]) -> Answer:
     """Return the last answer, as an error if it reports that the task has failed."""
     if answer.fault is not None or _status(answer.json) not in _FAILED:
         return answer
     errors = (part.get(name) for part in _parts(answer.json) for name in ("error", "errors"))
-    return answer.as_error(next(filter(None, errors), answer.json))
+    return answer.as_error(next(filter(None, errors), answer.json), secrets)
 
 
 def _has_picture(answer: Answer) -> bool:

@@ -261,7 +261,7 @@ def test_what_chat_rejects_is_dropped_and_learned(
 
 
 def test_unknown_size_of_minimax_is_a_shape(backend: ScriptedServer, draw: Draw) -> None:
-    complaint = {"status_code": 2013, "status_msg": "invalid params, width is not supported"}
+    complaint = {"status_code": 2013, "status_msg": "invalid params, unknown parameter width"}
 
     def answer(seen: Seen) -> Say:
         return Say({"base_resp": complaint}) if "width" in seen.json else OF_MINIMAX
