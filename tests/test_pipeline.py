@@ -290,6 +290,20 @@ def test_placeholder_that_was_taken_for_a_picture_is_deleted(
     assert service.get("/status").json["cache"]["entries"] == 0
 
 
+def test_picture_that_a_backend_drew_since_is_kept(
+    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
+) -> None:
+    fallback.say(PICTURE)
+    backend.say(BROKEN, drawing(png(2)), BROKEN)
+    service = serve(backend, **pollinations_settings(fallback))
+    assert service.picture("a").body == png()
+    service.delete(b'{"description": "a"}')
+    service.ahead = 6
+    assert service.picture("a").body == png(2)
+    assert service.picture("b").status == 502
+    assert service.picture("a").headers["Cache-Status"] == HIT
+
+
 # --- give up ------------------------------------------------------------------------------------
 
 
