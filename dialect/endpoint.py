@@ -93,11 +93,13 @@ class Endpoint:
         limit: int,
         size: Size | None = None,
         base64: bool = False,
+        texts: Collection[str] = (),
     ) -> Answer:
         """POST `body`, adapted to its model, and again after each rejection that teaches something.
 
         `size` is sent in the field and fitted to the sizes that the model takes. `base64` asks
-        for bytes in place of a URL. Returns the last answer. Raises UpstreamError and Unavailable.
+        for bytes in place of a URL. `texts` is free text of the client's beside that in `body`.
+        Returns the last answer. Raises UpstreamError and Unavailable.
         """
         key = self.note_key(body.get("model"))
         recalled = self.state.recall(Learned, key)
@@ -105,7 +107,8 @@ class Endpoint:
         learned = replace(known, wants_base64=True) if base64 else known
         for _ in range(MAX_REQUESTS):
             sent = _joined(body, learned.fields(body, size))
-            answer = self._post(sent, dict(learned.headers), deadline, limit)
+            words = (*free_text(sent), *texts)
+            answer = self._post(sent, dict(learned.headers), words, deadline, limit)
             news = _lesson(answer, learned, sent, size)
             if news is None:
                 break
@@ -142,6 +145,7 @@ class Endpoint:
         self,
         sent: Mapping[str, Any],
         headers: Mapping[str, str],
+        words: Collection[str],
         deadline: Deadline,
         limit: int,
     ) -> Answer:
@@ -154,7 +158,7 @@ class Endpoint:
             json=sent,
             cut_picture=self.draws,
         )
-        return Answer.of(reply, free_text(sent), tuple(self.headers.values()))
+        return Answer.of(reply, words, tuple(self.headers.values()))
 
 
 def _joined(body: Mapping[str, Any], sent: dict[str, Any]) -> dict[str, Any]:

@@ -169,7 +169,10 @@ class Drawing:
     @property
     def made_a_call(self) -> bool:
         """Return whether a backend, the fallback or the LLM was asked."""
-        asked = any(found.attempts or found.image for found in self.rounds)
+        asked = any(
+            found.image or any(one.why != NO_MODEL for one in found.attempts)
+            for found in self.rounds
+        )
         others = ("optimise", "rewrite", "fallback")
         return asked or any(s.stage in others and s.why != COOLING for s in self.stages)
 

@@ -379,7 +379,7 @@ SAYING = st.sampled_from(
 
 @unhurried
 @given(WRITTEN, SAYING, st.sampled_from(("as it is", "in capitals", "as JSON", "in JSON")))
-def test_free_text_never_worsens_the_outcome_for_others(
+def test_free_text_never_worsens_the_outcome(
     wrote: str, saying: tuple[int, str], form: str
 ) -> None:
     status, sentence = saying
@@ -388,8 +388,9 @@ def test_free_text_never_worsens_the_outcome_for_others(
     shown = {"in capitals": wrote.upper(), "as JSON": json.dumps(wrote)}.get(form, wrote)
     body = error(sentence.replace("{}", shown))
     fault = judged(status, inside(body) if form == "in JSON" else body, sent=(wrote,))
-    # Judged by the status alone, or as if the client had written something harmless.
-    assert fault in (judged(status, error()), judged(status, error(sentence.replace("{}", "x1y2"))))
+    alone, harmless = judged(status, error()), judged(status, error(sentence.replace("{}", "x1y2")))
+    is_milder = alone.outcome is Outcome.FAILED and fault.is_of_model
+    assert is_milder or fault in (alone, harmless)
 
 
 @pytest.mark.parametrize(
@@ -520,7 +521,6 @@ STATUS = st.sampled_from([200, 201, 204, 301, 400, 401, 404, 422, 429, 451, 500,
 def test_any_answer_is_judged_without_raising(body: bytes, status: int) -> None:
     answer = Answer.of(Reply(status, {}, body))
     assert (answer.fault is not None) >= (status >= 300)
-    assert isinstance(answer.json, dict | list | None)
     assert judge_without_picture(answer.json).outcome is not Outcome.DRAWN
 
 
