@@ -13,8 +13,9 @@ from dialect.judging import TOO_LONG, Outcome
 from picture import ImageRequest, Problem
 from upstream.client import Deadline
 
-# The reason why a server was not asked.
+# The reasons why a server was not asked.
 COOLING = "cooling down"
+NO_MODEL = "no model"
 
 # How a drawing can end without a picture.
 Ending = Literal["moderation_refused", "deadline_passed", "all_cooling_down", "no_backend_drew"]
