@@ -24,7 +24,7 @@ from storage.local.sqlite import SqliteState
 from upstream.client import Upstream
 from web.status import Status
 
-from .conftest import ADMIN, InProcess
+from .conftest import ADMIN, InProcess, saying
 from .servers import Say, ScriptedServer
 from .states import Clock
 
@@ -119,3 +119,16 @@ def test_only_the_admin_token_opens_what_a_vendor_said(
     got = service.get("/status", headers={"X-Admin-Token": ADMIN})
     found = got.json["backends"][0]["last_error"]
     assert (found["why"], found["text"]) == ("unauthorised", "Incorrect API key provided: ***.")
+
+
+def test_what_a_chat_model_wrote_is_its_last_error(
+    serve: Callable[..., InProcess], backend: ScriptedServer
+) -> None:
+    backend.say(saying("I can't draw\nthat."))
+    service = serve(BACKEND_API_URLS=f"{backend.url}/v1/chat/completions")
+    assert service.picture("x", model="painter").status == 502
+    got = service.get("/status", headers={"X-Admin-Token": ADMIN})
+    found = got.json["backends"][0]["last_error"]
+    assert (found["why"], found["model"], found["text"]) == (
+        "rejected", "painter", "I can't draw that."
+    )  # fmt: skip
