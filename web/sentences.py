@@ -100,8 +100,8 @@ SENTENCES: Mapping[str, Sentence] = {
         "参数 {name} 须为 {low} 到 {high} 的整数。",
     ),
     "not_a_model": Sentence(
-        "The parameter model must be 1 to 100 of A-Z a-z 0-9 . _ : / @ + -",
-        "参数 model 须为 1 到 100 个字符，可用 A-Z a-z 0-9 . _ : / @ + -",
+        "The parameter model must be 1 to 100 of A-Z a-z 0-9 . _ : / @ + - and not def.",
+        "参数 model 须为 1 到 100 个字符，可用 A-Z a-z 0-9 . _ : / @ + -，且不能是 def。",
     ),
     "not_a_seed": Sentence(
         "The parameter seed must be an integer of at most 18 digits.",
