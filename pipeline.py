@@ -139,8 +139,10 @@ class Pipeline:
     def _draw_anew(self, drawing: Drawing, reservation: Reservation) -> Drawn:
         began = time.monotonic()
         drawing = self._find_image(drawing)
-        if not drawing.made_a_call:
+        if not drawing.may_have_been_billed:
             reservation.give_back()
+        if not drawing.made_a_call:
+            reservation.give_back_attempt()
         caller = drawing.caller.name
         if drawing.image is None:
             gave_up = self._give_up(drawing)

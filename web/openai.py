@@ -122,7 +122,7 @@ class OpenAi:
         access: Access,
         cache: Cache,
         pipeline: Pipeline,
-        link: Callable[[ImageRequest], Link],
+        link: Callable[[ImageRequest, Caller], Link],
         metrics: Metrics,
     ) -> None:
         self.settings = settings
@@ -136,7 +136,7 @@ class OpenAi:
         """POST /v1/images/generations: draw pictures, or find those of a given seed."""
         caller = self._authorise()
         order = Order.from_json(read_body(MAX_BODY), self.settings.max_prompt_length)
-        urls = self._sign(order)
+        urls = self._sign(order, caller)
         # If several drawings would exceed the day's limit, none begins.
         places = len(order.pictures) if len(order.pictures) > 1 else 0
         with self.pipeline.reserve(caller, places) as reserved:
@@ -164,12 +164,12 @@ class OpenAi:
     def _authorise(self) -> Caller:
         return self.access.authorise({}, request.headers.get("Authorization", ""))
 
-    def _sign(self, order: Order) -> dict[ImageRequest, str]:
+    def _sign(self, order: Order, caller: Caller) -> dict[ImageRequest, str]:
         """Return the pictures' URLs if they are wanted. Comes first: a failure costs nothing."""
         if not order.wants_urls:
             return {}
         try:
-            return {picture: self.link(picture).url for picture in order.pictures}
+            return {picture: self.link(picture, caller).url for picture in order.pictures}
         except Forbidden as error:
             raise BadRequest(error.code, name="response_format") from error
 
