@@ -16,7 +16,7 @@ _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _BOUNDARY = re.compile(r"[\s<>\"'`\\()]")
 # Character references, which Markdown and HTML decode in URLs.
 _REFERENCE = re.compile(r"&#?\w+;")
-_AND = r"&(?:amp|#0*38|#[xX]0*26);"
+_AND = r"&(?:amp|AMP|#0*38|#[xX]0*26);"
 # A parameter of a URL as it is written, after what separates it from the one before.
 _PARAMETER = re.compile(rf"(?:{_AND}|&)?((?:[^&#]|(?!{_AND})&#?\w+;)+)")
 

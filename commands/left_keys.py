@@ -91,5 +91,5 @@ def _why_not_signed(url: str, max_prompt_length: int) -> str:
     except ValueError:
         return "the URL does not name a picture"
     if "key" in found.credentials:
-        return "the key has expired, or the URL is signed already"
+        return "its key is not accepted, or it has a signature as well"
     return "the key is not a parameter of its own"

@@ -29,7 +29,7 @@ def rewrite(file: Path, data: bytes) -> None:
 
 
 def _replace(target: Path, data: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(".tmp", ".", target.parent)
+    descriptor, name = tempfile.mkstemp(".tmp", ".signing-", target.parent)
     try:
         with open(descriptor, "wb") as new:
             new.write(data)

@@ -180,9 +180,11 @@ class Drawing:
 
         Vendors do not bill the errors that they answer with.
         """
-        attempts = [attempt.why for found in self.rounds for attempt in found.attempts]
-        fallbacks = [stage.why for stage in self.stages if stage.stage == "fallback"]
-        return self.image is not None or not _PERHAPS_BILLED.isdisjoint((*attempts, *fallbacks))
+        reasons = [attempt.why for found in self.rounds for attempt in found.attempts]
+        reasons += [stage.why or "" for stage in self.stages if stage.stage == "fallback"]
+        # Some reasons are more precise, after a colon.
+        kinds = (reason.partition(":")[0] for reason in reasons)
+        return self.image is not None or not _PERHAPS_BILLED.isdisjoint(kinds)
 
     @property
     def can_rewriting_help(self) -> bool:

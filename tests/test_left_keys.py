@@ -23,7 +23,7 @@ KEY = "a-long+secret of_钥匙&co"
         (f"{BASE}/other?key=k.", "the URL does not begin with"),
         ("https://other.example/prompt/a?key=k", "the URL does not begin with"),
         (f"{BASE}/prompt/a?q=a-key=k", "the key is not a parameter of its own"),
-        (f"{BASE}/prompt/a?sig=s&key=k", "the key has expired, or the URL is signed already"),
+        (f"{BASE}/prompt/a?sig=s&key=k", "its key is not accepted, or it has a signature as well"),
         (f"{BASE}/prompt/a?key=k&#38width=9", "the URL does not name a picture"),
         ("![](/prompt/a?key=k)", "the key is not part of a URL"),
         (f"{BASE}/prompt/a?sig=s\nkey=k", "the key is not part of a URL"),
