@@ -10,28 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import math
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 from picture import BadRequest, ImageRequest, Problem
 from settings.access_keys import SHARED_NAME, KeySettings
-from storage import State, Unavailable
+from storage import State
 
 SIGNATURE_LENGTH = 32
 MAX_EXPIRES_IN = 10 * 365 * 86400
-DAY = 86400.0
-# A day's count is read on that day only; the rest allows for differing clocks.
-COUNT_TTL = 2 * DAY
-# No name of a key has a slash.
-_ATTEMPTS = "/attempts"
 _DERIVATION_LABEL = b"prompt-image-proxy signing key"
 
 
@@ -55,18 +46,13 @@ class Caller:
         """How many drawings may be tried: those that failed and cost nothing are counted here."""
         return None if self.per_day is None else 5 * self.per_day + 20
 
+    def count_key(self, now: float) -> str:
+        """Return the key of the state's count of drawings, at a Unix time."""
+        return f"{datetime.fromtimestamp(now, UTC).date().isoformat()} {self.name}"
+
 
 # No access key has a name like this.
 COMMAND_LINE = Caller("(command line)")
-
-
-class OverLimit(Problem):
-    """A caller has no drawings left today. `retry_after` is in seconds, until midnight UTC."""
-
-    def __init__(self, code: str, caller: Caller, limit: int | None, retry_after: int) -> None:
-        super().__init__(code, limit=limit)
-        self.caller = caller
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +185,7 @@ class Access:
         expires = {own.caller: own.expires for own in self._keys}
         callers = list(dict.fromkeys([*([self.shared] if self.can_sign else []), *expires]))
         now = state.now()
-        keys = {caller: _count_key(now, caller) for caller in callers}
+        keys = {caller: caller.count_key(now) for caller in callers}
         counts = state.counts(list(keys.values()))
         return [
             {
@@ -223,77 +209,3 @@ def _signed_text(request: ImageRequest, credentials: Mapping[str, str]) -> str:
 
 def _signature(key: bytes, text: str) -> str:
     return hmac.digest(key, text.encode(), "sha256").hex()[:SIGNATURE_LENGTH]
-
-
-class Reservation:
-    """Places for drawings of one caller; closing gives back the unused ones.
-
-    Places beyond those are reserved when they are taken. A place that is taken counts as an
-    attempt as well, so that drawings that fail and are given back come to an end, too. All count
-    for the day, by the state's clock, on which the first was reserved. Thread-safe.
-    """
-
-    def __init__(self, state: State, caller: Caller, amount: int = 0) -> None:
-        """Reserve `amount` places at once, or none of them. Raises OverLimit and Unavailable."""
-        self.caller = caller
-        self._state = state
-        self._mutex = threading.Lock()
-        self._left = 0
-        if amount:
-            self._add(amount)
-            self._left = amount
-
-    def take(self) -> None:
-        """Take a place for a drawing. Raises OverLimit and Unavailable.
-
-        It always writes to the state, even for a place that was reserved before: if that fails,
-        the picture could not be stored either.
-        """
-        with self._mutex:
-            self._add(0 if self._left else 1)
-            self._left = max(0, self._left - 1)
-        limit = self.caller.attempts_per_day
-        if limit is not None and not self._count(1, limit, _ATTEMPTS):
-            self.give_back()
-            raise self._over_limit("daily_attempts_reached", limit)
-
-    def give_back(self, amount: int = 1) -> None:
-        """Give back places of drawings that cost nothing."""
-        with suppress(Unavailable):
-            self._count(-amount)
-
-    def give_back_attempt(self) -> None:
-        """Give back the attempt of a drawing that made no upstream call."""
-        if self.caller.per_day is not None:
-            with suppress(Unavailable):
-                self._count(-1, kind=_ATTEMPTS)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._mutex:
-            left, self._left = self._left, 0
-        if left:
-            self.give_back(left)
-
-    def _add(self, amount: int) -> None:
-        limit = self.caller.per_day if amount else None
-        if not self._count(amount, limit):
-            raise self._over_limit("daily_limit_reached", limit)
-
-    def _count(self, amount: int, limit: int | None = None, kind: str = "") -> bool:
-        return self._state.count(self._count_key + kind, amount, COUNT_TTL, limit)
-
-    def _over_limit(self, code: str, limit: int | None) -> OverLimit:
-        retry_after = math.ceil(DAY - self._state.now() % DAY)
-        return OverLimit(code, self.caller, limit, retry_after)
-
-    @cached_property
-    def _count_key(self) -> str:
-        return _count_key(self._state.now(), self.caller)
-
-
-def _count_key(now: float, caller: Caller) -> str:
-    day = datetime.fromtimestamp(now, UTC).date()
-    return f"{day.isoformat()} {caller.name}"

@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from access import COMMAND_LINE, Caller, OverLimit, Reservation
+from access import COMMAND_LINE, Caller
 from backends import Backends
 from cache import Cache
 from drawing.backend import NotDrawn, Pollinations
 from drawing.pool import Pool, StillRunning
 from drawing.record import Drawing, GaveUp, Stage
+from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn, Storing
 from drawing.verdict import Blocked, Failure, is_blocked, verdict
 from hosting import ImageHost

@@ -143,7 +143,7 @@ def test_key_is_accepted_until_the_end_of_its_last_day() -> None:
     assert at(LAST_SECOND + 1).authorise({"key": "blog-key"}, "Bearer k")
 
 
-def test_signature_of_a_named_key_counts_for_it_and_ends_with_it() -> None:
+def test_named_signature_counts_for_its_key_and_ends_with_it() -> None:
     def keys(*named: KeySettings, now: float = LAST_SECOND) -> Access:
         return Access("k", named_keys=named, clock=lambda: now)
 

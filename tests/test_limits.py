@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from access import Caller, OverLimit, Reservation
+from access import Caller
 from drawing.pool import Pool
+from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn
 from storage import State, Unavailable
 

@@ -17,11 +17,12 @@ from typing import Any
 
 from flask import Response, request
 
-from access import Access, Caller, Forbidden, OverLimit, Reservation
+from access import Access, Caller, Forbidden
 from cache import Cache, Picture
 from config import Settings
 from drawing.pool import Busy
 from drawing.record import GaveUp
+from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn
 from metrics import Metrics
 from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, Link
