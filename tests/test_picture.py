@@ -264,11 +264,16 @@ ALIKE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.lists(ALIKE, min_size=2, max_size=60))
+@BOUNDED
+@given(st.lists(ALIKE, min_size=1, max_size=20))
 def test_different_pictures_have_different_keys(bodies: list[dict[str, str]]) -> None:
+    fewer = [
+        {name: text for name, text in body.items() if name != left_out}
+        for body in bodies
+        for left_out in body.keys() - {"description"}
+    ]
     pictures: dict[str, ImageRequest] = {}
-    for body in bodies:
+    for body in (*bodies, *fewer):
         with contextlib.suppress(BadRequest):
             value = ImageRequest.from_text(**body)  # type: ignore[arg-type]
             any_case = replace(value, prompt=value.prompt.lower())
