@@ -99,7 +99,9 @@ class Llm:
         self.timeout = timeout
         self.metrics = metrics
         self.endpoint = Endpoint(upstream, state, settings.url, "chat/completions", settings.token)
-        self.outages = Outages(state, self.endpoint.note_key(), "The LLM", is_avoided=False)
+        self.outages = Outages(
+            state, self.endpoint.note_key(), "The LLM", is_avoided=False, model=settings.model
+        )
         self._answers: SingleFlight[str] = SingleFlight(state)
 
     def template(self, task: str) -> str | None:

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from access import COMMAND_LINE, Caller, OverLimit, Reservation
+from access import COMMAND_LINE, Caller
 from backends import MAX_WAIT, Backends
 from cache import Cache
 from drawing.backend import NotDrawn
 from drawing.fallback import Pollinations
 from drawing.pool import Pool, StillRunning
 from drawing.record import Drawing, GaveUp, Round, Stage
+from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn, Storing
 from drawing.verdict import Blocked, Failure, is_blocked, verdict
 from hosting import ImageHost
@@ -140,8 +141,10 @@ class Pipeline:
     def _draw_anew(self, drawing: Drawing, reservation: Reservation) -> Drawn:
         began = time.monotonic()
         drawing = self._find_image(drawing)
-        if not drawing.made_a_call:
+        if not drawing.may_have_been_billed:
             reservation.give_back()
+        if not drawing.made_a_call:
+            reservation.give_back_attempt()
         caller = drawing.caller.name
         if drawing.image is None:
             gave_up = self._give_up(drawing)

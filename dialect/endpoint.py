@@ -19,6 +19,7 @@ from upstream.client import Deadline, Reply, Upstream
 
 # A limit for vendors that reject one field after the other.
 MAX_REQUESTS = 8
+_ACCEPT = {"Accept": "application/json, image/*"}
 
 
 def clean_text(value: Any) -> str | None:
@@ -107,8 +108,10 @@ class Endpoint:
         learned = replace(known, wants_base64=True) if base64 else known
         for _ in range(MAX_REQUESTS):
             sent = _joined(body, learned.fields(body, size))
-            words = (*free_text(sent), *texts)
-            answer = self._post(sent, dict(learned.headers), words, deadline, limit)
+            words, headers = (*free_text(sent), *texts), dict(learned.headers)
+            answer = self._call(
+                "POST", self.url, headers, words, json=sent, deadline=deadline, limit=limit
+            )
             news = _lesson(answer, learned, sent, size)
             if news is None:
                 break
@@ -131,32 +134,22 @@ class Endpoint:
 
         `sent` is the free text of the request that led to it.
         """
-        reply = self.upstream.request(
-            "GET",
-            url,
-            deadline=deadline,
-            limit=limit,
-            headers=self.headers | dict(headers),
-            cut_picture=self.draws,
-        )
-        return Answer.of(reply, sent, tuple(self.headers.values()))
+        return self._call("GET", url, headers, sent, deadline=deadline, limit=limit)
 
-    def _post(
+    def _call(
         self,
-        sent: Mapping[str, Any],
+        method: str,
+        url: str,
         headers: Mapping[str, str],
         words: Collection[str],
-        deadline: Deadline,
-        limit: int,
+        **more: Any,
     ) -> Answer:
         reply = self.upstream.request(
-            "POST",
-            self.url,
-            deadline=deadline,
-            limit=limit,
-            headers=self.headers | dict(headers),
-            json=sent,
+            method,
+            url,
+            headers=_ACCEPT | self.headers | dict(headers),
             cut_picture=self.draws,
+            **more,
         )
         return Answer.of(reply, words, tuple(self.headers.values()))
 

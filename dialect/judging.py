@@ -9,7 +9,7 @@ import email.utils
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -166,7 +166,17 @@ def judge_without_picture(answer: Any, sent: Collection[str] = ()) -> Fault:
     """
     error = complaint(answer)
     text = ErrorText.read(claimed_status(error), error or answer, sent)
-    return judge(200, text, {}, answer)
+    fault = judge(200, text, {}, answer)
+    return replace(fault, detail=_prose(answer) or fault.detail)
+
+
+def _prose(answer: Any) -> str:
+    """Return what a chat model wrote in place of a picture, on one line and shortened."""
+    try:
+        content = answer["choices"][0]["message"]["content"]
+    except (TypeError, KeyError, IndexError):
+        return ""
+    return " ".join(content.split())[:300] if isinstance(content, str) else ""
 
 
 def _why_of_place(

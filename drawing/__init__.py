@@ -1,1 +1,1 @@
-"""One drawing: its record and verdict, who draws, cooldowns, the pool, storing the picture."""
+"""One drawing: its record and verdict, who draws, cooldowns, limits, the pool, storing."""

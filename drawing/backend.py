@@ -155,7 +155,9 @@ class Backend:
         for base64 in (False, True):
             with slot if not base64 else self._slot(deadline):
                 answer = self._answer(prompt, request, deadline, base64=base64)
-            if answer.fault is not None and answer.reply.status >= 300:
+            if answer.fault is not None and (
+                answer.reply.status >= 300 or answer.fault.outcome is Outcome.REFUSED
+            ):
                 raise _not_drawn(answer.fault, answer)
             try:
                 return self._first_picture(answer, sent, deadline)
@@ -165,7 +167,7 @@ class Backend:
         raise AssertionError("the second answer returns or raises")
 
     def _first_picture(self, answer: Answer, sent: Collection[str], deadline: Deadline) -> Image:
-        """Return the first picture in a success, whatever error stands beside it.
+        """Return the first picture in a success, whatever fault stands beside it.
 
         Raises NotDrawn, and UpstreamError if no candidate can be fetched or is a picture.
         """

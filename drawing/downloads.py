@@ -28,7 +28,7 @@ def fetch(
     limit: int,
     sleep: Callable[[float], None],
 ) -> bytes:
-    """Return what a URL names, asked for again after 1, 2 and 4 s while it fails and may not.
+    """Return what a URL names; a failure that may pass is tried again after 1, 2 and 4 s.
 
     `url` may be relative to `base`, and has `headers` only at the origin of `home`. Each attempt
     has `timeout` seconds. Raises UpstreamError.
@@ -56,7 +56,9 @@ def _fetch_once(
     try:
         reply = upstream.download(url, home=home, deadline=deadline, limit=limit, headers=headers)
     except UpstreamError as error:
-        if error.why in _LOST:
+        # Before the deadline only connecting times out.
+        is_lost = error.why in _LOST or (error.why is Why.TIMED_OUT and not deadline.is_over)
+        if is_lost:
             raise _Passing(str(error), error.why) from error
         raise
     if reply.status == 200 and reply.body:

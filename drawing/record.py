@@ -11,9 +11,14 @@ from typing import Any, Literal
 from access import Caller
 from dialect.judging import TOO_LONG, Outcome
 from picture import ImageRequest, Problem
-from upstream.client import Deadline
+from upstream.client import Deadline, Why
 
-# Reasons that are not a backend's own word, or that a later stage looks for.
+# Reasons for which there is no picture although a backend may have drawn one.
+_PERHAPS_BILLED = frozenset(
+    (Why.TIMED_OUT, Why.UNREADABLE, Why.INTERIM, Why.TOO_LARGE, Why.FORBIDDEN, "not a picture")
+)
+
+# The reasons why a server was not asked.
 COOLING = "cooling down"
 NO_MODEL = "no model"
 
@@ -176,6 +181,18 @@ class Drawing:
         )
         others = ("optimise", "rewrite", "fallback")
         return asked or any(s.stage in others and s.why != COOLING for s in self.stages)
+
+    @property
+    def may_have_been_billed(self) -> bool:
+        """Return whether a backend or the fallback has drawn, or may have without our seeing it.
+
+        Vendors do not bill the errors that they answer with.
+        """
+        reasons = [attempt.why for found in self.rounds for attempt in found.attempts]
+        reasons += [stage.why or "" for stage in self.stages if stage.stage == "fallback"]
+        # Some reasons are more precise, after a colon.
+        kinds = (reason.partition(":")[0] for reason in reasons)
+        return self.image is not None or not _PERHAPS_BILLED.isdisjoint(kinds)
 
     @property
     def can_rewriting_help(self) -> bool:

@@ -71,16 +71,25 @@ def headers(value: Any) -> Mapping[str, str]:
     """Return header fields to send. No sentence quotes a value: all are secrets."""
     if not isinstance(value, dict) or not value:
         raise ValueError('is not an object of headers; write {"X-Name": "value"}')
-    for name, text in value.items():
-        if not _HEADER_NAME.fullmatch(name):
-            # Not quoted: name and value may have been swapped.
-            raise ValueError("has a name that no header can have; write letters, digits and -")
-        if name.lower() in _OWN_HEADERS:
-            raise ValueError(f"has the header {name!r}, which no setting replaces; remove it")
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"has no value for the header {name!r}; write it in quotes")
-        header_value(text)
+    faults = [fault for name, text in value.items() if (fault := _header_fault(name, text))]
+    if faults:
+        raise ValueError(*faults)
     return value
+
+
+def _header_fault(name: str, value: Any) -> str | None:
+    if not _HEADER_NAME.fullmatch(name):
+        # Not quoted: name and value may have been swapped.
+        return "has a name that no header can have; write letters, digits and -"
+    if name.lower() in _OWN_HEADERS:
+        return f"has the header {name!r}, which no setting replaces; remove it"
+    if not isinstance(value, str) or not value.strip():
+        return "has a header without a value; write it in quotes"
+    try:
+        header_value(value)
+    except ValueError as error:
+        return f"has a header whose value {error}"
+    return None
 
 
 def concurrency(value: Any) -> int:

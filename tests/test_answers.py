@@ -328,6 +328,7 @@ def test_anything_but_a_picture_is_none(server: MakeServer, draw: Draw, thing: s
     [
         (REFUSAL, Outcome.REFUSED),
         (Say({"data": [{"url": "", "respect_moderation": False}]}), Outcome.REFUSED),
+        (Say({"error": {"code": "content_filter"}, "data": [{"url": URI}]}), Outcome.REFUSED),
         (Say({"data": []}), Outcome.REJECTED),
         (Say("", 400), Outcome.REJECTED),
         (Say("", 599), Outcome.FAILED),

@@ -658,6 +658,15 @@ def test_log_contains_no_secret() -> None:
     assert line == f"ERROR a {' '.join(['***'] * len(SECRET_TEXTS))} b\n"
 
 
+def test_each_faulty_header_has_a_sentence() -> None:
+    headers = {"Host": "a", "X-A": "1\n", "X B": "2", "X-C": "3"}
+    found = faults(
+        {**LEAST, "BACKEND_HEADERS": json.dumps({URL: headers, f"{URL}/x": {"X-A": "1"}})}
+    )
+    assert len(found) == 4
+    assert all(fault.startswith("BACKEND_HEADERS: 'https://") for fault in found)
+
+
 def test_log_contains_no_credentials_of_a_header() -> None:
     headers = f'{{"{URL}": {{"X-Gateway": "Bearer of-the-gateway"}}}}'
     line = logged(read(BACKEND_HEADERS=headers), "X-Gateway: wrong key of-the-gateway")

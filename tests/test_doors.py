@@ -157,6 +157,7 @@ def test_request_suits_the_door(
     assert draw(backend.url + path, token="t", headers={"X-A": "1"}).data == png()
     [seen] = backend.seen
     assert (seen.target, seen.json, seen.headers["X-A"]) == (where, sent, "1")
+    assert seen.headers["Accept"] == "application/json, image/*"
     is_deployment = path.startswith(DEPLOYMENT)
     assert seen.headers["api-key"] == ("t" if is_deployment else None)
     assert seen.headers["Authorization"] == (None if is_deployment else "Bearer t")

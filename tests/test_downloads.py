@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from dialect.judging import Outcome
+from upstream.client import Reply, Upstream, UpstreamError, Why
 
 from .conftest import drawing
 from .one_backend import PNG, Draw, not_drawn
@@ -65,6 +66,24 @@ def test_picture_that_cannot_be_fetched_is_a_failure(
     assert str(status) in str(error)
     assert draw.pauses == pauses
     assert len(backend.seen) == len(pauses) + 2
+
+
+class SlowToConnect(Upstream):
+    """Times out once, as a connection does long before the deadline."""
+
+    def download(self, *args: Any, **more: Any) -> Reply:
+        if not self.has_timed_out:
+            self.has_timed_out = True
+            raise UpstreamError("it did not answer in time", Why.TIMED_OUT)
+        return super().download(*args, **more)
+
+    has_timed_out = False
+
+
+def test_connection_that_times_out_is_tried_again(backend: ScriptedServer, draw: Draw) -> None:
+    backend.say(NAMED, Say(PNG))
+    assert draw(backend.url, upstream=SlowToConnect()).data == PNG
+    assert draw.pauses == [1]
 
 
 def test_picture_of_the_same_origin_is_fetched_with_the_token(

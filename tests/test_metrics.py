@@ -390,7 +390,7 @@ def test_full_disk_costs_numbers_and_no_worker(gunicorn: Start, backend: Scripte
     with file_sizes_limited(service.process.pid, 2000):
         reload(service)
         assert service.said().count("This worker is missing from /metrics: File too large") == 2
-        # SQLite, too, may lack a file under this limit, so that no picture is asked for.
+        # SQLite's -shm file has 32 KiB, so that new workers cannot serve pictures either.
         assert Numbers(service)("pictures_total", source="hit") == 1
     respawn_all_workers(service)
     service.picture("x")

@@ -29,7 +29,7 @@ from storage.rows import to_columns
 from storage.sql import MAX_NOTES, SCHEMA_VERSION
 from storage.store import DAY, HOUR
 
-from .disks import disk, full, read_only
+from .disks import disk, file_sizes_limited, full, read_only
 from .states import ROOT, Clock, Word
 
 Open = Callable[[], SqliteState]
@@ -569,6 +569,15 @@ def test_rows_are_found_on_a_full_disk(folder: Path, clock: Clock) -> None:
             assert state.find(hosted(1).key) == hosted(1)
         state.store(hosted(2))
         assert state.fault is None
+
+
+def test_rows_are_found_where_no_file_may_grow(state: SqliteState) -> None:
+    state.store(hosted(1))
+    with file_sizes_limited(os.getpid(), 4096):
+        with pytest.raises(Unavailable, match="disk I/O error"):
+            state.store(hosted(2))
+        assert state.find(hosted(1).key) == hosted(1)
+    state.store(hosted(2))
 
 
 def test_wal_that_cannot_be_read_is_not_ignored(folder: Path, clock: Clock, index: Path) -> None:

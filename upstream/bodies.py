@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import binascii
-import json
 import re
 import threading
 import time
@@ -34,14 +33,20 @@ _LONG = rb'(?:[ \r\n\t]|\\[nrt]){0,9}(?=%b[^"]{4000})' % _MAGIC
 _PICTURE = re.compile(rb'"(?:%b){0,2}%b' % (_URI_PREFIX, _LONG))
 # Looking behind each quote of megabytes of them would hold the interpreter.
 _MAX_QUOTES = 250_000
-# Within a text, such as the Markdown of a chat; these end it there.
+# Within a text, such as the Markdown of a chat, and what is base64 there.
 _PICTURE_IN_TEXT = re.compile(_URI_PREFIX + _LONG)
-_TEXT_ENDS = (b'"', rb"\"", rb"\n", b")", b" ", b">", b"'")
+_IN_TEXT = re.compile(rb"(?:[A-Za-z0-9+/=_%-]++|\\[/u])*+")
 _JSON = re.compile(rb"[\xef\xbb\xbf\s]*[{\[]")
 
 _TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 _BLANK = b" \t\r\n"
-_PERCENT = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%0A": b"", b"%0D": b"", b"%20": b""}
+_ESCAPES = {
+    **{rb"\/": b"/", rb"\n": b"", rb"\r": b"", rb"\t": b""},
+    **{rb"\u002b": b"+", rb"\u002B": b"+", rb"\u002f": b"/", rb"\u002F": b"/", rb"\u003d": b"="},
+    **{rb"\u003D": b"=", b"%2b": b"+", b"%2B": b"+", b"%2f": b"/", b"%2F": b"/", b"%3d": b"="},
+    **{b"%3D": b"=", b"%0a": b"", b"%0A": b"", b"%0d": b"", b"%0D": b"", b"%20": b""},
+}
+_LONGEST_ESCAPE = 6
 _GZIP = b"\x1f\x8b"
 
 
@@ -81,13 +86,10 @@ def decode_base64(text: bytes, start: int = 0, end: int | None = None) -> bytes 
 
     It may have the URL-safe alphabet, white space, no padding, or the escapes of JSON and URLs.
     """
-    end = len(text) if end is None else end
     with _DECODING:
         try:
-            if text.find(b"\\", start, end) >= 0 or text.find(b"%", start, end) >= 0:
-                return _decoded(memoryview(_unescaped(text[start:end])))
             return _decoded(memoryview(text)[start:end])
-        except ValueError:
+        except binascii.Error:
             return None
 
 
@@ -120,39 +122,41 @@ def _place(body: bytes) -> tuple[int, int, int] | None:
     found = _PICTURE_IN_TEXT.search(body, max(0, at - 100), at + 5000) if at > 0 else None
     if not found:
         return None
-    end = len(body)
-    for sign in _TEXT_ENDS:
-        at = body.find(sign, found.end(), end)
-        end = end if at < 0 else at
-    return found.start(), found.end(), end
-
-
-def _unescaped(text: bytes) -> bytes:
-    """Return base64 without the escapes of JSON and URLs. Raises ValueError."""
-    if b"\\" in text:
-        text = json.loads(b'"%b"' % text, strict=False).encode("ascii")
-    if b"%" in text:
-        for escape, plain in _PERCENT.items():
-            text = text.replace(escape, plain).replace(escape.lower(), plain)
-    return text
+    begin = found.end()
+    at, end = begin - _PIECE, begin
+    while end - at >= _PIECE and (more := _IN_TEXT.match(body, end, end + _PIECE + 1)):
+        at, end = end, more.end()
+    return found.start(), begin, end
 
 
 def _decoded(text: memoryview) -> bytes:
-    """Return base64 of either alphabet as bytes. Raises binascii.Error."""
+    """Return base64 as bytes. Raises binascii.Error."""
     picture, rest = BytesIO(), b""
     for at in range(0, len(text), _PIECE):
         if at:
             # Otherwise other threads wait 5 ms for the interpreter whenever they have released it.
             time.sleep(0.0001)
-        piece = rest + bytes(text[at : at + _PIECE]).translate(_TO_STANDARD, _BLANK)
-        whole = len(piece) // 4 * 4
-        if at + _PIECE >= len(text):
-            piece = piece.rstrip(b"=")
-            whole = len(piece) + -len(piece) % 4
-            piece = piece.ljust(whole, b"=")
-        picture.write(binascii.a2b_base64(piece[:whole], strict_mode=True))
-        rest = piece[whole:]
+        piece = rest + bytes(text[at : at + _PIECE])
+        groups, rest = _groups(piece, is_last=at + _PIECE >= len(text))
+        picture.write(binascii.a2b_base64(groups, strict_mode=True))
     return picture.getvalue()
+
+
+def _groups(text: bytes, *, is_last: bool) -> tuple[bytes, bytes]:
+    """Return the whole groups of a piece of base64, as the standard has them, and the rest."""
+    rest = b""
+    if b"\\" in text or b"%" in text:
+        at = max(text.rfind(sign, 1 - _LONGEST_ESCAPE) for sign in (b"\\", b"%"))
+        if at >= 0 and not is_last:
+            text, rest = text[:at], text[at:]
+        for escape, plain in _ESCAPES.items():
+            text = text.replace(escape, plain)
+    text = text.translate(_TO_STANDARD, _BLANK)
+    if is_last:
+        text = text.rstrip(b"=")
+        return text + b"=" * (-len(text) % 4), b""
+    whole = len(text) // 4 * 4
+    return text[:whole], text[whole:] + rest
 
 
 def _unpacked(response: urllib3.BaseHTTPResponse, body: bytes, most: int) -> bytes:

@@ -11,9 +11,10 @@ from typing import Any
 from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
-from access import Forbidden, OverLimit, Unauthorised
+from access import Forbidden, Unauthorised
 from drawing.pool import Busy, StillRunning
 from drawing.record import Ending, GaveUp
+from drawing.reservation import OverLimit
 from picture import BadRequest, Problem
 from storage import Unavailable
 from web.cards import VARY, card, preferred_language, wants_picture
@@ -53,7 +54,10 @@ _STATUS_OF_ENDING: Mapping[Ending, int] = {
 _HTTP_CODES = {404: "no_such_route", 405: "no_such_method", 416: "not_satisfiable"}
 # Waiting does not help: the operator has to change the settings or pay a bill.
 _OPERATOR_REASONS = frozenset(
-    ("unauthorised", "out of credit", "unknown model", "no model", "not found", "bad certificate")
+    (
+        *("unauthorised", "out of credit", "not found", "unknown model", "no model"),
+        *("bad certificate", "blocked by Cloudflare"),
+    )
 )
 
 

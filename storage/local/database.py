@@ -73,7 +73,7 @@ class Database:
         """The same in a transaction: all or nothing. Waits `patience` seconds for the lock."""
 
         def in_transaction(connection: sqlite3.Connection) -> T:
-            # A failure needs no rollback, since the connection is closed.
+            # A failure needs no rollback here: the connection is closed, or goes back without it.
             connection.execute("BEGIN IMMEDIATE")
             result = work(connection)
             connection.execute("COMMIT")
@@ -115,8 +115,14 @@ class Database:
                 raise
             except _ERRORS as error:
                 is_mended = may_mend and patience > 0 and self._mend(error, identity)
-                # Others may be as useless: one opened in a read-only folder stays read-only.
-                self._close_idle()
+                if failed and _is_full(error):
+                    # Its last connection takes the -shm file along, which needs room to come back.
+                    failed.rollback()
+                    self._give_back(failed)
+                    failed = None
+                else:
+                    # Others may be as useless: one opened in a read-only folder stays read-only.
+                    self._close_idle()
                 if not is_mended:
                     raise self._unavailable(error, patience) from error
             finally:
@@ -211,6 +217,10 @@ class Database:
 
 def _code(error: Exception) -> int:
     return getattr(error, "sqlite_errorcode", 0)
+
+
+def _is_full(error: Exception) -> bool:
+    return _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
 
 
 def _is_damage(error: Exception) -> bool:
