@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from dialect.learning import SIZE_FIELDS, Learned
+from dialect.blame import SIZE_FIELDS
+from dialect.learning import Learned
 from dialect.sizes import SizeRule
 
 IMAGES = "images/generations"
@@ -74,8 +75,9 @@ class ApiDoor:
 def has_size(fields: Mapping[str, Any]) -> bool:
     """Return whether configured fields say the size, or the shape, by themselves."""
     config = fields.get("image_config")
-    own = config if isinstance(config, dict) else {}
-    return bool({*fields, *own} & {*SIZE_FIELDS} - {"image_config"})
+    if isinstance(config, dict) and "aspect_ratio" in config:
+        return True
+    return any(name in fields for name in SIZE_FIELDS if name != "image_config")
 
 
 def door_of(url: str, operation: str) -> ApiDoor:

@@ -6,8 +6,9 @@ Two forms are known: APIMart's, which its clones share, and ModelScope's.
 from __future__ import annotations
 
 import itertools
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -22,23 +23,24 @@ from upstream.client import Deadline, UpstreamError, Why
 PAUSES = (1.0, 2.0, 3.0, 5.0)
 # So many polls in a row that say that there is no such task, or nothing to be asked for.
 MAX_MISSES = 3
-_MAX_ID = 200
+# Not dots alone: they would leave the folder.
+_ID = re.compile(r"(?!\.+$)[^\s\x00-\x1f]{1,200}")
 _MODELSCOPE = (("X-ModelScope-Task-Type", "image_generation"),)
 _MAY_PASS = frozenset((408, 425, 429))
 _LASTING = (Why.FORBIDDEN, Why.TOO_LARGE)
 
+# A picture beside one of these is a preview, and a URL is the task's own.
+_RUNNING = frozenset(
+    (
+        *("submitted", "pending", "queued", "in_queue", "waiting", "accepted", "created"),
+        *("not_start", "starting", "started", "processing", "running", "in_progress", "generating"),
+    )
+)
 _DONE = frozenset(("succeed", "succeeded", "success", "completed", "complete", "finished", "done"))
 _FAILED = frozenset(
     (
-        "failed",
-        "failure",
-        "fail",
-        "error",
-        "cancelled",
-        "canceled",
-        "expired",
-        "rejected",
-        "blocked",
+        *("failed", "failure", "fail", "error", "cancelled", "canceled", "expired"),
+        *("rejected", "blocked"),
     )
 )
 _STATUS_NAMES = ("task_status", "status", "state")
@@ -54,12 +56,13 @@ class AcceptedTask:
 
 def task_of(answer: Answer) -> AcceptedTask | None:
     """Return the task that an answer names in place of a picture, or None without one."""
-    if answer.fault is not None or _has_picture(answer):
+    if answer.fault is not None or _status(answer.json) in _FAILED:
+        return None
+    if _status(answer.json) not in _RUNNING and _has_picture(answer):
         return None
     for part in _parts(answer.json):
         id = part.get("task_id")
-        is_usable = isinstance(id, str | int) and 0 < len(str(id)) <= _MAX_ID
-        if is_usable and _status(part) not in _FAILED and str(id) not in (".", ".."):
+        if isinstance(id, str | int) and _ID.fullmatch(str(id)):
             return AcceptedTask(str(id), _MODELSCOPE if "task_status" in part else ())
     return None
 
@@ -67,7 +70,7 @@ def task_of(answer: Answer) -> AcceptedTask | None:
 def poll(
     endpoint: Endpoint,
     task: AcceptedTask,
-    prompt: str,
+    sent: Collection[str],
     *,
     deadline: Deadline,
     timeout: float,
@@ -75,6 +78,8 @@ def poll(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Answer:
     """Return the answer with which a task ended; each call may take `timeout` seconds.
+
+    `sent` is the free text of the request for it.
 
     The task has been paid for, so a poll that fails in a way that may pass is no end of it.
     Raises UpstreamError, at the deadline too.
@@ -90,7 +95,7 @@ def poll(
                 deadline=deadline.within(timeout),
                 limit=limit,
                 headers=dict(task.headers),
-                prompt=prompt,
+                sent=sent,
             )
         except UpstreamError as error:
             if error.why in _LASTING:
@@ -99,14 +104,15 @@ def poll(
             continue
         misses = misses + 1 if _is_miss(answer) else 0
         if misses == MAX_MISSES or _is_end(answer):
-            return _judged(answer, prompt)
+            return _judged(answer, tuple(endpoint.headers.values()))
     raise UpstreamError("its task did not end in time", Why.TIMED_OUT)
 
 
 def _is_end(answer: Answer) -> bool:
     """Return whether an answer is the task's last word."""
-    if _status(answer.json) in _DONE | _FAILED:
-        return True
+    status = _status(answer.json) if answer.reply.status < 300 else None
+    if status in _RUNNING | _DONE | _FAILED:
+        return status not in _RUNNING
     if answer.fault is not None:
         return answer.fault.outcome is not Outcome.FAILED
     if answer.json is None:
@@ -120,12 +126,12 @@ def _is_miss(answer: Answer) -> bool:
     return 400 <= status < 500 and status not in _MAY_PASS
 
 
-def _judged(answer: Answer, prompt: str) -> Answer:
+def _judged(answer: Answer, secrets: Collection[str]) -> Answer:
     """Return the last answer, as an error if it reports that the task has failed."""
     if answer.fault is not None or _status(answer.json) not in _FAILED:
         return answer
     errors = (part.get(name) for part in _parts(answer.json) for name in ("error", "errors"))
-    return answer.as_error(next(filter(None, errors), answer.json), prompt)
+    return answer.as_error(next(filter(None, errors), answer.json), secrets)
 
 
 def _has_picture(answer: Answer) -> bool:

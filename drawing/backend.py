@@ -15,7 +15,7 @@ from dialect.judging import Fault, Outcome, judge_without_picture
 from dialect.tasks import poll, task_of
 from drawing.cooldowns import Outages
 from drawing.downloads import fetch
-from drawing.record import Image
+from drawing.record import NO_MODEL, Image
 from drawing.slots import Slots, first_free
 from images.formats import foreign_type, media_type_of
 from metrics import OFF, Metrics
@@ -30,7 +30,7 @@ _UNFETCHABLE = (Why.FORBIDDEN, Why.UNREACHABLE)
 _NO_PICTURE = "its answer is not a complete picture"
 # No answer names so many pictures of one prompt; each may take seconds to fetch.
 MAX_CANDIDATES = 8
-_NO_MODEL = Fault(Outcome.FAILED, "no model", is_of_model=True)
+_NO_MODEL = Fault(Outcome.FAILED, NO_MODEL, is_of_model=True)
 _WRITE_MODEL = (
     "no model; write model=… into the picture's URL, or "
     '{"*": {"model": "…"}} into BACKEND_PARAMS for this backend'
@@ -180,7 +180,7 @@ class Backend:
         if answer.fault is not None:
             raise _not_drawn(answer.fault, answer)
         if not problems:
-            fault = judge_without_picture(answer.json)
+            fault = judge_without_picture(answer.json, answer.sent)
             raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
         raise next((one for one in problems if one.why in _UNFETCHABLE), problems[0])
 
@@ -219,6 +219,7 @@ class Backend:
             limit=limit,
             size=None if has_size(extra) else request.pixels,
             base64=base64,
+            texts=(request.prompt,),
         )
         task = task_of(answer)
         if task is None:
@@ -226,7 +227,7 @@ class Backend:
         return poll(
             self.endpoint,
             task,
-            prompt,
+            answer.sent,
             deadline=deadline,
             timeout=self.timeout,
             limit=limit,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from dialect.judging import Fault, Outcome
+from dialect.judging import TOO_LONG, Fault, Outcome
 from storage import Note, Recalled, State, Unavailable
 
 log = logging.getLogger("prompt_image_proxy.backends")
@@ -152,6 +152,8 @@ class Outages:
         picture = picture[:_PICTURE_LENGTH]
 
         def change(before: Cooldown) -> Cooldown:
+            if fault.why == TOO_LONG:
+                return before  # it is the prompt's fault, however many are too long
             if fault.outcome is Outcome.REJECTED:
                 return before.rejected(picture, self.state.now())
             if before.has_begun_since(known):

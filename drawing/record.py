@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from access import Caller
-from dialect.judging import Outcome
+from dialect.judging import TOO_LONG, Outcome
 from picture import ImageRequest, Problem
 from upstream.client import Deadline, Why
 
@@ -18,9 +18,9 @@ _PERHAPS_BILLED = frozenset(
     (Why.TIMED_OUT, Why.UNREADABLE, Why.INTERIM, Why.TOO_LARGE, Why.FORBIDDEN, "not a picture")
 )
 
-# Reasons that are not a backend's own word, or that a later stage looks for.
+# The reasons why a server was not asked.
 COOLING = "cooling down"
-TOO_LONG = "prompt too long"
+NO_MODEL = "no model"
 
 # How a drawing can end without a picture.
 Ending = Literal["moderation_refused", "deadline_passed", "all_cooling_down", "no_backend_drew"]
@@ -175,7 +175,10 @@ class Drawing:
     @property
     def made_a_call(self) -> bool:
         """Return whether a backend, the fallback or the LLM was asked."""
-        asked = any(found.attempts or found.image for found in self.rounds)
+        asked = any(
+            found.image or any(one.why != NO_MODEL for one in found.attempts)
+            for found in self.rounds
+        )
         others = ("optimise", "rewrite", "fallback")
         return asked or any(s.stage in others and s.why != COOLING for s in self.stages)
 

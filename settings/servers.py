@@ -50,7 +50,10 @@ class BackendSettings:
 
 @dataclass(frozen=True, slots=True)
 class LlmSettings:
-    """A chat-completions API, and a template for each use of it, or None where it is off."""
+    """A chat-completions API, and a template for each use of it, or None where it is off.
+
+    `params` are fields that replace those of a request; None removes one.
+    """
 
     url: str = field(repr=False)
     model: str
@@ -58,6 +61,7 @@ class LlmSettings:
     optimize_template: str | None
     safety_template: str | None
     safety_attempts: int
+    params: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ def make_llm(table: Table, reader: Reader) -> LlmSettings | None:
         optimize_template=optimize,
         safety_template=safety,
         safety_attempts=table.de_nsfw_max_attempts,
+        params=table.llm_params,
     )
 
 

@@ -217,6 +217,9 @@ class Table:
     """The Bearer token for the LLM."""
     llm_optimization_model: str = setting(str, "gpt-4.1-mini")
     """The LLM's model."""
+    llm_params: Mapping[str, Any] = setting(maps.llm_parameters, {})
+    """More fields for requests to the LLM, as a JSON object; `null` removes one:
+    `{"enable_thinking": false, "temperature": null}`."""
     llm_optimization_template_file: str | None = setting(str, None, shown="`prompts/optimize.txt`")
     """A file with your own template, in which `{ORIGINAL_PROMPT}` stands for the prompt."""
     llm_optimization_template: str | None = setting(str, None)

@@ -102,6 +102,11 @@ def test_all_faults_are_reported_together() -> None:
         ({"CACHE_MAX_BYTES": "9", "MAX_IMAGE_BYTES": "10"}, "CACHE_MAX_BYTES", "MAX_IMAGE_BYTES"),
         ({"LLM_OPTIMIZATION_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "LLM_OPTIMIZATION_ENABLED"),
         ({"DE_NSFW_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "DE_NSFW_ENABLED needs it"),
+        ({"LLM_PARAMS": "{"}, "LLM_PARAMS", 'is not JSON at character 2; write {"enable_thinking"'),
+        ({"LLM_PARAMS": "[]"}, "LLM_PARAMS", "not an object"),
+        ({"LLM_PARAMS": '{"messages": []}'}, "LLM_PARAMS", "which no setting replaces"),
+        ({"LLM_PARAMS": '{"model": 5}'}, "LLM_PARAMS", "a model that is not a name"),
+        ({"LLM_PARAMS": '{"top_p": NaN}'}, "LLM_PARAMS", "JSON cannot hold"),
         *(
             (LLM | {name: "Improve {PROMPT}."}, name, "does not contain {ORIGINAL_PROMPT}")
             for name in ("LLM_OPTIMIZATION_TEMPLATE", "DE_NSFW_TEMPLATE")
@@ -392,6 +397,7 @@ def test_template_is_read_only_for_what_is_enabled() -> None:
     assert both.optimize_template == (ROOT / "prompts" / "optimize.txt").read_text("utf-8")
     assert both.safety_template == (ROOT / "prompts" / "safety.txt").read_text("utf-8")
     assert both.safety_attempts == 20
+    assert read_llm(LLM_PARAMS='{"a": [1], "b": null}').params == {"a": [1], "b": None}
     only_safety = read_llm(LLM_OPTIMIZATION_ENABLED="false", LLM_OPTIMIZATION_TEMPLATE="unused")
     assert only_safety == replace(both, optimize_template=None, safety_attempts=2)
     assert read_llm(DE_NSFW_ENABLED="false").safety_template is None
@@ -650,6 +656,15 @@ def test_log_contains_no_secret() -> None:
     settings = config.parse(SECRET_VALUES)
     line = logged(settings, "a %s b", " ".join(sorted(SECRET_TEXTS)))
     assert line == f"ERROR a {' '.join(['***'] * len(SECRET_TEXTS))} b\n"
+
+
+def test_each_faulty_header_has_a_sentence() -> None:
+    headers = {"Host": "a", "X-A": "1\n", "X B": "2", "X-C": "3"}
+    found = faults(
+        {**LEAST, "BACKEND_HEADERS": json.dumps({URL: headers, f"{URL}/x": {"X-A": "1"}})}
+    )
+    assert len(found) == 4
+    assert all(fault.startswith("BACKEND_HEADERS: 'https://") for fault in found)
 
 
 def test_log_contains_no_credentials_of_a_header() -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from dialect.doors import CHAT, IMAGES, door_of
-from dialect.judging import Outcome
-from drawing.backend import Backend, NotDrawn
+from drawing.backend import Backend
 from drawing.record import Image
 from picture import ImageRequest
 from settings.servers import BackendSettings
 from storage import State
 from upstream.client import Deadline, Upstream
 
+from .conftest import ADMIN, InProcess
 from .servers import Say, ScriptedServer, Seen, png
 
 REQUEST = ImageRequest("a red apple", 1600, 900, "any", 7)
@@ -157,6 +157,7 @@ def test_request_suits_the_door(
     assert draw(backend.url + path, token="t", headers={"X-A": "1"}).data == png()
     [seen] = backend.seen
     assert (seen.target, seen.json, seen.headers["X-A"]) == (where, sent, "1")
+    assert seen.headers["Accept"] == "application/json, image/*"
     is_deployment = path.startswith(DEPLOYMENT)
     assert seen.headers["api-key"] == ("t" if is_deployment else None)
     assert seen.headers["Authorization"] == (None if is_deployment else "Bearer t")
@@ -209,12 +210,15 @@ def test_parameters_join_those_of_chat(backend: ScriptedServer, draw: Draw) -> N
     assert (sent["modalities"], sent["model"], "seed" in sent) == (["image"], "x", False)
 
 
-def test_missing_model_says_where_to_write_it(backend: ScriptedServer, draw: Draw) -> None:
-    with pytest.raises(NotDrawn, match=r"model=….*BACKEND_PARAMS") as caught:
-        draw(f"{backend.url}/chat/completions", ImageRequest("a"))
-    fault = caught.value.fault
-    assert (fault.outcome, fault.why, fault.is_of_model) == (Outcome.FAILED, "no model", True)
-    assert backend.seen == []
+def test_missing_model_says_where_to_write_it(
+    backend: ScriptedServer, serve: Callable[..., InProcess]
+) -> None:
+    service = serve(BACKEND_API_URLS=f"{backend.url}/chat/completions")
+    answer = service.picture("x")
+    assert (answer.status, answer.json["stages"][-1]["why"]) == (502, "no model")
+    assert "BACKEND_PARAMS" in str(service.get("/status", headers={"X-Admin-Token": ADMIN}).json)
+    assert service.picture("y", model="any").status == 200
+    assert len(backend.seen) == 1
 
 
 # --- what is rejected ---------------------------------------------------------------------------
@@ -261,7 +265,7 @@ def test_what_chat_rejects_is_dropped_and_learned(
 
 
 def test_unknown_size_of_minimax_is_a_shape(backend: ScriptedServer, draw: Draw) -> None:
-    complaint = {"status_code": 2013, "status_msg": "invalid params, width is not supported"}
+    complaint = {"status_code": 2013, "status_msg": "invalid params, unknown parameter width"}
 
     def answer(seen: Seen) -> Say:
         return Say({"base_resp": complaint}) if "width" in seen.json else OF_MINIMAX

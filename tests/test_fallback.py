@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -131,6 +132,12 @@ def test_repeated_request_may_draw(server: MakeServer, fall_back: FallBack) -> N
 # --- what its answers mean ----------------------------------------------------------------------
 
 POLICY = {"status": 422, "success": False, "error": {"code": "content_policy_violation"}}
+LOCKED = {
+    "error": {
+        "code": "content_policy_violation",
+        "message": "Your resource has been temporarily blocked because of repeated violations.",
+    }
+}
 QUEUE = {"success": False, "error": {"code": "X", "message": "Queue full for IP 192.0.2.1"}}
 FAULTS: dict[str, tuple[Say, Outcome, str]] = {
     "a placeholder": (Say(PNG, headers={"X-Error-Type": "rate_limit"}), Outcome.FAILED,
@@ -149,6 +156,7 @@ FAULTS: dict[str, tuple[Say, Outcome, str]] = {
     "400": (Say({"success": False, "error": {"message": "Bad width"}}, 400), Outcome.REJECTED,
             "rejected"),
     "422": (Say(POLICY, 422), Outcome.REFUSED, "refused"),
+    "422, a provider's lock-out": (Say(LOCKED, 422), Outcome.FAILED, "unauthorised"),
 }  # fmt: skip
 
 
@@ -193,7 +201,7 @@ def test_same_bytes_for_two_prompts_are_a_placeholder(
     assert fall_back(there.url, "a").data == PNG
     assert fall_back(there.url, "A ", ImageRequest("a", 64)).data == PNG, "the same prompt"
     for prompt in "bab":
-        assert fault(lambda prompt=prompt: fall_back(there.url, prompt)).why == "rate limited"
+        assert fault(partial(fall_back, there.url, prompt)).why == "rate limited"
         clock.now += 60
     there.say(Say(OTHER, headers={"X-Cache-Semantic": "HIT"}))
     for prompt in "ab":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from storage.local.sqlite import SqliteState
 from upstream.client import Upstream
 from web.status import Status
 
+from .conftest import ADMIN, InProcess, saying
+from .servers import Say, ScriptedServer
 from .states import Clock
 
 URL, TOKEN = "http://127.0.0.1:9", "token-of-the-backend"
@@ -103,3 +106,29 @@ def test_error_without_words_has_ours(environment: dict[str, str], state: State)
     whole.note(Fault(Outcome.REFUSED, "refused"), "refused (HTTP 400)")
     found = make_status(environment, state).describe(for_admin=True)["backends"][0]["last_error"]
     assert (found["text"], found["model"]) == ("refused (HTTP 400)", None)
+
+
+def test_only_the_admin_token_opens_what_a_vendor_said(
+    serve: Callable[..., InProcess], backend: ScriptedServer
+) -> None:
+    said = f"Incorrect API key provided: {TOKEN}."
+    backend.say(Say({"error": {"message": said, "code": "invalid_api_key"}}, 401))
+    service = serve(backend, AUTH_TOKEN=TOKEN)
+    assert service.picture("x").status == 502
+    assert "last_error" not in service.get("/status").body.decode()
+    got = service.get("/status", headers={"X-Admin-Token": ADMIN})
+    found = got.json["backends"][0]["last_error"]
+    assert (found["why"], found["text"]) == ("unauthorised", "Incorrect API key provided: ***.")
+
+
+def test_what_a_chat_model_wrote_is_its_last_error(
+    serve: Callable[..., InProcess], backend: ScriptedServer
+) -> None:
+    backend.say(saying("I can't draw\nthat."))
+    service = serve(BACKEND_API_URLS=f"{backend.url}/v1/chat/completions")
+    assert service.picture("x", model="painter").status == 502
+    got = service.get("/status", headers={"X-Admin-Token": ADMIN})
+    found = got.json["backends"][0]["last_error"]
+    assert (found["why"], found["model"], found["text"]) == (
+        "rejected", "painter", "I can't draw that."
+    )  # fmt: skip

@@ -7,8 +7,8 @@ from typing import Any, get_args
 import pytest
 
 from access import COMMAND_LINE
-from dialect.judging import Outcome
-from drawing.record import TOO_LONG, Attempt, Drawing, Ending, GaveUp, Image, Round, Stage
+from dialect.judging import TOO_LONG, Outcome
+from drawing.record import Attempt, Drawing, Ending, GaveUp, Image, Round, Stage
 from drawing.verdict import Blocked, Failure, forget_failures, is_blocked, verdict
 from picture import ImageRequest
 from storage import State
