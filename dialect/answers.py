@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
 from dialect.endpoint import clean_text
+from dialect.envelope import read_json
 from images.formats import announced_type, foreign_type
 from upstream.bodies import STAND_IN, decode_base64
 
@@ -29,7 +30,7 @@ _TEXT_KEYS = re.compile(r"(?:content|text|message|answer|markdown|response)$", r
 # Shown only where there is no other picture.
 _PREVIEW_KEYS = re.compile(r"thumb|preview|partial", re.IGNORECASE)
 _OTHER_KEYS = re.compile(
-    r"logo|icon|avatar|docs?[._]|help|support|hook|callback|cancel|status|error|reason|thought"
+    r"logo|icon|avatar|docs?[._]|documentation|help|support|hook|callback|cancel|status|error|reason|thought"
     r"|thinking|policy|terms|billing|pricing|website|input|prompt",
     re.IGNORECASE,
 )
@@ -124,7 +125,14 @@ def _texts(answer: dict[str, Any]) -> Iterator[_Text]:
         elif isinstance(value, list):
             waiting += [(place, inner, revised) for inner in reversed(value)]
         elif isinstance(value, str) and value:
+            waiting.append((place, _json_in(value), revised))
             yield _Text(place, value, revised)
+
+
+def _json_in(text: str) -> Any | None:
+    """Return the JSON that a gateway, or a model, has written as a text."""
+    is_json = text[:1] in ("{", "[") and text[-1:] in ("}", "]")
+    return read_json(text.encode("utf-8", "replace")) if is_json else None
 
 
 def _urls(texts: list[_Text]) -> Iterator[tuple[_Text, str]]:

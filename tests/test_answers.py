@@ -21,7 +21,6 @@ from dialect.answers import find_pictures
 from dialect.envelope import read_json
 from dialect.judging import Outcome
 from drawing.backend import NotDrawn
-from images.formats import media_type_of
 
 from .conftest import REFUSAL, drawing
 from .one_backend import LIMIT, PNG, Draw, b64, not_drawn
@@ -138,6 +137,7 @@ SHAPES: dict[str, Any] = {
         {"text": "Here it is"}, {"inlineData": {"mimeType": "image/png", "data": TEXT}}]}}]},
     "output of a response": {"output": [{"type": "image_generation_call", "result": TEXT}]},
     "a list": [{"url": "{origin}/a.png"}],
+    "JSON in a text": {"result": json.dumps({"data": [{"url": "{origin}/a"}]})},
     "deep in new fields": {"a": [{"b": {"c": [[{"new_field": TEXT}]]}}]},
     "a null error": {"error": None, "data": [{"b64_json": TEXT}]},
     "beside an error": {"error": {"message": "server_error"}, "data": [{"b64_json": TEXT}]},
@@ -400,19 +400,27 @@ BESIDE = st.recursive(
 KEYS = st.text(max_size=9).filter(lambda key: not key.lower().endswith("prompt"))
 
 
+URL = "https://pics.example/a?b=c#d"
+URLS = st.builds(
+    lambda key, written: {key: written},
+    st.sampled_from(["url", "image_url", "image", "images", "output", "link", "b64_json"]),
+    st.sampled_from([URL, f" {URL}\n", [URL], {"url": URL}, f"![an apple]({URL})"]),
+)
+
+
 @unhurried
 @given(st.data())
 def test_picture_is_found_whatever_is_around_it(data: st.DataObject) -> None:
     picture = data.draw(st.sampled_from([PNG, ODD, JPEG, GIF, WEBP, LARGE]))
-    answer: Any = data.draw(st.sampled_from(list(SPELLINGS.values())))(picture)
+    spelling = data.draw(st.sampled_from(list(SPELLINGS.values())))
+    answer: Any = data.draw(URLS | st.just(spelling(picture)))
     for key in data.draw(st.lists(KEYS, min_size=1, max_size=5)):
         beside = data.draw(st.dictionaries(KEYS, BESIDE, max_size=3))
         answer = data.draw(st.sampled_from([{**beside, key: answer}, [*beside.values(), answer]]))
     before = data.draw(st.sampled_from(["", "\ufeff", "\n" * 99, ": ping\n\n", "data: ", " \r\n"]))
     after = data.draw(st.sampled_from(["", "\n\ndata: [DONE]", "\n\n", "\n<!-- x -->", "]"]))
     read = read_json(f"{before}{json.dumps(answer)}{after}".encode())
-    found = [one.data for one in find_pictures(read) if media_type_of(one.data or b"")]
-    assert picture in found
+    assert any(one.url == URL or one.data == picture for one in find_pictures(read))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import re
 import threading
 import time
 import zlib
+from contextlib import suppress
 from io import BytesIO
 from itertools import islice
+from typing import Any
 
 import urllib3
 
@@ -48,21 +50,24 @@ _ESCAPES = {
 }
 _LONGEST_ESCAPE = 6
 _GZIP = b"\x1f\x8b"
+_GZIP_WINDOW = zlib.MAX_WBITS + 16
 
 
 def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
-    """Return the body of at most `limit` bytes, unpacked; of an error the first 64 KB.
+    """Return the body of at most `limit` bytes; of an error the first 64 KB.
 
     Raises UpstreamError for a larger one.
     """
     if response.status >= 400:
-        return _unpacked(response, _beginning(response, ERROR_LIMIT), ERROR_LIMIT)
+        return _beginning(response, ERROR_LIMIT)
     if (response.length_remaining or 0) > limit:
         raise _too_large(limit)
+    is_plain = "Content-Encoding" not in response.headers
     # All at once, into a buffer of the announced length, if there is one.
-    body = response.read() if response.length_remaining else _beginning(response, limit + 1)
-    if len(body) <= limit:
-        body = _unpacked(response, body, limit + 1)
+    at_once = is_plain and response.length_remaining
+    body = response.read() if at_once else _beginning(response, limit + 1)
+    if body.startswith(_GZIP):  # not announced, or packed twice
+        body = _unpacked(zlib.decompressobj(_GZIP_WINDOW), body, limit + 1)
     if len(body) > limit:
         raise _too_large(limit)
     return body
@@ -159,34 +164,46 @@ def _groups(text: bytes, *, is_last: bool) -> tuple[bytes, bytes]:
     return text[:whole], text[whole:] + rest
 
 
-def _unpacked(response: urllib3.BaseHTTPResponse, body: bytes, most: int) -> bytes:
-    """Return the first `most` bytes of what a server has compressed, although asked not to.
-
-    `Content-Encoding` is wrong at times, and the bytes decide.
-    """
-    layers = response.headers.get("Content-Encoding", "").lower()
-    for _ in range(2):
-        if body.startswith(_GZIP):
-            body = _inflated(body, zlib.MAX_WBITS + 16, most)
-        elif "deflate" in layers and not _JSON.match(body) and not announced_type(body):
-            has_header = body[:1] == b"\x78"
-            body = _inflated(body, zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS, most)
-    return body
-
-
-def _inflated(body: bytes, window: int, most: int) -> bytes:
-    try:
-        return zlib.decompressobj(window).decompress(body, most)
-    except zlib.error:
-        return body
-
-
 def _beginning(response: urllib3.BaseHTTPResponse, size: int) -> bytes:
-    """Return the first `size` bytes of an answer, or all if it has no more."""
-    body = BytesIO()
-    while body.tell() < size and (piece := response.read1(min(2**16, size - body.tell()))):
-        body.write(piece)
+    """Return the first `size` bytes of an answer, or all if it has no more.
+
+    Unpacked, since some servers compress although we ask for identity.
+    """
+    body, unpacker = BytesIO(), None
+    coding = response.headers.get("Content-Encoding", "").lower()
+    # A piece may be larger than asked for.
+    while (left := size - body.tell()) > 0:
+        piece = response.read1(min(2**16, left))
+        if not piece:
+            break
+        if not body.tell():
+            unpacker = unpacker or _unpacker(coding, piece)
+        body.write(_unpacked(unpacker, piece, left) if unpacker else piece)
     return body.getvalue()
+
+
+def _unpacker(coding: str, piece: bytes) -> Any:
+    """Return what unpacks an answer that begins with `piece`, or None if it is not packed.
+
+    `coding`, the Content-Encoding, is wrong at times: the bytes decide.
+    """
+    if _GZIP.startswith(piece[:2]):
+        return zlib.decompressobj(_GZIP_WINDOW)
+    if "deflate" not in coding or _JSON.match(piece) or announced_type(piece):
+        return None
+    for window in (zlib.MAX_WBITS, -zlib.MAX_WBITS):  # with its header, or without
+        with suppress(zlib.error):
+            zlib.decompressobj(window).decompress(piece, 1)
+            return zlib.decompressobj(window)
+    return None
+
+
+def _unpacked(unpacker: Any, piece: bytes, most: int) -> bytes:
+    try:
+        unpacked: bytes = unpacker.decompress(piece, most)
+    except zlib.error as error:
+        raise urllib3.exceptions.DecodeError from error
+    return unpacked
 
 
 def _too_large(limit: int) -> UpstreamError:
