@@ -33,6 +33,7 @@ from web.cards import card
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, Gunicorn, InProcess, _Client, drawing
 from .servers import Gate, Got, Say, ScriptedServer, Seen, closing_all, free_port, png, wait_until
+from .states import orders
 from .wire import make_authority
 
 SHIPPED = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
@@ -296,6 +297,22 @@ def test_cache_files_are_private(shared: Nginx, shared_backend: ScriptedServer) 
     found = [shared.cache, *shared.cache.rglob("*")]
     assert any(path.is_file() for path in found)
     assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in found)
+
+
+def test_order_whose_client_left_nginx_is_not_paid_for_again(
+    nginx: Start, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    gate = Gate(drawing())
+    backend.say(gate)
+    service = nginx(backend)
+    target, body = "/v1/images/generations", b'{"prompt": "a cat"}'
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with pytest.raises(TimeoutError):
+        service.get(target, method="POST", headers=headers, body=body, timeout=1)
+    gate.opened.set()
+    wait_until(lambda: [note["has_ended"] for note in orders(tmp_path)] == [True])
+    got = service.get(target, method="POST", headers=headers, body=body)
+    assert [one["seed"] for one in got.json["data"]] == [seen.json["seed"] for seen in backend.seen]
 
 
 # --- access keys

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import sqlite3
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +18,7 @@ from web.repeats import ORDER_TTL, claim
 
 from .conftest import BROKEN, KEY, REFUSAL, Gunicorn, InProcess, Service, drawing
 from .servers import Gate, Got, Say, ScriptedServer, png, wait_until
-from .states import Clock
+from .states import Clock, orders
 
 Serve = Callable[..., InProcess]
 Start = Callable[..., Gunicorn]
@@ -51,17 +49,8 @@ def drawn(backend: ScriptedServer) -> list[int]:
     return [int(seen.json["seed"]) for seen in backend.seen]
 
 
-def noted(folder: Path) -> list[dict[str, Any]]:
-    """Return the notes of orders in an index."""
-    with sqlite3.connect(folder / "cache" / "index.sqlite3") as index:
-        sql = "SELECT value FROM notes WHERE kind = 'order' AND expires > ?"
-        found = index.execute(sql, (time.time(),)).fetchall()
-    index.close()
-    return [json.loads(value) for (value,) in found]
-
-
 def wait_for_retries(folder: Path, retries: list[int]) -> None:
-    wait_until(lambda: [note["retry"] for note in noted(folder)] == retries)
+    wait_until(lambda: [note["retry"] for note in orders(folder)] == retries)
 
 
 # --- a client whose time is up
@@ -87,7 +76,7 @@ def test_sdk_that_times_out_gets_the_picture_it_paid_for(
         gate.opened.set()
         [picture] = answer.result().data or []
     assert drawn(backend) == [(picture.model_extra or {})["seed"]], "one drawing, one picture"
-    wait_until(lambda: not noted(tmp_path))
+    wait_until(lambda: not orders(tmp_path))
     assert seeds(post(service)) != drawn(backend)[:1], "the next one is a new order"
 
 
@@ -99,7 +88,7 @@ def test_undelivered_order_is_answered_to_the_next_identical_one(
     service = gunicorn(backend)
     order_and_leave(service, backend)
     gate.opened.set()
-    wait_until(lambda: [note["has_ended"] for note in noted(tmp_path)] == [True])
+    wait_until(lambda: [note["has_ended"] for note in orders(tmp_path)] == [True])
     first, second = post(service), post(service)
     assert seeds(first) == drawn(backend)[:1]
     assert seeds(second) == drawn(backend)[1:] != seeds(first)
@@ -117,7 +106,7 @@ def test_client_that_leaves_amid_the_answer_has_not_got_it(
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         gate.opened.set()
         assert client.recv(100)
-    wait_until(lambda: [note["has_ended"] for note in noted(tmp_path)] == [True])
+    wait_until(lambda: [note["has_ended"] for note in orders(tmp_path)] == [True])
     assert seeds(post(service)) == drawn(backend), "one drawing"
 
 
@@ -131,10 +120,10 @@ def test_identical_orders_at_once_are_different_pictures(
     backend.say(gate)
     service = serve(backend)
     with ThreadPoolExecutor(8) as pool:
-        orders = [pool.submit(post, service) for _ in range(8)]
+        placed = [pool.submit(post, service) for _ in range(8)]
         wait_until(lambda: len(backend.seen) == 8)
         gate.opened.set()
-        got = [seed for order in orders for seed in seeds(order.result())]
+        got = [seed for order in placed for seed in seeds(order.result())]
     assert sorted(got) == sorted(drawn(backend))
     assert len(set(got)) == 8
 
@@ -147,11 +136,11 @@ def test_repetitions_of_two_orders_at_once_get_a_picture_each(
     service = serve(backend)
     with ThreadPoolExecutor(6) as pool:
         for retry in (0, 1, 2):
-            orders = [pool.submit(post, service, CAT, retry) for _ in range(2)]
+            placed = [pool.submit(post, service, CAT, retry) for _ in range(2)]
             wait_until(lambda: len(backend.seen) == 2)
             wait_for_retries(tmp_path, [retry, retry])
         gate.opened.set()
-        got = [seed for order in orders for seed in seeds(order.result())]
+        got = [seed for order in placed for seed in seeds(order.result())]
     assert sorted(got) == sorted(drawn(backend))
     assert len(set(got)) == 2
 
@@ -177,14 +166,14 @@ def test_another_body_or_key_is_another_order(serve: Serve, backend: ScriptedSer
     keys = json.dumps({"blog": {"key": "blog-key"}})
     service = serve(backend, ACCESS_KEYS=keys)
     with ThreadPoolExecutor(4) as pool:
-        orders = [
+        placed = [
             pool.submit(post, service, CAT),
             pool.submit(post, service, CAT | {"user": "someone"}, 1),
             pool.submit(post, service, CAT, 1, "blog-key"),
         ]
         wait_until(lambda: len(backend.seen) == 3)
         gate.opened.set()
-        assert len({seed for order in orders for seed in seeds(order.result())}) == 3
+        assert len({seed for order in placed for seed in seeds(order.result())}) == 3
 
 
 # --- orders that failed
@@ -220,7 +209,7 @@ def test_failure_that_cost_nothing_leaves_no_note(
 ) -> None:
     service = serve(backend, DRAWINGS_PER_DAY="1")
     assert post(service, CAT | {"n": 2}).status == 429
-    assert noted(tmp_path) == []
+    assert orders(tmp_path) == []
 
 
 # --- the notes themselves
