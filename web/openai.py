@@ -19,11 +19,12 @@ from typing import Any
 
 from flask import Response, request
 
-from access import Access, Caller, Forbidden, OverLimit, Reservation
+from access import Access, Caller, Forbidden
 from cache import Cache, Picture
 from config import Settings
 from drawing.pool import Busy
 from drawing.record import GaveUp
+from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn
 from metrics import Metrics
 from picture import BadRequest, ImageRequest, Link, Problem
@@ -57,7 +58,7 @@ class OpenAi:
         access: Access,
         cache: Cache,
         pipeline: Pipeline,
-        link: Callable[[ImageRequest], Link],
+        link: Callable[[ImageRequest, Caller], Link],
         metrics: Metrics,
     ) -> None:
         self.settings = settings
@@ -114,7 +115,7 @@ class OpenAi:
         return claim(self.cache.state, key, _retry_count(), order.first.seed, is_failing)
 
     def _answer(self, order: Order, caller: Caller, claimed: Claim) -> Response:
-        urls = self._sign(order)
+        urls = self._sign(order, caller)
         places = 0 if claimed.joins else self._missing(order)
         with ExitStack() as stack:
             # If several drawings would exceed the day's limit, none begins.
@@ -133,12 +134,12 @@ class OpenAi:
             response.call_on_close(stack.pop_all().close)
         return response
 
-    def _sign(self, order: Order) -> dict[ImageRequest, str]:
+    def _sign(self, order: Order, caller: Caller) -> dict[ImageRequest, str]:
         """Return the pictures' URLs if they are wanted. Comes first: a failure costs nothing."""
         if not order.wants_urls:
             return {}
         try:
-            return {picture: self.link(picture).url for picture in order.pictures}
+            return {picture: self.link(picture, caller).url for picture in order.pictures}
         except Forbidden as error:
             raise BadRequest(error.code, name="response_format") from error
 
