@@ -72,7 +72,7 @@ def test_sdk_that_times_out_gets_the_picture_it_paid_for(
             api_key=KEY, base_url=f"{service.url}/v1", http_client=http, timeout=1.0, max_retries=5
         )
         answer = pool.submit(client.images.generate, prompt="a cat")
-        wait_until(lambda: len(asked) == 2)
+        wait_until(lambda: len(asked) >= 2)
         gate.opened.set()
         [picture] = answer.result().data or []
     assert drawn(backend) == [(picture.model_extra or {})["seed"]], "one drawing, one picture"
