@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -22,7 +22,7 @@ from upstream.client import Deadline, Upstream
 
 from .conftest import Gunicorn, drawing
 from .servers import Gate, Say, ScriptedServer, Seen, png, wait_until
-from .states import Clock, SqlitePlace, held_elsewhere
+from .states import Clock, PostgresPlace, SqlitePlace, StatePlace, held_elsewhere
 from .wire import MakeServer
 
 KEYS = ["a" * 32, "b" * 32]
@@ -78,14 +78,21 @@ def test_without_keys_there_is_no_limit(state: State) -> None:
     assert all(Slots(state).take() for _ in range(100))
 
 
-def test_slot_of_a_killed_process_is_free(tmp_path: Path, clock: Clock) -> None:
-    with closing(SqlitePlace(tmp_path, clock)) as place:
-        slots = Slots(place.open(), KEYS[:1])
-        with held_elsewhere(place, KEYS[0]) as child:
-            assert slots.take() is None
-            child.kill()
-            child.wait()
-            assert slots.take()
+@pytest.fixture(params=[SqlitePlace, PostgresPlace])
+def place(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[StatePlace]:
+    is_local = request.param is SqlitePlace
+    address = tmp_path if is_local else request.getfixturevalue("postgres").schema()
+    with closing(request.param(address, clock)) as made:
+        yield made
+
+
+def test_slot_of_a_killed_process_is_free(place: StatePlace) -> None:
+    slots = Slots(place.open(), KEYS[:1])
+    with held_elsewhere(place, KEYS[0]) as child:
+        assert slots.take() is None
+        child.kill()
+        child.wait()
+        wait_until(slots.take)
 
 
 def test_first_that_has_room_is_taken_without_waiting(state: State) -> None:
