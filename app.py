@@ -85,7 +85,9 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Fl
     pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline, metrics)
     app.wsgi_app = pictures  # type: ignore[method-assign]
     app.after_request(counting(metrics))
-    status = Status(__version__, settings, cache, services.backends, services.llm)
+    status = Status(
+        __version__, settings, cache, services.backends, services.llm, pipeline.fallback
+    )
     thumbnails = Thumbnails(Folder(settings.cache_dir))
     api = Api(settings, access, cache, status, pictures, thumbnails)
     openai = OpenAi(settings, access, cache, pipeline, api.link, metrics)

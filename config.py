@@ -72,14 +72,16 @@ class Settings(Table):
     def fingerprint(self) -> str:
         """A digest of the settings under which a failure or a refusal is remembered.
 
-        With other backends, tokens or rewriting the picture may be drawn, and is tried at once.
+        With other backends, tokens, proxies or rewriting the picture may be drawn, and is tried at
+        once.
         """
         backends = [
             (b.url, b.token, json.dumps((b.models, b.params, b.headers), sort_keys=True))
             for b in self.backends
             if b.weight
         ]
-        return hashlib.sha256(repr((backends, self.llm and astuple(self.llm))).encode()).hexdigest()
+        parts = (backends, self.llm and astuple(self.llm), astuple(self.network))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
     def warnings(self) -> tuple[str, ...]:

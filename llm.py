@@ -100,7 +100,7 @@ class Llm:
         self.metrics = metrics
         self.endpoint = Endpoint(upstream, state, settings.url, "chat/completions", settings.token)
         self.outages = Outages(
-            state, self.endpoint.note_key(), "The LLM", is_avoided=False, model=settings.model
+            state, self.endpoint.outage_key(), "The LLM", is_avoided=False, model=settings.model
         )
         self._answers: SingleFlight[str] = SingleFlight(state)
 

@@ -84,7 +84,15 @@ class Endpoint:
 
         It reveals no part of the URL, which may hold a password.
         """
-        return hashlib.sha256(repr((self.url, *model)).encode()).hexdigest()[:32]
+        return _digest(self.url, *model)
+
+    def outage_key(self, *model: str | None) -> str:
+        """Return the key of cooldowns and errors of this server, or of a model of it.
+
+        They count only under the URL, headers and proxy with which they came about, so that a
+        corrected token is tried at once.
+        """
+        return _digest(self.upstream.access(self.url, self.headers), *model)
 
     def ask(
         self,
@@ -152,6 +160,10 @@ class Endpoint:
             **more,
         )
         return Answer.of(reply, words, tuple(self.headers.values()))
+
+
+def _digest(*parts: str | None) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def _joined(body: Mapping[str, Any], sent: dict[str, Any]) -> dict[str, Any]:

@@ -106,11 +106,11 @@ class Backend:
     def outages(self, request: ImageRequest) -> tuple[Outages, Outages]:
         """Return the outages of this backend, and those of its model alone."""
         endpoint, model, name = self.endpoint, self.model(request), f"Backend {self.name}"
-        key = endpoint.note_key()
+        key = endpoint.outage_key()
         of_model = f"{name}, model {model}" if model else f"{name}, default model"
         return (
             Outages(endpoint.state, key, name, model=model),
-            Outages(endpoint.state, endpoint.note_key(model), of_model, model=model, server=key),
+            Outages(endpoint.state, endpoint.outage_key(model), of_model, model=model, server=key),
         )
 
     def draw(

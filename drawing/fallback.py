@@ -21,8 +21,6 @@ from settings.servers import PollinationsSettings
 from storage import Note, Unavailable
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
-# The key of its cooldown; there is at most one fallback.
-FALLBACK_KEY = "fallback"
 # It takes any other seed for 42, so that all of those would draw one picture.
 SEEDS = 2**31
 SAME_BYTES_TTL = 30 * 86400.0
@@ -64,7 +62,8 @@ class Pollinations:
         self.headers = {"Accept": "image/*"}
         if settings.token:
             self.headers["Authorization"] = f"Bearer {settings.token}"
-        self.outages = Outages(cache.state, FALLBACK_KEY, "The fallback", model=settings.model)
+        key = upstream.access(settings.url, self.headers)
+        self.outages = Outages(cache.state, key, "The fallback", model=settings.model)
         self.metrics = metrics
         metrics.backend_listed(self.name)
 

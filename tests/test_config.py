@@ -283,6 +283,7 @@ def test_maps_apply_to_their_backends() -> None:
         {"MODEL_MAP": f'{{"{URL}": {{"a": "b"}}}}'},
         {"BACKEND_PARAMS": f'{{"{URL}": {{"*": {{"moderation": "low"}}}}}}'},
         {"BACKEND_HEADERS": f'{{"{URL}": {{"X-A": "1"}}}}'},
+        {"HTTPS_PROXY": "http://user:other@127.0.0.1:1"},
         LLM,
     ],
 )

@@ -27,6 +27,7 @@ import pytest
 
 from .conftest import ADMIN, KEY, Gunicorn, InProcess, drawing
 from .disks import disk, full, read_only
+from .proxy import HttpProxy
 from .servers import RawServer, Say, ScriptedServer, Seen, fetch, png, read_request, wait_until
 
 Serve = Callable[..., InProcess]
@@ -225,6 +226,23 @@ def test_retry_after_is_honoured(
         "rate limited",
     )
     assert seconds - 1.5 <= state["ready_in"] <= seconds + 0.1
+
+
+@pytest.mark.parametrize("corrected", ["AUTH_TOKEN", "BACKEND_HEADERS", "BACKEND_PROXIES"])
+def test_corrected_setting_is_tried_at_once(
+    serve: Serve, backend: ScriptedServer, opened: list[Any], corrected: str
+) -> None:
+    """A token, a header or a proxy: what failed without it counts no more, for the picture too."""
+    opened.append(proxy := HttpProxy())
+    values = {
+        "AUTH_TOKEN": "right",
+        "BACKEND_HEADERS": json.dumps({backend.url: {"X-Token": "right"}}),
+        "BACKEND_PROXIES": json.dumps({backend.url: f"http://{proxy.address}"}),
+    }
+    backend.say(Say({"error": {"message": "Incorrect API key provided"}}, 401), drawing())
+    assert serve(backend).picture("a").status == 502
+    assert serve(backend).picture("b").status == 503
+    assert serve(backend, **{corrected: values[corrected]}).picture("a").status == 200
 
 
 def test_drawing_waits_for_the_first_backend_to_be_ready(serve: Serve, server: MakeServer) -> None:

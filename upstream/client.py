@@ -7,6 +7,7 @@ environment, no cookies and no `.netrc`, and follows no redirect.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,15 @@ class Upstream:
         """Close the connections that are kept, and those in use as soon as they are free."""
         self.named.close()
         self.pictures.close()
+
+    def access(self, url: str, headers: Mapping[str, str]) -> str:
+        """Return a digest of how a server is reached: its URL, its headers and the proxy there.
+
+        It reveals none of them: they may hold passwords.
+        """
+        proxy = self.proxies.to(origin(url))
+        parts = (url, sorted(headers.items()), proxy and proxy.url)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def request(
         self,

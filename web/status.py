@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ from config import Settings, redacted
 from dialect.learning import Learned
 from drawing.backend import Backend
 from drawing.cooldowns import Cooldown, LastError
-from drawing.fallback import FALLBACK_KEY
+from drawing.fallback import Pollinations
 from drawing.storing import HOST_KEY
 from llm import Llm
 from settings.parsers import printable_url
@@ -26,13 +26,20 @@ class Status:
     """Describes the service from its settings and the notes that all workers share."""
 
     def __init__(
-        self, version: str, settings: Settings, cache: Cache, backends: Backends, llm: Llm | None
+        self,
+        version: str,
+        settings: Settings,
+        cache: Cache,
+        backends: Backends,
+        llm: Llm | None,
+        fallback: Pollinations | None,
     ) -> None:
         self.version = version
         self.settings = settings
         self.cache = cache
         self.backends = backends
         self.llm = llm
+        self.fallback = fallback
         self.secrets = settings.secrets()
 
     def describe(self, *, for_admin: bool = False) -> dict[str, Any]:
@@ -78,20 +85,18 @@ class Status:
     def _options(self, notes: Notes) -> dict[str, Any]:
         """Return the stages that can be switched off."""
         llm, hosting = self.settings.llm, self.settings.hosting
-        fallback = self.settings.pollinations
+        fallback, own = self.settings.pollinations, self.fallback
         return {
             "administration": {"enabled": self.settings.admin_token is not None},
             "image_hosting": {
                 "enabled": hosting is not None,
                 "provider": hosting.provider if hosting else None,
-                **_last_failure(HOST_KEY, notes),
-                **self._last_error(HOST_KEY, notes),
+                **self._failures(HOST_KEY, notes),
             },
             "llm_optimization": {
                 "enabled": bool(llm and llm.optimize_template),
                 "model": llm.model if llm else None,
-                **(_last_failure(self.llm.outages.key, notes) if self.llm else {}),
-                **(self._last_error(self.llm.outages.key, notes) if self.llm else {}),
+                **(self._failures(self.llm.outages.key, notes) if self.llm else {}),
             },
             "de_nsfw": {
                 "enabled": bool(llm and llm.safety_template),
@@ -101,30 +106,32 @@ class Status:
                 "enabled": fallback is not None,
                 "url": printable_url(fallback.url) if fallback else None,
                 "model": fallback.model if fallback else None,
-                **(_readiness(FALLBACK_KEY, notes) if fallback else {}),
-                **_last_failure(FALLBACK_KEY, notes),
-                **self._last_error(FALLBACK_KEY, notes),
+                **(_readiness(own.outages.key, notes) if own else {}),
+                **(self._failures(own.outages.key, notes) if own else {}),
             },
         }
 
     def _wanted(self, *, for_admin: bool) -> list[tuple[type[Note], str]]:
-        servers = [HOST_KEY, FALLBACK_KEY, *([self.llm.outages.key] if self.llm else [])]
-        servers += [backend.endpoint.note_key() for backend in self.backends.all]
+        servers = [HOST_KEY, *(one.outages.key for one in (self.llm, self.fallback) if one)]
+        servers += [backend.endpoint.outage_key() for backend in self.backends.all]
         wanted: list[tuple[type[Note], str]] = [(Cooldown, key) for key in servers]
         for backend in self.backends.all:
-            for key in _models(backend).values():
-                wanted += [(Cooldown, key), (Learned, key)]
+            for name in _models(backend):
+                wanted.append((Cooldown, backend.endpoint.outage_key(name)))
+                wanted.append((Learned, backend.endpoint.note_key(name)))
         return wanted + ([(LastError, key) for key in servers] if for_admin else [])
 
     def _backend(self, backend: Backend, notes: Notes, drew: float | None) -> dict[str, Any]:
-        key = backend.endpoint.note_key()
+        key = backend.endpoint.outage_key()
         found = {"url": backend.name, "weight": backend.weight} | _readiness(key, notes)
         found |= {} if backend.weight else {"state": "drained"}
-        found |= {"last_drew": None if drew is None else _iso(drew)} | _last_failure(key, notes)
-        found |= self._last_error(key, notes)
-        models = {model: _model(key, notes) for model, key in _models(backend).items()}
+        found |= {"last_drew": None if drew is None else _iso(drew)} | self._failures(key, notes)
+        models = {name or "": _model(backend, name, notes) for name in _models(backend)}
         known = {model: about for model, about in models.items() if about}
         return found | ({"models": known} if known else {})
+
+    def _failures(self, key: str, notes: Notes) -> dict[str, Any]:
+        return _last_failure(key, notes) | self._last_error(key, notes)
 
     def _last_error(self, key: str, notes: Notes) -> dict[str, Any]:
         """Return the last error of a server in its own words, if it was asked for."""
@@ -137,15 +144,16 @@ class Status:
         return {"last_error": said | {"text": text[:MAX_TEXT]}}
 
 
-def _models(backend: Backend) -> Mapping[str, str]:
-    """Return the keys of notes about a backend's default model, "", and about those it maps."""
-    names = [None, *dict.fromkeys(backend.settings.models.values())]
-    return {name or "": backend.endpoint.note_key(name) for name in names}
+def _models(backend: Backend) -> Iterable[str | None]:
+    """Return None for a backend's default model, and the names of those it maps."""
+    return (None, *dict.fromkeys(backend.settings.models.values()))
 
 
-def _model(key: str, notes: Notes) -> dict[str, Any]:
+def _model(backend: Backend, name: str | None, notes: Notes) -> dict[str, Any]:
     """Describe a model that is cooling down or of which something was learned; else empty."""
-    learned, wait = notes.get(Learned, key), _cooldown(key, notes).seconds
+    learned = notes.get(Learned, backend.endpoint.note_key(name))
+    key = backend.endpoint.outage_key(name)
+    wait = _cooldown(key, notes).seconds
     found: dict[str, Any] = {"learned": learned.note.describe()} if learned else {}
     found |= {"ready_in": round(wait, 1)} if wait else {}
     return found | _last_failure(key, notes)
