@@ -169,7 +169,7 @@ class Backend:
     def _first_picture(self, answer: Answer, sent: Collection[str], deadline: Deadline) -> Image:
         """Return the first picture in a success, whatever fault stands beside it.
 
-        Raises NotDrawn, and UpstreamError if no candidate can be fetched or is a picture.
+        Raises NotDrawn, and the best candidate's UpstreamError if none is a picture.
         """
         problems: list[UpstreamError] = []
         for found in islice(_candidates(answer, sent), MAX_CANDIDATES):
@@ -182,7 +182,7 @@ class Backend:
         if not problems:
             fault = judge_without_picture(answer.json, answer.sent)
             raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
-        raise next((one for one in problems if one.why in _UNFETCHABLE), problems[0])
+        raise problems[0]
 
     def _picture(self, found: Found, deadline: Deadline) -> Image:
         data = found.data if found.data is not None else self._download(str(found.url), deadline)
