@@ -34,7 +34,9 @@ for _command in (sign, warm, cache_group, keys, check):
 def open_session(settings: Settings) -> Iterator[Session]:
     """Build the parts of a session, and close them in the end."""
     with closing(make_services(settings)) as services:
-        yield Session(settings, services.access, services.cache, services.pipeline)
+        yield Session(
+            settings, services.access, services.cache, services.pipeline, services.upstream
+        )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import click
 
+from commands.asking import ask_all
 from commands.session import Door
 from config import Settings, SettingsError
 from storage.checks import connections, find_faults
@@ -16,11 +18,15 @@ _OF_THE_CACHE = re.compile(r"CACHE_DIR|DATABASE_URL|STORAGE_URL|S3_|CA_BUNDLE|\w
 
 @click.command()
 @click.option("--settings", "only_settings", is_flag=True, help="Check the settings alone.")
+@click.option("--backends", "asks", is_flag=True, help="Ask the backends, the LLM, PUBLIC_URL.")
+@click.option("--draw", "draws", is_flag=True, help="Also draw with each backend: it costs.")
 @click.pass_obj
-def check(door: Door, only_settings: bool) -> None:
+def check(door: Door, only_settings: bool, asks: bool, draws: bool) -> None:
     """Check the settings, and that the cache, the database and the bucket can be used.
 
-    Reports all faults together, with a remedy for each, and exits 1 if there are any.
+    Reports all faults together, with a remedy for each, and exits 1 if there are any. With
+    --backends, each backend and the LLM is asked once, for its models or an empty prompt, which
+    draws nothing; and the service through PUBLIC_URL.
     """
     faults = []
     try:
@@ -33,6 +39,19 @@ def check(door: Door, only_settings: bool) -> None:
     if faults:
         raise click.ClickException("\n".join(faults))
     click.echo(f"The settings are valid{'' if only_settings else ', and the cache can be used'}.")
+    if settings and (asks or draws):
+        _ask(door, settings, draws=draws)
+
+
+def _ask(door: Door, settings: Settings, *, draws: bool) -> None:
+    """Print what each server answers; exit 1 if one cannot be used."""
+    has_faults = False
+    with door.open(settings) as session:
+        for finding in ask_all(session, draws=draws):
+            click.echo(str(finding))
+            has_faults |= bool(finding.remedy)
+    if has_faults:
+        sys.exit(1)
 
 
 def _faults_of_cache(settings: Settings) -> list[str]:

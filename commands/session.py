@@ -18,6 +18,7 @@ from pipeline import Pipeline
 from settings.parsers import printable_url
 from storage import BeingDrawn, Unavailable
 from storage.local.folder import owner_fault
+from upstream.client import Upstream
 from web.sentences import explain
 
 R = TypeVar("R")
@@ -31,6 +32,7 @@ class Session:
     access: Access
     cache: Cache
     pipeline: Pipeline
+    upstream: Upstream
 
     def announce_cache(self) -> None:
         """Print on stderr which cache the command uses: the service may use another one.

@@ -139,9 +139,14 @@ class Status:
         if found is None:
             return {}
         error = found.note
-        text = redacted("".join(c if c.isprintable() else " " for c in error.text), self.secrets)
         said = {"at": _iso(error.at), "why": error.why, "model": error.model}
-        return {"last_error": said | {"text": text[:MAX_TEXT]}}
+        return {"last_error": said | {"text": vendor_words(error.text, self.secrets)}}
+
+
+def vendor_words(text: str, secrets: Iterable[str]) -> str:
+    """Return what a server said, for the administrator: short, printable, without secrets."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return redacted(printable, secrets)[:MAX_TEXT]
 
 
 def _models(backend: Backend) -> Iterable[str | None]:

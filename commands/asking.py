@@ -1,0 +1,162 @@
+"""What `check --backends` asks each server, and what to write where an answer is a fault."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from commands.session import Session
+from dialect.probing import Probe, probe
+from drawing.backend import Backend, NotDrawn
+from llm import Llm
+from picture import ImageRequest
+from settings.parsers import printable_url
+from upstream.client import Deadline, Reply, UpstreamError
+from web.status import vendor_words
+
+PROBE_SECONDS = 20.0
+# In a path, proxies like to refuse, decode or shorten each of these.
+_HARD = ImageRequest("half of it, 50%: a//b? #1, 一只红苹果")
+_PLAIN = ImageRequest("an apple")
+_DRAWN = ImageRequest("a red apple on a white plate")
+
+_BACKEND_REMEDIES = {
+    "unauthorised": "Write the vendor's key as AUTH_TOKEN, or for this URL into TOKEN_MAP.",
+    "not found": "Compare BACKEND_API_URLS with the base URL in the vendor's documents.",
+    "unknown model": "Write a model that it has into MODEL_MAP or BACKEND_PARAMS.",
+    "no model": 'Write {"this URL": {"*": {"model": "…"}}} into BACKEND_PARAMS.',
+}
+_LLM_REMEDIES = {
+    "unauthorised": "Write the vendor's key as LLM_OPTIMIZATION_TOKEN.",
+    "not found": "Compare LLM_OPTIMIZATION_API_URL with the base URL in the vendor's documents.",
+    "unknown model": "Write a model that it has as LLM_OPTIMIZATION_MODEL.",
+}
+_REMEDIES = {
+    "out of credit": "Top up the account with the vendor; there is nothing to write here.",
+    "blocked by Cloudflare": "Ask the vendor, or reach it from another address: BACKEND_PROXIES.",
+    "unreachable": "Check the URL, and HTTPS_PROXY or BACKEND_PROXIES if it needs a proxy. In "
+    "Docker, localhost is the container itself.",
+    "bad certificate": "Write the file of your certificate authority as CA_BUNDLE.",
+    "timed out": "Try its address from this machine with curl. Set BACKEND_TIMEOUT, or LLM_TIMEOUT "
+    "for the LLM, if it is only slow.",
+    "rate limited": "Try again later.",
+    "down": "Try again later; if it stays, ask the vendor.",
+}
+_OTHER = "Compare what it says with the vendor's documents; BACKEND_PARAMS adds or removes fields."
+_ELSEWHERE = "Start the service with these settings, and write where it is reached as PUBLIC_URL."
+_REFUSED = (
+    "The server in front changes or refuses %2F, %3F, %23, %25. nginx: proxy_pass without a path. "
+    "Apache: AllowEncodedSlashes NoDecode, and nocanon after the URL of ProxyPass. Traefik: "
+    "allowEncodedSlash, -Percent, -QuestionMark and -Hash under http.encodedCharacters of the "
+    "entry point."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came from a server, and what to write if that is a fault."""
+
+    name: str
+    came: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.came}" + (f"\n  {self.remedy}" if self.remedy else "")
+
+
+def ask_all(session: Session, *, draws: bool) -> Iterator[Finding]:
+    """Ask each backend and the LLM once, then the service through PUBLIC_URL.
+
+    `draws`: each backend draws a picture, which is not stored. Raises Unavailable.
+    """
+    secrets = session.settings.secrets()
+    for backend in session.pipeline.backends.all:
+        found = _draw(session, backend) if draws else _probe_backend(backend)
+        yield _finding(f"Backend {backend.name}", found, _BACKEND_REMEDIES, secrets)
+    if llm := session.pipeline.llm:
+        name = f"LLM {printable_url(llm.settings.url)}"
+        yield _finding(name, _probe_llm(llm), _LLM_REMEDIES, secrets)
+    yield _pass_through(session)
+
+
+def _finding(
+    name: str, found: Probe, remedies: Mapping[str, str], secrets: tuple[str, ...]
+) -> Finding:
+    words = vendor_words(found.words, secrets)
+    came = found.came + (f": “{words}”" if words else "")
+    remedy = (_REMEDIES | {**remedies}).get(found.why, _OTHER) if found.why else ""
+    return Finding(name, came, remedy)
+
+
+def _probe_backend(backend: Backend) -> Probe:
+    fields = {**backend.settings.extra(None), "model": backend.model(_PLAIN)}
+    if backend.endpoint.door.needs_model and not fields["model"]:
+        return Probe("no model", why="no model")
+    found = probe(backend.endpoint, fields, Deadline.after(PROBE_SECONDS))
+    wanted = {fields["model"], *backend.settings.models.values()} - {None}
+    return _with_unlisted(found, wanted)
+
+
+def _probe_llm(llm: Llm) -> Probe:
+    fields = {"model": llm.settings.model, **llm.settings.params}
+    found = probe(llm.endpoint, fields, Deadline.after(PROBE_SECONDS))
+    return _with_unlisted(found, {llm.settings.model})
+
+
+def _with_unlisted(found: Probe, wanted: set[str]) -> Probe:
+    """Say which models a list lacks. It may be incomplete, so that is no fault."""
+    missing = sorted(wanted - {*found.models}) if found.models else []
+    if not missing or found.why:
+        return found
+    return Probe(f"{found.came}; not in its list: {', '.join(missing)}", found.words)
+
+
+def _draw(session: Session, backend: Backend) -> Probe:
+    began = time.monotonic()
+    deadline = Deadline.after(session.settings.generation_deadline)
+    try:
+        image = backend.draw(_DRAWN.prompt, _DRAWN, deadline)
+    except NotDrawn as error:
+        return Probe(str(error), error.fault.detail, error.fault.why)
+    seconds = time.monotonic() - began
+    return Probe(f"drew {len(image.data):,} bytes of {image.media_type} in {seconds:.1f} s")
+
+
+def _pass_through(session: Session) -> Finding:
+    """Ask for a picture whose prompt is hard to pass on; HEAD never draws it.
+
+    The signature is of this very prompt, so a changed one is a 401.
+    """
+    base = session.settings.public_url
+    if not base:
+        return Finding("PUBLIC_URL", "not set; links take the host of the request")
+    name = f"PUBLIC_URL {base}"
+    refused = _why_refused(session, base, _HARD)
+    if refused is None:
+        return Finding(name, "passes prompts on unchanged")
+    if (plain := _why_refused(session, base, _PLAIN)) is None:
+        return Finding(name, f"{refused}, for a prompt with / ? # % and Chinese", _REFUSED)
+    return Finding(name, plain, _ELSEWHERE)
+
+
+def _why_refused(session: Session, base: str, request: ImageRequest) -> str | None:
+    """Return what came in place of an answer of ours, or None."""
+    access, key = session.access, session.settings.all_access_keys[0]
+    signed = access.sign(request, access.shared) if access.can_sign else {}
+    headers = {} if signed else {"Authorization": f"Bearer {key}"}
+    url = base + request.to_url(**signed)
+    deadline = Deadline.after(PROBE_SECONDS)
+    try:
+        reply = session.upstream.request("HEAD", url, headers=headers, deadline=deadline)
+    except UpstreamError as error:
+        return str(error)
+    is_ours = reply.status == 200 and "PromptImageProxy" in reply.headers.get("Cache-Status", "")
+    return None if is_ours else _described(reply)
+
+
+def _described(reply: Reply) -> str:
+    names = ("Server", "Location", "WWW-Authenticate")
+    said = [f"{name}: {reply.headers[name]}" for name in names if name in reply.headers]
+    text = f"HTTP {reply.status}" + (f" ({', '.join(said)})" if said else "")
+    return vendor_words(text, ())

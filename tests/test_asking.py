@@ -1,0 +1,164 @@
+"""`check --backends`: what each server is asked, what is printed, and what to write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from .conftest import InProcess, Run, drawing, llm_settings
+from .servers import Answer, Say, ScriptedServer, Seen
+
+MODELS = {"object": "list", "data": [{"id": "flux"}, {"id": "gpt-image-1"}]}
+WRONG_KEY = Say({"error": {"message": "Incorrect API key provided: token-of-the-tests"}}, 401)
+NO_PROMPT = Say({"error": {"message": "Missing required parameter: 'prompt'."}}, 400)
+NOTHING = Say("nothing here", 404)
+TOKEN = {"AUTH_TOKEN": "token-of-the-tests"}
+
+
+def vendor(models: Answer, drawn: Answer = NO_PROMPT) -> Callable[[Seen], Say]:
+    """Return a vendor with one answer to GET and one to POST."""
+
+    def answer(seen: Seen) -> Say:
+        found = models if seen.method == "GET" else drawn
+        return found(seen) if callable(found) else found
+
+    return answer
+
+
+def listing(seen: Seen) -> Say:
+    """List the models for those who have a token."""
+    return Say(MODELS) if seen.headers["Authorization"] else WRONG_KEY
+
+
+def line_of(name: str, run: Run, *options: str, **settings: str) -> tuple[str, str, int]:
+    """Return what is printed of a server, what is printed below, and the exit status."""
+    result = run("check", *(options or ("--backends",)), **settings)
+    lines = [*result.stdout.splitlines(), ""]
+    place = next(number for number, line in enumerate(lines) if line.startswith(name))
+    remedy = lines[place + 1] if lines[place + 1].startswith("  ") else ""
+    return lines[place].partition(": ")[2], remedy.strip(), result.exit_code
+
+
+def test_list_of_models_for_the_token_alone_is_enough(run: Run, backend: ScriptedServer) -> None:
+    backend.say(vendor(listing))
+    assert line_of("Backend", run, **TOKEN) == ("answers, with 2 models", "", 0)
+    assert {(seen.method, seen.target) for seen in backend.seen} == {("GET", "/v1/models")}
+
+
+@pytest.mark.parametrize("models", [Say(MODELS), NOTHING, Say("<html>")])
+def test_empty_prompt_proves_the_token_where_the_list_does_not(
+    run: Run, backend: ScriptedServer, models: Say
+) -> None:
+    backend.say(vendor(models))
+    came, remedy, status = line_of("Backend", run, **TOKEN)
+    assert came == (
+        "answers, and rejects an empty prompt (HTTP 400): “Missing required parameter: 'prompt'.”"
+    )
+    assert (remedy, status, backend.seen[-1].json["prompt"]) == ("", 0, "")
+
+
+@pytest.mark.parametrize(
+    ("say", "came", "remedy"),
+    [
+        (WRONG_KEY, "unauthorised (HTTP 401): “Incorrect API key provided: ***”", "AUTH_TOKEN"),
+        (NOTHING, "not found (HTTP 404): “nothing here”", "BACKEND_API_URLS"),
+        (Say({"error": "The model does not exist"}, 404), "unknown model", "MODEL_MAP"),
+        (Say({"error": "insufficient_quota"}, 429), "out of credit", "Top up"),
+        (Say({"error": "boom"}, 500), "down (HTTP 500): “boom”", "Try again later"),
+    ],
+)
+def test_fault_is_in_the_vendors_words_with_a_remedy(
+    run: Run, backend: ScriptedServer, say: Say, came: str, remedy: str
+) -> None:
+    backend.say(vendor(NOTHING, say))
+    found = line_of("Backend", run, **TOKEN)
+    assert came in found[0]
+    assert remedy in found[1]
+    assert found[2] == 1
+
+
+def test_unreachable_server_is_no_end_of_the_check(run: Run, backend: ScriptedServer) -> None:
+    backend.say(vendor(listing))
+    urls = f"http://127.0.0.1:1,{backend.url}"
+    result = run("check", "--backends", BACKEND_API_URLS=urls, **TOKEN)
+    assert "127.0.0.1:1: it refused the connection" in result.stdout
+    assert f"{backend.url}: answers" in result.stdout
+    assert result.exit_code == 1
+
+
+def test_models_that_a_list_lacks_are_named(run: Run, backend: ScriptedServer) -> None:
+    backend.say(vendor(listing))
+    mapped = json.dumps({backend.url: {"a": "flux", "b": "sdxl"}})
+    came, _, status = line_of("Backend", run, MODEL_MAP=mapped, **TOKEN)
+    assert (came, status) == ("answers, with 2 models; not in its list: sdxl", 0)
+
+
+def test_llm_is_asked_once_too(
+    run: Run, backend: ScriptedServer, server: Callable[[], ScriptedServer]
+) -> None:
+    backend.say(vendor(listing))
+    (llm := server()).say(vendor(NOTHING, WRONG_KEY))
+    token = {"LLM_OPTIMIZATION_TOKEN": "token-of-the-llm"}
+    came, remedy, status = line_of("LLM", run, **llm_settings(llm, optimise=True), **TOKEN, **token)
+    assert came.startswith("unauthorised (HTTP 401)")
+    assert ("LLM_OPTIMIZATION_TOKEN" in remedy, status) == (True, 1)
+
+
+def test_only_draw_draws(run: Run, backend: ScriptedServer) -> None:
+    backend.say(vendor(listing, drawing()))
+    came, _, status = line_of("Backend", run, "--draw", **TOKEN)
+    assert (came.startswith("drew "), "of image/png" in came, status) == (True, True, 0)
+    assert "0 pictures" in run("cache", "stats").stdout
+    backend.say(vendor(listing, WRONG_KEY))
+    assert line_of("Backend", run, "--draw", **TOKEN)[2] == 1
+
+
+# --- through PUBLIC_URL -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
+    backend.say(vendor(listing))
+    return serve(backend)
+
+
+def test_hard_prompt_passes_and_is_not_drawn(
+    run: Run, backend: ScriptedServer, service: InProcess
+) -> None:
+    found = line_of("PUBLIC_URL", run, PUBLIC_URL=service.url, **TOKEN)
+    assert found == ("passes prompts on unchanged", "", 0)
+    assert {seen.method for seen in backend.seen} == {"GET"}
+
+
+@pytest.mark.parametrize("change", [lambda t: t.replace("%2F", "/").replace("//", "/"), None])
+def test_server_in_front_that_changes_prompts_is_named(
+    run: Run,
+    service: InProcess,
+    server: Callable[[], ScriptedServer],
+    change: Callable[[str], str] | None,
+) -> None:
+    def pass_on(seen: Seen) -> Say:
+        if change is None and "%2F" in seen.target:
+            return Say("", 404, {"Server": "Apache"})
+        target = change(seen.target) if change else seen.target
+        got = service.get(target, method="HEAD")
+        return Say(b"", got.status, dict(got.headers.items()))
+
+    (front := server()).say(pass_on)
+    came, remedy, status = line_of("PUBLIC_URL", run, PUBLIC_URL=front.url)
+    assert came.startswith("HTTP 401" if change else "HTTP 404")
+    assert "AllowEncodedSlashes NoDecode" in remedy
+    assert status == 1
+
+
+@pytest.mark.parametrize("answer", [Say("a page"), Say("", 502)])
+def test_public_url_of_something_else_is_named(
+    run: Run, service: InProcess, server: Callable[[], ScriptedServer], answer: Any
+) -> None:
+    (other := server()).say(answer)
+    came, remedy, _ = line_of("PUBLIC_URL", run, PUBLIC_URL=other.url)
+    assert came.startswith(f"HTTP {answer.status}")
+    assert remedy.startswith("Start the service")
