@@ -1,4 +1,4 @@
-"""Copying a cache: from one State and Store to another.
+"""Copying a cache: from one State and Store to another, which may both be in use.
 
 What the target has already is skipped, so that an interrupted copy can be continued.
 """
@@ -69,10 +69,30 @@ def transfer(source: Place, target: Place) -> Iterator[Copied]:
         for rows in _pages(source.state):
             known = target.state.files([row.key for row in rows])
             fresh = [row for row in rows if row.key not in known]
-            copied = list(pool.map(partial(_copy, source.store, target.store), fresh))
-            target.state.add([done.row for done in copied if done.row])
+            copied = list(pool.map(partial(_copy, source, target.store), fresh))
+            target.state.add([done.row for done in copied if done and done.row])
             yield from (Copied(),) * (len(rows) - len(fresh))
-            yield from copied
+            yield from filter(None, copied)
+
+
+def prune(source: Place, target: Place) -> int:
+    """Delete from `target` what `source` does not have any more; return how many pictures.
+
+    Rows that `source` has changed since are changed alike. Raises Unavailable.
+    """
+    count = 0
+    for rows in _pages(target.state):
+        for row in rows:
+            now = source.state.find(row.key)
+            if now and now.file == row.file:
+                if now != row:
+                    target.state.amend(row, now)
+                continue
+            if row.file:
+                with store_errors():
+                    target.store.delete(row.file)
+            count += target.state.remove([row])
+    return count
 
 
 def _pages(state: State) -> Iterator[list[Row]]:
@@ -82,13 +102,15 @@ def _pages(state: State) -> Iterator[list[Row]]:
         before = rows[-1].created, rows[-1].key
 
 
-def _copy(source: Store, target: Store, row: Row) -> Copied:
+def _copy(source: Place, target: Store, row: Row) -> Copied | None:
+    """Return what became of a row, None if its picture has been deleted meanwhile."""
     if row.file is None:
         return Copied(row)
     try:
-        row, data = _read(source, row)
+        row, data = _read(source.store, row)
     except (FileLost, Unavailable, OSError) as why:
-        return Copied(problem=f"{row.file}: {why}")
+        is_gone = source.state.files([row.key]).get(row.key) != row.file
+        return None if is_gone else Copied(problem=f"{row.file}: {why}")
     with store_errors():
         target.write(str(row.file), data, row.created)
     return Copied(row)
