@@ -69,7 +69,7 @@ def test_stored_object_is_read_and_listed(objects: Objects) -> None:
     assert objects.get("a.png") == b"new"
     found = list(objects.list())
     assert {(one.name, one.bytes) for one in found} == {("a.png", 3), ("b.png", 5)}
-    assert all(abs(one.modified - time.time()) < 60 for one in found)
+    assert all(abs(one.created - time.time()) < 60 for one in found)
 
 
 def test_object_has_a_media_type_and_rules_for_caches(answering: ScriptedServer) -> None:
@@ -115,11 +115,6 @@ def test_other_answers_are_failures_without_secrets(
     assert failure_of(lambda: objects.get("a.png")) == f"object store: {reason}"
 
 
-def test_cut_connection_is_tried_again(answering: ScriptedServer) -> None:
-    answering.say(Say("", 500), Say("bytes"))
-    assert Objects(at(answering.url)).get("a.png") == b"bytes"
-
-
 # --- a store that fails
 
 
@@ -159,12 +154,6 @@ def test_bucket_that_takes_nothing_is_still_read(answering: ScriptedServer) -> N
     assert objects.fault == "object store: HTTP 403 (AccessDenied)"
     wait_until(lambda: works(lambda: objects.put("a.png", b"1", "image/png")))
     assert objects.fault is None
-
-
-def test_unreachable_store_is_a_failure(answering: ScriptedServer) -> None:
-    answering.close()
-    reason = failure_of(lambda: Objects(at(answering.url)).get("a.png"))
-    assert reason == "object store: cannot be reached"
 
 
 # --- how it is reached
