@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,7 @@ from storage import Row, State, Unavailable
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 from storage.store import Store
-from storage.upkeep import store_errors
+from storage.upkeep import has_file, store_errors
 from storage.verify import FileLost, open_verified
 
 _PAGE = 200
@@ -78,21 +79,27 @@ def transfer(source: Place, target: Place) -> Iterator[Copied]:
 def prune(source: Place, target: Place) -> int:
     """Delete from `target` what `source` does not have any more; return how many pictures.
 
-    Rows that `source` has changed since are changed alike. Raises Unavailable.
+    What has changed or lost its file since is deleted, too, and copied by the next transfer.
+    Raises Unavailable.
     """
     count = 0
     for rows in _pages(target.state):
         for row in rows:
-            now = source.state.find(row.key)
-            if now and now.file == row.file:
-                if now != row:
-                    target.state.amend(row, now)
-                continue
-            if row.file:
-                with store_errors():
+            with store_errors():
+                if _is_current(source, target, row):
+                    continue
+                if row.file:
                     target.store.delete(row.file)
             count += target.state.remove([row])
     return count
+
+
+def _is_current(source: Place, target: Place, row: Row) -> bool:
+    """Return whether the row of a copy is that of its source, and has its file."""
+    now = source.state.find(row.key)
+    # The copy of an adopted file may have a digest when the source has none yet.
+    is_same = now is not None and replace(now, digest=row.digest) == row
+    return is_same and (row.file is None or has_file(target.store, row))
 
 
 def _pages(state: State) -> Iterator[list[Row]]:

@@ -91,7 +91,7 @@ def _prefer(state: State, store: Store, rival: Stored) -> bool:
         if row is None or row.file in (None, rival.name):
             return False
         loser, is_newer = rival.name, rival.created > int(row.created)
-        if is_newer or not _exists(store, row):
+        if is_newer or not has_file(store, row):
             found = _row_of(store, rival)
             if found is None:
                 return False
@@ -104,9 +104,10 @@ def _prefer(state: State, store: Store, rival: Stored) -> bool:
     return False
 
 
-def _exists(store: Store, row: Row) -> bool:
+def has_file(store: Store, row: Row) -> bool:
+    """Return whether the store has a row's file, in its size. Raises OSError."""
     try:
-        store.open(str(row.file)).close()
+        store.open(str(row.file), row.bytes).close()
     except FileNotFoundError:
         return False
     return True

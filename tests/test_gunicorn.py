@@ -24,17 +24,10 @@ import pytest
 from .conftest import ADMIN, KEY, ROOT, Gunicorn, drawing
 from .image import copy_image
 from .proxy import HttpProxy
-from .servers import Gate, RawServer, ScriptedServer, png, wait_until
+from .servers import Gate, RawServer, ScriptedServer, png, send_and_leave, wait_until
 from .wire import make_authority, over_tls, saying
 
 Start = Callable[..., Gunicorn]
-
-
-def request_and_disconnect(service: Gunicorn, description: str) -> None:
-    """Request a picture and disconnect before the answer."""
-    port = urlsplit(service.url).port
-    with socket.create_connection(("127.0.0.1", port or 0)) as client:
-        client.sendall(f"GET /prompt/{description}?key={KEY} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
 
 # --- one drawing for many requests
@@ -61,7 +54,7 @@ def test_drawing_continues_after_its_client_disconnects(
     gate = Gate(drawing())
     backend.say(gate)
     service = gunicorn(backend)
-    request_and_disconnect(service, "x")
+    send_and_leave(service.url, f"/prompt/x?key={KEY}")
     wait_until(lambda: backend.seen)
     gate.opened.set()
     wait_until(lambda: service.get("/status").json["cache"]["entries"] == 1)
@@ -117,11 +110,8 @@ def test_backend_is_reached_through_a_proxy_and_its_own_authority(
 # --- request lines
 
 
-@pytest.mark.parametrize("character", ["红", "🍎"])
-def test_4000_characters_of_any_script_pass(
-    gunicorn: Start, backend: ScriptedServer, character: str
-) -> None:
-    prompt = character * 4000
+def test_4000_characters_of_any_script_pass(gunicorn: Start, backend: ScriptedServer) -> None:
+    prompt = "🍎" * 4000
     assert gunicorn(backend).picture(quote(prompt)).status == 200
     assert backend.seen[0].json["prompt"] == prompt
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,11 +29,6 @@ ETAG = {"ETag": '"1"'}
 
 
 @pytest.fixture
-def objects(bucket: ObjectSettings) -> Objects:
-    return Objects(bucket)
-
-
-@pytest.fixture
 def answering(server: Callable[[], ScriptedServer]) -> ScriptedServer:
     """A server in place of the object store, without any object."""
     made = server()
@@ -57,28 +51,6 @@ def failure_of(call: Callable[[], object]) -> str:
         call()
     assert not isinstance(caught.value, FileNotFoundError)
     return str(caught.value.strerror)
-
-
-# --- objects
-
-
-def test_stored_object_is_read_and_listed(objects: Objects) -> None:
-    for data in (b"old", b"new"):
-        objects.put("a.png", data, "image/png")
-    objects.put("b.png", b"12345", "image/png")
-    assert objects.get("a.png") == b"new"
-    found = list(objects.list())
-    assert {(one.name, one.bytes) for one in found} == {("a.png", 3), ("b.png", 5)}
-    assert all(abs(one.created - time.time()) < 60 for one in found)
-
-
-def test_object_has_a_media_type_and_rules_for_caches(answering: ScriptedServer) -> None:
-    answering.say(Say(headers=ETAG))
-    Objects(at(answering.url)).put("a.png", b"1", "image/png", "public, max-age=1")
-    [request] = answering.seen
-    assert (request.method, request.path) == ("PUT", "/bucket/prefix/a.png")
-    assert request.headers["Content-Type"] == "image/png"
-    assert request.headers["Cache-Control"] == "public, max-age=1"
 
 
 # --- what an answer means

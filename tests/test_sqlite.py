@@ -303,18 +303,6 @@ def test_garbage_anywhere_is_survived(open_state: Open, index: Path, seed: int) 
     again.newest("", 100, None)
 
 
-def test_replaced_database_is_noticed_at_the_next_call(
-    open_state: Open, index: Path, state: SqliteState
-) -> None:
-    state.store(hosted(1))
-    epoch = state.epoch
-    assert state.epoch == epoch
-    delete_with_its_wal(index)
-    open_state().store(hosted(2))
-    assert (state.find(hosted(1).key), state.find(hosted(2).key)) == (None, hosted(2))
-    assert state.epoch != epoch
-
-
 def test_damaged_row_hides_no_other(state: SqliteState, index: Path) -> None:
     for number in range(3):
         state.store(hosted(number))

@@ -172,9 +172,17 @@ def test_backup_copies_what_is_new_and_deletes_what_was_deleted(
     assert run("cache", "backup", str(target)).stdout == "2 copied, 1 there, 2 deleted\n"
     [dog] = cache.state.newest("dog", 1, None)
     assert cache.state.amend(dog, replace(dog, revised="a poodle"))
-    assert counts(run, "backup", target) == {"copied": 0, "there": 3, "deleted": 0}
+    [cat] = cache.state.newest("cat", 1, None)
+    assert cache.state.amend(cat, replace(cat, digest=None))
+    [bird] = cache.state.newest("bird", 1, None)
+    (target / str(bird.file)).unlink()
+    assert counts(run, "backup", target) == {"copied": 2, "there": 1, "deleted": 2}
     with closing(SqliteState(target)) as state:
-        assert state.newest("", 9, None) == cache.state.newest("", 9, None)
+        assert {row.final_prompt for row in state.newest("", 9, None)} == {
+            "a bird",
+            "a cat",
+            "a poodle",
+        }
     assert len(list(Folder(target).names())) == 3
 
 
