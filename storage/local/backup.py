@@ -75,8 +75,8 @@ class DailyBackup:
                 made = self.path.stat()
                 try:
                     with _opened(self.path) as backup:
-                        # No journal is left that could spoil the next backup; a power failure
-                        # costs this one at most.
+                        # Without a file for its journal, which could spoil the next backup: a
+                        # crash costs this one at most.
                         backup.execute("PRAGMA journal_mode = MEMORY")
                         backup.execute("PRAGMA synchronous = OFF")
                         backup.execute(sql.DELETE, {"key": key})
