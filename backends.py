@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from dialect.judging import Outcome
+from dialect.judging import UNKNOWN_MODEL, Outcome
 from drawing.backend import Backend, NotDrawn
 from drawing.cooldowns import Cooldown
 from drawing.record import Attempt, Round
@@ -64,7 +64,7 @@ class Backends:
             known = self.recall(request)
             wait = self._ready_in(request, known)
             if wait > min(MAX_WAIT, deadline.remaining()):
-                return Round(None, (), is_cut=True)
+                return Round(None, (), is_cut=True, has_model=self._has_model(request, known))
             if wait:
                 self.sleep(wait)
                 found = self._probe(prompt, request, deadline)
@@ -137,7 +137,13 @@ class Backends:
                 else:
                     _end_outages(backend, request, known)
                     return Round(image, tuple(attempts))
-        return Round(None, tuple(attempts)) if attempts else None
+        has_model = any(attempt.why != UNKNOWN_MODEL for attempt in attempts)
+        return Round(None, tuple(attempts), has_model=has_model) if attempts else None
+
+    def _has_model(self, request: ImageRequest, known: Known) -> bool:
+        """Return whether a backend is cooling down for any other reason than an unknown model."""
+        of_models = (known[backend.outages(request)[1].key] for backend in self.in_use)
+        return any(one.why != UNKNOWN_MODEL or not one.seconds for one in of_models)
 
     def _is_over(self, attempts: Sequence[Attempt]) -> bool:
         """Return whether enough backends have refused the prompt."""

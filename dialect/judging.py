@@ -18,6 +18,7 @@ from dialect.moderation import is_refusal
 
 # A rejection that a shorter prompt avoids; it says nothing of the backend.
 TOO_LONG = "prompt too long"
+UNKNOWN_MODEL = "unknown model"
 
 
 class Outcome(StrEnum):
@@ -152,7 +153,7 @@ def judge(status: int, error: ErrorText, headers: Mapping[str, str], answer: Any
     return Fault(
         Outcome.FAILED,
         why,
-        is_of_model=why == "unknown model",
+        is_of_model=why == UNKNOWN_MODEL,
         is_of_account=why in _ACCOUNT_WORDS,
         wait=retry_after(headers),
         detail=error.words,
@@ -191,7 +192,7 @@ def _why_of_place(
     if isinstance(code, int) and code in _MINIMAX_WORDS:
         return _MINIMAX_WORDS[code]
     if "convert_request_failed" in error.codes:  # new-api: the model cannot draw
-        return "unknown model"
+        return UNKNOWN_MODEL
     if status >= 300 or error.status != 400 or _why_of_words(error):
         return None
     if _LATE_WORDS.search(error.text):
@@ -207,13 +208,13 @@ def _why(error: ErrorText) -> str | None:
     # Client's words included: a model of that name is avoided, instead of the whole backend.
     is_of_model = _UNKNOWN_MODEL.search(error.raw) and not is_of_key
     if "model" in error.params or is_of_model:
-        return "unknown model"
+        return UNKNOWN_MODEL
     if error.status == 429 and ("1113" in error.codes or _NO_CREDIT.search(error.text)):
         return "out of credit"
     if error.status == 403 and _CREDIT_WORDS.search(error.text):
         return "out of credit"
     if error.status == 500 and _MODEL_WORDS.search(error.raw):
-        return "unknown model"
+        return UNKNOWN_MODEL
     return _STATUS_WORDS.get(error.status, "down")
 
 
@@ -229,7 +230,7 @@ def _why_of_words(error: ErrorText) -> str | None:
         return "out of credit"
     text = error.raw if error.status == 404 else error.text
     if "model" in error.params or _UNKNOWN_MODEL.search(text) or _MODEL_WORDS.search(text):
-        return "unknown model"
+        return UNKNOWN_MODEL
     return "rate limited" if _RATE_WORDS.search(error.text) else None
 
 

@@ -23,7 +23,9 @@ COOLING = "cooling down"
 NO_MODEL = "no model"
 
 # How a drawing can end without a picture.
-Ending = Literal["moderation_refused", "deadline_passed", "all_cooling_down", "no_backend_drew"]
+Ending = Literal[
+    "moderation_refused", "deadline_passed", "all_cooling_down", "no_backend_drew", "unknown_model"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,14 @@ class Attempt:
 class Round:
     """The result of asking backends for one prompt: a picture, or the failed attempts.
 
-    `is_cut`: it ended early, because time ran out or no backend was ready.
+    `is_cut`: it ended early, because time ran out or no backend was ready. `has_model` is False
+    if none of the backends knows the model.
     """
 
     image: Image | None
     attempts: tuple[Attempt, ...]
     is_cut: bool = False
+    has_model: bool = True
 
     def count(self, outcome: Outcome) -> int:
         return sum(attempt.outcome is outcome for attempt in self.attempts)
@@ -199,6 +203,11 @@ class Drawing:
         """Return whether the prompt itself may be at fault: a backend refused or rejected it."""
         last = self.rounds[-1]
         return bool(last.count(Outcome.REFUSED) or last.count(Outcome.REJECTED))
+
+    @property
+    def lacks_model(self) -> bool:
+        """Return whether the request names a model, and no backend knows it."""
+        return self.request.model is not None and any(not found.has_model for found in self.rounds)
 
     @property
     def is_made_too_long(self) -> bool:

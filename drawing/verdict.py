@@ -36,6 +36,8 @@ def verdict(drawing: Drawing, ready_in: float, *, has_fallback: bool) -> GaveUp:
     has_asked = any(found.attempts for found in drawing.rounds)
     is_cooling = wait and not has_asked and (drawing.rounds or not made_a_call)
     code: Ending = "all_cooling_down" if is_cooling else "no_backend_drew"
+    if drawing.lacks_model:
+        code = "unknown_model"
     return GaveUp(code, stages, retry_after=wait, is_worth_remembering=made_a_call)
 
 

@@ -222,8 +222,10 @@ def test_fault_of_a_model_cools_that_model_alone(house: MakeHouse) -> None:
         return NO_MODEL if seen.json.get("model") == "typo" else drawing()
 
     made = house(server_of_models)
-    assert made.draw("a", model="typo").attempts[0].why == "unknown model"
+    found = made.draw("a", model="typo")
+    assert (found.attempts[0].why, found.has_model) == ("unknown model", False)
     assert made.ready_in("typo") == 5
+    assert made.draw("a", model="typo", seconds=4) == Round(None, (), True, has_model=False)
     assert made.draw("b", model="real").image
     assert made.draw("c").image
 

@@ -104,6 +104,16 @@ def test_card_gives_the_advice_that_helps(serve: Serve, backend: ScriptedServer)
     assert 50 <= int(cooling.headers["Retry-After"]) <= 60
 
 
+def test_model_that_nobody_knows_is_not_blamed_on_the_operator(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    backend.say(Say({"error": {"message": "The model `typo` does not exist"}}, 404))
+    service = serve(backend)
+    found = service.picture("x", model="typo").json
+    assert (found["status"], found["title"], found["remedy"]) == (502, "Unknown model", "model")
+    assert service.picture("x").json["remedy"] == "operator"
+
+
 def test_remembered_refusal_says_until_when_and_how_to_clear_it(
     serve: Serve, backend: ScriptedServer
 ) -> None:

@@ -145,6 +145,15 @@ def test_sdk_does_not_repeat_a_failure_that_was_paid_for(
     assert len(backend.seen) == 1
 
 
+def test_sdk_raises_its_own_exception_for_an_unknown_model(
+    serve: Serve, backend: ScriptedServer, connect: Connect
+) -> None:
+    backend.say(Say({"error": {"message": "The model `typo` does not exist"}}, 404))
+    with pytest.raises(openai.NotFoundError, match="unknown here") as caught:
+        connect(serve(backend)).images.generate(prompt="a cat", model="typo")
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
 def test_sdk_does_not_repeat_a_request_past_the_daily_limit(
     serve: Serve, backend: ScriptedServer, connect: Connect
 ) -> None:

@@ -23,8 +23,8 @@ REFUSED, REJECTED, FAILED = (
 IMAGE = Image(b"", "image/png", "b")
 
 
-def round_of(*attempts: Attempt, is_cut: bool = False, image: Image | None = None) -> Round:
-    return Round(image, attempts, is_cut)
+def round_of(*attempts: Attempt, image: Image | None = None, **values: bool) -> Round:
+    return Round(image, attempts, **values)
 
 
 def drawing_of(*rounds: Round, stages: tuple[str, ...] = (), **values: Any) -> Drawing:
@@ -33,7 +33,7 @@ def drawing_of(*rounds: Round, stages: tuple[str, ...] = (), **values: Any) -> D
     made = tuple(Stage(stage, outcome, 0.0, *why) for stage, outcome, *why in split)
     now = values.pop("now", 0.0)
     deadline = Deadline(10.0, lambda: now)
-    request = ImageRequest("a fox")
+    request = ImageRequest("a fox", model=values.pop("model", None))
     return Drawing(request, deadline, COMMAND_LINE, rounds=rounds, stages=made, **values)
 
 
@@ -126,7 +126,8 @@ def test_prompt_is_blocked_if_all_refused_in_every_round(drawing: Drawing, block
 BLOCKED: dict[str, Any] = {"blocked_for": 60.0}
 ALL_REFUSED = round_of(REFUSED)
 NONE_READY = round_of(is_cut=True)
-MODERATED, LATE, COOLING, UNDRAWN = get_args(Ending)
+NO_MODEL = round_of(FAILED, has_model=False)
+MODERATED, LATE, COOLING, UNDRAWN, UNKNOWN = get_args(Ending)
 # The drawing, when a backend is ready, whether there is a fallback; the code, whether the
 # client is told when to come back, and whether it is remembered.
 VERDICTS: dict[str, tuple[Drawing, float, bool, str, bool, bool]] = {
@@ -147,6 +148,12 @@ VERDICTS: dict[str, tuple[Drawing, float, bool, str, bool, bool]] = {
     "failed": (drawing_of(round_of(FAILED)), 5, False, UNDRAWN, True, True),
     "too late": (drawing_of(round_of(FAILED), now=11.0), 5, False, LATE, False, True),
     "too late for any call": (drawing_of(NONE_READY, now=11.0), 5, False, LATE, False, False),
+    "no such model": (drawing_of(NO_MODEL, model="typo"), 5, False, UNKNOWN, True, True),
+    "no such model, and it is cooling": (
+        drawing_of(round_of(is_cut=True, has_model=False), model="typo"),
+        30, False, UNKNOWN, True, False,
+    ),
+    "no default model": (drawing_of(NO_MODEL), 5, False, UNDRAWN, True, True),
     "all cooling": (drawing_of(NONE_READY), 30, False, COOLING, True, False),
     "all cooling, and the fallback failed": (
         drawing_of(NONE_READY, stages=("fallback failed",)), 30, True, COOLING, True, True,

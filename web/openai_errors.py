@@ -23,6 +23,7 @@ _CODES = {
     422: "content_policy_violation",
     429: "rate_limit_exceeded",
 }
+_OF_MODEL = ("no_such_model", "unknown_model")
 _MESSAGES = {
     # LiteLLM recognises a wrong key by the first four words alone.
     401: "Incorrect API key provided: send the access key as a Bearer token.",
@@ -31,9 +32,13 @@ _MESSAGES = {
 
 
 def openai_error(error: Exception) -> Response:
-    """Answer any error with its status, but a refusal with 400, as OpenAI does."""
+    """Answer any error with its status, but a refusal with 400, as OpenAI does.
+
+    An unknown model is a 404 there, whoever finds that out.
+    """
     report = report_of(error)
-    status, is_of_model = report.status, report.error.code == "no_such_model"
+    is_of_model = report.error.code in _OF_MODEL
+    status = 404 if is_of_model else report.status
     detail = report.detail("en")
     message = detail if is_of_model else _MESSAGES.get(status, detail)
     about = {

@@ -47,6 +47,7 @@ _STATUSES: Mapping[type[Exception], int] = {
 _STATUS_OF_ENDING: Mapping[Ending, int] = {
     "moderation_refused": 422,
     "no_backend_drew": 502,
+    "unknown_model": 502,
     "all_cooling_down": 503,
     "deadline_passed": 504,
 }
@@ -170,6 +171,8 @@ def _remedy(error: GaveUp) -> str | None:
     reasons = {why for stage in error.stages for why in (stage.why or "").split(", ")}
     if error.code == "moderation_refused":
         return "reword"
+    if error.code == "unknown_model":
+        return "model"
     if reasons & _OPERATOR_REASONS:
         return "operator"
     return "wait" if error.retry_after else None

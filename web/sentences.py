@@ -51,11 +51,13 @@ TITLES: Mapping[int | str, Sentence] = {
     503: Sentence("Try again later", "请稍后再试"),
     504: Sentence("Deadline passed", "生成超时"),
     "still_drawing": Sentence("Being drawn", "正在生成"),
+    "unknown_model": Sentence("Unknown model", "没有此模型"),
     "other": Sentence("Request failed", "请求失败"),
 }
 # By the remedy in problem+json; None for an error without a known remedy.
 ADVICE: Mapping[str | None, Sentence] = {
     "reword": Sentence("Change the description.", "请修改描述。"),
+    "model": Sentence("Name another model, or none.", "请换一个模型，或不指定模型。"),
     "operator": Sentence(
         "Only the operator can fix this; see /status or the log.",
         "请联系服务管理员，原因见 /status 或日志。",
@@ -158,6 +160,7 @@ SENTENCES: Mapping[str, Sentence] = {
         "All backends have failed recently and are cooling down.",
         "所有后端最近都出错，正在冷却。",
     ),
+    "unknown_model": Sentence("The requested model is unknown here.", "此处没有所请求的模型。"),
     "no_backend_drew": Sentence("No backend could draw the picture.", "没有后端能生成图片。"),
     "too_many_drawings": Sentence(
         "Too many pictures are being drawn at the moment.", "目前正在生成的图片过多。"

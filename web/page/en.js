@@ -107,6 +107,7 @@ export default {
   'error.400': 'The prompt or one of the settings is invalid.',
   'error.414': 'The prompt is too long.',
   'error.422': 'Moderation refused this prompt. Try other words.',
+  'error.model': 'This model is unknown here.',
   'error.limit': 'This key has reached its limit for today. Pictures drawn before are still served.',
   'error.429': 'Too many requests. Please wait a moment.',
   'error.502': 'No backend could draw the picture.',

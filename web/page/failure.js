@@ -4,7 +4,7 @@ import { $, inSeconds, isText, language, t } from './words.js';
 
 const NOT_AGAIN = [400, 413, 414, 422, 431]; // unchanged, it would fail again
 
-export const isToBeChanged = (error) => NOT_AGAIN.includes(error.status);
+export const isToBeChanged = ({ status, remedy }) => NOT_AGAIN.includes(status) || remedy === 'model';
 
 export function retryTime({ retryAfter, remedy = 'wait' }) {
   return retryAfter && remedy === 'wait' ? performance.now() + retryAfter * 1000 : 0;
@@ -12,6 +12,7 @@ export function retryTime({ retryAfter, remedy = 'wait' }) {
 
 export function errorText({ status = 0, remedy }) {
   if (remedy === 'tomorrow') return t('error.limit');
+  if (remedy === 'model') return t('error.model');
   const name = `error.${{ 413: 414, 431: 414 }[status] ?? status}`;
   return t(isText(name) ? name : 'error.other');
 }
