@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from io import FileIO
 from typing import NamedTuple
 
-from images.formats import EXTENSIONS
+from images.formats import EXTENSIONS, pixels_of
 from metrics import OFF, Metrics
 from picture import ImageRequest
 from storage import BeingDrawn, LockTimeout, NoRoom, Row, State, Unavailable
@@ -98,6 +98,7 @@ class Cache:
 
         `created` is a Unix time, for a picture that was not made just now.
         """
+        width, height = pixels_of(data) or (None, None)
         row = Row(
             key=key,
             file=None if url else f"{key}-{secrets.token_hex(8)}.{EXTENSIONS[media_type]}",
@@ -111,6 +112,8 @@ class Cache:
             rewritten=rewritten,
             revised=revised,
             drawn_by=drawn_by,
+            drawn_width=width,
+            drawn_height=height,
         )
         if row.file and 0 < self.max_bytes < row.bytes:
             raise NotKept("the picture is larger than CACHE_MAX_BYTES")

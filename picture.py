@@ -205,10 +205,15 @@ def _option(name: str, text: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A picture's URL, also as Markdown and HTML to paste into documents."""
+    """A picture's URL, also as Markdown and HTML to paste into documents.
+
+    `drawn` is the size that it was drawn at, if it is known: browsers would squash a picture into
+    another one.
+    """
 
     request: ImageRequest
     url: str
+    drawn: tuple[int, int] | None = None
 
     @property
     def markdown(self) -> str:
@@ -217,7 +222,7 @@ class Link:
 
     @property
     def html(self) -> str:
-        width, height = self.request.pixels or (None, None)
+        width, height = self.drawn or self.request.pixels or (None, None)
         size = f' width="{width}" height="{height}"' if width else ""
         alt = html.escape(" ".join(self.request.prompt.split()))
         return f'<img src="{html.escape(self.url)}" alt="{alt}"{size} loading="lazy">'

@@ -114,7 +114,7 @@ def _rows(cache: Cache, match: str) -> Iterator[Row]:
 def _line(row: Row) -> str:
     when = datetime.fromtimestamp(row.created, UTC).strftime("%Y-%m-%d %H:%M")
     prompt = " ".join(row.prompt.split()) if row.prompt else f"({row.key[:12]}…)"
-    size = (row.request and row.request.size) or "-"
+    size = "{}x{}".format(*row.pixels) if row.pixels else "-"
     return f"{when}  {_size(row.bytes):>9}  {size:>9}  {prompt[:80]}"
 
 

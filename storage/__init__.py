@@ -53,8 +53,9 @@ class Row:
     """All that is known of one picture. Sizes are pixels and bytes, `created` a Unix time.
 
     A picture lies either in the store, as `file`, or at an image host, at `url`. `digest` is
-    the SHA-256 of its bytes in hex, None for an adopted file until its first hit. The fields from
-    `prompt` on are None where they are unknown.
+    the SHA-256 of its bytes in hex, None for an adopted file until its first hit, as is its size
+    (`drawn_width`, `drawn_height`), whatever size was requested. The fields from `prompt` on are
+    None where they are unknown.
     """
 
     key: str
@@ -77,6 +78,15 @@ class Row:
     rewritten: str | None = None
     revised: str | None = None
     drawn_by: str | None = None
+    drawn_width: int | None = None
+    drawn_height: int | None = None
+
+    @property
+    def pixels(self) -> tuple[int, int] | None:
+        """The size of the picture as it was drawn, if it is known."""
+        if self.drawn_width is None or self.drawn_height is None:
+            return None
+        return self.drawn_width, self.drawn_height
 
     @property
     def request(self) -> ImageRequest | None:
@@ -98,7 +108,7 @@ class Row:
 
 _SHOWN = (
     "key", "prompt", "width", "height", "model", "seed", *OPTIONS, "final_prompt", "drawn_by",
-    "media_type", "bytes", "created",
+    "drawn_width", "drawn_height", "media_type", "bytes", "created",
 )  # fmt: skip
 
 

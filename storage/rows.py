@@ -19,7 +19,7 @@ MAX_CREATED = 253_370_764_800.0
 
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(COLUMNS, (str, type(None))),
-    **dict.fromkeys(("width", "height", "seed"), (int, type(None))),
+    **dict.fromkeys(("width", "height", "seed", "drawn_width", "drawn_height"), (int, type(None))),
     **dict.fromkeys(("key", "media_type"), (str,)),
     "bytes": (int,),
     "created": (float,),

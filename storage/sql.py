@@ -11,7 +11,7 @@ from functools import cache
 
 from storage.rows import COLUMNS
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_NOTES = 100_000
 MAX_INTEGER = 2**63 - 1
 
@@ -28,7 +28,8 @@ TABLES = (
         used DOUBLE PRECISION NOT NULL,
         prompt TEXT, width BIGINT, height BIGINT, model TEXT, seed BIGINT,
         quality TEXT, style TEXT, background TEXT, negative_prompt TEXT,
-        optimized TEXT, rewritten TEXT, revised TEXT, drawn_by TEXT
+        optimized TEXT, rewritten TEXT, revised TEXT, drawn_by TEXT,
+        drawn_width BIGINT, drawn_height BIGINT
     )
     """,
     "CREATE INDEX entries_by_age ON entries (created, key)",
@@ -44,6 +45,11 @@ TABLES = (
     """,
     "CREATE INDEX notes_by_expiry ON notes (expires)",
     "CREATE INDEX notes_by_age ON notes (created)",
+)
+
+# What makes version 4 of version 3.
+ADD_DRAWN_SIZE = tuple(
+    f"ALTER TABLE entries ADD COLUMN {name} BIGINT" for name in ("drawn_width", "drawn_height")
 )
 
 _COLUMNS = ", ".join(COLUMNS)

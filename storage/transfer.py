@@ -97,9 +97,13 @@ def prune(source: Place, target: Place) -> int:
 def _is_current(source: Place, target: Place, row: Row) -> bool:
     """Return whether the row of a copy is that of its source, and has its file."""
     now = source.state.find(row.key)
-    # The copy of an adopted file may have a digest when the source has none yet.
-    is_same = now is not None and replace(now, digest=row.digest) == row
+    # The copy has a digest and a size, and the source may have neither until its next hit.
+    is_same = now is not None and _without_findings(now) == _without_findings(row)
     return is_same and (row.file is None or has_file(target.store, row))
+
+
+def _without_findings(row: Row) -> Row:
+    return replace(row, digest=None, drawn_width=None, drawn_height=None)
 
 
 def _pages(state: State) -> Iterator[list[Row]]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from io import FileIO
 
-from images.formats import media_type_of
+from images.formats import media_type_of, pixels_of
 from storage import Row, Unavailable
 from storage.store import Store
 
@@ -19,13 +19,14 @@ class FileLost(Exception):
 def open_verified(store: Store, row: Row) -> tuple[Row, FileIO]:
     """Open a row's file, which has the size that the row says; return the row and the file.
 
-    An adopted file is read once, and its row returned with the digest. Raises FileLost, and
-    Unavailable for a file that may well exist: a new drawing would cost money.
+    A file that was adopted, or stored before sizes were, is read once, and its row returned with
+    digest and size. Raises FileLost, and Unavailable for a file that may well exist: a new drawing
+    would cost money.
     """
     with ExitStack() as stack:
         try:
             file = stack.enter_context(store.open(str(row.file), row.bytes))
-            row = row if row.digest else _with_digest(row, file)
+            row = row if row.digest and row.pixels else _examined(row, file)
         except (FileNotFoundError, IsADirectoryError) as error:
             raise FileLost("is missing or damaged") from error
         except OSError as error:
@@ -34,10 +35,16 @@ def open_verified(store: Store, row: Row) -> tuple[Row, FileIO]:
     return row, file
 
 
-def _with_digest(row: Row, file: FileIO) -> Row:
+def _examined(row: Row, file: FileIO) -> Row:
     data = file.readall()
     file.seek(0)
-    media_type = media_type_of(data)
-    if media_type is None:
+    media_type, pixels = media_type_of(data), pixels_of(data)
+    if media_type is None or pixels is None:
         raise FileLost("is missing or damaged")
-    return replace(row, media_type=media_type, digest=hashlib.sha256(data).hexdigest())
+    return replace(
+        row,
+        media_type=media_type,
+        digest=row.digest or hashlib.sha256(data).hexdigest(),
+        drawn_width=pixels[0],
+        drawn_height=pixels[1],
+    )

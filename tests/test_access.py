@@ -281,3 +281,6 @@ def test_markdown_and_html_show_one_image_with_its_prompt(
         assert image.content.replace("\\", "") == " ".join(prompt.split()).replace("\\", "")
         assert f'src="{links["url"]}"'.replace("&", "&amp;") in links["html"]
         assert links["html"].endswith('width="9" height="9" loading="lazy">')
+    assert service.picture(")(", width=9).status == 200
+    links = sign(service, {"description": ")(", "width": 9}).json
+    assert links["html"].endswith('width="1" height="1" loading="lazy">'), "as it was drawn"

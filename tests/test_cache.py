@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -391,9 +392,19 @@ def test_adopted_pictures_learn_from_their_first_hit(cache: Cache, folder: Path)
     assert read(cache, requests[7]) == png(shade=7)
     row = row_of(cache, requests[0])
     assert (row.media_type, row.bytes, row.request) == ("image/gif", len(GIF), None)
-    assert row.digest is not None
+    assert (row.pixels, row.digest is not None) == ((1, 1), True)
     assert row == cache.state.find(requests[0].key)
     assert [newest.key for newest in cache.state.newest("", 1, None)] == [row.key]
+
+
+def test_size_as_drawn_is_kept_and_learned_where_it_is_not(cache: Cache) -> None:
+    """Rows of older versions have none, and keep the digest that they have."""
+    request = replace(REQUEST, width=1024, height=768)
+    row = cache.put(request.key, png(3, 2), "image/png", request=request)
+    assert (row.pixels, row.request) == ((3, 2), request)
+    cache.state.amend(row, replace(row, drawn_width=None, drawn_height=None, digest="0" * 64))
+    read(cache, request)
+    assert cache.state.find(request.key) == replace(row, digest="0" * 64)
 
 
 def test_file_that_begins_like_no_picture_is_left_alone(cache: Cache, folder: Path) -> None:

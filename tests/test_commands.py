@@ -228,6 +228,7 @@ def test_list_shows_the_newest_first(run: Run, cache: Cache) -> None:
     lines = run("cache", "list").stdout.splitlines()
     assert [line.split()[-1] for line in lines] == ["three", "two", "one"]
     assert lines[0].startswith("2023-11-14 22:13")
+    assert lines[0].split()[-2] == "1x1"
     found = run("cache", "list", "--json", "--match", "T").stdout.splitlines()
     rows = [json.loads(line) for line in found]
     assert [row["prompt"] for row in rows] == ["three", "two"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Collection
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from images.formats import EXTENSIONS, foreign_type, media_type_of
+from images.formats import EXTENSIONS, foreign_type, media_type_of, pixels_of
 
 from .servers import GIF, JPEG, WEBP, png
 
@@ -88,6 +89,28 @@ def test_only_a_complete_picture_is_one(name: str) -> None:
 def test_bytes_after_the_end_are_allowed(name: str) -> None:
     media_type, data = PICTURES[name]
     assert media_type_of(data + b"\0\r\nanything") == media_type
+
+
+@pytest.mark.parametrize(
+    ("names", "pixels"),
+    [
+        (REAL.keys() - {"progressive JPEG"}, (3, 2)),
+        (["progressive JPEG"], (2, 2)),
+        (["JPEG", "JPEG with a thumbnail", "GIF", "lossless WebP"], (1, 1)),
+        (["PNG"], (3, 5)),
+    ],
+)
+def test_size_is_that_of_the_pixels(names: Collection[str], pixels: tuple[int, int]) -> None:
+    assert {pixels_of(PICTURES[name][1]) for name in names} == {pixels}
+
+
+def test_size_of_large_webp_is_read_whole() -> None:
+    """Of the two forms with a size in bits and in three bytes."""
+    bits = (0x2ABC - 1 | (0x1234 - 1) << 14).to_bytes(4, "little")
+    assert pixels_of(WEBP[:21] + bits + WEBP[25:]) == (0x2ABC, 0x1234)
+    extended = REAL["WebP with alpha"][1]
+    sides = (0x123456 - 1).to_bytes(3, "little") + (0x654321 - 1).to_bytes(3, "little")
+    assert pixels_of(extended[:24] + sides + extended[30:]) == (0x123456, 0x654321)
 
 
 JPEG_SIZE = b"\x08\0\1\0\1"

@@ -165,7 +165,8 @@ def test_size_model_seed_and_options_are_sent_stored_and_shown(page: Page, studi
     asked: dict[str, Any] = {"prompt": "slash/and ü?", "size": "640x180", **given}
     asked |= {"model": "flux/1-schnell", "seed": -123456789012345678}
     assert studio.backend.seen[0].json.items() >= asked.items()
-    assert "flux/1-schnell · Quality: high · Style: a & b" in page.text("#facts")
+    facts = "1 × 1 · 640 × 180 requested · flux/1-schnell · Quality: high · Style: a & b"
+    assert facts in page.text("#facts")
     fragment = parse_qs(urlsplit(page.driver.current_url).fragment)
     expected = {**given, "width": "640", "height": "180", "seed": "-123456789012345678"}
     assert {name: fragment[name] for name in expected} == {n: [v] for n, v in expected.items()}

@@ -54,7 +54,7 @@ def test_history_draws_an_entry_again_and_can_be_emptied(page: Page, studio: Stu
 
 def test_gallery_asks_for_the_token_lists_sorts_and_searches(page: Page, studio: Studio) -> None:
     sizes = {"one": 300, "two": 500, "three": 400}
-    studio.backend.say(*(drawing(png(size=size)) for size in sizes.values()))
+    studio.backend.say(*(drawing(png(64, 48, size=size)) for size in sizes.values()))
     for prompt in sizes:
         studio.service.picture(prompt, width=64)
     page.open(studio.service, "#view=gallery")
@@ -67,7 +67,7 @@ def test_gallery_asks_for_the_token_lists_sorts_and_searches(page: Page, studio:
     assert stored == [None, ADMIN]
     assert page.text("#totals") == "3 pictures, 2 kB"
     facts = page.text("#gallery .card:first-child .facts")
-    assert facts.startswith("64 × 64 · 1 kB localhost · ")
+    assert facts.startswith("64 × 48 · 64 × 64 requested · 1 kB localhost · ")
     page.choose("#order", "largest")
     page.wait_for_prompts("two", "three", "one")
     page.type("#search", "zebra")

@@ -167,6 +167,7 @@ def test_older_tables_are_migrated_once(
     state.store(picture(1))
     postgres.execute(
         "ALTER TABLE prompt_image_entries ADD COLUMN machine TEXT",
+        "ALTER TABLE prompt_image_entries DROP COLUMN drawn_width, DROP COLUMN drawn_height",
         "UPDATE prompt_image_schema_version SET version = 2",
         url=url,
     )

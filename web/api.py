@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeGuard
 
 from flask import Response, request
@@ -54,7 +54,10 @@ class Api:
         body = read_body()
         wanted = read_image_request(body, self.settings.max_prompt_length)
         link = self.link(wanted, caller, read_integer(body, "expires_in", 1, MAX_EXPIRES_IN))
-        return as_json(link.to_json() | {"final_prompt": self._final_prompt(wanted)})
+        row = self._find(wanted)
+        if row:
+            link = replace(link, drawn=row.pixels)
+        return as_json(link.to_json() | {"final_prompt": row.final_prompt if row else None})
 
     def list_pictures(self) -> Response:
         """GET /cache?q&order&limit&before: the cached pictures, newest or largest first."""
@@ -125,11 +128,10 @@ class Api:
         base = self.settings.public_url or _forwarded_base()
         return Link(wanted, base + wanted.to_url(**self.access.sign(wanted, caller, expires_in)))
 
-    def _final_prompt(self, wanted: ImageRequest) -> str | None:
-        """Return the prompt that was drawn, or None for a picture that is not in the cache."""
+    def _find(self, wanted: ImageRequest) -> Row | None:
+        """Return what is known of a picture in the cache, or None."""
         with suppress(Unavailable):
-            row = self.cache.state.find(wanted.key)
-            return row.final_prompt if row else None
+            return self.cache.state.find(wanted.key)
         return None
 
     def _describe(self, row: Row) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from storage import IncompatibleSchema, Unavailable
-from storage.sql import SCHEMA_VERSION, TABLES
+from storage.sql import ADD_DRAWN_SIZE, SCHEMA_VERSION, TABLES
 
 # The time at which the server received the statement. Unlike clock_timestamp(), which changes
 # within one, it can be compared to an index.
@@ -59,7 +59,10 @@ INSERT INTO totals SELECT {_SUMS} FROM folded
 """
 
 # What makes each version of the one before. The first in PostgreSQL was 2.
-_MIGRATIONS: dict[int, tuple[str, ...]] = {3: ("ALTER TABLE entries DROP COLUMN machine",)}
+_MIGRATIONS: dict[int, tuple[str, ...]] = {
+    3: ("ALTER TABLE entries DROP COLUMN machine",),
+    4: ADD_DRAWN_SIZE,
+}
 
 
 @cache

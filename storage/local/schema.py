@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from storage import IncompatibleSchema
-from storage.sql import SCHEMA_VERSION, TABLES
+from storage.sql import ADD_DRAWN_SIZE, SCHEMA_VERSION, TABLES
 
 # Counting a million rows for /status would take a second.
 _TOTALS = (
@@ -47,6 +47,7 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX entries_by_size ON entries (bytes, key)",
     ),
     3: ("ALTER TABLE entries DROP COLUMN machine",),
+    4: ADD_DRAWN_SIZE,
 }
 
 

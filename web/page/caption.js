@@ -1,6 +1,6 @@
 // The caption under the picture: its parameters, where it came from, links and download.
 import { OPTIONS } from './form.js';
-import { $, duration, isText, reasonsOf, t } from './words.js';
+import { $, duration, isText, reasonsOf, sizeFacts, t } from './words.js';
 
 const EXTENSIONS = { 'image/png': 'png', 'image/jpeg': 'jpg', 'image/webp': 'webp', 'image/gif': 'gif' };
 
@@ -19,7 +19,7 @@ export function fillCaption({ wanted, source, stages, seconds, type, signed }) {
   const { naturalWidth, naturalHeight, src } = $('picture');
   const final = signed.final_prompt === wanted.prompt ? '' : signed.final_prompt;
   const options = OPTIONS.filter((name) => wanted[name]).map((name) => `${t(name)}: ${wanted[name]}`);
-  const facts = [`${naturalWidth} × ${naturalHeight}`, wanted.model, ...options, t('seed.is', wanted)];
+  const facts = [...sizeFacts(wanted, naturalWidth, naturalHeight), wanted.model, ...options, t('seed.is', wanted)];
   $('picture').alt = $('title').textContent = wanted.prompt;
   $('final').hidden = !final;
   $('final').lastElementChild.textContent = final;

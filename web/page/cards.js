@@ -3,7 +3,7 @@ import { copy } from './copying.js';
 import { enlarge } from './dialogs.js';
 import { hashOf, wantedFrom } from './form.js';
 import { ask, withToken } from './server.js';
-import { $, age, t, weight } from './words.js';
+import { $, age, sizeFacts, t, weight } from './words.js';
 
 function makeCard({ prompt, href, facts, by }) {
   const node = $('card').content.firstElementChild.cloneNode(true);
@@ -15,13 +15,11 @@ function makeCard({ prompt, href, facts, by }) {
   return { node, part };
 }
 
-/** One side alone is a square. */
-const sizeOf = ({ width, height }) => (width || height ? `${width ?? height} × ${height ?? width}` : '');
 // No-break spaces: lines break between facts, not within one.
 const joined = (...facts) => facts.filter(Boolean).map((one) => one.replaceAll(' ', '\u00a0')).join(' · ');
 
 export function historyCard({ wanted, created, thumbnail }) {
-  const facts = joined(sizeOf(wanted), wanted.model, t('seed.is', wanted));
+  const facts = joined(...sizeFacts(wanted), wanted.model, t('seed.is', wanted));
   const { node, part } = makeCard({ prompt: wanted.prompt, href: hashOf(wanted), facts, by: age(created) });
   for (const selector of ['.select', '.copy']) part(selector).remove();
   if (thumbnail) part('img').src = thumbnail;
@@ -35,7 +33,7 @@ export function galleryCard(entry) {
   const { node, part } = makeCard({
     prompt,
     href: asked && hashOf(wantedFrom({ ...asked, prompt })),
-    facts: joined(sizeOf(entry), weight(entry.bytes)),
+    facts: joined(...sizeFacts(entry, entry.drawn_width, entry.drawn_height), weight(entry.bytes)),
     by: joined(hostOf(entry.drawn_by), age(entry.created)),
   });
   Object.assign(node.dataset, { key: entry.key, url: entry.url ?? '' });

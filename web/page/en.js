@@ -23,6 +23,7 @@ export default {
   'size.portrait': 'Portrait',
   'size.wide': 'Wide',
   'size.own': 'Custom',
+  'size.asked': '{asked} requested',
   width: 'Width',
   height: 'Height',
   model: 'Model',

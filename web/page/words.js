@@ -50,6 +50,13 @@ export function weight(bytes) {
   return unit === 'kB' ? `${Math.ceil(bytes / size)} kB` : `${(bytes / size).toFixed(1)} ${unit}`;
 }
 
+/** Say how large a picture is, and was requested if that differs. One side alone is a square. */
+export function sizeFacts({ width, height }, drawnWidth, drawnHeight) {
+  const asked = width || height ? `${width || height} × ${height || width}` : '';
+  const drawn = drawnWidth ? `${drawnWidth} × ${drawnHeight}` : asked;
+  return drawn === asked || !asked ? [drawn] : [drawn, t('size.asked', { asked })];
+}
+
 /** How long ago a Unix time is. */
 export function age(created) {
   const seconds = Math.max(0, Date.now() / 1000 - created);

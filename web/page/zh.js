@@ -23,6 +23,7 @@ export default {
   'size.portrait': '纵向',
   'size.wide': '宽屏',
   'size.own': '自定义',
+  'size.asked': '请求的是 {asked}',
   width: '宽',
   height: '高',
   model: '模型',
