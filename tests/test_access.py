@@ -217,6 +217,16 @@ def test_signed_url_shows_its_picture_without_the_key(
     assert len(backend.seen) == 1
 
 
+def test_signature_of_either_picture_opens_a_url_with_an_extension(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    service = serve(backend)
+    for prompt, status in [("logo", 200), ("logo.png", 200), ("logo.jpg", 401)]:
+        query = urlsplit(sign(service, {"description": prompt}).json["url"]).query
+        assert service.get(f"/prompt/Logo.png?{query}").status == status
+    assert [seen.json["prompt"] for seen in backend.seen] == ["Logo"]
+
+
 @pytest.mark.parametrize(
     ("headers", "base"),
     [

@@ -94,13 +94,15 @@ class Api:
         body = read_body()
         key = body.get("key")
         # An adopted picture has a key and no prompt.
-        if not _is_key(key):
-            key = read_image_request(body, self.settings.max_prompt_length).key
+        if _is_key(key):
+            keys = [key]
+        else:
+            keys = read_image_request(body, self.settings.max_prompt_length).keys_to_delete
         # In this order: while the picture is being drawn, nothing is deleted.
-        was_cached, had_failed = self.cache.delete(key), forget_failures(self.cache.state, key)
-        if not (was_cached or had_failed):
+        found = [(self.cache.delete(key), forget_failures(self.cache.state, key)) for key in keys]
+        if not any(map(any, found)):
             raise NotFound("no_such_picture")
-        return as_json({"deleted": True, "key": key})
+        return as_json({"deleted": True, "key": keys[-1]})
 
     def show_status(self) -> Response:
         """GET /status: health and configuration, without any secret; keys for the administrator."""

@@ -7,7 +7,6 @@ answers and errors are those of https://platform.openai.com/docs/api-reference.
 from __future__ import annotations
 
 import base64
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from drawing.record import GaveUp
 from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn
 from metrics import Metrics
-from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, Link
+from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, Link, read_size
 from pipeline import Pipeline
 from storage import Unavailable
 from web.api import read_body, read_integer
@@ -88,10 +87,9 @@ def _read_size(text: str | None) -> tuple[str | None, str | None]:
     """Return width and height; None leaves them to the backend."""
     if text is None or text == "auto":
         return None, None
-    match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text)
-    if not match or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
+    if (sides := read_size(text)) is None:
         raise BadRequest("not_a_size", name="size", high=MAX_SIDE)
-    return match[1], match[2]
+    return sides
 
 
 def _read_seeds(body: Mapping[str, Any]) -> range:
