@@ -257,6 +257,16 @@ def test_bad_expiry_is_a_400(serve: Serve, backend: ScriptedServer, seconds: obj
     assert (got.status, "expires_in" in got.detail) == (400, True)
 
 
+def test_signed_url_may_end_in_an_extension(serve: Serve, backend: ScriptedServer) -> None:
+    service = serve(backend)
+    url = sign(service, {"description": "x", "extension": "gif"}).json["url"]
+    assert target(url).startswith("/prompt/x.gif?sig=")
+    assert service.get(target(url)).status == 200
+    for wrong in ("svg", ".png", "", 1, ["png"]):
+        got = sign(service, {"description": "x", "extension": wrong})
+        assert (got.status, "extension" in got.detail) == (400, True)
+
+
 def test_signing_needs_the_access_key(serve: Serve, backend: ScriptedServer) -> None:
     service = serve(backend)
     body = b'{"description": "x"}'

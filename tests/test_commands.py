@@ -81,6 +81,8 @@ def test_signed_url_is_accepted_by_the_server(
     assert serve(backend).get(url.removeprefix(BASE)).status == 200
     assert "exp=" in run("sign", "x", "--expires-in", "60", PUBLIC_URL=BASE).output
     assert run("sign", "x").stdout.startswith("http://127.0.0.1:")
+    webp = run("sign", "x", "--extension", "webp", PUBLIC_URL=BASE).stdout
+    assert webp.startswith(f"{BASE}/prompt/x.webp?sig=")
     words = ("--quality", "high", "--style", "vivid", "--background", "blue")
     more = run("sign", "x", *words, "--negative-prompt", "no text", PUBLIC_URL=BASE).stdout
     assert "?quality=high&style=vivid&background=blue&negative_prompt=no%20text&sig=" in more

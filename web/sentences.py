@@ -186,6 +186,9 @@ SENTENCES: Mapping[str, Sentence] = {
     "not_a_choice": Sentence(
         "The parameter {name} must be {one} or {other}.", "参数 {name} 须为 {one} 或 {other}。"
     ),
+    "not_an_extension": Sentence(
+        "The parameter {name} must be one of: {known}.", "参数 {name} 须为以下之一：{known}。"
+    ),
     "not_a_cursor": Sentence(
         "The parameter before must be the next of an earlier answer.",
         "参数 before 须为之前响应中的 next。",
