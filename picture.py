@@ -112,7 +112,7 @@ class ImageRequest:
         that would otherwise lose its own. Everything but unreserved characters is percent-encoded,
         parentheses too, so that a Markdown link can hold the URL.
         """
-        if extension is None and self.without_extension != self:
+        if extension is None and _without_extension(self.prompt) != self.prompt:
             extension = EXTENSIONS[0]
         path = quote(self.prompt, safe="") + (f".{extension}" if extension else "")
         given = {name: getattr(self, name) for name in PARAMETERS}
@@ -121,11 +121,6 @@ class ImageRequest:
             del query["seed"]
         encoded = urlencode(query | credentials, quote_via=quote, safe="")
         return f"/prompt/{path}" + (f"?{encoded}" if encoded else "")
-
-    @property
-    def without_extension(self) -> ImageRequest:
-        """This picture, its prompt without an extension at the end: as a URL would be read."""
-        return replace(self, prompt=_without_extension(self.prompt))
 
     @property
     def key(self) -> str:
@@ -142,7 +137,8 @@ class ImageRequest:
     @property
     def keys_to_delete(self) -> list[str]:
         """The keys of the pictures that a URL with this prompt may show, its own last."""
-        return list(dict.fromkeys(one.key for one in (self.without_extension, self)))
+        plain = replace(self, prompt=_without_extension(self.prompt))
+        return list(dict.fromkeys((plain.key, self.key)))
 
     @property
     def options(self) -> dict[str, str]:
