@@ -79,7 +79,7 @@ def delete(
         raise click.UsageError("Give a PROMPT, or --older-than or --match.")
     session.announce_cache()
     if prompt is not None:
-        keys = [read_request(prompt, session.settings, parameters).key]
+        keys = read_request(prompt, session.settings, parameters).keys_to_delete
         question = "Delete this picture?"
     else:
         before = float("inf") if older_than is None else time.time() - older_than
