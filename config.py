@@ -31,11 +31,14 @@ from settings.servers import (
     make_pollinations,
 )
 from settings.table import ROWS, Table
+from settings.terminal import printable
 
 # Each can also be read from a file: NAME_FILE.
 SECRETS = tuple(row.name for row in ROWS if row.is_secret)
 
 MIN_SECRET_LENGTH = 16
+# gunicorn logs what is wrong with a request, and a request line may have 64 KB.
+_LONGEST_LINE = 4000
 
 
 class SettingsError(Exception):
@@ -184,15 +187,22 @@ def _check_machines(settings: Settings, reader: Reader) -> None:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Formats log records, tracebacks included, without the settings' secrets or a URL's."""
+    """Formats log records without the settings' secrets or a URL's, and without control characters.
+
+    A record is one line; those of its traceback are indented, so that no text can forge a record.
+    """
 
     def __init__(self, settings: Settings, fmt: str | None = None, datefmt: str | None = None):
         super().__init__(fmt, datefmt)
         # Replacing a shorter one would garble every line, and it protects nothing.
         self.secrets = [secret for secret in settings.secrets() if len(secret) >= 6]
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         for secret in self.secrets:
             text = text.replace(secret, "***").replace(quote(secret, safe=""), "***")
-        return re.sub(r"([?&](?:key|sig|authCode)=)[^&\s'\"]*", r"\1***", text)
+        text = re.sub(r"([?&](?:key|sig|authCode)=)[^&\s'\"]*", r"\1***", text)
+        return "\n  ".join(printable(line)[:_LONGEST_LINE] for line in text.split("\n"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from commands.arguments import AS_JSON, counted, echo_counts, progress
+from commands.output import say
 from commands.session import Session, with_session
 from commands.typescript import import_typescript
 from storage.transfer import Place, opened, transfer
@@ -76,6 +77,6 @@ def _transfer(source: Place, target: Place, done: str, *, as_json: bool) -> None
             counts["unusable" if copied.problem else done if copied.row else "there"] += 1
             problems += [copied.problem] if copied.problem else []
     for problem in problems:
-        click.echo(problem, err=True)
+        say(problem, err=True)
     echo_counts(counts, as_json=as_json)
     sys.exit(1 if problems else 0)

@@ -11,6 +11,7 @@ import click
 from access import MAX_EXPIRES_IN, Access
 from commands.arguments import AS_JSON, picture_options, read_request, read_text
 from commands.documents import FoundUrl, LeftKey, find_keys, replace_urls, signed_in_place
+from commands.output import say
 from commands.session import Session, with_session
 from config import Settings
 from picture import Link
@@ -89,6 +90,6 @@ def _report(file: Path, signed: int, left: list[LeftKey], *, is_quiet: bool) -> 
     counts = {"left": len(left) - elsewhere, "left on other hosts": elsewhere}
     texts = [f"{signed} signed", *(f"{count} {what}" for what, count in counts.items() if count)]
     if not is_quiet:
-        click.echo(f"{file}: {', '.join(texts)}")
+        say(f"{file}: {', '.join(texts)}")
     for one in left:
-        click.echo(f"{file}:{one.line}: {one.reason}", err=True)
+        say(f"{file}:{one.line}: {one.reason}", err=True)

@@ -86,7 +86,8 @@ class Master:
         try:
             self._use(config.load())
         except (SettingsError, CannotServe) as error:
-            log.error("Reload failed; the service keeps its settings. %s", error)
+            faults = " ".join(str(error).split())
+            log.error("Reload failed; the service keeps its settings. %s", faults)
         except Exception:
             log.exception("Reload failed; the service keeps its settings.")
         if self.settings.address != (bind := self._conf["bind"]):
