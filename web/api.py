@@ -107,7 +107,11 @@ class Api:
         if "X-Admin-Token" in request.headers:
             self._authorise_admin()
             found["keys"] = self.access.usage(self.cache.state)
-        return as_json(found)
+        response = as_json(found)
+        if found["cache"]["entries"] is None:
+            # Without its index or database a machine serves nothing: balancers leave it out.
+            response.status_code = 503
+        return response
 
     def robots(self) -> Response:
         """GET /robots.txt: tell crawlers not to spend money."""
