@@ -2,33 +2,27 @@
 
 A signature grants access to one picture: `sig` is the first 32 hex digits of HMAC-SHA256 over
 `{cache key in hex}|{exp}`. `exp` is the Unix time in seconds after which the signature is void,
-or empty if it never expires.
+or empty if it never expires. A signature made with a named key is over `{cache key}|{exp}|{name}`,
+and the URL has the name as `by`: its drawings count for that key, and it ends with the name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import math
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 from picture import BadRequest, ImageRequest, Problem
 from settings.access_keys import SHARED_NAME, KeySettings
-from storage import State, Unavailable
+from storage import State
 
 SIGNATURE_LENGTH = 32
 MAX_EXPIRES_IN = 10 * 365 * 86400
-DAY = 86400.0
-# A day's count is read on that day only; the rest allows for differing clocks.
-COUNT_TTL = 2 * DAY
 _DERIVATION_LABEL = b"prompt-image-proxy signing key"
 
 
@@ -47,18 +41,18 @@ class Caller:
     name: str
     per_day: int | None = None
 
+    @property
+    def attempts_per_day(self) -> int | None:
+        """How many drawings may be tried: those that failed and cost nothing are counted here."""
+        return None if self.per_day is None else 5 * self.per_day + 20
+
+    def count_key(self, now: float) -> str:
+        """Return the key of the state's count of drawings, at a Unix time."""
+        return f"{datetime.fromtimestamp(now, UTC).date().isoformat()} {self.name}"
+
 
 # No access key has a name like this.
 COMMAND_LINE = Caller("(command line)")
-
-
-class OverLimit(Problem):
-    """A caller has no drawings left today. `retry_after` is in seconds, until midnight UTC."""
-
-    def __init__(self, caller: Caller, retry_after: int) -> None:
-        super().__init__("daily_limit_reached", limit=caller.per_day)
-        self.caller = caller
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +80,9 @@ class Access:
         signing_keys: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`drawings_per_day` is the limit of `access_key` and of signed URLs together."""
-        self._shared = Caller(SHARED_NAME, drawings_per_day)
-        self._keys = [_Key(access_key.encode(), self._shared)] if access_key else []
+        """`drawings_per_day` is the limit of `access_key` and its signed URLs together."""
+        self.shared = Caller(SHARED_NAME, drawings_per_day)
+        self._keys = [_Key(access_key.encode(), self.shared)] if access_key else []
         self._keys += [
             _Key(own.key.encode(), Caller(own.name, own.per_day), own.expires) for own in named_keys
         ]
@@ -107,8 +101,9 @@ class Access:
     ) -> Caller:
         """Accept an access key or, for a picture, a valid signature; return the caller.
 
-        `credentials` are `key`, `sig` and `exp` of a URL; `authorization` is the header,
-        decoded as Latin-1, as WSGI requires. Raises Unauthorised.
+        `credentials` are those of a URL (`key`, `sig`, `exp`, `by`); `authorization` is the
+        header, decoded as Latin-1, as WSGI requires. Raises Unauthorised, and BadRequest for a
+        bad `exp`.
         """
         offered = [credentials["key"].encode()] if "key" in credentials else []
         scheme, _, token = authorization.partition(" ")
@@ -119,11 +114,10 @@ class Access:
             own for own in self._keys for key in offered if hmac.compare_digest(key, own.key)
         ]
         for own in matches:
-            if own.expires is None or self._today() <= own.expires:
+            if not self._has_expired(own):
                 return own.caller
         if request is not None and "sig" in credentials:
-            self.verify(request, credentials["sig"], credentials.get("exp"))
-            return self._shared
+            return self._signer(request, credentials)
         if matches:
             raise Unauthorised("key_expired", day=matches[0].expires)
         raise Unauthorised("key_wrong" if offered else "key_missing")
@@ -147,40 +141,51 @@ class Access:
     def can_sign(self) -> bool:
         return bool(self._signing_keys)
 
-    def sign(self, request: ImageRequest, expires_in: int | None = None) -> dict[str, str | int]:
-        """Return the credentials for a picture's URL: `sig`, and `exp` if it is to expire.
+    def sign(
+        self, request: ImageRequest, caller: Caller, expires_in: int | None = None
+    ) -> dict[str, str | int]:
+        """Return the credentials for a picture's URL: `sig`, `exp` if it is to expire, and `by`.
 
-        `expires_in` is in seconds. Raises Forbidden if signing is off.
+        What the URL draws counts for `caller`, who is named unless it is `shared`. `expires_in`
+        is in seconds. Raises Forbidden if signing is off.
         """
         if not self._signing_keys:
             raise Forbidden("signing_off")
-        if expires_in is None:
-            return {"sig": _signature(self._signing_keys[0], request.key, "")}
-        exp = int(self.clock()) + expires_in
-        return {"exp": exp, "sig": _signature(self._signing_keys[0], request.key, str(exp))}
+        exp = {} if expires_in is None else {"exp": int(self.clock()) + expires_in}
+        by = {} if caller == self.shared else {"by": caller.name}
+        text = _signed_text(request, {name: str(value) for name, value in (exp | by).items()})
+        return exp | by | {"sig": _signature(self._signing_keys[0], text)}
 
-    def verify(self, request: ImageRequest, sig: str, exp: str | None) -> None:
-        """Accept a signature of this picture. Raises Unauthorised, BadRequest for a bad `exp`."""
+    def _signer(self, request: ImageRequest, credentials: Mapping[str, str]) -> Caller:
+        """Return the caller for whom a picture was signed. Raises Unauthorised and BadRequest."""
+        sig, exp = credentials["sig"].encode(), credentials.get("exp")
         if exp is not None and not re.fullmatch(r"[0-9]{1,12}", exp):
             raise BadRequest("not_a_time", name="exp")
         if len(sig) < SIGNATURE_LENGTH:
             raise Unauthorised("signature_incomplete")
-        offered = sig.encode()
-        matches = [
-            hmac.compare_digest(offered, _signature(key, request.key, exp or "").encode())
-            for key in self._signing_keys
-        ]
-        if not any(matches):
+        text = _signed_text(request, credentials)
+        valid = [_signature(key, text).encode() for key in self._signing_keys]
+        if not any([hmac.compare_digest(sig, one) for one in valid]):
             raise Unauthorised("signature_wrong")
         if exp is not None and int(exp) <= self.clock():
             raise Unauthorised("signature_expired")
+        return self._named(credentials["by"]) if "by" in credentials else self.shared
+
+    def _named(self, name: str) -> Caller:
+        """Return the caller of a named key that has not expired. Raises Unauthorised."""
+        for own in self._keys:
+            if own.caller.name == name:
+                if self._has_expired(own):
+                    raise Unauthorised("key_expired", day=own.expires)
+                return own.caller
+        raise Unauthorised("signer_removed")
 
     def usage(self, state: State) -> list[dict[str, Any]]:
         """Return for each key its name, its drawings today and its limits. Raises Unavailable."""
         expires = {own.caller: own.expires for own in self._keys}
-        callers = list(dict.fromkeys([*([self._shared] if self.can_sign else []), *expires]))
+        callers = list(dict.fromkeys([*([self.shared] if self.can_sign else []), *expires]))
         now = state.now()
-        keys = {caller: _count_key(now, caller) for caller in callers}
+        keys = {caller: caller.count_key(now) for caller in callers}
         counts = state.counts(list(keys.values()))
         return [
             {
@@ -192,65 +197,15 @@ class Access:
             for caller in callers
         ]
 
-    def _today(self) -> date:
-        return datetime.fromtimestamp(self.clock(), UTC).date()
+    def _has_expired(self, key: _Key) -> bool:
+        today = datetime.fromtimestamp(self.clock(), UTC).date()
+        return key.expires is not None and today > key.expires
 
 
-def _signature(key: bytes, cache_key: str, exp: str) -> str:
-    return hmac.digest(key, f"{cache_key}|{exp}".encode(), "sha256").hex()[:SIGNATURE_LENGTH]
+def _signed_text(request: ImageRequest, credentials: Mapping[str, str]) -> str:
+    by = f"|{credentials['by']}" if "by" in credentials else ""
+    return f"{request.key}|{credentials.get('exp', '')}{by}"
 
 
-class Reservation:
-    """Places for drawings of one caller; closing gives back the unused ones.
-
-    Places beyond those are reserved when they are taken. All places count for the day, by the
-    state's clock, on which the first was reserved. Thread-safe.
-    """
-
-    def __init__(self, state: State, caller: Caller, amount: int = 0) -> None:
-        """Reserve `amount` places at once, or none of them. Raises OverLimit and Unavailable."""
-        self.caller = caller
-        self._state = state
-        self._mutex = threading.Lock()
-        self._left = 0
-        if amount:
-            self._add(amount)
-            self._left = amount
-
-    def take(self) -> None:
-        """Take a place for a drawing. Raises OverLimit and Unavailable.
-
-        It always writes to the state, even for a place that was reserved before: if that fails,
-        the picture could not be stored either.
-        """
-        with self._mutex:
-            self._add(0 if self._left else 1)
-            self._left = max(0, self._left - 1)
-
-    def give_back(self, amount: int = 1) -> None:
-        """Give back places of drawings that made no upstream call."""
-        with suppress(Unavailable):
-            self._state.count(self._count_key, -amount, COUNT_TTL)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._mutex:
-            left, self._left = self._left, 0
-        if left:
-            self.give_back(left)
-
-    def _add(self, amount: int) -> None:
-        limit = self.caller.per_day if amount else None
-        if not self._state.count(self._count_key, amount, COUNT_TTL, limit):
-            raise OverLimit(self.caller, math.ceil(DAY - self._state.now() % DAY))
-
-    @cached_property
-    def _count_key(self) -> str:
-        return _count_key(self._state.now(), self.caller)
-
-
-def _count_key(now: float, caller: Caller) -> str:
-    day = datetime.fromtimestamp(now, UTC).date()
-    return f"{day.isoformat()} {caller.name}"
+def _signature(key: bytes, text: str) -> str:
+    return hmac.digest(key, text.encode(), "sha256").hex()[:SIGNATURE_LENGTH]

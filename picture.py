@@ -19,7 +19,7 @@ MAX_SIDE = 4096
 # In the order of the cache key.
 OPTIONS = ("quality", "style", "background", "negative_prompt")
 PARAMETERS = ("width", "height", "model", "seed", *OPTIONS)
-CREDENTIALS = ("key", "sig", "exp")
+CREDENTIALS = ("key", "sig", "exp", "by")
 MAX_FIELDS = 100
 MAX_OPTION = 200
 # Characters of a URL: four bytes for each character of an option, and three for each byte.
@@ -89,8 +89,8 @@ class ImageRequest:
     ) -> tuple[ImageRequest, dict[str, str]]:
         """Parse `path` (a WSGI PATH_INFO: percent-decoded, then decoded as Latin-1) and `query`.
 
-        Returns the request and the credentials (`key`, `sig`, `exp`). Unknown parameters are
-        ignored. Raises BadRequest.
+        Returns the request and the CREDENTIALS that were given. Unknown parameters are ignored.
+        Raises BadRequest.
         """
         try:
             # Flask would turn invalid bytes into U+FFFD, and two prompts would share one key.

@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from access import COMMAND_LINE, Caller, OverLimit, Reservation
+from access import COMMAND_LINE, Caller
 from backends import Backends
 from cache import Cache
 from drawing.backend import NotDrawn, Pollinations
 from drawing.pool import Pool, StillRunning
 from drawing.record import Drawing, GaveUp, Stage
+from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn, Storing
 from drawing.verdict import Blocked, Failure, is_blocked, verdict
 from hosting import ImageHost
@@ -139,8 +140,10 @@ class Pipeline:
     def _draw_anew(self, drawing: Drawing, reservation: Reservation) -> Drawn:
         began = time.monotonic()
         drawing = self._find_image(drawing)
-        if not drawing.made_a_call:
+        if not drawing.may_have_been_billed:
             reservation.give_back()
+        if not drawing.made_a_call:
+            reservation.give_back_attempt()
         caller = drawing.caller.name
         if drawing.image is None:
             gave_up = self._give_up(drawing)

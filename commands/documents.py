@@ -1,45 +1,55 @@
-"""Our URLs in Markdown and HTML files: find them, and replace them without changing other bytes."""
+"""Our URLs in Markdown and HTML files: found, and replaced without changing any other byte."""
 
 from __future__ import annotations
 
 import html
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 from picture import BadRequest, ImageRequest
-from web.sentences import explain
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 # The characters that cannot be part of a URL in Markdown or in an attribute, and parentheses.
 _BOUNDARY = re.compile(r"[\s<>\"'`\\()]")
-# A key further along the line is not a parameter of the URL.
-_MAX_REST = 4000
-_KEY = re.compile(r"(?:\bkey=|\bBearer[ +]+|\bBearer%20)([^\s<>\"'`\\&#]+)")
+# Character references, which Markdown and HTML decode in URLs.
+_REFERENCE = re.compile(r"&#?\w+;")
+_AND = r"&(?:amp|AMP|#0*38|#[xX]0*26);"
+# A parameter of a URL as it is written, after what separates it from the one before.
+_PARAMETER = re.compile(rf"(?:{_AND}|&)?((?:[^&#]|(?!{_AND})&#?\w+;)+)")
 
 
 @dataclass(frozen=True, slots=True)
 class FoundUrl:
-    """One of our URLs as written, the picture it names, and its credentials (`key`, `sig`, `exp`).
-
-    In HTML, `url` has `&amp;` for `&`.
-    """
+    """One of our URLs as written, the picture it names, and its credentials."""
 
     url: str
     request: ImageRequest
     credentials: dict[str, str]
 
+    @classmethod
+    def read(cls, url: str, max_prompt_length: int) -> FoundUrl:
+        """Read a URL as a document has it. Raises BadRequest, or ValueError if it names no picture.
 
-@dataclass(frozen=True, slots=True)
-class LeftKey:
-    """An access key that a document contains: its line, counted from 1, and why it was left."""
+        Markdown and HTML differ on references without a semicolon, which name none.
+        """
+        parts = urlsplit(decoded := _dereferenced(url))
+        if "&#" in decoded or "/prompt/" not in parts.path:
+            raise ValueError(url)
+        path = parts.path[parts.path.index("/prompt/") :]
+        latin = unquote_to_bytes(path.encode()).decode("latin-1")
+        return cls(url, *ImageRequest.from_url(latin, parts.query, max_prompt_length))
 
-    line: int
-    reason: str
-    is_elsewhere: bool = False
+    def signed(self, credentials: Mapping[str, str | int]) -> str:
+        """Return the URL with `credentials` in place of its key, and nothing else changed."""
+        separator = match[0] if (match := re.search(_AND, self.url)) else "&"
+        written = [urlencode([pair], quote_via=quote, safe="") for pair in credentials.items()]
+        for pair in _PARAMETER.finditer(self.url, self.url.find("?") + 1):
+            if unquote_plus(_dereferenced(pair[1]).partition("=")[0]) == "key":
+                return self.url[: pair.start(1)] + separator.join(written) + self.url[pair.end() :]
+        return self.url
 
 
 def find_urls(
@@ -50,10 +60,10 @@ def find_urls(
     With `public_url`, ours are those that begin with it. Without, they are those that name a
     picture and carry credentials.
     """
-    for start, url in _urls(text):
-        if _is_ours(url, public_url):
+    for start, url in all_urls(text):
+        if is_ours(url, public_url):
             with suppress(BadRequest, ValueError):
-                found = _read(url, max_prompt_length)
+                found = FoundUrl.read(url, max_prompt_length)
                 if found.credentials:
                     yield start, found
 
@@ -77,58 +87,7 @@ def replace_urls(
     return "".join([*parts, text[position:]]), count
 
 
-def find_keys(
-    text: str, keys: Sequence[str], public_url: str | None = None, max_prompt_length: int = 4000
-) -> Iterator[LeftKey]:
-    """Yield each place of a document that has an access key, in a URL or as a Bearer token."""
-    urls = list(_urls(text))
-    starts = [start for start, _ in urls]
-    line, counted = 1, 0
-    for match in _KEY.finditer(text):
-        if not any(_begins_with(match[1], key) for key in keys):
-            continue
-        line, counted = line + text.count("\n", counted, match.start()), match.start()
-        place = bisect_right(starts, counted)
-        start, url = urls[place - 1] if place else (counted, "")
-        if counted >= (end := start + len(url)):
-            yield LeftKey(line, _why_outside(url, text[end : min(counted, end + _MAX_REST)]))
-        elif not _is_ours(url, public_url):
-            yield LeftKey(line, f"the URL does not begin with {public_url}/prompt/", True)
-        else:
-            yield LeftKey(line, _why_not_read(url, max_prompt_length))
-
-
-def _begins_with(written: str, key: str) -> bool:
-    """Return whether a value is the key, as it is or encoded, perhaps before punctuation."""
-    value = unquote(html.unescape(written))
-    return value.startswith(key) and not re.match(r"[A-Za-z0-9-]", value[len(key) :])
-
-
-def _why_outside(url: str, rest: str) -> str:
-    """Return why a key is not part of the URL before it; `rest` stands between the two."""
-    if "/prompt/" in url and "\n" not in rest and len(rest) < _MAX_REST:
-        return f"the URL ends at {rest[0]!r}, which must be percent-encoded"
-    return "the key is not part of a URL"
-
-
-def _why_not_read(url: str, max_prompt_length: int) -> str:
-    try:
-        _read(url, max_prompt_length)
-    except BadRequest as error:
-        return explain(error)
-    except ValueError:
-        return "the URL does not name a picture"
-    return "the key is not a parameter of its own"
-
-
-def signed_in_place(found: FoundUrl, credentials: dict[str, str | int]) -> str:
-    """Return the URL with `credentials` in place of its `key=…`, and nothing else changed."""
-    separator = "&amp;" if "&amp;" in found.url else "&"
-    written = separator.join(f"{name}={value}" for name, value in credentials.items())
-    return re.sub(r"(?<=[?&;])key=[^&#]*", written, found.url, count=1)
-
-
-def _urls(text: str) -> Iterator[tuple[int, str]]:
+def all_urls(text: str) -> Iterator[tuple[int, str]]:
     """Yield every URL and its position. Each character is read twice at most."""
     position = 0
     while scheme := _SCHEME.search(text, position):
@@ -150,14 +109,9 @@ def _end_of_url(text: str, position: int) -> int:
     return len(text)
 
 
-def _is_ours(url: str, public_url: str | None) -> bool:
+def is_ours(url: str, public_url: str | None) -> bool:
     return not public_url or url.startswith(f"{public_url}/prompt/")
 
 
-def _read(url: str, max_prompt_length: int) -> FoundUrl:
-    """Read one of our URLs. Raises BadRequest, or ValueError if it does not name a picture."""
-    parts = urlsplit(url.replace("&amp;", "&"))
-    path = parts.path[parts.path.index("/prompt/") :]
-    decoded = unquote_to_bytes(path.encode()).decode("latin-1")
-    request, credentials = ImageRequest.from_url(decoded, parts.query, max_prompt_length)
-    return FoundUrl(url, request, credentials)
+def _dereferenced(text: str) -> str:
+    return _REFERENCE.sub(lambda match: html.unescape(match[0]), text)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
-from access import MAX_EXPIRES_IN, Access
+from access import MAX_EXPIRES_IN, Access, Unauthorised
 from commands.arguments import AS_JSON, picture_options, read_request, read_text
-from commands.documents import FoundUrl, LeftKey, find_keys, replace_urls, signed_in_place
+from commands.documents import FoundUrl, replace_urls
+from commands.left_keys import LeftKey, find_keys
 from commands.output import say
+from commands.rewriting import rewrite
 from commands.session import Session, with_session
 from config import Settings
-from picture import Link
+from picture import BadRequest, Link
 
 
 @click.command()
@@ -55,19 +58,25 @@ def sign(
         raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
     wanted = read_request(arguments[0], settings, parameters)
     base = settings.public_url or f"http://{settings.address}"
-    link = Link(wanted, base + wanted.to_url(**access.sign(wanted, expires_in)))
+    link = Link(wanted, base + wanted.to_url(**access.sign(wanted, access.shared, expires_in)))
     click.echo(json.dumps(link.to_json()) if as_json else link.to_json()[form])
 
 
 def _sign_files(
     files: list[Path], settings: Settings, access: Access, expires_in: int | None, as_json: bool
 ) -> None:
-    def replacement(found: FoundUrl) -> str | None:
-        if "key" not in found.credentials or not access.opens(found.request, found.credentials):
-            return None
-        return signed_in_place(found, access.sign(found.request, expires_in))
-
     limits = settings.public_url, settings.max_prompt_length
+
+    def replacement(found: FoundUrl) -> str | None:
+        with suppress(Unauthorised, BadRequest):
+            caller = access.authorise({"key": found.credentials.get("key", "")})
+            url = found.signed(access.sign(found.request, caller, expires_in))
+            again = FoundUrl.read(url, settings.max_prompt_length)
+            if again.request == found.request and "key" not in again.credentials:
+                access.authorise(again.credentials, request=again.request)
+                return url
+        return None
+
     counts: dict[str, int] = {}
     is_clean = True
     for file in files:
@@ -75,7 +84,7 @@ def _sign_files(
         signed, counts[str(file)] = replace_urls(text, replacement, *limits)
         if signed != text:
             # Bytes that are not UTF-8 are written back as they were.
-            file.write_bytes(signed.encode("utf-8", "surrogateescape"))
+            rewrite(file, signed.encode("utf-8", "surrogateescape"))
         left = list(find_keys(signed, settings.all_access_keys, *limits))
         is_clean = is_clean and not left
         _report(file, counts[str(file)], left, is_quiet=as_json)

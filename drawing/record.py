@@ -11,7 +11,12 @@ from typing import Any, Literal
 from access import Caller
 from dialect.judging import Outcome
 from picture import ImageRequest, Problem
-from upstream.client import Deadline
+from upstream.client import Deadline, Why
+
+# Reasons for which there is no picture although a backend may have drawn one.
+_PERHAPS_BILLED = frozenset(
+    (Why.TIMED_OUT, Why.UNREADABLE, Why.INTERIM, Why.TOO_LARGE, Why.FORBIDDEN, "not a picture")
+)
 
 # How a drawing can end without a picture.
 Ending = Literal["moderation_refused", "deadline_passed", "all_cooling_down", "no_backend_drew"]
@@ -168,6 +173,18 @@ class Drawing:
         """Return whether a backend or the fallback was asked."""
         asked = any(found.attempts or found.image for found in self.rounds)
         return asked or any(stage.stage == "fallback" for stage in self.stages)
+
+    @property
+    def may_have_been_billed(self) -> bool:
+        """Return whether a backend or the fallback has drawn, or may have without our seeing it.
+
+        Vendors do not bill the errors that they answer with.
+        """
+        reasons = [attempt.why for found in self.rounds for attempt in found.attempts]
+        reasons += [stage.why or "" for stage in self.stages if stage.stage == "fallback"]
+        # Some reasons are more precise, after a colon.
+        kinds = (reason.partition(":")[0] for reason in reasons)
+        return self.image is not None or not _PERHAPS_BILLED.isdisjoint(kinds)
 
     @property
     def can_rewriting_help(self) -> bool:

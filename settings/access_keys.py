@@ -9,7 +9,7 @@ from typing import Any
 
 from settings.parsers import json_object
 
-# The name under which PROXY_ACCESS_KEY and signed URLs are logged and counted.
+# The name under which PROXY_ACCESS_KEY and the URLs signed with it are logged and counted.
 SHARED_NAME = "PROXY_ACCESS_KEY"
 MAX_PER_DAY = 1_000_000_000
 _EXAMPLE = '{"name": {"key": "…", "per_day": 50, "expires": "2027-01-31"}}'

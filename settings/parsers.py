@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 from settings.extras import check_extra
 
-# A model's name, as requests write it.
-MODEL = r"[A-Za-z0-9._:/@+-]{1,100}"
+# A model's name, as requests write it. `def` stands for no model in cache keys.
+MODEL = r"(?!def\Z)[A-Za-z0-9._:/@+-]{1,100}"
 
 # Image hosts, and the settings that each needs, without IMAGE_HOSTING_: what to write.
 HOSTING_PROVIDERS = {

@@ -45,7 +45,7 @@ class Table:
     """Further access keys by name, each with an optional [limit and last day](#keys-and-limits):
     `{"blog": {"key": "long random string", "per_day": 50, "expires": "2027-01-31"}}`."""
     drawings_per_day: int | None = setting(p.integer(0, MAX_PER_DAY), None, shown="no limit")
-    """Drawings per UTC day for `PROXY_ACCESS_KEY` and all signed URLs together."""
+    """Drawings per UTC day for `PROXY_ACCESS_KEY` and the URLs signed with it together."""
     admin_token: str | None = setting(str, None, is_secret=True, shown="admin functions are off")
     """Opens the gallery, `GET /cache` and `POST /cache/delete` (as the header `X-Admin-Token`),
     and `GET /metrics` (as a Bearer token)."""

@@ -29,6 +29,16 @@ def access(*signing_keys: str, key: str = KEY, now: float = 1000.5) -> Access:
     return Access(key, signing_keys=signing_keys, clock=lambda: now)
 
 
+def signed_by(of: Access) -> dict[str, str | int]:
+    return of.sign(CAT, of.shared)
+
+
+def opens(of: Access, credentials: dict[str, str | int], request: ImageRequest = CAT) -> Caller:
+    """Return for whom a URL with these credentials opens a picture."""
+    given = {name: str(value) for name, value in credentials.items()}
+    return of.authorise(given, request=request)
+
+
 def sign(service: InProcess, body: object, **headers: str) -> Got:
     sent = {"Authorization": f"Bearer {KEY}", **headers}
     return service.get("/sign", method="POST", headers=sent, body=json.dumps(body).encode())
@@ -47,18 +57,20 @@ def test_signature_is_the_documented_hmac() -> None:
     signing = access("signing-key", "older")
     for expires_in, exp in ((None, ""), (60, "1060")):
         expected = hmac.new(b"signing-key", f"{key}|{exp}".encode(), "sha256").hexdigest()[:32]
-        signed = signing.sign(ImageRequest("A Cat", 64, 64), expires_in)
+        signed = signing.sign(ImageRequest("A Cat", 64, 64), signing.shared, expires_in)
         assert signed == ({"exp": int(exp)} if exp else {}) | {"sig": expected}
+    by = hmac.new(b"signing-key", f"{key}|1060|Zoë".encode(), "sha256").hexdigest()[:32]
+    signed = signing.sign(ImageRequest("A Cat", 64, 64), Caller("Zoë"), 60)
+    assert signed == {"exp": 1060, "by": "Zoë", "sig": by}
 
 
 @pytest.mark.parametrize(
     "changes", [{"prompt": "dog"}, {"width": 9}, {"seed": 1}, {"model": "m"}, {"style": "vivid"}]
 )
 def test_signature_opens_no_other_picture(changes: dict[str, str | int]) -> None:
-    signature = str(access().sign(CAT)["sig"])
-    access().verify(CAT, signature, None)
+    assert opens(access(), signed_by(access())) == access().shared
     with pytest.raises(Unauthorised, match="wrong"):
-        access().verify(replace(CAT, **changes), signature, None)  # type: ignore[arg-type]
+        opens(access(), signed_by(access()), replace(CAT, **changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -73,30 +85,34 @@ def test_signature_opens_no_other_picture(changes: dict[str, str | int]) -> None
 )
 def test_bad_signature_is_unauthorised(change: Callable[[str], str], reason: str) -> None:
     with pytest.raises(Unauthorised, match=reason):
-        access().verify(CAT, change(str(access().sign(CAT)["sig"])), None)
+        opens(access(), {"sig": change(str(signed_by(access())["sig"]))})
 
 
 def test_expiry_is_part_of_the_signature() -> None:
-    signed = access().sign(CAT, 60)
-    assert access(now=1059).opens(CAT, {"sig": str(signed["sig"]), "exp": "1060"})
+    signed = access().sign(CAT, access().shared, 60)
+    assert opens(access(now=1059), signed)
     for now, exp, reason in [(1060, "1060", "expired"), (0, "99999999999", "wrong")]:
         with pytest.raises(Unauthorised, match=reason):
-            access(now=now).verify(CAT, str(signed["sig"]), exp)
+            opens(access(now=now), signed | {"exp": exp})
     with pytest.raises(Unauthorised, match="wrong"):
-        access().verify(CAT, str(signed["sig"]), None)
+        opens(access(), {"sig": signed["sig"]})
     for exp in ("", "soon", "-1", "1060.0", "１０６０", "9" * 13):
         with pytest.raises(BadRequest, match="exp"):
-            access().verify(CAT, str(signed["sig"]), exp)
+            opens(access(), signed | {"exp": exp})
 
 
 def test_signing_keys_can_be_rotated() -> None:
-    old, derived = (str(signing.sign(CAT)["sig"]) for signing in (access("old"), access()))
-    assert access("new", "old").opens(CAT, {"sig": old})
-    assert not access("new").opens(CAT, {"sig": old})
-    assert not access().opens(CAT, {"sig": old})
+    old, derived = signed_by(access("old")), signed_by(access())
+    assert opens(access("new", "old"), old)
     # Without a signing key, changing the access key ends its signatures.
-    assert access(key=KEY).opens(CAT, {"sig": derived})
-    assert not access(key="another").opens(CAT, {"sig": derived})
+    assert opens(access(key=KEY), derived)
+    for other, signed in [
+        (access("new"), old),
+        (access(), old),
+        (access(key="another"), derived),
+    ]:
+        with pytest.raises(Unauthorised, match="signature_wrong"):
+            opens(other, signed)
 
 
 # --- access keys --------------------------------------------------------------------------------
@@ -111,8 +127,7 @@ def test_key_is_known_by_its_name_and_limit() -> None:
     assert keys.authorise({"key": "k"}) == shared
     assert keys.authorise({"key": "钥匙"}) == Caller("手机")
     assert keys.authorise({"key": "wrong"}, "Bearer blog-key") == Caller("blog", 5)
-    signature = {"sig": str(keys.sign(CAT)["sig"]), "key": "wrong"}
-    assert keys.authorise(signature, request=CAT) == shared
+    assert opens(keys, signed_by(keys) | {"key": "wrong"}) == shared
     for wrong in ("", "blog", "blog-key2", "手机"):
         with pytest.raises(Unauthorised, match="wrong"):
             keys.authorise({"key": wrong})
@@ -126,6 +141,24 @@ def test_key_is_accepted_until_the_end_of_its_last_day() -> None:
     with pytest.raises(Unauthorised, match="2026-12-31"):
         at(LAST_SECOND + 1).authorise({"key": "blog-key"})
     assert at(LAST_SECOND + 1).authorise({"key": "blog-key"}, "Bearer k")
+
+
+def test_named_signature_counts_for_its_key_and_ends_with_it() -> None:
+    def keys(*named: KeySettings, now: float = LAST_SECOND) -> Access:
+        return Access("k", named_keys=named, clock=lambda: now)
+
+    signed = keys(BLOG).sign(CAT, Caller("blog", 5))
+    assert opens(keys(BLOG), signed) == Caller("blog", 5)
+    # Another value of the key, and another limit.
+    assert opens(keys(KeySettings("blog", "new-key", 0)), signed) == Caller("blog", 0)
+    with pytest.raises(Unauthorised, match="key_expired"):
+        opens(keys(BLOG, now=LAST_SECOND + 1), signed)
+    with pytest.raises(Unauthorised, match="signer_removed"):
+        opens(keys(), signed)
+    others = ({"sig": signed["sig"]}, *(signed | {"by": by} for by in ("", "phone", "blog ")))
+    for other in (*others, signed_by(keys()) | {"by": "blog"}):
+        with pytest.raises(Unauthorised, match="signature_wrong"):
+            opens(keys(BLOG, KeySettings("phone", "p")), other)
 
 
 def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,8 +254,10 @@ def test_signing_needs_the_access_key(serve: Serve, backend: ScriptedServer) -> 
     assert service.get("/sign", method="POST", body=body).status == 401
     assert sign(service, {"description": "x"}, Authorization="Bearer wrong").status == 401
     # A signature opens a picture, and signs nothing.
-    signature = access(key=KEY).sign(ImageRequest("x"))["sig"]
-    assert service.get(f"/sign?sig={signature}", method="POST", body=body).status == 401
+    assert (
+        service.get(f"/sign?sig={signed_by(access())['sig']}", method="POST", body=body).status
+        == 401
+    )
     assert sign(service, {"description": "x"}, Host='x"><script>').status == 400
 
 

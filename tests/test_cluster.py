@@ -257,6 +257,16 @@ def test_clock_that_is_an_hour_off_changes_nothing(cluster: Cluster, tmp_path: P
         assert (known["state"], known["ready_in"] <= 5) == ("cooling", True)
 
 
+def test_limit_counts_the_day_of_the_database(cluster: Cluster, tmp_path: Path) -> None:
+    service = InProcess(cluster.environment | {"CACHE_DIR": str(tmp_path / "ahead")})
+    with closing(service):
+        service.ahead = 86400.0
+        assert service.picture("today", key=BLOG).status == 200
+        for machine in (service, cluster.one):
+            got = machine.picture("more", key=BLOG)
+            assert (got.status, int(got.headers["Retry-After"]) <= 86400) == (429, True)
+
+
 def test_other_machine_takes_over_from_a_killed_one(cluster: Cluster) -> None:
     lost = cluster.start()
     gate = Gate(drawing())

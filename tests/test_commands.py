@@ -439,7 +439,8 @@ def test_dotenv_is_read_as_the_service_reads_it(tmp_path: Path) -> None:
     (folder := tmp_path / "folder").mkdir()
     key = "a$b-${HOME}"
     (folder / ".env").write_text(f"BACKEND_API_URLS=http://127.0.0.1:9\nPROXY_ACCESS_KEY={key}\n")
-    signature = Access(key).sign(ImageRequest("x"))["sig"]
+    access = Access(key)
+    signature = access.sign(ImageRequest("x"), access.shared)["sig"]
     assert f"sig={signature}" in command("sign", "x", folder=folder).stdout
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from access import Caller, OverLimit, Reservation
+from access import Caller
 from drawing.pool import Pool
+from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn
 from storage import State, Unavailable
 
@@ -70,27 +71,69 @@ def test_limit_ends_at_midnight_utc(service: InProcess) -> None:
     assert blog(service, "c").status == 200
 
 
-def test_signed_urls_share_the_limit_of_the_access_key(service: InProcess) -> None:
-    body = json.dumps({"description": "signed"}).encode()
-    signed = service.get(f"/sign?key={KEY}", method="POST", body=body).json["url"]
-    assert service.get(signed.removeprefix(service.url)).status == 200
+def signed(service: InProcess, prompt: str, key: str) -> str:
+    """Return the path and query of a URL that a key signs."""
+    body = json.dumps({"description": prompt}).encode()
+    url: str = service.get(f"/sign?key={key}", method="POST", body=body).json["url"]
+    return url.removeprefix(service.url)
+
+
+def test_signed_urls_share_the_limit_of_the_key_that_signed(service: InProcess) -> None:
+    assert service.get(signed(service, "signed", KEY)).status == 200
     assert service.picture("x").status == 429
-    assert keys_of(service) == {"PROXY_ACCESS_KEY": 1, "blog": 0, "phone": 0}
+    urls = [signed(service, prompt, "blog-key") for prompt in "abcd"]
+    order = json.dumps({"prompt": "e", "seed": 1, "response_format": "url"}).encode()
+    bearer = {"Authorization": "Bearer blog-key"}
+    ordered = service.get("/v1/images/generations", method="POST", headers=bearer, body=order)
+    urls.append(ordered.json["data"][0]["url"].removeprefix(service.url))
+    assert all("by=blog&sig=" in url for url in urls)
+    assert [service.get(url).status for url in urls] == [200, 429, 429, 429, 200]
+    assert keys_of(service) == {"PROXY_ACCESS_KEY": 1, "blog": 2, "phone": 0}
 
 
-def test_failure_counts_once_however_often_it_is_requested(
+def test_failure_that_vendors_do_not_bill_is_given_back(
     service: InProcess, backend: ScriptedServer
 ) -> None:
-    for say, status in ((REFUSAL, 422), (BROKEN, 502)):
+    for say, status in ((REFUSAL, 422), (BROKEN, 502), (drawing(), 200)):
         backend.say(say)
         assert [blog(service, str(status)).status for _ in range(3)] == [status] * 3
-    assert keys_of(service)["blog"] == 2
+        service.ahead += 60
+    assert keys_of(service)["blog"] == 1
+
+
+def test_failing_url_of_a_stranger_leaves_the_owner_his_limit(
+    service: InProcess, backend: ScriptedServer
+) -> None:
+    url = signed(service, "cursed", KEY)
+    backend.say(lambda seen: BROKEN if seen.json["prompt"] == "cursed" else drawing())
+    for _ in range(5):
+        assert service.get(url).status == 502
+        service.ahead += 301
+    assert service.picture("x").status == 200
+
+
+def test_drawing_that_timed_out_counts(serve: Serve, backend: ScriptedServer) -> None:
+    backend.say(gate := Gate(drawing()))
+    service = serve(backend, ACCESS_KEYS=KEYS, BACKEND_TIMEOUT="1")
+    assert blog(service, "x").json["stages"][0]["why"] == "timed out"
+    gate.opened.set()
+    assert keys_of(service)["blog"] == 1
+
+
+def test_attempts_of_a_limited_key_are_bounded(service: InProcess, backend: ScriptedServer) -> None:
+    backend.say(REFUSAL)
+    statuses = [blog(service, f"rude-{number}").status for number in range(31)]
+    assert statuses == [422] * 30 + [429]
+    assert len(backend.seen) == 30
+    assert "30 drawings have been tried" in blog(service, "rude-31").detail
+    assert keys_of(service)["blog"] == 0
+    assert service.picture("rude-31", key="phone-key").status == 422
 
 
 def test_drawing_without_a_call_is_free(service: InProcess, backend: ScriptedServer) -> None:
     backend.say(Say("", 401))  # the only backend is avoided for a minute
     assert [blog(service, prompt).status for prompt in "abcd"] == [502, 503, 503, 503]
-    assert keys_of(service)["blog"] == 1
+    assert keys_of(service)["blog"] == 0
 
 
 def test_waiting_for_the_drawing_of_another_key_is_free(
@@ -195,6 +238,7 @@ def test_closing_gives_back_what_was_not_needed(state: State, caller: Caller) ->
         reservation.take()
         assert drawings(state, caller) == 3
         reservation.give_back()
+        reservation.give_back_attempt()
         assert drawings(state, caller) == 2
     assert drawings(state, caller) == 1
     # A drawing may end after the request that reserved its place.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from dataclasses import replace
 from urllib.parse import unquote_to_bytes
 
 import pytest
@@ -145,7 +146,7 @@ BAD = {
     "width": [*NOT_INTEGERS, "0", "-5", "4097"],
     "height": ["0", "4097"],
     "seed": [*NOT_INTEGERS, "1" * 19, "-" + "1" * 19],
-    "model": ["", "a%20b", "a+b", "%E6%A8%A1", "a%0A", "a|b", "m" * 101, "a%00"],
+    "model": ["", "a%20b", "a+b", "%E6%A8%A1", "a%0A", "a|b", "m" * 101, "a%00", "def", "%64ef"],
     "quality": ["", "a%0A", "%00", "%7F", "%E2%80%A8", "q" * 201],
     "style": ["", "s" * 201],
     "background": ["", "b" * 201],
@@ -243,6 +244,40 @@ def test_any_parameter_is_taken_as_given_or_a_bad_request(given: dict[str, str])
 )
 def test_key_is_the_digest_of_what_was_given(url: str, text: str) -> None:
     assert from_url(url)[0].key == hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+# Pieces of what is hashed, so that texts are alike wherever they can be.
+PIECES = st.lists(
+    st.sampled_from(["|", "=", "%7C", "def", "42", "1", "a", "A", "style=", "quality=a"]),
+    min_size=1,
+    max_size=6,
+).map("".join)
+ALIKE = st.fixed_dictionaries(
+    {"description": PIECES},
+    optional={
+        "width": st.sampled_from(["1", "01", "42"]),
+        "height": st.sampled_from(["1", "42", "042"]),
+        "model": st.sampled_from(["def", "DEF", "1", "42", "a"]),
+        "seed": st.sampled_from(["42", "1", "-1", "0", "-0"]),
+        **dict.fromkeys(OPTIONS, PIECES),
+    },
+)
+
+
+@BOUNDED
+@given(st.lists(ALIKE, min_size=1, max_size=20))
+def test_different_pictures_have_different_keys(bodies: list[dict[str, str]]) -> None:
+    fewer = [
+        {name: text for name, text in body.items() if name != left_out}
+        for body in bodies
+        for left_out in body.keys() - {"description"}
+    ]
+    pictures: dict[str, ImageRequest] = {}
+    for body in (*bodies, *fewer):
+        with contextlib.suppress(BadRequest):
+            value = ImageRequest.from_text(**body)  # type: ignore[arg-type]
+            any_case = replace(value, prompt=value.prompt.lower())
+            assert pictures.setdefault(value.key, any_case) == any_case
 
 
 def test_key_never_changes() -> None:

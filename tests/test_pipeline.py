@@ -480,6 +480,20 @@ def test_picture_under_way_is_not_deleted(serve: Serve, backend: ScriptedServer)
     assert service.picture("x").headers["Retry-After"] == "2"
 
 
+def test_deletion_clears_nothing_while_another_worker_draws(
+    serve: Serve, backend: ScriptedServer, environment: dict[str, str]
+) -> None:
+    backend.say(BROKEN)
+    service, body = serve(backend), b'{"description": "x"}'
+    key = service.picture("x").json["key"]
+    with held_elsewhere(SqlitePlace(environment["CACHE_DIR"], Clock()), key):
+        got = service.delete(body)
+        assert (got.status, "being drawn" in got.detail) == (503, True)
+        assert int(got.headers["Retry-After"]) > 0
+    assert service.picture("x").json["remembered"]
+    assert service.delete(body).status == 200
+
+
 # --- image hosting ------------------------------------------------------------------------------
 
 

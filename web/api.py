@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from flask import Response, request
 
-from access import MAX_EXPIRES_IN, Access
+from access import MAX_EXPIRES_IN, Access, Caller
 from cache import Cache
 from config import Settings
 from drawing.verdict import forget_failures
@@ -49,10 +49,11 @@ class Api:
 
     def sign(self) -> Response:
         """POST /sign: a URL that shows one picture without the access key, and its final prompt."""
-        self.access.authorise(request.args.to_dict(), request.headers.get("Authorization", ""))
+        authorization = request.headers.get("Authorization", "")
+        caller = self.access.authorise(request.args.to_dict(), authorization)
         body = read_body()
         wanted = read_image_request(body, self.settings.max_prompt_length)
-        link = self.link(wanted, read_integer(body, "expires_in", 1, MAX_EXPIRES_IN))
+        link = self.link(wanted, caller, read_integer(body, "expires_in", 1, MAX_EXPIRES_IN))
         return as_json(link.to_json() | {"final_prompt": self._final_prompt(wanted)})
 
     def list_pictures(self) -> Response:
@@ -120,13 +121,13 @@ class Api:
     def _authorise_admin(self) -> None:
         self.access.authorise_admin(request.headers.get("X-Admin-Token", ""))
 
-    def link(self, wanted: ImageRequest, expires_in: int | None = None) -> Link:
-        """Return the signed URL of a picture, on the host that this request was sent to.
+    def link(self, wanted: ImageRequest, caller: Caller, expires_in: int | None = None) -> Link:
+        """Return the URL of a picture that `caller` signs, on the host of this request.
 
-        Raises BadRequest.
+        Raises BadRequest and Forbidden.
         """
         base = self.settings.public_url or _forwarded_base()
-        return Link(wanted, base + wanted.to_url(**self.access.sign(wanted, expires_in)))
+        return Link(wanted, base + wanted.to_url(**self.access.sign(wanted, caller, expires_in)))
 
     def _final_prompt(self, wanted: ImageRequest) -> str | None:
         """Return the prompt that was drawn, or None for a picture that is not in the cache."""
@@ -136,7 +137,9 @@ class Api:
         return None
 
     def _describe(self, row: Row) -> dict[str, Any]:
-        link = self.link(row.request) if row.request and self.access.can_sign else None
+        link = None
+        if row.request and self.access.can_sign:
+            link = self.link(row.request, self.access.shared)
         return row.to_json() | {
             "url": link.url if link else None,
             "markdown": link.markdown if link else None,

@@ -17,11 +17,12 @@ from typing import Any
 
 from flask import Response, request
 
-from access import Access, Caller, Forbidden, OverLimit, Reservation
+from access import Access, Caller, Forbidden
 from cache import Cache, Picture
 from config import Settings
 from drawing.pool import Busy
 from drawing.record import GaveUp
+from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn
 from metrics import Metrics
 from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, Link
@@ -122,7 +123,7 @@ class OpenAi:
         access: Access,
         cache: Cache,
         pipeline: Pipeline,
-        link: Callable[[ImageRequest], Link],
+        link: Callable[[ImageRequest, Caller], Link],
         metrics: Metrics,
     ) -> None:
         self.settings = settings
@@ -136,7 +137,7 @@ class OpenAi:
         """POST /v1/images/generations: draw pictures, or find those of a given seed."""
         caller = self._authorise()
         order = Order.from_json(read_body(MAX_BODY), self.settings.max_prompt_length)
-        urls = self._sign(order)
+        urls = self._sign(order, caller)
         # If several drawings would exceed the day's limit, none begins.
         places = len(order.pictures) if len(order.pictures) > 1 else 0
         with self.pipeline.reserve(caller, places) as reserved:
@@ -164,12 +165,12 @@ class OpenAi:
     def _authorise(self) -> Caller:
         return self.access.authorise({}, request.headers.get("Authorization", ""))
 
-    def _sign(self, order: Order) -> dict[ImageRequest, str]:
+    def _sign(self, order: Order, caller: Caller) -> dict[ImageRequest, str]:
         """Return the pictures' URLs if they are wanted. Comes first: a failure costs nothing."""
         if not order.wants_urls:
             return {}
         try:
-            return {picture: self.link(picture).url for picture in order.pictures}
+            return {picture: self.link(picture, caller).url for picture in order.pictures}
         except Forbidden as error:
             raise BadRequest(error.code, name="response_format") from error
 

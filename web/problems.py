@@ -11,9 +11,10 @@ from typing import Any
 from flask import Response, request
 from werkzeug.exceptions import HTTPException
 
-from access import Forbidden, OverLimit, Unauthorised
+from access import Forbidden, Unauthorised
 from drawing.pool import Busy, StillRunning
 from drawing.record import Ending, GaveUp
+from drawing.reservation import OverLimit
 from picture import BadRequest, Problem
 from storage import Unavailable
 from web.cards import VARY, card, preferred_language, wants_picture

@@ -100,8 +100,8 @@ SENTENCES: Mapping[str, Sentence] = {
         "参数 {name} 须为 {low} 到 {high} 的整数。",
     ),
     "not_a_model": Sentence(
-        "The parameter model must be 1 to 100 of A-Z a-z 0-9 . _ : / @ + -",
-        "参数 model 须为 1 到 100 个字符，可用 A-Z a-z 0-9 . _ : / @ + -",
+        "The parameter model must be 1 to 100 of A-Z a-z 0-9 . _ : / @ + - and not def.",
+        "参数 model 须为 1 到 100 个字符，可用 A-Z a-z 0-9 . _ : / @ + -，且不能是 def。",
     ),
     "not_a_seed": Sentence(
         "The parameter seed must be an integer of at most 18 digits.",
@@ -123,6 +123,10 @@ SENTENCES: Mapping[str, Sentence] = {
         "签名不正确：它属于另一张图片或另一个密钥。",
     ),
     "signature_expired": Sentence("The signature has expired.", "签名已过期。"),
+    "signer_removed": Sentence(
+        "The access key with which this URL was signed has been removed.",
+        "签署此链接的访问密钥已被移除。",
+    ),
     "not_a_time": Sentence(
         "The parameter {name} must be a Unix time in seconds.",
         "参数 {name} 须为以秒计的 Unix 时间。",
@@ -136,6 +140,10 @@ SENTENCES: Mapping[str, Sentence] = {
     ),
     "admin_token_wrong": Sentence(
         "The admin token is wrong or missing.", "管理令牌不正确或未提供。"
+    ),
+    "daily_attempts_reached": Sentence(
+        "With this key, {limit} drawings have been tried today.",
+        "此密钥今天已尝试生成 {limit} 次。",
     ),
     "daily_limit_reached": Sentence(
         "The limit of {limit} drawings a day is reached.", "每天 {limit} 次生成已用完。"

@@ -1,0 +1,73 @@
+"""Access keys that documents still contain: found in any spelling, with a reason."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from commands.left_keys import find_keys
+
+BASE = "https://pics.example.org"
+KEY = "a-long+secret of_钥匙&co"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"{BASE}/prompt/a?key=k&width=5000", "The parameter width must be"),
+        (f"{BASE}/prompt/a?key=k&key=x", "The parameter key is given twice."),
+        (f"{BASE}/prompt/a b?key=k", "the URL ends at ' ', which must be percent-encoded"),
+        (f"{BASE}/other?key=k.", "the URL does not begin with"),
+        ("https://other.example/prompt/a?key=k", "the URL does not begin with"),
+        (f"{BASE}/prompt/a?q=a-key=k", "the key is not a parameter of its own"),
+        (f"{BASE}/prompt/a?sig=s&key=k", "its key is not accepted, or it has a signature as well"),
+        (f"{BASE}/prompt/a?key=k&#38width=9", "the URL does not name a picture"),
+        ("![](/prompt/a?key=k)", "the key is not part of a URL"),
+        (f"{BASE}/prompt/a?sig=s\nkey=k", "the key is not part of a URL"),
+        ('curl -H "Authorization: bearer  k"', "the key is not part of a URL"),
+    ],
+)
+def test_key_that_is_left_has_a_reason(text: str, reason: str) -> None:
+    [left] = find_keys(f"{BASE}/prompt/a?key=kx k\n{text}", ["k"], BASE)
+    assert left.line == 2 + text.count("\n")
+    assert left.reason.startswith(reason)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_key_is_found_in_any_spelling(random: Random) -> None:
+    def percent_encoded(letter: str) -> str:
+        if letter not in " +&" and random.random() < 0.5:
+            return letter
+        return "".join(random.choice(("%{:02x}", "%{:02X}")).format(b) for b in letter.encode())
+
+    def referenced(letter: str) -> str:
+        forms = ("{0}", "{0}", "&#{1};", "&#0{1};", "&#x{1:x};", "&#X{1:X};")
+        return random.choice(forms).format(letter, ord(letter))
+
+    encoded = "".join(map(percent_encoded, f"key={KEY}"))
+    written = "".join(map(referenced, encoded))
+    text = f"\n{BASE}/prompt/a?width=9&amp;{written}\n"
+    assert [left.line for left in find_keys(text, ["k", KEY], BASE)] == [2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'OPENAI_API_KEY="{KEY}"',
+        f"{BASE}/prompt/a?key=a-long%2Bsecret%20of\\_钥匙%26co",
+        "https://proxy.example/?u=https%3A%2F%2Fx%2Fprompt%2Fa%3Fkey%3Dk",
+        f"{BASE}/prompt/a?key=a-long%2Bsecret+of_%E9%92%A5%E5%8C%99%26co",
+        "".join(f"{letter}\0" for letter in "?key=k"),
+    ],
+)
+def test_key_is_found_wherever_it_stands(text: str) -> None:
+    assert len(list(find_keys(text, ["k", KEY], BASE))) == 1
+
+
+def test_short_key_is_an_ordinary_word_elsewhere() -> None:
+    text = f"k is a letter; {BASE}/prompt/k?style=k&turkey=k key=k2 Bearer k-2"
+    assert list(find_keys(text, ["k"], BASE)) == []
