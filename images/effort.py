@@ -2,6 +2,9 @@
 
 A small file can keep a decoder busy for minutes, or fill the memory, without many pixels: by passes
 over the same pixels, or by metadata of which Pillow makes a copy for each of its parts.
+
+Chunks need no limit of their own: 240,000 of them, the most that images/formats.py lets pass, cost
+Pillow 1.5 s in a PNG, and less in GIF and WebP.
 """
 
 from __future__ import annotations

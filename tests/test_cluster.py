@@ -32,6 +32,7 @@ from .conftest import (
     Run,
     drawing,
     llm_settings,
+    pollinations_settings,
     saying,
 )
 from .front import Nginx
@@ -372,6 +373,22 @@ def test_machine_cut_off_fails_no_request_through_nginx(
     orders = [front.get(target, method="POST", headers=headers, body=body) for _ in range(4)]
     assert {got.status for got in orders} == {200, 503}
     assert len(backend.seen) == 8
+
+
+def test_second_try_of_nginx_pays_for_nothing(
+    cluster: Cluster, server: Callable[[], ScriptedServer], opened: list[Any], tmp_path: Path
+) -> None:
+    fallback = server()
+    fallback.say(Say(png()), BROKEN)
+    environment = cluster.environment | pollinations_settings(fallback)
+    machines = [Machine(tmp_path / name, environment) for name in ("a", "b")]
+    opened += machines
+    opened.append(front := Nginx(tmp_path / "nginx", *(one.service.url for one in machines)))
+    cluster.backend.say(Say("", 401))  # avoided for a minute
+    assert front.picture("first").status == 200
+    got = front.picture("second")
+    assert (got.status, got.json.get("remembered")) == (503, True), "asked a second machine"
+    assert (len(cluster.backend.seen), len(fallback.seen)) == (1, 2)
 
 
 def test_hanging_bucket_stops_no_hits_and_no_money_is_spent(cluster: Cluster) -> None:

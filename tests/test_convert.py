@@ -292,6 +292,24 @@ def test_metadata_that_would_fill_the_memory_is_not_read(name: str) -> None:
     assert why(encode(OPAQUE, name, exif=exif_of(501))) == "has too much metadata"
 
 
+def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
+    """Return a PNG with these chunks before its pixels."""
+    data = encode(OPAQUE, "png")
+    at = data.index(b"IDAT") - 4
+    made = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    return data[:at] + b"".join(made) + data[at:]
+
+
+def test_compressed_metadata_of_a_png_is_not_unpacked() -> None:
+    text, profile = zlib.compress(bytes(10**6)), zlib.compress(bytes(3 * 10**7))
+    texts = [(b"zTXt", b"k%d\0\0" % number + text) for number in range(70)]
+    for data in (png_with(*texts), png_with((b"iCCP", b"k\0\0" + profile))):
+        assert why(data) == "cannot be read or written (ValueError)"
+
+
 def test_jpeg_of_many_segments_is_not_read() -> None:
     data = encode(OPAQUE, "jpeg")
     for segment in (b"\xff\xe1\0\x0aExif\0\0ab" * 2, b"\xff\xfe\0\2" * 1001):

@@ -121,6 +121,13 @@ def answering(data: bytes, headers: bytes = b"") -> Talk:
     return talk
 
 
+def hint_first(connection: socket.socket) -> None:
+    """Send an interim answer, which http.client takes for the answer, before the picture."""
+    read_request(connection)
+    length = b"Content-Length: %d\r\n\r\n" % len(PICTURE)
+    connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK + length + PICTURE)
+
+
 def reset(connection: socket.socket) -> None:
     """Close with a RST, as a process that crashes does."""
     read_request(connection)
@@ -139,6 +146,7 @@ PICTURE = json.dumps({"data": [{"b64_json": base64.b64encode(png(size=5000)).dec
 FAULTS: dict[str, Talk] = {
     "endless body": flood,
     "gzip bomb": answering(BOMB, b"Content-Encoding: gzip\r\n"),
+    "interim answer": hint_first,
     "reset": reset,
     "cut": answering(PICTURE[:4000], b"Content-Length: %d\r\n" % len(PICTURE)),
     "invalid base64": answering(b'{"data": [{"b64_json": "not base64!"}]}'),

@@ -18,6 +18,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 import config
 from config import Settings, SettingsError
+from settings.terminal import printable_lines
 from storage.checks import connections, find_faults
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Master:
         try:
             self._use(config.load())
         except (SettingsError, CannotServe, OSError) as error:
-            sys.exit(f"Prompt Image Proxy cannot start. {error}")
+            sys.exit(printable_lines(f"Prompt Image Proxy cannot start. {error}"))
 
     def _reload(self) -> None:
         try:
