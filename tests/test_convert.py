@@ -312,7 +312,7 @@ def test_compressed_metadata_of_a_png_is_not_unpacked() -> None:
 
 def test_jpeg_of_many_segments_is_not_read() -> None:
     data = encode(OPAQUE, "jpeg")
-    for segment in (b"\xff\xe1\0\x0aExif\0\0ab" * 2, b"\xff\xfe\0\2" * 1001):
+    for segment in (b"\xff\xe1\0\x0aExif\0\0ab" * 2, b"\xff\xfe\0\2" * 301):
         assert why(data[:2] + segment + data[2:]) == "has too much metadata"
 
 
