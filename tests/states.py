@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +51,13 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def orders(folder: Path) -> list[dict[str, Any]]:
+    """Return the notes of orders in the index of a service whose CACHE_DIR is `folder`/cache."""
+    with closing(sqlite3.connect(folder / "cache" / "index.sqlite3")) as index:
+        sql = "SELECT value FROM notes WHERE kind = 'order' AND expires > ?"
+        return [json.loads(value) for (value,) in index.execute(sql, (time.time(),))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,6 +230,27 @@ def test_what_one_machine_notes_the_others_know(cluster: Cluster) -> None:
     assert (known["state"], known["why"]) == ("cooling", "down")
 
 
+def test_repeated_order_joins_the_drawing_of_the_other_machine(cluster: Cluster) -> None:
+    gate = Gate(drawing())
+    cluster.backend.say(gate)
+
+    def order(machine: Machine, **headers: str) -> Any:
+        headers["Authorization"] = f"Bearer {KEY}"
+        body, target = b'{"prompt": "a cat"}', "/v1/images/generations"
+        return machine.service.get(target, method="POST", headers=headers, body=body).json["data"]
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(order, cluster.one)
+        wait_until(lambda: cluster.backend.seen)
+        again = pool.submit(order, cluster.other, **{"x-stainless-retry-count": "1"})
+        counted = "SELECT count(*) FROM prompt_image_notes WHERE value LIKE '%\"turn\": 2%'"
+        url = cluster.environment["DATABASE_URL"]
+        wait_until(lambda: cluster.postgres.execute(counted, url=url) == [(1,)])
+        gate.opened.set()
+        assert first.result() == again.result()
+    assert len(cluster.backend.seen) == 1
+
+
 def test_clock_that_is_an_hour_off_changes_nothing(cluster: Cluster, tmp_path: Path) -> None:
     one, backend = cluster.one, cluster.backend
     service = InProcess(cluster.environment | {"CACHE_DIR": str(tmp_path / "ahead")})

@@ -293,15 +293,15 @@ def test_flood_of_connections_never_exhausts_the_descriptors(
     reload(service)
     workers = service.workers()
     assert {resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] for pid in workers} == {256}
-    assert "THREADS: 64 may need 640 open files" in service.said()
+    assert "THREADS: 64 may need 896 open files" in service.said()
     address = ("127.0.0.1", urlsplit(service.url).port)
     clients = [socket.create_connection(address) for _ in range(600)]
     answers = select.poll()
     for client in clients:
         answers.register(client, select.POLLIN)
         client.sendall(f"GET /prompt/cached?key={KEY} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    # (256 - 128) / 8 in each worker; the others wait to be accepted.
-    wait_until(lambda: len(answers.poll(0)) == 32)
+    # (256 - 128) / 12 in each worker; the others wait to be accepted.
+    wait_until(lambda: len(answers.poll(0)) == 20)
     assert max(map(open_files, workers)) < 128
     for client in clients:
         client.close()

@@ -187,10 +187,20 @@ def read_body(limit: int = MAX_BODY) -> dict[str, Any]:
 
     Raises BadRequest and TooLarge.
     """
+    return parse_body(read_bytes(limit))
+
+
+def read_bytes(limit: int) -> bytes:
+    """Return the request's body. Raises TooLarge."""
     # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
     data = request.stream.read(limit + 1)
     if len(data) > limit:
         raise TooLarge("body_too_large", limit=limit)
+    return data
+
+
+def parse_body(data: bytes) -> dict[str, Any]:
+    """Parse a body, a JSON object. Raises BadRequest."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prompt_image_proxy")
 
-# A worker's open files: before the first request, and for each request, its drawing included.
-_RESERVED_DESCRIPTORS, _DESCRIPTORS_PER_REQUEST = 128, 8
+# A worker's open files: before the first request, and for each request, which may be drawn, or
+# have ten pictures open under /v1/.
+_RESERVED_DESCRIPTORS, _DESCRIPTORS_PER_REQUEST = 128, 12
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
