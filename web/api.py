@@ -103,10 +103,12 @@ class Api:
         return as_json({"deleted": True, "key": key})
 
     def show_status(self) -> Response:
-        """GET /status: health and configuration, without any secret; keys for the administrator."""
-        found = self.status.describe()
-        if "X-Admin-Token" in request.headers:
+        """GET /status: health and configuration, without any secret; more for the administrator."""
+        is_admin = "X-Admin-Token" in request.headers
+        if is_admin:
             self._authorise_admin()
+        found = self.status.describe(for_admin=is_admin)
+        if is_admin:
             found["keys"] = self.access.usage(self.cache.state)
         response = as_json(found)
         if found["cache"]["entries"] is None:
