@@ -23,6 +23,8 @@ MIN_LENGTH = 5
 MAX_LENGTH = 2000
 # Room for an answer of MAX_LENGTH and for the reasoning that some models write before it.
 MAX_TOKENS = 4096
+# In a stream, an event of a few hundred bytes carries each token.
+LLM_LIMIT = 4 * JSON_LIMIT
 ANSWER_TTL = 30 * 86400.0
 
 _NO_PROMPT = Fault(Outcome.REFUSED, "no prompt")
@@ -176,7 +178,7 @@ class Llm:
         messages = [{"role": "user", "content": template.replace(PLACEHOLDER, prompt)}]
         try:
             answer = self.endpoint.ask(
-                {**sent, "messages": messages}, deadline=deadline, limit=JSON_LIMIT
+                {**sent, "messages": messages}, deadline=deadline, limit=LLM_LIMIT
             )
         except UpstreamError as error:
             if error.why is Why.TIMED_OUT:

@@ -135,7 +135,8 @@ def _judged(answer: Answer, secrets: Collection[str]) -> Answer:
 
 
 def _has_picture(answer: Answer) -> bool:
-    return any(True for _ in find_pictures(answer.json, answer.reply.picture))
+    found = find_pictures(answer.json, answer.reply.picture, answer.sent)
+    return next(found, None) is not None
 
 
 def _status(answer: Any) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 
@@ -151,7 +151,6 @@ class Backend:
         deadline: Deadline,
         slot: AbstractContextManager[object],
     ) -> Image:
-        sent = (prompt, request.prompt, *request.options.values())
         for base64 in (False, True):
             with slot if not base64 else self._slot(deadline):
                 answer = self._answer(prompt, request, deadline, base64=base64)
@@ -160,19 +159,19 @@ class Backend:
             ):
                 raise _not_drawn(answer.fault, answer)
             try:
-                return self._first_picture(answer, sent, deadline)
+                return self._first_picture(answer, deadline)
             except UpstreamError as error:
                 if base64 or error.why not in _UNFETCHABLE:
                     raise
         raise AssertionError("the second answer returns or raises")
 
-    def _first_picture(self, answer: Answer, sent: Collection[str], deadline: Deadline) -> Image:
+    def _first_picture(self, answer: Answer, deadline: Deadline) -> Image:
         """Return the first picture in a success, whatever fault stands beside it.
 
-        Raises NotDrawn, and UpstreamError if no candidate can be fetched or is a picture.
+        Raises NotDrawn, and the best candidate's UpstreamError if none is a picture.
         """
         problems: list[UpstreamError] = []
-        for found in islice(_candidates(answer, sent), MAX_CANDIDATES):
+        for found in islice(_candidates(answer), MAX_CANDIDATES):
             try:
                 return self._picture(found, deadline)
             except UpstreamError as error:
@@ -182,7 +181,7 @@ class Backend:
         if not problems:
             fault = judge_without_picture(answer.json, answer.sent)
             raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
-        raise next((one for one in problems if one.why in _UNFETCHABLE), problems[0])
+        raise problems[0]
 
     def _picture(self, found: Found, deadline: Deadline) -> Image:
         data = found.data if found.data is not None else self._download(str(found.url), deadline)
@@ -248,16 +247,16 @@ class Backend:
         )
 
 
-def _candidates(answer: Answer, sent: Collection[str]) -> Iterator[Found]:
+def _candidates(answer: Answer) -> Iterator[Found]:
     """Yield what may be the picture of an answer, whose body may be the picture itself."""
     reply, body = answer.reply, answer.reply.body.lstrip(BLANK)
     if answer.json is not None:
-        yield from find_pictures(answer.json, reply.picture, sent)
+        yield from find_pictures(answer.json, reply.picture, answer.sent)
     elif reply.picture:
         yield Found(data=reply.picture)  # out of JSON that is broken
     else:
         if body.isascii() and not body.startswith(b"<"):
-            yield from find_pictures(body.decode("ascii"), sent=sent)
+            yield from find_pictures(body.decode("ascii"), sent=answer.sent)
         yield Found(data=body)
 
 

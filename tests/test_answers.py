@@ -59,17 +59,16 @@ SPELLINGS: dict[str, Callable[[bytes], str]] = {
 
 
 @pytest.mark.parametrize("escape", [None, "/", "+"], ids=["", "PHP", ".NET"])
-@pytest.mark.parametrize("data", [ODD, JPEG, GIF, WEBP, LARGE], ids=len)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_base64_is_read_in_every_spelling(
-    server: MakeServer, draw: Draw, spelling: str, data: bytes, escape: str | None
+    backend: ScriptedServer, draw: Draw, spelling: str, escape: str | None
 ) -> None:
-    body = json.dumps({"data": [{"b64_json": SPELLINGS[spelling](data)}]})
-    if escape:
-        body = body.replace(escape, {"/": r"\/", "+": r"\u002B"}[escape])
-    backend = server()
-    backend.say(Say(body))
-    assert draw(backend.url).data == data
+    for data in (ODD, JPEG, GIF, WEBP, LARGE):
+        body = json.dumps({"data": [{"b64_json": SPELLINGS[spelling](data)}]})
+        if escape:
+            body = body.replace(escape, {"/": r"\/", "+": r"\u002B"}[escape])
+        backend.say(Say(body))
+        assert draw(backend.url).data == data
 
 
 def chat(message: Any) -> Any:
@@ -307,7 +306,7 @@ NO_PICTURES: dict[str, tuple[Any, str]] = {
     "an apology that quotes a URL": (chat({"content": f"I can't draw ![x]({OURS})"}), "rejected"),
     "an apology that quotes a data URI": (chat({"content": f"Not {URI}"}), "rejected"),
     "a task": ({"task_status": "weird", "id": "1"}, "rejected"),
-    "an error beside no picture": ({"error": {"message": "server_error"}, "data": []}, "rejected"),
+    "an error beside no picture": ({"error": {"message": "server_error"}, "data": []}, "down"),
     "an error in a stream": ('event: error\ndata: {"code": "moderation_blocked"}\n\n', "refused"),
     "500": (Say("", 500), "down"),
 }
