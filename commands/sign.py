@@ -13,6 +13,7 @@ from access import MAX_EXPIRES_IN, Access, Unauthorised
 from commands.arguments import AS_JSON, picture_options, read_request, read_text
 from commands.documents import FoundUrl, replace_urls
 from commands.left_keys import LeftKey, find_keys
+from commands.output import say
 from commands.rewriting import rewrite
 from commands.session import Session, with_session
 from config import Settings
@@ -105,6 +106,6 @@ def _report(file: Path, signed: int, left: list[LeftKey], *, is_quiet: bool) -> 
     counts = {"left": len(left) - elsewhere, "left on other hosts": elsewhere}
     texts = [f"{signed} signed", *(f"{count} {what}" for what, count in counts.items() if count)]
     if not is_quiet:
-        click.echo(f"{file}: {', '.join(texts)}")
+        say(f"{file}: {', '.join(texts)}")
     for one in left:
-        click.echo(f"{file}:{one.line}: {one.reason}", err=True)
+        say(f"{file}:{one.line}: {one.reason}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -13,6 +12,7 @@ import click
 
 from commands.arguments import AS_JSON, FILES, progress, read_text
 from commands.documents import find_urls
+from commands.output import say, say_json
 from commands.session import Session, with_session
 from drawing.record import GaveUp
 from picture import Named
@@ -84,9 +84,9 @@ def _report(outcomes: Outcomes, *, as_json: bool) -> int:
     counts = {how: sum(outcome == how for _, outcome in outcomes) for how in ("drawn", "there")}
     failed = {one.request.prompt: how for one, how in outcomes if how not in counts}
     if as_json:
-        click.echo(json.dumps(counts | {"failed": failed}))
+        say_json(counts | {"failed": failed})
     else:
         click.echo(f"{counts['drawn']} drawn, {counts['there']} there, {len(failed)} failed")
         for prompt, why in failed.items():
-            click.echo(f"  {' '.join(prompt.split())[:50]:<50}  {why}")
+            say(f"  {' '.join(prompt.split())[:50]:<50}  {why}")
     return 1 if failed else 0
