@@ -220,6 +220,31 @@ def test_npm_sdk_draws_lists_and_raises_its_own_errors(
     assert asked == ["a cat"] * 4 + ["a rude cat", "a broken cat"], "nothing is paid for twice"
 
 
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({}, {"b64_json", "url"}),
+        ({"model": "dall-e-3"}, {"b64_json", "url"}),
+        ({"model": "gpt-image-1"}, {"b64_json"}),
+        ({"model": "gpt-image-1", "response_format": "url"}, {"url"}),
+        ({"response_format": "b64_json"}, {"b64_json"}),
+    ],
+    ids=str,
+)
+def test_picture_comes_as_bytes_and_url_unless_one_is_wanted(
+    serve: Serve, backend: ScriptedServer, body: dict[str, str], fields: set[str]
+) -> None:
+    got = post(serve(backend), {"prompt": "a cat", **body})
+    assert got.headers["Content-Length"] == str(len(got.body))
+    [picture] = got.json["data"]
+    assert picture.keys() - {"revised_prompt", "seed"} == fields
+    if "b64_json" in fields:
+        assert base64.b64decode(picture["b64_json"]) == png()
+    if "url" in fields:
+        shown = fetch(picture["url"])
+        assert (shown.body, shown.headers["Cache-Status"]) == (png(), HIT)
+
+
 # --- seeds and the cache
 
 
@@ -255,7 +280,7 @@ def test_without_a_size_the_backend_chooses(
     assert "size" not in backend.seen[0].json
 
 
-def test_hosted_picture_is_bytes_at_first_and_then_a_url(
+def test_hosted_picture_has_its_own_url_and_at_first_bytes(
     serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
 ) -> None:
     host = server()
@@ -264,21 +289,24 @@ def test_hosted_picture_is_bytes_at_first_and_then_a_url(
     body = {"prompt": "a cat", "seed": 1}
     [drawn], [cached] = (post(service, body).json["data"] for _ in range(2))
     assert base64.b64decode(drawn["b64_json"]) == png()
-    assert (cached["url"], "b64_json" in cached) == ("https://img.example/a.png", False)
+    assert drawn["url"] == cached["url"] == "https://img.example/a.png"
+    assert "b64_json" not in cached
     [signed] = post(service, {**body, "response_format": "url"}).json["data"]
     assert signed["url"].startswith(f"{service.url}/prompt/")
 
 
-def test_unstored_picture_is_bytes_where_a_url_is_wanted(
-    serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("form", [{}, {"response_format": "url"}])
+def test_unstored_picture_is_bytes_and_no_url(
+    serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch, form: dict[str, str]
 ) -> None:
     def fail(folder: Folder, *args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     service = serve(backend)
     monkeypatch.setattr(Folder, "write", fail)
-    [picture] = post(service, {"prompt": "a cat", "response_format": "url"}).json["data"]
+    [picture] = post(service, {"prompt": "a cat", **form}).json["data"]
     assert base64.b64decode(picture["b64_json"]) == png()
+    assert "url" not in picture
 
 
 # --- some of several
@@ -395,6 +423,8 @@ def test_url_is_a_400_where_signing_is_off(serve: Serve, backend: ScriptedServer
     got = post(service, {"prompt": "a cat", "response_format": "url"}, "blog-key")
     assert (got.status, got.json["error"]["param"]) == (400, "response_format")
     assert not backend.seen, "nothing is spent"
+    [picture] = post(service, {"prompt": "a cat"}, "blog-key").json["data"]
+    assert picture.keys() == {"b64_json", "revised_prompt", "seed"}
 
 
 def test_body_may_have_64_kib(serve: Serve, backend: ScriptedServer) -> None:

@@ -32,7 +32,7 @@ from pipeline import Pipeline
 from storage import Unavailable
 from web.api import parse_body, read_bytes
 from web.openai_errors import MAX_BODY, may_retry
-from web.orders import MAX_PICTURES, Order
+from web.orders import MAX_PICTURES, Form, Order
 from web.pictures import NOSNIFF
 from web.pieces import Encoded, Part, joined, pieces, with_base64
 from web.problems import NotFound, as_json
@@ -126,7 +126,7 @@ class OpenAi:
                     stack.callback(obtained.encoded.file.close)
             stack.callback(claimed.undelivered)
             items = [
-                _describe_picture(picture, found[picture], urls.get(picture))
+                _describe_picture(picture, found[picture], order.form, urls.get(picture))
                 for picture in order.pictures
                 if picture in found
             ]
@@ -136,12 +136,14 @@ class OpenAi:
 
     def _sign(self, order: Order, caller: Caller) -> dict[ImageRequest, str]:
         """Return the pictures' URLs if they are wanted. Comes first: a failure costs nothing."""
-        if not order.wants_urls:
+        if order.form == "b64_json":
             return {}
         try:
             return {picture: self.link(picture, caller).url for picture in order.pictures}
-        except Forbidden as error:
-            raise BadRequest(error.code, name="response_format") from error
+        except (BadRequest, Forbidden) as error:
+            if order.form == "url":
+                raise BadRequest(error.code, name="response_format") from error
+            return {}
 
     def _missing(self, order: Order) -> int:
         """Return how many pictures of an order are not in the cache."""
@@ -200,12 +202,17 @@ def _from_cache(picture: Picture) -> Obtained:
     return Obtained(encoded, picture.row.url, True, picture.row.final_prompt)
 
 
-def _describe_picture(wanted: ImageRequest, found: Obtained, signed: str | None) -> list[Part]:
+def _describe_picture(
+    wanted: ImageRequest, found: Obtained, form: Form | None, signed: str | None
+) -> list[Part]:
     more = {"revised_prompt": found.revised_prompt, "seed": wanted.seed}
     # At its URL, a picture that could not be stored would be drawn and paid for again.
-    if found.encoded and not (signed and found.is_stored):
-        return with_base64(found.encoded, more)
-    return [json.dumps({"url": signed or found.hosted_url, **more}).encode()]
+    own = signed if found.is_stored else None
+    url = (own or found.hosted_url) if form == "url" else (found.hosted_url or own)
+    if found.encoded and not (form == "url" and url):
+        shown = {"url": url} if url and form is None else {}
+        return with_base64(found.encoded, shown | more)
+    return [json.dumps({"url": url, **more}).encode()]
 
 
 def _respond(items: list[list[Part]], claimed: Claim) -> Response:
