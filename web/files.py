@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flask import Response, request
 
-from web.pictures import NOSNIFF
+from web.cross_origin import NOSNIFF
 from web.problems import NotFound
 
 _FOLDER = Path(__file__).resolve().parent / "page"
