@@ -18,7 +18,7 @@ import pytest
 import config
 from cache import Cache
 from picture import ImageRequest
-from storage.checks import find_faults
+from storage.checks import Unusable, check_parts
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
@@ -434,7 +434,7 @@ def test_cache_moves_into_the_cluster_and_out_of_it(
 # --- the start ----------------------------------------------------------------------------------
 
 
-def test_server_that_cannot_be_used_is_a_fault_of_a_setting(
+def test_unusable_server_is_a_fault_of_a_setting(
     cluster: Cluster, server: Callable[[], ScriptedServer], opened: list[Any]
 ) -> None:
     own = cluster.environment["DATABASE_URL"]
@@ -459,7 +459,9 @@ def test_server_that_cannot_be_used_is_a_fault_of_a_setting(
 
     def check(values: dict[str, str]) -> list[str]:
         settings = {"CACHE_DIR": str(cluster.folder / "unused"), **values}
-        return find_faults(config.parse(cluster.environment | settings), ("state", "store"))
+        with pytest.raises(Unusable) as caught:
+            check_parts(config.parse(cluster.environment | settings), ("state", "store"))
+        return caught.value.faults
 
     with ThreadPoolExecutor(3) as pool:
         checked = pool.map(check, [values for _, values in faults])

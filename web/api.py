@@ -103,12 +103,12 @@ class Api:
         return as_json({"deleted": True, "key": key})
 
     def show_status(self) -> Response:
-        """GET /status: health and configuration, without any secret; keys for the administrator."""
-        found = self.status.describe()
-        if "X-Admin-Token" in request.headers:
-            self._authorise_admin()
-            found["keys"] = self.access.usage(self.cache.state)
-        return as_json(found)
+        """GET /status: health and configuration, without any secret; more for the administrator."""
+        if "X-Admin-Token" not in request.headers:
+            return as_json(self.status.describe())
+        self._authorise_admin()
+        found = self.status.describe(for_admin=True)
+        return as_json(found | {"keys": self.access.usage(self.cache.state)})
 
     def robots(self) -> Response:
         """GET /robots.txt: tell crawlers not to spend money."""
