@@ -12,13 +12,14 @@ from app import make_services
 from commands.cache_group import cache_group
 from commands.check import check
 from commands.keys import keys
+from commands.output import Commands, logging_to_stderr
 from commands.session import Door, Session
 from commands.sign import sign
 from commands.warm import warm
 from config import Settings
 
 
-@click.group()
+@click.group(cls=Commands)
 def cli() -> None:
     """Commands of Prompt Image Proxy, for its administrator.
 
@@ -33,7 +34,7 @@ for _command in (sign, warm, cache_group, keys, check):
 @contextmanager
 def open_session(settings: Settings) -> Iterator[Session]:
     """Build the parts of a session, and close them in the end."""
-    with closing(make_services(settings)) as services:
+    with logging_to_stderr(settings), closing(make_services(settings)) as services:
         yield Session(
             settings, services.access, services.cache, services.pipeline, services.upstream
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import re
+import string
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
-from picture import BadRequest, ImageRequest
+from picture import BadRequest, ImageRequest, Named
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 # The characters that cannot be part of a URL in Markdown or in an attribute, and parentheses.
@@ -23,11 +24,18 @@ _PARAMETER = re.compile(rf"(?:{_AND}|&)?((?:[^&#]|(?!{_AND})&#?\w+;)+)")
 
 @dataclass(frozen=True, slots=True)
 class FoundUrl:
-    """One of our URLs as written, the picture it names, and its credentials."""
+    """One of our URLs as written, and as read."""
 
     url: str
-    request: ImageRequest
-    credentials: dict[str, str]
+    named: Named
+
+    @property
+    def request(self) -> ImageRequest:
+        return self.named.request
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        return self.named.credentials
 
     @classmethod
     def read(cls, url: str, max_prompt_length: int) -> FoundUrl:
@@ -40,15 +48,19 @@ class FoundUrl:
             raise ValueError(url)
         path = parts.path[parts.path.index("/prompt/") :]
         latin = unquote_to_bytes(path.encode()).decode("latin-1")
-        return cls(url, *ImageRequest.from_url(latin, parts.query, max_prompt_length))
+        query = quote(parts.query, safe=string.printable, errors="surrogateescape")
+        return cls(url, ImageRequest.from_url(latin, query, max_prompt_length))
 
     def signed(self, credentials: Mapping[str, str | int]) -> str:
         """Return the URL with `credentials` in place of its key, and nothing else changed."""
         separator = match[0] if (match := re.search(_AND, self.url)) else "&"
         written = [urlencode([pair], quote_via=quote, safe="") for pair in credentials.items()]
         for pair in _PARAMETER.finditer(self.url, self.url.find("?") + 1):
-            if unquote_plus(_dereferenced(pair[1]).partition("=")[0]) == "key":
-                return self.url[: pair.start(1)] + separator.join(written) + self.url[pair.end() :]
+            # In `/prompt/who??key=k`, the query begins at the second.
+            asked = pair[1].partition("=")[0].rfind("?") + 1
+            if unquote_plus(_dereferenced(pair[1][asked:]).partition("=")[0]) == "key":
+                start = pair.start(1) + asked
+                return self.url[:start] + separator.join(written) + self.url[pair.end() :]
         return self.url
 
 

@@ -13,10 +13,11 @@ from access import MAX_EXPIRES_IN, Access, Unauthorised
 from commands.arguments import AS_JSON, picture_options, read_request, read_text
 from commands.documents import FoundUrl, replace_urls
 from commands.left_keys import LeftKey, find_keys
+from commands.output import say
 from commands.rewriting import rewrite
 from commands.session import Session, with_session
 from config import Settings
-from picture import BadRequest, Link
+from picture import EXTENSIONS, BadRequest, Link
 
 
 @click.command()
@@ -28,6 +29,11 @@ from picture import BadRequest, Link
     metavar="SECONDS",
     help="Let the URL expire.",
 )
+@click.option(
+    "--extension",
+    type=click.Choice(EXTENSIONS),
+    help="End the path in an extension, for programs that want one.",
+)
 @click.option("--format", "form", type=click.Choice(["url", "markdown", "html"]), default="url")
 @click.option("--in-place", is_flag=True, help="Sign every URL in FILE… that has the key.")
 @AS_JSON
@@ -36,6 +42,7 @@ def sign(
     session: Session,
     arguments: tuple[str, ...],
     expires_in: int | None,
+    extension: str | None,
     form: str,
     in_place: bool,
     as_json: bool,
@@ -57,7 +64,8 @@ def sign(
         raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
     wanted = read_request(arguments[0], settings, parameters)
     base = settings.public_url or f"http://{settings.address}"
-    link = Link(wanted, base + wanted.to_url(**access.sign(wanted, access.shared, expires_in)))
+    signature = access.sign(wanted, access.shared, expires_in)
+    link = Link(wanted, base + wanted.to_url(extension, **signature))
     click.echo(json.dumps(link.to_json()) if as_json else link.to_json()[form])
 
 
@@ -98,6 +106,6 @@ def _report(file: Path, signed: int, left: list[LeftKey], *, is_quiet: bool) -> 
     counts = {"left": len(left) - elsewhere, "left on other hosts": elsewhere}
     texts = [f"{signed} signed", *(f"{count} {what}" for what, count in counts.items() if count)]
     if not is_quiet:
-        click.echo(f"{file}: {', '.join(texts)}")
+        say(f"{file}: {', '.join(texts)}")
     for one in left:
-        click.echo(f"{file}:{one.line}: {one.reason}", err=True)
+        say(f"{file}:{one.line}: {one.reason}", err=True)

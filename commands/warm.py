@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -13,14 +12,15 @@ import click
 
 from commands.arguments import AS_JSON, FILES, progress, read_text
 from commands.documents import find_urls
+from commands.output import say, say_json
 from commands.session import Session, with_session
 from drawing.record import GaveUp
-from picture import ImageRequest
+from picture import Named
 from settings.table import THREADS_KEPT_FREE
 from storage import Unavailable
 from web.sentences import explain
 
-Outcomes = list[tuple[ImageRequest, str]]
+Outcomes = list[tuple[Named, str]]
 
 
 @click.command()
@@ -42,21 +42,22 @@ def warm(session: Session, files: tuple[Path, ...], jobs: int, as_json: bool) ->
     sys.exit(_report(outcomes, as_json=as_json))
 
 
-def _wanted(files: tuple[Path, ...], session: Session) -> list[ImageRequest]:
+def _wanted(files: tuple[Path, ...], session: Session) -> list[Named]:
     """Return the pictures that the files show with a valid key or signature, each once."""
     limits = session.settings.public_url, session.settings.max_prompt_length
-    found = [one for file in files for _, one in find_urls(read_text(file), *limits)]
-    opened = [one for one in found if session.access.opens(one.request, one.credentials)]
-    return list({one.request.key: one.request for one in opened}.values())
+    found = [one.named for file in files for _, one in find_urls(read_text(file), *limits)]
+    opened = [one for one in found if session.access.opens(one)]
+    return list({one.pictures[0].key: one for one in opened}.values())
 
 
-def _draw(session: Session, request: ImageRequest) -> str:
+def _draw(session: Session, named: Named) -> str:
     """Draw a picture that is not cached yet; return `drawn`, `there`, or why it failed."""
     try:
-        if picture := session.cache.get(request.key, request):
-            picture.close()
-            return "there"
-        session.pipeline.draw(request)
+        for request in named.pictures:
+            if picture := session.cache.get(request.key, request):
+                picture.close()
+                return "there"
+        session.pipeline.draw(named.request)
     except GaveUp as error:
         return explain(error)
     except Unavailable as error:
@@ -65,11 +66,11 @@ def _draw(session: Session, request: ImageRequest) -> str:
 
 
 def _draw_all(
-    wanted: list[ImageRequest], draw: Callable[[ImageRequest], str], jobs: int, *, is_quiet: bool
+    wanted: list[Named], draw: Callable[[Named], str], jobs: int, *, is_quiet: bool
 ) -> Outcomes:
     pool = ThreadPoolExecutor(jobs)
     try:
-        waiting = {pool.submit(draw, request): request for request in wanted}
+        waiting = {pool.submit(draw, named): named for named in wanted}
         completed = as_completed(waiting)
         with progress(completed, "Drawing", len(waiting), is_quiet=is_quiet) as done:
             return [(waiting[future], future.result()) for future in done]
@@ -81,11 +82,11 @@ def _draw_all(
 def _report(outcomes: Outcomes, *, as_json: bool) -> int:
     """Print the outcomes; return the exit status."""
     counts = {how: sum(outcome == how for _, outcome in outcomes) for how in ("drawn", "there")}
-    failed = {request.prompt: how for request, how in outcomes if how not in counts}
+    failed = {one.request.prompt: how for one, how in outcomes if how not in counts}
     if as_json:
-        click.echo(json.dumps(counts | {"failed": failed}))
+        say_json(counts | {"failed": failed})
     else:
         click.echo(f"{counts['drawn']} drawn, {counts['there']} there, {len(failed)} failed")
         for prompt, why in failed.items():
-            click.echo(f"  {' '.join(prompt.split())[:50]:<50}  {why}")
+            say(f"  {' '.join(prompt.split())[:50]:<50}  {why}")
     return 1 if failed else 0

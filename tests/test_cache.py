@@ -393,6 +393,7 @@ def test_adopted_pictures_learn_from_their_first_hit(cache: Cache, folder: Path)
     row = row_of(cache, requests[0])
     assert (row.media_type, row.bytes, row.request) == ("image/gif", len(GIF), None)
     assert (row.pixels, row.digest is not None) == ((1, 1), True)
+    cache.flush()
     assert row == cache.state.find(requests[0].key)
     assert [newest.key for newest in cache.state.newest("", 1, None)] == [row.key]
 
@@ -404,6 +405,7 @@ def test_size_as_drawn_is_kept_and_learned_where_it_is_not(cache: Cache) -> None
     assert (row.pixels, row.request) == ((3, 2), request)
     cache.state.amend(row, replace(row, drawn_width=None, drawn_height=None, digest="0" * 64))
     read(cache, request)
+    cache.flush()
     assert cache.state.find(request.key) == replace(row, digest="0" * 64)
 
 

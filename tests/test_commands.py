@@ -22,7 +22,7 @@ from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, Run, drawing
-from .servers import GIF, Gate, ScriptedServer, fetch, png, wait_until
+from .servers import GIF, Gate, Say, ScriptedServer, fetch, png, wait_until
 from .states import Clock, SqlitePlace, held_elsewhere
 
 BASE = "https://pics.example.org"
@@ -81,6 +81,8 @@ def test_signed_url_is_accepted_by_the_server(
     assert serve(backend).get(url.removeprefix(BASE)).status == 200
     assert "exp=" in run("sign", "x", "--expires-in", "60", PUBLIC_URL=BASE).output
     assert run("sign", "x").stdout.startswith("http://127.0.0.1:")
+    webp = run("sign", "x", "--extension", "webp", PUBLIC_URL=BASE).stdout
+    assert webp.startswith(f"{BASE}/prompt/x.webp?sig=")
     words = ("--quality", "high", "--style", "vivid", "--background", "blue")
     more = run("sign", "x", *words, "--negative-prompt", "no text", PUBLIC_URL=BASE).stdout
     assert "?quality=high&style=vivid&background=blue&negative_prompt=no%20text&sig=" in more
@@ -167,9 +169,9 @@ def write_page(folder: Path, *prompts: str) -> Path:
 def test_warm_draws_missing_pictures_and_reports_failures(
     run: Run, backend: ScriptedServer, cache: Cache, tmp_path: Path
 ) -> None:
-    put(cache, "there")
+    put(cache, "there.png")  # drawn when an extension was part of the prompt
     backend.say(lambda seen: REFUSAL if seen.json["prompt"] == "rude" else drawing())
-    page = write_page(tmp_path, "a", "b", "there", "rude", "a", "foreign")
+    page = write_page(tmp_path, "a", "b", "there.png", "rude", "a", "foreign")
     page.write_text(page.read_text().replace(f"foreign?key={KEY}", "foreign?key=another"))
     result = run("warm", str(page), "--jobs", "2", THREADS="17")
     assert result.exit_code == 1
@@ -235,6 +237,23 @@ def test_list_shows_the_newest_first(run: Run, cache: Cache) -> None:
     assert len(run("cache", "list", "--limit", "1").stdout.splitlines()) == 1
 
 
+def test_no_stranger_commands_the_terminal(
+    run: Run, cache: Cache, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    prompt, escaped = "a\x1b]0;x\a\x9b\u202e\x7fb", r"a\x1b]0;x\x07\x9b\u202e\x7fb"
+    put(cache, prompt)
+    listed = run("cache", "list").stdout
+    assert listed.endswith(f"  {escaped}\n")
+    [row] = run("cache", "list", "--json").stdout.splitlines()
+    assert (row.isascii(), "\x7f" in row, json.loads(row)["prompt"]) == (True, False, prompt)
+    # What a backend says is not printed at all, and what the program itself logs is escaped.
+    backend.say(Say({"error": {"message": "\x1b[2J"}}, 500))
+    said = run("warm", str(write_page(tmp_path, "%1b]0;y%07%c2%9b")), "--jobs", "1")
+    assert r"\x1b]0;y\x07\x9b " in said.stdout
+    assert re.search("HTTP 500", said.stderr)
+    assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f]", said.stdout + said.stderr)
+
+
 def test_stats_count_pictures_and_bytes(run: Run, cache: Cache) -> None:
     put(cache, "one")
     assert run("cache", "stats").stdout == f"1 picture, {len(png())} B of 10.0 GiB\n"
@@ -249,6 +268,12 @@ def test_deleting_asks_first(run: Run, cache: Cache) -> None:
     assert run("cache", "delete", "ONE", answer="y\n").exit_code == 0
     assert cache.state.newest("", 9, None) == []
     assert run("cache", "delete", "ONE", "--yes").exit_code == 1
+
+
+def test_both_pictures_that_a_url_may_show_are_deleted(run: Run, cache: Cache) -> None:
+    for prompt in ("logo", "logo.png"):
+        put(cache, prompt)
+    assert run("cache", "delete", "Logo.png", "--yes").stdout == "2 deleted\n"
 
 
 def test_picture_under_way_is_not_deleted(
