@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
 from urllib.parse import quote
 
@@ -37,6 +37,8 @@ from settings.terminal import printable
 SECRETS = tuple(row.name for row in ROWS if row.is_secret)
 
 MIN_SECRET_LENGTH = 16
+# As the documents print them.
+_EXAMPLE = re.compile("long.random.string", re.IGNORECASE)
 # gunicorn logs what is wrong with a request, and a request line may have 64 KB.
 _LONGEST_LINE = 4000
 
@@ -89,11 +91,8 @@ class Settings(Table):
     @property
     def warnings(self) -> tuple[str, ...]:
         """A sentence for each probable mistake, variable first."""
-        # Vendors' tokens are not among them: some are placeholders.
-        own = [("PROXY_ACCESS_KEY", self.access_key), ("ADMIN_TOKEN", self.admin_token)]
-        own += [("ACCESS_KEYS", named.key) for named in self.access_keys]
-        own += [("SIGNING_KEY", key) for key in self.signing_keys]
-        weak = dict.fromkeys(name for name, key in own if key and len(key) < MIN_SECRET_LENGTH)
+        own = self._own_secrets()
+        weak = dict.fromkeys(name for name, key in own if len(key) < MIN_SECRET_LENGTH)
         found = []
         if weak:
             advice = "make a longer one with `openssl rand -hex 24`"
@@ -101,6 +100,17 @@ class Settings(Table):
         if self.access_key and not self.signing_keys:
             found.append("SIGNING_KEY: is not set; signed links end when PROXY_ACCESS_KEY changes")
         return (*found, *self.dotenv_warnings)
+
+    def _own_secrets(self) -> Iterator[tuple[str, str]]:
+        """Yield names and values. Vendors' tokens are not among them: some are placeholders."""
+        single = [("PROXY_ACCESS_KEY", self.access_key), ("ADMIN_TOKEN", self.admin_token)]
+        yield from ((name, value) for name, value in single if value)
+        yield from (("ACCESS_KEYS", named.key) for named in self.access_keys)
+        yield from (("SIGNING_KEY", key) for key in self.signing_keys)
+
+    def examples(self) -> tuple[str, ...]:
+        """Return the names of secrets that are still those of the documents."""
+        return tuple(dict.fromkeys(n for n, key in self._own_secrets() if _EXAMPLE.search(key)))
 
     @property
     def all_access_keys(self) -> tuple[str, ...]:
@@ -139,7 +149,9 @@ def parse(variables: Mapping[str, str], dotenv: Dotenv | None = None) -> Setting
     )
     _check(settings, reader)
     if reader.faults:
-        raise SettingsError(reader.faults, settings)
+        # A line of .env may explain why a setting is missing or wrong.
+        related = [one for one in settings.dotenv_warnings if reader.has_fault(one.split(":")[0])]
+        raise SettingsError(reader.faults + related, settings)
     return settings
 
 
@@ -160,6 +172,9 @@ def _check(settings: Settings, reader: Reader) -> None:
     if not (settings.access_keys or reader.has_fault("ACCESS_KEYS")):
         advice = "write a long random string, which clients send as ?key="
         reader.require("PROXY_ACCESS_KEY", advice)
+    for name in settings.examples():
+        advice = "make one of your own with `openssl rand -hex 24`"
+        reader.fault(name, f"is the example of the documents, which everybody knows; {advice}")
     for sentence in clashes(settings.access_key, settings.access_keys):
         reader.fault("ACCESS_KEYS", sentence)
     try:

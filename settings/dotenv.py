@@ -11,6 +11,8 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
+_LINE = r"(?m)^[^\S\n]*(?:export[^\S\n]+)?%s[^\S\n]*=([^#\n]*)"
+
 
 class Dotenv:
     """The variables in `.env`. Nothing is expanded: a key may contain a dollar sign."""
@@ -48,6 +50,10 @@ class Dotenv:
         for name in self.values.keys() - names:
             for similar in difflib.get_close_matches(name.upper(), names, 1, 0.85):
                 yield f"{name}: is in .env but is not a setting; did you mean {similar}?"
+        for name in names:
+            written = re.findall(_LINE % name, self.text)
+            if not self.values.get(name) and any(text.strip("'\" ") for text in written):
+                yield f"{name}: an empty line further down in .env counts; delete that one"
         line = r"(?m)^[^\S\n]*(?:export[^\S\n]+)?(%s)[^\S\n]*=[^\S\n]*[^\s'\"].*?[^\S\n]#"
         for name in re.findall(line % "|".join(secrets), self.text):
             yield f"{name}: ends before the # in .env; if the # is part of it, use single quotes"

@@ -492,6 +492,31 @@ def test_secret_in_the_environment_overrides_both_forms_in_dotenv(
     assert (found.access_key, found.admin_token) == ("from-file", "from-environment")
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"PROXY_ACCESS_KEY": "a-long-random-string"},
+        {"ADMIN_TOKEN": "another-long-random-string"},
+        {"SIGNING_KEY": "of-my-own-0123456789,a-third-long-random-string"},
+        {"ACCESS_KEYS": '{"blog": {"key": "long random string"}}'},
+    ],
+)
+def test_secret_of_the_documents_is_a_fault(values: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="is the example of the documents") as caught:
+        read(**values)
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == list(values)
+
+
+def test_empty_line_of_dotenv_explains_what_is_missing(dotenv: Path) -> None:
+    with dotenv.open("a") as file:
+        file.write("PROXY_ACCESS_KEY=\n")
+    with pytest.raises(SettingsError) as caught:
+        config.load()
+    missing, why = caught.value.faults
+    assert missing.startswith("PROXY_ACCESS_KEY: is not set")
+    assert why == "PROXY_ACCESS_KEY: an empty line further down in .env counts; delete that one"
+
+
 # --- warnings
 
 STRONG = {"PROXY_ACCESS_KEY": "0123456789abcdef", "SIGNING_KEY": "0123456789abcdef"}
@@ -525,6 +550,8 @@ STRONG = {"PROXY_ACCESS_KEY": "0123456789abcdef", "SIGNING_KEY": "0123456789abcd
             ({}, f"X='\n'\n{line}\n", "ADMIN_TOKEN: ends before the # in .env")
             for line in ("ADMIN_TOKEN=abc #def", " export ADMIN_TOKEN = a b\t# c")
         ),
+        ({}, "LOG_LEVEL=DEBUG\nPORT=1\n\nLOG_LEVEL=\nPORT=2\n", "LOG_LEVEL: an empty line further"),
+        ({}, "PORT=\nPORT=2\nLOG_LEVEL=\nLOG_LEVEL=\n", None),
         *(
             ({}, f"ADMIN_TOKEN={whole}\n#x", None)
             for whole in ("'abc #def'", '"abc #def"', "abc#def", "#abc", "")
