@@ -16,6 +16,8 @@ import urllib.request
 from pathlib import Path
 from types import FrameType
 
+from settings.network import listen_fault
+
 ROOT = Path(__file__).resolve().parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn"]
 DEMO_KEY = "demo"
@@ -94,6 +96,11 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def run_demo() -> int:
     """Run both until gunicorn exits or Ctrl-C; return the exit status."""
+    host, port = os.environ.get("HOST", "127.0.0.1"), os.environ.get("PORT", "8080")
+    # Before gunicorn says so: what listens there may be another demo, which would answer.
+    if port.isdecimal() and (fault := listen_fault(host, int(port))):
+        print(f"{fault}, as in: PORT=8081 make run", file=sys.stderr)
+        return 1
     # It exits when its standard input, our pipe, is closed: even if we are killed.
     demo = subprocess.Popen(
         [sys.executable, "-m", "demo.demo_backend", "--until-eof"],
@@ -104,7 +111,6 @@ def run_demo() -> int:
     assert demo.stdout
     backend_url = demo.stdout.readline().decode().rpartition(" ")[2].strip()
     environment = demo_environment(backend_url)
-    host, port = environment.get("HOST", "127.0.0.1"), environment.get("PORT", "8080")
     base = f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"
     proxy = subprocess.Popen(GUNICORN, cwd=ROOT, env=environment)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,9 @@ from settings.parsers import IpNetwork, printable_url
 from settings.proxies import Proxy
 from settings.reader import Reader
 from settings.table import Table
+
+# By which gunicorn or systemd pass on a socket that listens already.
+_HANDED_SOCKETS = {"GUNICORN_FD", "LISTEN_FDS"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +47,19 @@ def make_network(table: Table, reader: Reader) -> NetworkSettings:
         backend_proxies=table.backend_proxies,
         picture_networks=table.picture_networks,
     )
+
+
+def listen_fault(host: str, port: int) -> str | None:
+    """Return why nothing can listen there, such as another server, and what to write; or None."""
+    if not _HANDED_SOCKETS.isdisjoint(os.environ):
+        return None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as trial:
+            # As gunicorn does: connections of a server that has just ended are no obstacle.
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+    except OSError as error:
+        reason = f"{error.strerror}: {host}:{port}"
+        return f"HOST, PORT: {reason}; stop what listens there, or write another PORT"
+    return None

@@ -150,6 +150,18 @@ def test_make_run_serves_a_picture_and_stops_both_processes(checkout: Path, endi
     assert {path.name for path in checkout.iterdir()} - before <= {".demo", "__pycache__"}
 
 
+@pytest.mark.parametrize("more", [{}, {"BACKEND_API_URLS": "http://127.0.0.1:1"}])
+def test_make_run_says_that_its_port_is_taken(checkout: Path, more: dict[str, str]) -> None:
+    """By another demo, too, whose answers must not be taken for its own."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with start(checkout, PORT=str(port), PROXY_ACCESS_KEY="own-access-key", **more) as process:
+            said, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"HOST, PORT: Address already in use: 127.0.0.1:{port}; stop what listens" in said
+    assert len(said.splitlines()) == 1
+
+
 def is_listening(url: str) -> bool:
     port = re.search(r":(\d+)", url.partition("//")[2])
     assert port

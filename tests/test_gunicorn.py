@@ -22,6 +22,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from web.serving import INVALID_SETTINGS
+
 from .conftest import ADMIN, KEY, ROOT, Gunicorn, drawing
 from .image import copy_image
 from .proxy import HttpProxy
@@ -152,8 +154,7 @@ def test_invalid_settings_end_the_start_with_a_sentence_each(tmp_path: Path) -> 
         timeout=30,
         check=False,
     )
-    assert run.returncode != 0
-    assert run.stdout == ""
+    assert (run.returncode, run.stdout) == (INVALID_SETTINGS, "")
     head, *faults = run.stderr.splitlines()
     assert head == "Prompt Image Proxy cannot start. Invalid settings:"
     assert {fault.split(":")[0].strip() for fault in faults} == {

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import config
+from web.serving import INVALID_SETTINGS
 
 from .conftest import KEY
 from .image import DOCKERFILE, ROOT, copy_image
@@ -148,7 +149,8 @@ def test_unit_and_compose_leave_the_settings_to_dotenv() -> None:
     }
     check, hang_up = re.findall(r"(?m)^ExecReload=(.*)", unit)
     assert check.endswith("/.venv/bin/python -m commands check --settings")
-    assert hang_up == "/bin/kill -s HUP $MAINPID"
+    assert hang_up == "/bin/sh -c 'kill -s HUP \"$MAINPID\"'"
+    assert f"\nRestartPreventExitStatus={INVALID_SETTINGS}\n" in unit
     compose = (ROOT / "deploy" / "compose.yaml").read_text("utf-8")
     assert not re.search(r"(?m)^ *env_file:", compose)
     assert re.search(r"source: \.\./\.env\n +target: /app/\.env\n +read_only: true", compose)

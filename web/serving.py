@@ -12,12 +12,13 @@ import logging
 import resource
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gunicorn.workers.gthread import ThreadWorker
 
 import config
 from config import Settings, SettingsError
+from settings.network import listen_fault
 from settings.terminal import printable_lines
 from storage.checks import Unusable, check_parts, connections
 
@@ -29,6 +30,8 @@ log = logging.getLogger("prompt_image_proxy")
 # A worker's open files: before the first request, and for each request, which may be drawn, or
 # have ten pictures open under /v1/.
 _RESERVED_DESCRIPTORS, _DESCRIPTORS_PER_REQUEST = 128, 12
+# <sysexits.h>: trying again is useless, and deploy/prompt-image-proxy.service does not.
+INVALID_SETTINGS = 78
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
@@ -76,9 +79,15 @@ class Master:
 
     def _start(self) -> None:
         try:
-            self._use(config.load())
-        except (SettingsError, Unusable, OSError) as error:
-            sys.exit(printable_lines(f"Prompt Image Proxy cannot start. {error}"))
+            settings = config.load()
+            # gunicorn would try five times, and then say less.
+            if fault := listen_fault(settings.host, settings.port):
+                _fail(fault, 1)
+            self._use(settings)
+        except SettingsError as error:
+            _fail(error, INVALID_SETTINGS)
+        except (Unusable, OSError) as error:
+            _fail(error, 1)
 
     def _reload(self) -> None:
         try:
@@ -136,6 +145,11 @@ class Master:
             advice = "raise it with LimitNOFILE in the systemd unit or `ulimit -Hn`, or write fewer"
             text = "THREADS: %s may need %s open files, more than the limit; %s"
             log.warning(text, threads, needed, advice)
+
+
+def _fail(error: object, status: int) -> NoReturn:
+    print(printable_lines(f"Prompt Image Proxy cannot start. {error}"), file=sys.stderr)
+    sys.exit(status)
 
 
 master = Master()
