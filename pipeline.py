@@ -25,12 +25,15 @@ from hosting import ImageHost
 from llm import Llm, RewriteFailed
 from metrics import OFF, Metrics
 from picture import ImageRequest
-from upstream.client import Deadline
+from upstream.client import Deadline, Why
 
 if TYPE_CHECKING:
     from images.convert import Converter  # needs Pillow
 
 log = logging.getLogger("prompt_image_proxy.pipeline")
+
+
+_VERDICT_SECONDS = 1.0
 
 
 class Pipeline:
@@ -79,8 +82,11 @@ class Pipeline:
         `answer_within` seconds: the drawing then goes on, and the picture is stored.
         """
         reservation = reserved or self.reserve(caller)
-        deadline = Deadline.after(self.generation_deadline)
-        until = deadline if answer_within is None else deadline.within(answer_within)
+        began, deadline = time.monotonic(), Deadline.after(self.generation_deadline)
+        # A drawing that the deadline ends still says why, a moment later.
+        until = Deadline.after(self.generation_deadline + _VERDICT_SECONDS)
+        if answer_within is not None:
+            until = until.within(answer_within)
         if failure := Failure.recall(self.cache.state, request.key, self.fingerprint):
             raise failure
 
@@ -97,7 +103,8 @@ class Pipeline:
                     raise
             except StillRunning:
                 if deadline.is_over:
-                    raise GaveUp("deadline_passed") from None
+                    late = Stage.since(began, "queue", "failed", Why.TIMED_OUT)
+                    raise GaveUp("deadline_passed", [late]) from None
                 if until.is_over:
                     raise
 

@@ -8,6 +8,7 @@ import sys
 import click
 
 from commands.asking import ask_all
+from commands.output import say
 from commands.session import Door
 from config import Settings, SettingsError
 from storage.checks import Unusable, check_parts, connections
@@ -19,7 +20,7 @@ _OF_THE_CACHE = re.compile(r"CACHE_DIR|DATABASE_URL|STORAGE_URL|S3_|CA_BUNDLE|\w
 @click.command()
 @click.option("--settings", "only_settings", is_flag=True, help="Check the settings alone.")
 @click.option("--backends", "asks", is_flag=True, help="Ask the backends, the LLM, PUBLIC_URL.")
-@click.option("--draw", "draws", is_flag=True, help="Also draw with each backend: it costs.")
+@click.option("--draw", "draws", is_flag=True, help="Have each backend draw: it costs.")
 @click.pass_obj
 def check(door: Door, only_settings: bool, asks: bool, draws: bool) -> None:
     """Check the settings, and that the cache, the database and the bucket can be used.
@@ -51,7 +52,7 @@ def _ask(door: Door, settings: Settings, *, draws: bool) -> None:
     has_faults = False
     with door.open(settings) as session:
         for finding in ask_all(session, draws=draws):
-            click.echo(str(finding))
+            say(str(finding))
             has_faults |= bool(finding.remedy)
     if has_faults:
         sys.exit(1)

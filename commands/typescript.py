@@ -12,28 +12,43 @@ from typing import Any
 
 from cache import Cache, NotKept
 from commands.arguments import echo_counts, progress
+from commands.output import say
 from config import Settings
 from drawing.verdict import Blocked
 from images.formats import media_type_of
 
 
+class BadEntry(Exception):
+    """An entry cannot be imported; the text says which file is at fault, and why."""
+
+
 def import_typescript(directory: Path, settings: Settings, cache: Cache, *, as_json: bool) -> None:
-    """Import a directory, print the count of each outcome, and exit."""
+    """Import a directory, print what is unusable and the count of each outcome, and exit."""
     metas = sorted(directory.rglob("*.meta.json"))
     counts = dict.fromkeys(("imported", "there", "blocked", "fallback_failed", "unusable"), 0)
+    problems = []
     with progress(metas, "Importing", len(metas), is_quiet=as_json) as files:
         for meta in files:
-            counts[_import_one(meta, settings, cache)] += 1
+            try:
+                counts[_import_one(meta, settings, cache)] += 1
+            except BadEntry as error:
+                counts["unusable"] += 1
+                problems.append(str(error))
+    for problem in problems:
+        say(problem, err=True)
     echo_counts(counts, as_json=as_json)
     sys.exit(1 if counts["unusable"] else 0)
 
 
 def _import_one(meta: Path, settings: Settings, cache: Cache) -> str:
-    """Import one entry, `{hash}.data` beside `{hash}.meta.json`; return the outcome."""
+    """Import one entry, `{hash}.data` beside `{hash}.meta.json`; return the outcome.
+
+    Raises BadEntry.
+    """
     key = meta.name.removesuffix(".meta.json")
     about = _read_json(meta)
-    if about is None or not re.fullmatch(r"[0-9a-f]{64}", key):
-        return "unusable"
+    if not re.fullmatch(r"[0-9a-f]{64}", key):
+        raise BadEntry(f"{meta}: its name is not a cache key")
     created = _created_at(about.get("createdAt"), meta)
     prompts = {
         name: about.get(f"{name}Prompt") if isinstance(about.get(f"{name}Prompt"), str) else None
@@ -64,19 +79,25 @@ def _import_picture(
         data = file.read_bytes()
         media_type = media_type_of(data)
         if media_type is None:
-            return "unusable"
+            raise BadEntry(f"{file}: not a complete PNG, JPEG, WebP or GIF")
         cache.put(key, data, media_type, created=created, **prompts)
-    except (OSError, NotKept):
-        return "unusable"
+    except OSError as error:
+        raise BadEntry(f"{file}: {error.strerror}") from error
+    except NotKept as error:
+        raise BadEntry(f"{file}: {error}") from error
     return "imported"
 
 
-def _read_json(meta: Path) -> dict[str, Any] | None:
+def _read_json(meta: Path) -> dict[str, Any]:
     try:
         about = json.loads(meta.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return about if isinstance(about, dict) else None
+    except OSError as error:
+        raise BadEntry(f"{meta}: {error.strerror}") from error
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise BadEntry(f"{meta}: not a JSON object")
+    return about
 
 
 def _created_at(value: Any, meta: Path) -> float:

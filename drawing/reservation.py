@@ -20,9 +20,14 @@ _ATTEMPTS = "/attempts"
 
 
 class OverLimit(Problem):
-    """A caller has no drawings left today. `retry_after` is in seconds, until midnight UTC."""
+    """A caller has no drawings left today. `retry_after` is in seconds, until midnight UTC.
 
-    def __init__(self, code: str, caller: Caller, limit: int | None, retry_after: int) -> None:
+    It is None for a caller who may never draw.
+    """
+
+    def __init__(
+        self, code: str, caller: Caller, limit: int | None, retry_after: int | None
+    ) -> None:
         super().__init__(code, limit=limit)
         self.caller = caller
         self.retry_after = retry_after
@@ -89,6 +94,8 @@ class Reservation:
         return self._state.count(self._count_key + kind, amount, _COUNT_TTL, limit)
 
     def _over_limit(self, code: str, limit: int | None) -> OverLimit:
+        if limit == 0:
+            return OverLimit("may_not_draw", self.caller, limit, None)
         retry_after = math.ceil(_DAY - self._state.now() % _DAY)
         return OverLimit(code, self.caller, limit, retry_after)
 

@@ -346,6 +346,11 @@ def test_import_takes_over_the_typescript_cache(
     assert result.exit_code == 1
     counts = {"imported": 1, "there": 0, "blocked": 1, "fallback_failed": 1, "unusable": 4}
     assert json.loads(result.stdout) == counts
+    named = {line.partition(": ") for line in result.stderr.splitlines() if str(old) in line}
+    reasons = {Path(file).suffix: why for file, _, why in named}
+    assert len(named) == 4
+    assert reasons[".json"] in ("not a JSON object", "its name is not a cache key")
+    assert reasons[".data"] in ("No such file or directory", "not a complete PNG, JPEG, WebP or GIF")
     service = serve(backend)
     got = service.picture("A%20Cat")
     assert (got.body, got.headers["Content-Type"]) == (GIF, "image/gif")

@@ -66,7 +66,7 @@ def test_limit_ends_at_midnight_utc(service: InProcess) -> None:
     assert abs(left - (86400 - time.time() % 86400)) < 30
     assert (got.json["remedy"], got.json["title"]) == ("tomorrow", "Daily limit reached")
     card = service.get("/prompt/c?key=blog-key", headers={"Accept": "image/*"})
-    assert (card.status, b"limit of 2 drawings" in card.body) == (429, True)
+    assert (card.status, b"drawings is reached: 2." in card.body) == (429, True)
     service.ahead = left + 1.0
     assert blog(service, "c").status == 200
 
@@ -99,6 +99,15 @@ def test_failure_that_vendors_do_not_bill_is_given_back(
         assert [blog(service, str(status)).status for _ in range(3)] == [status] * 3
         service.ahead += 60
     assert keys_of(service)["blog"] == 1
+
+
+def test_key_that_may_not_draw_is_not_told_to_wait(serve: Serve, backend: ScriptedServer) -> None:
+    service = serve(backend, ACCESS_KEYS='{"old": {"key": "old-access-key-1", "per_day": 0}}')
+    got = service.picture("x", key="old-access-key-1")
+    assert (got.status, got.headers["Retry-After"]) == (403, None)
+    assert got.detail.startswith("This key or link only opens pictures")
+    service.picture("x")
+    assert service.picture("x", key="old-access-key-1").status == 200
 
 
 def test_failing_url_of_a_stranger_leaves_the_owner_his_limit(

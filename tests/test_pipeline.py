@@ -328,10 +328,17 @@ def test_only_a_prompt_that_was_refused_everywhere_is_a_422(
     assert serve(backend, **pollinations_settings(fallback)).picture("x").status == status
 
 
-def test_deadline_is_a_504(serve: Serve, backend: ScriptedServer) -> None:
+def test_deadline_is_a_504_that_names_the_stage(serve: Serve, backend: ScriptedServer) -> None:
     backend.say(gate := Gate(drawing()))
-    assert serve(backend, GENERATION_DEADLINE="0.4").picture("x").status == 504
+    service = serve(backend, GENERATION_DEADLINE="0.4")
+    drawn = service.picture("drawn").json
+    # As by another process that draws it.
+    with service.services.cache.state.hold(ImageRequest("queued").key, 1):
+        queued = service.picture("queued").json
     gate.opened.set()
+    stages = [[(s["stage"], s["why"]) for s in got["stages"]] for got in (drawn, queued)]
+    assert [drawn["status"], queued["status"]] == [504, 504]
+    assert stages == [[("generate", "timed out")], [("queue", "timed out")]]
 
 
 def test_failure_is_remembered_twice_as_long_each_time(

@@ -137,6 +137,8 @@ def report_of(error: Exception) -> Report:
     if isinstance(error, StillRunning):
         return _report(503, error, "reload", RELOAD_SECONDS)
     if isinstance(error, OverLimit):
+        if error.retry_after is None:
+            return Report(403, error)
         return _report(429, error, "tomorrow", error.retry_after)
     if isinstance(error, Busy | Unavailable):
         return _report(503, error, "wait", _BUSY_SECONDS)

@@ -153,7 +153,11 @@ SENTENCES: Mapping[str, Sentence] = {
         "此密钥今天已尝试生成 {limit} 次。",
     ),
     "daily_limit_reached": Sentence(
-        "The limit of {limit} drawings a day is reached.", "每天 {limit} 次生成已用完。"
+        "The daily limit of drawings is reached: {limit}.", "每天 {limit} 次生成已用完。"
+    ),
+    "may_not_draw": Sentence(
+        "This key or link only opens pictures that have been drawn before.",
+        "此密钥或链接只能查看已生成的图片。",
     ),
     # drawings
     "still_drawing": Sentence("The picture is still being drawn.", "图片仍在生成。"),

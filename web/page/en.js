@@ -71,6 +71,7 @@ export default {
   seconds: '{n} s',
   milliseconds: '{n} ms',
   stages: 'Stages',
+  'stage.queue': 'queue',
   'stage.optimise': 'optimise',
   'stage.generate': 'draw',
   'stage.rewrite': 'rewrite',

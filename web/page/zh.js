@@ -71,6 +71,7 @@ export default {
   seconds: '{n} 秒',
   milliseconds: '{n} 毫秒',
   stages: '经过',
+  'stage.queue': '排队',
   'stage.optimise': '优化',
   'stage.generate': '生成',
   'stage.rewrite': '改写',
