@@ -80,7 +80,8 @@ def delete(
         raise click.UsageError("Give a PROMPT, or --older-than or --match.")
     session.announce_cache()
     if prompt is not None:
-        keys = [read_request(prompt, session.settings, parameters).key]
+        length = session.settings.max_prompt_length
+        keys = [read_request(prompt, length, parameters).key]
         question = "Delete this picture?"
     else:
         before = float("inf") if older_than is None else time.time() - older_than
