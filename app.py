@@ -15,7 +15,8 @@ from access import Access
 from backends import Backends
 from cache import Cache
 from config import Settings
-from drawing.backend import Backend, Pollinations
+from drawing.backend import Backend
+from drawing.fallback import Pollinations
 from drawing.pool import Pool
 from drawing.storing import Drawn
 from hosting import image_host
@@ -200,12 +201,15 @@ def _make_backends(
     )
 
 
-def _make_fallback(settings: Settings, upstream: Upstream, metrics: Metrics) -> Pollinations | None:
+def _make_fallback(
+    settings: Settings, upstream: Upstream, cache: Cache, metrics: Metrics
+) -> Pollinations | None:
     if not settings.pollinations:
         return None
     return Pollinations(
         settings.pollinations,
         upstream,
+        cache,
         timeout=settings.backend_timeout,
         max_image_bytes=settings.max_image_bytes,
         metrics=metrics,
@@ -237,7 +241,7 @@ def _make_pipeline(
         backends,
         pool,
         llm=llm,
-        fallback=_make_fallback(settings, upstream, metrics),
+        fallback=_make_fallback(settings, upstream, cache, metrics),
         host=host,
         converter=_make_converter(settings),
         generation_deadline=settings.generation_deadline,

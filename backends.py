@@ -10,6 +10,7 @@ from dialect.judging import Outcome
 from drawing.backend import Backend, NotDrawn
 from drawing.cooldowns import Cooldown
 from drawing.record import Attempt, Round
+from drawing.slots import first_free
 from metrics import OFF, Metrics
 from picture import ImageRequest
 from storage import LockTimeout, State
@@ -59,20 +60,32 @@ class Backends:
         when `blocked_retry_attempts` backends have refused the prompt. While every backend is
         cooling down, the drawing waits for the first of them if it is ready within MAX_WAIT.
         """
-        known = self.recall(request)
-        while wait := self._ready_in(request, known):
+        while True:
+            known = self.recall(request)
+            wait = self._ready_in(request, known)
             if wait > min(MAX_WAIT, deadline.remaining()):
                 return Round(None, (), is_cut=True)
-            self.sleep(wait)
-            try:
-                # Over all workers, one drawing at a time tests whether backends draw again.
-                with self.state.hold(_PROBE_KEY, deadline.remaining()):
-                    known = self.recall(request)
-                    if not self._has_been_probed(request, known):
-                        return self._ask(prompt, request, deadline, known)
-            except LockTimeout:
-                return Round(None, (), is_cut=True)
-        return self._ask(prompt, request, deadline, known)
+            if wait:
+                self.sleep(wait)
+                found = self._probe(prompt, request, deadline)
+            else:
+                found = self._ask(prompt, request, deadline, known)
+            if found is not None:
+                return found
+
+    def _probe(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Round | None:
+        """Ask after a cooldown of all backends; return None if another drawing has done so.
+
+        Over all workers, one drawing at a time tests whether backends draw again.
+        """
+        try:
+            with self.state.hold(_PROBE_KEY, deadline.remaining()):
+                known = self.recall(request)
+                if self._has_been_probed(request, known):
+                    return None
+                return self._ask(prompt, request, deadline, known)
+        except LockTimeout:
+            return Round(None, (), is_cut=True)
 
     def recall(self, request: ImageRequest) -> Known:
         """Return the cooldowns of all backends in use. Raises Unavailable."""
@@ -93,24 +106,43 @@ class Backends:
         has_failures = any(cooldown.failures for cooldown in known.values())
         return self._ready_in(request, known) > 0 or not has_failures
 
-    def _ask(self, prompt: str, request: ImageRequest, deadline: Deadline, known: Known) -> Round:
+    def _ask(
+        self, prompt: str, request: ImageRequest, deadline: Deadline, known: Known
+    ) -> Round | None:
+        """Ask the ready backends. Return None if all began to cool down before one had room."""
         attempts: list[Attempt] = []
-        for backend in self.order(request, known):
-            if deadline.is_over:
-                return Round(None, tuple(attempts), is_cut=True)
-            if attempts:
-                self.metrics.retried()
+        waiting = self.order(request, known)
+        while waiting and not self._is_over(attempts):
             try:
-                image = backend.draw(prompt, request, deadline)
-            except NotDrawn as error:
-                attempts.append(Attempt(backend.name, error.fault.outcome, error.fault.why))
-                _count(backend, request, error, known)
-            else:
-                _end_outages(backend, request, known)
-                return Round(image, tuple(attempts))
-            if [one.outcome for one in attempts].count(Outcome.REFUSED) >= self.max_refusals:
-                break
-        return Round(None, tuple(attempts))
+                # One without room is passed over: it takes no other backend's time.
+                found = first_free([one.slots for one in waiting], deadline, self.sleep)
+            except LockTimeout:
+                return Round(None, tuple(attempts), is_cut=True)
+            index, slot, has_waited = found
+            backend = waiting[index]
+            with slot:
+                if has_waited:
+                    known = self.recall(request)
+                    waiting = [one for one in waiting if not _wait_for(one, request, known)]
+                if backend not in waiting:
+                    continue
+                waiting.remove(backend)
+                if attempts:
+                    self.metrics.retried()
+                try:
+                    image = backend.draw(prompt, request, deadline, slot)
+                except NotDrawn as error:
+                    attempts.append(Attempt(backend.name, error.fault.outcome, error.fault.why))
+                    _count(backend, request, error, known)
+                else:
+                    _end_outages(backend, request, known)
+                    return Round(image, tuple(attempts))
+        return Round(None, tuple(attempts)) if attempts else None
+
+    def _is_over(self, attempts: Sequence[Attempt]) -> bool:
+        """Return whether enough backends have refused the prompt."""
+        refusals = sum(attempt.outcome is Outcome.REFUSED for attempt in attempts)
+        return refusals >= self.max_refusals
 
 
 def _wait_for(backend: Backend, request: ImageRequest, known: Known) -> float:
@@ -119,10 +151,11 @@ def _wait_for(backend: Backend, request: ImageRequest, known: Known) -> float:
 
 def _count(backend: Backend, request: ImageRequest, error: NotDrawn, known: Known) -> None:
     """Count a failure or a rejection; a refusal is the prompt's, not the backend's."""
+    whole, of_model = backend.outages(request)
     if error.fault.outcome is Outcome.REFUSED:
+        whole.note(error.fault, str(error))
         _end_outages(backend, request, known)
         return
-    whole, of_model = backend.outages(request)
     one = of_model if error.fault.is_of_model else whole
     one.count(known[one.key], error.fault, str(error), request.key)
 

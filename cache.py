@@ -18,7 +18,7 @@ from metrics import OFF, Metrics
 from picture import ImageRequest
 from storage import BeingDrawn, LockTimeout, NoRoom, Row, State, Unavailable
 from storage.store import DAY, STALE_SECONDS, Store, Task
-from storage.upkeep import BATCH, adopt, repeat_both, store_errors
+from storage.upkeep import BATCH, adopt, repeat, store_errors
 from storage.verify import FileLost, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
@@ -74,7 +74,8 @@ class Cache:
         if request and row.prompt is None:
             picture = picture._replace(row=replace(picture.row, **asdict(request)))
         if picture.row != row:
-            self.state.learn(row, picture.row)
+            with suppress(Unavailable):
+                self.state.amend(row, picture.row)
         # A hit writes nothing else: flush() writes these down, many at once.
         self._used[key] = self.clock()
         return picture
@@ -229,22 +230,19 @@ class Cache:
 
     # --- upkeep
 
-    def maintain(self, stop: threading.Event, *more: Task) -> None:
-        """Keep the cache in order until `stop` is set, and do `more`: the work of a thread."""
-        quick = [
+    def maintain(self, stop: threading.Event) -> None:
+        """Keep the cache in order until `stop` is set: the work of a thread."""
+        tasks = [
             Task(self.settle, first=0, period=1),
             Task(self.evict, first=0, period=1),
             Task(self.flush, first=30, period=30),
             Task(self.state.expire, first=0, period=60),
-            *more,
-        ]
-        slow = [
             # What a crash just before the start left behind is too young for the first sweep.
             *(Task(self.store.sweep, first, period=DAY) for first in (0, STALE_SECONDS + 60)),
             *self.store.tasks(),
             *self.state.tasks(),
         ]
-        repeat_both(quick, slow, stop)
+        repeat(tasks, stop)
         with suppress(Unavailable):
             self.flush()
 
@@ -253,9 +251,7 @@ class Cache:
         used, self._used = self._used, {}
         now = self.clock()
         # Copied, because a thread may still be writing to the old dict.
-        ages = {key: max(0.0, now - moment) for key, moment in used.copy().items()}
-        if ages:
-            self.state.touch(ages)
+        self.state.touch({key: max(0.0, now - moment) for key, moment in used.copy().items()})
 
     def evict(self) -> None:
         """Hold `max_bytes`, least recently used first. Raises Unavailable."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 from urllib.parse import quote
 
@@ -75,7 +75,7 @@ class Settings(Table):
         With other backends, tokens or rewriting the picture may be drawn, and is tried at once.
         """
         backends = [
-            (b.url, b.token, sorted(b.models.items()), json.dumps(b.params, sort_keys=True))
+            (b.url, b.token, json.dumps((b.models, b.params, b.headers), sort_keys=True))
             for b in self.backends
             if b.weight
         ]
@@ -183,16 +183,21 @@ def _check_machines(settings: Settings, reader: Reader) -> None:
         )
 
 
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """Return `text` without these secrets, and without those in URLs of ours."""
+    for secret in secrets:
+        # Replacing a shorter one would garble every line, and it protects nothing.
+        if len(secret) >= 6:
+            text = text.replace(secret, "***").replace(quote(secret, safe=""), "***")
+    return re.sub(r"([?&](?:key|sig|authCode)=)[^&\s'\"]*", r"\1***", text)
+
+
 class RedactingFormatter(logging.Formatter):
     """Formats log records, tracebacks included, without the settings' secrets or a URL's."""
 
     def __init__(self, settings: Settings, fmt: str | None = None, datefmt: str | None = None):
         super().__init__(fmt, datefmt)
-        # Replacing a shorter one would garble every line, and it protects nothing.
-        self.secrets = [secret for secret in settings.secrets() if len(secret) >= 6]
+        self.secrets = settings.secrets()
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        for secret in self.secrets:
-            text = text.replace(secret, "***").replace(quote(secret, safe=""), "***")
-        return re.sub(r"([?&](?:key|sig|authCode)=)[^&\s'\"]*", r"\1***", text)
+        return redacted(super().format(record), self.secrets)

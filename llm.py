@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dialect.endpoint import Endpoint, clean_text
 from dialect.judging import Fault, Outcome
 from drawing.cooldowns import Outages
+from drawing.verdict import FAILURE_TTL, FIRST_FAILURE_SECONDS, MAX_FAILURE_SECONDS
 from metrics import OFF, Metrics
 from settings.servers import PLACEHOLDER, LlmSettings
-from storage import LockTimeout, Note, State
+from storage import LockTimeout, Note, State, Unavailable
 from storage.single_flight import SingleFlight
 from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
 
@@ -20,25 +23,28 @@ MIN_LENGTH = 5
 MAX_LENGTH = 2000
 # Room for an answer of MAX_LENGTH and for the reasoning that some models write before it.
 MAX_TOKENS = 4096
+# In a stream, an event of a few hundred bytes carries each token.
+LLM_LIMIT = 4 * JSON_LIMIT
 ANSWER_TTL = 30 * 86400.0
 
+_NO_PROMPT = Fault(Outcome.REFUSED, "no prompt")
 _NO_MESSAGE = Fault(Outcome.FAILED, "no message")
 
 
 class RewriteFailed(Exception):
-    """The LLM gave no usable prompt. `why` is a word of the list that backends' faults use."""
+    """The LLM gave no usable prompt, because of `fault`.
 
-    def __init__(self, reason: str, why: str = "no prompt") -> None:
+    The outcome is *refused* if it declined this prompt, with an apology for instance.
+    """
+
+    def __init__(self, reason: str, fault: Fault = _NO_PROMPT) -> None:
         super().__init__(reason)
-        self.why = why
-
-
-class _Unanswered(RewriteFailed):
-    """The server returned no message, because of `fault`."""
-
-    def __init__(self, reason: str, fault: Fault) -> None:
-        super().__init__(reason, fault.why)
         self.fault = fault
+
+    @property
+    def why(self) -> str:
+        """A word of the list that backends' faults use."""
+        return self.fault.why
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,34 @@ class Rewritten(Note):
     kind: ClassVar[str] = "answer"
 
     prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Declined(Note):
+    """A prompt that the LLM declined to rewrite; it is not asked again for `seconds`."""
+
+    kind: ClassVar[str] = "declined"
+
+    reason: str
+    why: str
+    seconds: float
+
+    @classmethod
+    def recall(cls, state: State, key: str) -> RewriteFailed | None:
+        """Return the failure while it is remembered. Raises Unavailable."""
+        found = state.recall(cls, key)
+        if found is None or found.age >= found.note.seconds:
+            return None
+        return RewriteFailed(found.note.reason, Fault(Outcome.REFUSED, found.note.why))
+
+    @classmethod
+    def remember(cls, state: State, key: str, failed: RewriteFailed) -> None:
+        """Remember a failure for twice as long as the one before."""
+        seconds = FIRST_FAILURE_SECONDS
+        with suppress(Unavailable):
+            if before := state.recall(cls, key):
+                seconds = min(MAX_FAILURE_SECONDS, 2 * before.note.seconds)
+        cls(str(failed), failed.why, seconds).write(state, key, FAILURE_TTL)
 
 
 class Llm:
@@ -67,7 +101,9 @@ class Llm:
         self.timeout = timeout
         self.metrics = metrics
         self.endpoint = Endpoint(upstream, state, settings.url, "chat/completions", settings.token)
-        self.outages = Outages(state, self.endpoint.note_key(), "The LLM", is_avoided=False)
+        self.outages = Outages(
+            state, self.endpoint.note_key(), "The LLM", is_avoided=False, model=settings.model
+        )
         self._answers: SingleFlight[str] = SingleFlight(state)
 
     def template(self, task: str) -> str | None:
@@ -85,22 +121,35 @@ class Llm:
 
         Raises RewriteFailed and Unavailable.
         """
-        # The key covers everything that affects the answer.
-        parts = (task, self.endpoint.url, self.settings.model, self.template(task) or "", prompt)
-        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        key = self._key(task, prompt)
         bounded = deadline.within(self.timeout)
 
         def work() -> str:
             if known := self.state.recall(Rewritten, key):
                 return known.note.prompt
-            answer = self._rewrite(task, prompt, key, bounded)
+            if failed := Declined.recall(self.state, key):
+                raise failed
+            try:
+                answer = self._rewrite(task, prompt, key, bounded)
+            except RewriteFailed as error:
+                if error.fault.outcome is Outcome.REFUSED:
+                    Declined.remember(self.state, key, error)
+                raise
             Rewritten(answer).write(self.state, key, ANSWER_TTL)
             return answer
 
         try:
             return self._answers.run(key, bounded.remaining(), work)
         except LockTimeout as error:
-            raise RewriteFailed(self._too_late, Why.TIMED_OUT) from error
+            raise self._too_late() from error
+
+    def _key(self, task: str, prompt: str) -> str:
+        """Return a key that covers everything that affects the answer."""
+        settings = self.settings
+        parts = [task, self.endpoint.url, settings.model, self.template(task) or "", prompt]
+        if settings.params:
+            parts.append(json.dumps(settings.params, sort_keys=True))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def _rewrite(self, task: str, prompt: str, key: str, deadline: Deadline) -> str:
         """Ask the LLM. A fault of the server is counted, for /status and one WARNING.
@@ -111,7 +160,7 @@ class Llm:
         with self.metrics.llm_call(task):
             try:
                 message = self._ask(task, prompt, deadline)
-            except _Unanswered as error:
+            except RewriteFailed as error:
                 if error.fault.outcome is not Outcome.REFUSED:
                     self.outages.count(known, error.fault, str(error), key)
                 raise
@@ -120,38 +169,45 @@ class Llm:
 
     def _ask(self, task: str, prompt: str, deadline: Deadline) -> str:
         template = self.template(task) or PLACEHOLDER
-        body = {
-            "model": self.settings.model,
-            "messages": [{"role": "user", "content": template.replace(PLACEHOLDER, prompt)}],
-            "temperature": 0.7,
-            "max_tokens": MAX_TOKENS,
+        fields = {"model": self.settings.model, "temperature": 0.7, "max_tokens": MAX_TOKENS}
+        sent = {
+            name: value
+            for name, value in (fields | {**self.settings.params}).items()
+            if value is not None
         }
+        messages = [{"role": "user", "content": template.replace(PLACEHOLDER, prompt)}]
         try:
-            answer = self.endpoint.ask(body, deadline=deadline, limit=JSON_LIMIT)
+            answer = self.endpoint.ask(
+                {**sent, "messages": messages}, deadline=deadline, limit=LLM_LIMIT
+            )
         except UpstreamError as error:
-            reason = self._too_late if error.why is Why.TIMED_OUT else str(error)
-            raise _Unanswered(reason, Fault(Outcome.FAILED, error.why)) from error
+            if error.why is Why.TIMED_OUT:
+                raise self._too_late() from error
+            raise RewriteFailed(str(error), Fault(Outcome.FAILED, error.why)) from error
         if answer.fault is not None:
-            raise _Unanswered(f"{answer.fault.why} (HTTP {answer.reply.status})", answer.fault)
+            raise RewriteFailed(f"{answer.fault.why} (HTTP {answer.reply.status})", answer.fault)
         return message_in(answer.json)
 
-    @property
-    def _too_late(self) -> str:
-        return f"no answer within {self.timeout:g} s (LLM_TIMEOUT)"
+    def _too_late(self) -> RewriteFailed:
+        reason = f"no answer within {self.timeout:g} s (LLM_TIMEOUT)"
+        return RewriteFailed(reason, Fault(Outcome.FAILED, Why.TIMED_OUT))
 
 
 def message_in(answer: Any) -> str:
     """Return the text of a chat completion's first choice. Raises RewriteFailed."""
     try:
-        content = answer["choices"][0]["message"]["content"]
+        choice = answer["choices"][0]
+        content = choice["message"]["content"]
     except (TypeError, KeyError, IndexError) as error:
-        raise _Unanswered("no message in the answer", _NO_MESSAGE) from error
+        raise RewriteFailed("no message in the answer", _NO_MESSAGE) from error
+    if choice.get("finish_reason") == "content_filter":
+        raise RewriteFailed("its moderation stopped the answer", Fault(Outcome.REFUSED, "refused"))
     if isinstance(content, list):
         parts = (part.get("text") if isinstance(part, dict) else part for part in content)
         content = "".join(part for part in parts if isinstance(part, str))
     text = clean_text(content)
     if text is None:
-        raise _Unanswered("the message is empty", _NO_MESSAGE)
+        raise RewriteFailed("the message is empty", _NO_MESSAGE)
     return text
 
 

@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from access import COMMAND_LINE, Caller
-from backends import Backends
+from backends import MAX_WAIT, Backends
 from cache import Cache
-from drawing.backend import NotDrawn, Pollinations
+from drawing.backend import NotDrawn
+from drawing.fallback import Pollinations
 from drawing.pool import Pool, StillRunning
-from drawing.record import Drawing, GaveUp, Stage
+from drawing.record import Drawing, GaveUp, Round, Stage
 from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn, Storing
 from drawing.verdict import Blocked, Failure, is_blocked, verdict
@@ -185,7 +186,7 @@ class Pipeline:
         return replace(drawing, blocked_for=found.left, optimized=optimized, rewritten=rewritten)
 
     def _optimise(self, drawing: Drawing) -> Drawing:
-        if not self.llm or not self.llm.template("optimise"):
+        if not self.llm or not self.llm.template("optimise") or not self._is_ready(drawing):
             return drawing
         drawing, optimized = _ask(self.llm, "optimise", drawing)
         return replace(drawing, optimized=optimized)
@@ -198,6 +199,8 @@ class Pipeline:
         for _ in range(self.llm.safety_attempts):
             if drawing.image or not drawing.can_rewriting_help:
                 break
+            if not self._is_ready(drawing):
+                return drawing.after_round(Round(None, (), is_cut=True), time.monotonic())
             refused = drawing.best_prompt
             drawing, rewritten = _ask(self.llm, "rewrite", drawing)
             if rewritten is None:
@@ -209,7 +212,19 @@ class Pipeline:
             drawing = self._ask_backends(drawing)
         return drawing
 
+    def _is_ready(self, drawing: Drawing) -> bool:
+        """Return whether a backend would be asked now; if not, neither is the LLM."""
+        wait = self.backends.ready_in(drawing.request)
+        return wait <= min(MAX_WAIT, drawing.deadline.remaining())
+
     def _ask_backends(self, drawing: Drawing) -> Drawing:
+        """Ask for the best prompt; if the LLM made it too long, for the user's own as well."""
+        drawing = self._ask_once(drawing)
+        if drawing.is_made_too_long:
+            drawing = self._ask_once(replace(drawing, optimized=None, rewritten=None))
+        return drawing
+
+    def _ask_once(self, drawing: Drawing) -> Drawing:
         began = time.monotonic()
         found = self.backends.draw(drawing.best_prompt, drawing.request, drawing.deadline)
         return drawing.after_round(found, began)
@@ -222,17 +237,25 @@ class Pipeline:
             image = self.fallback.draw(drawing.best_prompt, drawing.request, drawing.deadline)
         except NotDrawn as error:
             outcome, why = error.fault.outcome, error.fault.why
-            log.info("The fallback did not draw %s: %s", drawing, error)
             return drawing.after(Stage.since(began, "fallback", outcome, why))
         return replace(drawing.after(Stage.since(began, "fallback", "ok")), image=image)
 
     def _give_up(self, drawing: Drawing) -> GaveUp:
         """Return the final failure, remembered if the same request would cost another call."""
-        wait = self.backends.ready_in(drawing.request)
-        gave_up = verdict(drawing, wait, has_fallback=self.fallback is not None)
+        gave_up = verdict(drawing, self._ready_in(drawing), has_fallback=self.fallback is not None)
         if not gave_up.is_worth_remembering:
             return gave_up
         return Failure.remember(self.cache.state, drawing.key, gave_up, self.fingerprint)
+
+    def _ready_in(self, drawing: Drawing) -> float:
+        """Return the seconds until the first server that is cooling down is ready, 0 without one.
+
+        A blocked prompt can only be drawn by the fallback.
+        """
+        waits = [] if drawing.blocked_for else [self.backends.ready_in(drawing.request)]
+        if self.fallback:
+            waits.append(self.fallback.ready_in())
+        return min(filter(None, waits), default=0.0)
 
 
 def _ask(llm: Llm, task: str, drawing: Drawing) -> tuple[Drawing, str | None]:

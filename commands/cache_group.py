@@ -12,8 +12,7 @@ import click
 
 from cache import Cache
 from commands.arguments import AS_JSON, age, counted, picture_options, read_request, valid_text
-from commands.backup import backup
-from commands.migrate import adopt_pictures, export, import_directory
+from commands.migrate import adopt_pictures, backup, export, import_directory
 from commands.session import Session, with_session
 from drawing.verdict import forget_failures
 from storage import Row

@@ -1,76 +1,196 @@
-"""The picture in an image backend's answer: base64, a URL, or the answer's body itself."""
+"""The pictures in an answer: found by what they are, wherever they stand in it."""
 
 from __future__ import annotations
 
-import binascii
-import contextlib
+import html
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
 
 from dialect.endpoint import clean_text
-from upstream.bodies import STAND_IN
+from dialect.envelope import read_json
+from images.formats import announced_type, foreign_type
+from upstream.bodies import STAND_IN, decode_base64
 
-_FROM_URL_SAFE = str.maketrans("-_", "+/")
+# URLs are shorter, and so is what a person writes around a picture.
+_MAX_URL = 8000
+_MAX_TEXT = 2**20
+_MAX_REVISED = 4000
 
+# Keys are matched together with the one above them, as `images.url`.
+_PICTURE_KEYS = re.compile(
+    r"image|img|pic|photo|artifact|output|result|ur[li]|link|href|src|file|media|b64|base64"
+    r"|(?:^|\.)data$",
+    re.IGNORECASE,
+)
+_TEXT_KEYS = re.compile(r"(?:content|text|message|answer|markdown|response)$", re.IGNORECASE)
+# Shown only where there is no other picture.
+_PREVIEW_KEYS = re.compile(r"thumb|preview|partial", re.IGNORECASE)
+_OTHER_KEYS = re.compile(
+    r"logo|icon|avatar|docs?[._]|documentation|help|support|hook|callback|cancel|status|error|reason|thought"
+    r"|thinking|policy|terms|billing|pricing|website|input|prompt",
+    re.IGNORECASE,
+)
+_REVISED_KEYS = ("revised_prompt", "revisedPrompt", "actual_prompt")
 
-class NoPicture(Exception):
-    """The answer holds something other than a picture, as the text explains."""
+# The beginning, in base64, of PNG, JPEG, GIF and WebP, and of SVG and AVIF, for the reason.
+_BASE64 = re.compile(
+    r"iVBORw0KGg|(?:\\?/|_|%2F)9j(?:\\?/|_|%2F)|R0lGOD|UklGR|PHN2Z|PD94b|PCFE|AAAA..Z0eXBhdm", re.I
+)
+_URI_PREFIX = re.compile(r"\s*(?:data:[^,]{0,100},\s*)*", re.IGNORECASE)
+# "/9j/" begins every JPEG in base64.
+_URL = re.compile(r"https?://\S+|/(?!9j/)\S+", re.IGNORECASE)
+_EXTENSION = re.compile(r"\.(?:png|jpe?g|webp|gif)(?:[?#]|$)", re.IGNORECASE)
+_MARKDOWN = re.compile(
+    r"!\[(?:[^\[\]]++|\[[^\[\]]*+\])*+\]\(\s*<?((?:[^\s()<>]++|\([^\s()<>]*+\))++)"
+)
+_IMG_TAG = re.compile(r"""<img\b[^<>]{0,500}?\bsrc\s?=\s?["']?([^\s"'<>]+)""", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:image/[^\s,\"'<>()]{0,80},[\w+/=%-]+", re.IGNORECASE | re.ASCII)
+_LINK = re.compile(r"https?://[^\s<>\"'`\]，。）】」]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The picture of an answer: either its bytes or its URL, and the revised prompt."""
+    """What may be the picture of an answer: its bytes or its URL; and the revised prompt."""
 
     data: bytes | None = None
     url: str | None = None
     revised_prompt: str | None = None
 
 
-def find_picture(answer: Any, cut: bytes | None = None) -> Found | None:
-    """Return the first picture of a JSON answer, or None without one.
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text in an answer, its key with the one above it, and the revised prompt beside it."""
 
-    Vendors put it under `data` or `images`, as an object or a bare string. `cut` is the
-    picture, decoded, that was cut out of the JSON. Raises NoPicture for a value that is neither
-    base64 nor an http(s) URL.
+    place: str
+    text: str
+    revised: str | None
+
+
+def find_pictures(
+    answer: Any, cut: bytes | None = None, sent: Collection[str] = ()
+) -> Iterator[Found]:
+    """Yield what may be the picture of a JSON answer, the most likely first.
+
+    `cut` is the picture, decoded, that was cut out of the JSON; `sent` the texts of the request.
+    What stands in one of those is not the picture: refusals quote it. Bytes are of a known
+    format, but may be incomplete.
     """
-    for name in ("data", "images"):
-        items = answer.get(name) if isinstance(answer, dict) else None
-        if not isinstance(items, list) or not items:
+    texts = list(_texts(answer if isinstance(answer, dict) else {"images": answer}))
+    previews = [text for text in texts if _PREVIEW_KEYS.search(text.place)]
+    others = [text for text in texts if not _PREVIEW_KEYS.search(text.place)]
+    folded = [_folded(text) for text in sent]
+    found = False
+    for candidate in _found_in(others, cut, folded):
+        found = True
+        yield candidate
+    if not found:
+        yield from _found_in(previews, cut, folded)
+
+
+def _found_in(texts: list[_Text], cut: bytes | None, sent: list[str]) -> Iterator[Found]:
+    """Yield bytes, then URLs under the keys of pictures, then what chats write in prose."""
+    for item in texts:
+        data = cut if cut and STAND_IN in item.text else _bytes_in(item.text, sent)
+        if data:
+            yield Found(data=data, revised_prompt=item.revised)
+    tried = set()
+    for item, candidate in chain(_urls(texts), _written(texts)):
+        if candidate in tried or _is_in(candidate, sent):
             continue
-        item = items[0] if isinstance(items[0], dict) else {"url": items[0]}
-        value = item.get("b64_json") or item.get("url")
-        if value:
-            revised = clean_text(item.get("revised_prompt"))
-            if cut is not None and value == STAND_IN:
-                return Found(data=cut, revised_prompt=revised)
-            return _classified(value, revised)
-    return None
+        tried.add(candidate)
+        if _URL.match(candidate):
+            yield Found(url=candidate, revised_prompt=item.revised)
+        elif data := _bytes_in(candidate, sent):
+            yield Found(data=data, revised_prompt=item.revised)
 
 
-def _classified(value: Any, revised: str | None) -> Found:
-    if not isinstance(value, str):
-        raise NoPicture("its picture is neither base64 nor a URL")
-    if re.match(r"(?i)https?://|/(?!9j/)", value):  # "/9j/" begins every JPEG in base64
-        return Found(url=value, revised_prompt=revised)
-    if re.match(r"(?i)(?!data:)[a-z][a-z0-9+.-]*:", value):
-        raise NoPicture("its picture has a URL that is not http or https")
-    return Found(data=decode_base64(value), revised_prompt=revised)
+def _texts(answer: dict[str, Any]) -> Iterator[_Text]:
+    """Yield the texts in an answer, in the order of the document, but for prompts."""
+    waiting: list[tuple[str, Any, str | None]] = [("", answer, None)]
+    while waiting:
+        place, value, revised = waiting.pop()
+        if isinstance(value, dict):
+            above = place.rpartition(".")[2]
+            said = filter(None, (clean_text(value.get(name)) for name in _REVISED_KEYS))
+            revised = next(said, "")[:_MAX_REVISED] or revised
+            waiting += [
+                (f"{above}.{name[:100]}", inner, revised)
+                for name, inner in reversed(value.items())
+                if not name.lower().endswith("prompt")
+            ]
+        elif isinstance(value, list):
+            waiting += [(place, inner, revised) for inner in reversed(value)]
+        elif isinstance(value, str) and value:
+            waiting.append((place, _json_in(value), revised))
+            yield _Text(place, value, revised)
 
 
-def decode_base64(text: str) -> bytes:
-    """Decode base64 with a data-URI prefix, white space, the URL-safe alphabet, or no padding.
+def _json_in(text: str) -> Any | None:
+    """Return the JSON that a gateway, or a model, has written as a text."""
+    is_json = text[:1] in ("{", "[") and text[-1:] in ("}", "]")
+    return read_json(text.encode("utf-8", "replace")) if is_json else None
 
-    Raises NoPicture.
-    """
-    if text[:5].lower() == "data:":
-        text = text.partition(",")[2]
-    # The usual case first: looking for white space in megabytes costs more than decoding them.
-    with contextlib.suppress(ValueError):
-        # bytes: decoding a str takes twice as long.
-        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
-    text = re.sub(r"\s", "", text).rstrip("=").translate(_FROM_URL_SAFE)
-    try:
-        return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
-    except ValueError as error:
-        raise NoPicture("its picture is not valid base64") from error
+
+def _urls(texts: list[_Text]) -> Iterator[tuple[_Text, str]]:
+    """Yield each text that is a URL as a whole, under a key that speaks of pictures."""
+    for item in texts:
+        url = item.text.strip() if len(item.text) <= _MAX_URL else ""
+        if _speaks_of_pictures(item.place) and _URL.fullmatch(url):
+            yield item, url
+
+
+def _written(texts: list[_Text]) -> Iterator[tuple[_Text, str]]:
+    """Yield the URLs of pictures within texts that a chat has written, or wrapped in Markdown."""
+    for item in texts:
+        is_text = _TEXT_KEYS.search(item.place) and not _OTHER_KEYS.search(item.place)
+        if is_text or _speaks_of_pictures(item.place):
+            yield from ((item, candidate) for candidate in _candidates(item.text[:_MAX_TEXT]))
+
+
+def _candidates(text: str) -> Iterator[str]:
+    """Yield the pictures that a chat names: progress is written before the result."""
+    yield from reversed(_MARKDOWN.findall(text))
+    yield from map(html.unescape, reversed(_IMG_TAG.findall(text)))
+    yield from reversed(_DATA_URI.findall(text))
+    links = [_without_punctuation(link) for link in _LINK.findall(text)]
+    if links == [text.strip()]:
+        yield links[0]
+    yield from (link for link in reversed(links) if _EXTENSION.search(link))
+
+
+def _without_punctuation(link: str) -> str:
+    """Return a link without the sentence's, or Markdown's, punctuation after it."""
+    link = link.rstrip(".,;:!?*_")
+    return link.partition(")")[0] if link.count(")") > link.count("(") else link
+
+
+def _speaks_of_pictures(place: str) -> bool:
+    return bool(_PICTURE_KEYS.search(place)) and not _OTHER_KEYS.search(place)
+
+
+def _bytes_in(text: str, sent: list[str]) -> bytes | None:
+    """Return the bytes of base64 or a data URI, if they begin as those of a known format."""
+    if text[:9].lower() == "data%3aim":
+        text = unquote(text)
+    prefix = _URI_PREFIX.match(text)
+    begin = prefix.end() if prefix else 0
+    if _BASE64.match(text, begin):
+        data = decode_base64(text[begin:].encode("ascii", "replace"))
+    elif text[:5].lower() == "data:":
+        data = unquote_to_bytes(text[begin:])
+    else:
+        return None
+    is_known = data and (announced_type(data) or foreign_type(data))
+    return data if is_known and not _is_in(text, sent) else None
+
+
+def _is_in(text: str, sent: list[str]) -> bool:
+    return len(text) <= _MAX_URL and any(_folded(text) in one for one in sent)
+
+
+def _folded(text: str) -> str:
+    return unquote(text).casefold()

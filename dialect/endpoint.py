@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
-from dialect.error_text import ErrorText
+from dialect.doors import IMAGES, door_of
+from dialect.envelope import read_json
+from dialect.error_text import ErrorText, claimed_status, complaint
+from dialect.free_text import free_text
 from dialect.judging import Fault, Outcome, judge
-from dialect.learning import Learned
+from dialect.learning import Learned, teaches
 from dialect.sizes import Size
 from storage import State
-from upstream.bodies import is_json
-from upstream.client import Deadline, Reply, Upstream, UpstreamError
+from upstream.client import Deadline, Reply, Upstream
 
 # A limit for vendors that reject one field after the other.
 MAX_REQUESTS = 8
-
-
-def operation_url(base: str, operation: str) -> str:
-    """Return the URL of `operation`, such as `images/generations`; the base's query is kept.
-
-    A URL that ends in the operation stays as it is; one whose path has a version segment gets
-    the operation appended; any other gets `v1/` before it.
-    """
-    parts = urlsplit(base)
-    path = parts.path.rstrip("/")
-    if not path.endswith(f"/{operation}"):
-        has_version = re.search(r"/v[0-9]+[a-z0-9]*(/|$)", path, re.IGNORECASE)
-        path += f"/{operation}" if has_version else f"/v1/{operation}"
-    return parts._replace(path=path).geturl()
+_ACCEPT = {"Accept": "application/json, image/*"}
 
 
 def clean_text(value: Any) -> str | None:
@@ -45,62 +31,53 @@ def clean_text(value: Any) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A server's answer: its JSON (None for any other body) and its fault (None for success)."""
+    """A server's answer: its JSON (None for any other body) and its fault (None for success).
+
+    `sent` is the free text of the request, which an answer may repeat.
+    """
 
     reply: Reply
     json: Any
-    fault: Fault | None
-    error: ErrorText | None
+    fault: Fault | None = None
+    error: ErrorText | None = None
+    sent: Collection[str] = ()
 
     @classmethod
-    def of(cls, reply: Reply, prompt: str = "") -> Answer:
-        """Read an answer; `prompt` was in the request, and an error may repeat it."""
-        answer = _json_of(reply)
-        complaint = _complaint(answer)
-        if reply.status < 300 and not complaint:
-            return cls(reply, answer, None, None)
-        body = reply.body[:4000].decode("utf-8", "replace") if answer is None else answer
-        status = reply.status if reply.status >= 300 else _inner_status(complaint)
-        error = ErrorText.read(status, body, prompt)
-        return cls(reply, answer, judge(reply.status, error, reply.headers, answer), error)
+    def of(cls, reply: Reply, sent: Collection[str] = (), secrets: Collection[str] = ()) -> Answer:
+        """Read the answer to a request with the free text `sent` and credentials `secrets`."""
+        answer = cls(reply, read_json(reply.body), sent=sent)
+        found = complaint(answer.json)
+        return answer.as_error(found, secrets) if reply.status >= 300 or found else answer
 
-
-def _json_of(reply: Reply) -> Any:
-    if not is_json(reply.body):
-        return None
-    with contextlib.suppress(UpstreamError):
-        return reply.json()
-    return None
-
-
-def _complaint(answer: Any) -> Any:
-    """Return the error in an answer of any status, or None if it reports none."""
-    if not isinstance(answer, dict):
-        return None
-    if error := answer.get("error"):
-        return error
-    has_content = any(answer.get(name) for name in ("data", "images", "choices"))
-    complains = any(answer.get(name) for name in ("errors", "message", "msg", "detail"))
-    return answer if complains and not has_content else None
-
-
-def _inner_status(error: Any) -> int:
-    """Return the status that an error inside a 200 claims, or 400 if it claims none."""
-    code = str(error.get("code") or error.get("status") or "") if isinstance(error, dict) else ""
-    return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 400
+    def as_error(self, found: Any, secrets: Collection[str] = ()) -> Answer:
+        """Return this answer as the error that it reports, with a success for a status too."""
+        reply, body = self.reply, self.json
+        if body is None:
+            body = reply.body[:4000].decode("utf-8", "replace")
+        status = reply.status if reply.status >= 300 else claimed_status(found)
+        error = ErrorText.read(status, body, self.sent, secrets)
+        fault = judge(reply.status, error, reply.headers, self.json)
+        return replace(self, fault=fault, error=error)
 
 
 class Endpoint:
     """One operation of one server; requests are adapted to what the server is known to accept."""
 
     def __init__(
-        self, upstream: Upstream, state: State, base: str, operation: str, token: str | None
+        self,
+        upstream: Upstream,
+        state: State,
+        base: str,
+        operation: str,
+        token: str | None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.upstream = upstream
         self.state = state
-        self.url = operation_url(base, operation)
-        self.draws = operation == "images/generations"
-        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.door = door_of(base, operation)
+        self.url = self.door.url
+        self.draws = operation == IMAGES
+        self.headers = self.door.headers(token) | dict(headers or {})
 
     def note_key(self, *model: str | None) -> str:
         """Return the key of notes about this server, or about a model of it (None: its default).
@@ -117,19 +94,24 @@ class Endpoint:
         limit: int,
         size: Size | None = None,
         base64: bool = False,
+        texts: Collection[str] = (),
     ) -> Answer:
         """POST `body`, adapted to its model, and again after each rejection that teaches something.
 
         `size` is sent in the field and fitted to the sizes that the model takes. `base64` asks
-        for bytes in place of a URL. Returns the last answer. Raises UpstreamError and Unavailable.
+        for bytes in place of a URL. `texts` is free text of the client's beside that in `body`.
+        Returns the last answer. Raises UpstreamError and Unavailable.
         """
         key = self.note_key(body.get("model"))
         recalled = self.state.recall(Learned, key)
-        known = recalled.note if recalled else Learned()
+        known = recalled.note if recalled else self.door.first
         learned = replace(known, wants_base64=True) if base64 else known
         for _ in range(MAX_REQUESTS):
-            sent = learned.fields(body, size)
-            answer = self._post(sent, deadline, limit)
+            sent = _joined(body, learned.fields(body, size))
+            words, headers = (*free_text(sent), *texts), dict(learned.headers)
+            answer = self._call(
+                "POST", self.url, headers, words, json=sent, deadline=deadline, limit=limit
+            )
             news = _lesson(answer, learned, sent, size)
             if news is None:
                 break
@@ -139,17 +121,45 @@ class Endpoint:
             learned.store(self.state, key, recalled)
         return answer
 
-    def _post(self, sent: Mapping[str, Any], deadline: Deadline, limit: int) -> Answer:
+    def get(
+        self,
+        url: str,
+        *,
+        deadline: Deadline,
+        limit: int,
+        headers: Mapping[str, str],
+        sent: Collection[str],
+    ) -> Answer:
+        """GET a URL of this server, with its credentials. Raises UpstreamError.
+
+        `sent` is the free text of the request that led to it.
+        """
+        return self._call("GET", url, headers, sent, deadline=deadline, limit=limit)
+
+    def _call(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        words: Collection[str],
+        **more: Any,
+    ) -> Answer:
         reply = self.upstream.request(
-            "POST",
-            self.url,
-            deadline=deadline,
-            limit=limit,
-            headers=self.headers,
-            json=sent,
+            method,
+            url,
+            headers=_ACCEPT | self.headers | dict(headers),
             cut_picture=self.draws,
+            **more,
         )
-        return Answer.of(reply, str(sent.get("prompt", "")))
+        return Answer.of(reply, words, tuple(self.headers.values()))
+
+
+def _joined(body: Mapping[str, Any], sent: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields to send; what `image_config` has in the body stays beside the shape."""
+    shape, own = sent.get("image_config"), body.get("image_config")
+    if isinstance(shape, dict) and isinstance(own, dict):
+        return sent | {"image_config": shape | own}
+    return sent
 
 
 def _lesson(
@@ -157,7 +167,7 @@ def _lesson(
 ) -> Learned | None:
     """Return what is known after a rejection, or None if it teaches nothing new."""
     fault, error = answer.fault, answer.error
-    if fault is None or error is None or error.status not in (400, 422):
+    if fault is None or error is None or not teaches(error):
         return None
     if fault.outcome is Outcome.REFUSED:
         return None

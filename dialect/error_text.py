@@ -2,86 +2,180 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+
+from dialect.free_text import FreeText, plain
 
 # Errors state their reason early; reading further is not worth the time.
 _MAX_FACTS = 400
 _MAX_TEXT = 2**16
 _MAX_NESTED = 8
-# A shorter prompt could be a word of the vendor's own.
-_MIN_ECHO = 16
+_MAX_WORDS = 300
+# Removing a shorter one would garble the message, and it protects nothing.
+_MIN_SECRET = 6
 
-_CODE_NAMES = frozenset(
-    (
-        *("code", "type", "status", "status_code", "name", "reason"),
-        *("finishReason", "finish_reason", "blockReason", "block_reason"),
-    )
-)
+_FINISH_NAMES = ("finishReason", "finish_reason", "blockReason", "block_reason")
+# Only vendors write these. The others can hold a sentence that quotes the client.
+_PLAIN_CODE_NAMES = frozenset(("code", "type", "status_code", *_FINISH_NAMES))
+_CODE_NAMES = _PLAIN_CODE_NAMES | {"status", "name", "reason"}
 _PARAM_NAMES = frozenset(("param", "parameter", "loc", "field", "property", "instancePath"))
-# Fields that repeat our own request are no evidence.
-_ECHOES = frozenset(("input", "prompt", "revised_prompt", "b64_json"))
+_MESSAGE_NAMES = frozenset(
+    ("message", "msg", "error", "detail", "error_msg", "errmsg", "status_msg", "description", "")
+)
+# Fields that repeat our own request, or hold a model's prose, are no evidence.
+_ECHOES = frozenset(("input", "prompt", "revised_prompt", "b64_json", "flagged_input", "parts"))
+# A message beside one of these is no complaint.
+_CONTENT = ("data", "images", "choices", "output", "output_images", "task_id", "task_status")
+# Vendors quote the key that they reject.
+_SECRET = re.compile(
+    r"(?i:bearer)\s+\S+|\b(?:sk|pk|rk|hf|gsk|xai|r8|pst)[-_][\w*.-]{6,}|\bAIza[\w-]{20,}"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorText:
-    """The text of an error answer, for matching only: it is never shown or logged.
+    """The text of an error answer, without what the client wrote.
 
     `status` is the HTTP status, or the one that an error inside a 200 claims (else 400).
     `codes` are the values of fields such as `code` and `type`, `params` those that name a
-    parameter, `text` is everything together.
+    parameter. `text`, for matching only, is everything together, but codes and params alone if
+    the error `is_echo`: it repeats the client's words in a form that cannot be struck out.
+    `quoted` are the client's values that were. `raw` is everything with the client's words.
+    `words` is the vendor's message as it came, shortened, for the administrator; it holds no
+    secret.
     """
 
     status: int
     codes: frozenset[str]
     params: frozenset[str]
     text: str
+    raw: str = ""
+    words: str = ""
+    quoted: frozenset[str] = frozenset()
+    is_echo: bool = False
 
     @classmethod
-    def read(cls, status: int, answer: Any, prompt: str = "") -> ErrorText:
-        """Read any vendor's error; `prompt` is ours, which it may repeat. Raises nothing."""
+    def read(
+        cls,
+        status: int,
+        answer: Any,
+        sent: Collection[str] = (),
+        secrets: Collection[str] = (),
+    ) -> ErrorText:
+        """Read any vendor's error. Raises nothing.
+
+        `sent` is the free text of the request, `secrets` are its credentials.
+        """
+        client, quoted = FreeText(sent), set[str]()
+        codes, params = set[str](), set[str]()
+        messages: list[str] = []
         facts = list(islice(_facts(answer), _MAX_FACTS))
-        params = {
-            part
-            for name, value in facts
-            if name in _PARAM_NAMES
-            for part in re.split(r"[./]", value)
-        }
-        codes = {value for name, value in facts if name in _CODE_NAMES}
-        # A number alone is a code; as text it would look like a limit.
-        text = "\n".join(value for _, value in facts if not value.isdecimal())[:_MAX_TEXT]
-        if len(prompt) >= _MIN_ECHO:
-            text = text.replace(prompt, "…")
-        return cls(status, frozenset(codes), frozenset(params), text)
+        for name, value in facts:
+            if name in _PARAM_NAMES:
+                params.update(re.split(r"[./]", value))
+            elif name not in _PLAIN_CODE_NAMES:
+                value, found = client.strike(value)
+                quoted |= found
+                messages.append(value)
+            if name in _CODE_NAMES:
+                codes.add(value)
+        is_echo = client.is_in(messages)
+        own = [value for name, value in facts if name in _PLAIN_CODE_NAMES | _PARAM_NAMES]
+        return cls(
+            status,
+            frozenset(codes),
+            frozenset(params),
+            _joined(own if is_echo else own + messages),
+            _joined([value for _, value in facts]),
+            _words(facts, secrets),
+            frozenset(quoted),
+            is_echo,
+        )
 
 
-def _facts(answer: Any) -> Iterator[tuple[str, str]]:
-    """Yield (field, text) for every string and number in a JSON value, breadth first."""
+def complaint(answer: Any) -> Any:
+    """Return the error in an answer of any status, or None if it reports none."""
+    if not isinstance(answer, dict):
+        return None
+    if error := answer.get("error"):
+        return error
+    choices = answer.get("choices")
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        return choices[0].get("error") or None
+    base = answer.get("base_resp")  # MiniMax's; 0 is success
+    if isinstance(base, dict) and base.get("status_code"):
+        return answer
+    has_content = any(answer.get(name) for name in _CONTENT)
+    complains = any(answer.get(name) for name in ("errors", "message", "msg", "detail"))
+    return answer if complains and not has_content else None
+
+
+def claimed_status(error: Any) -> int:
+    """Return the status that an error inside a 200 claims, or 400 if it claims none."""
+    code = str(error.get("code") or error.get("status") or "") if isinstance(error, dict) else ""
+    return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 400
+
+
+def nodes(answer: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (field, value) for the values in a JSON value, breadth first.
+
+    The JSON that a gateway quotes in its own message is read too. Fields that repeat the request
+    are left out, and so is the text that a chat model wrote.
+    """
     waiting: list[tuple[str, Any, int]] = [("", answer, 0)]
     position = 0
     while position < min(len(waiting), _MAX_FACTS):
         name, value, nested = waiting[position]
         position += 1
-        if name in _ECHOES:
+        if name in _ECHOES or _is_prose(name, value):
             continue
+        yield name, value
         if isinstance(value, dict):
-            inner = list(islice(value.items(), _MAX_FACTS))
-            waiting += [(field, item, nested) for field, item in inner]
-            if name == "errors":  # as Laravel and Rails write them: {"errors": {"size": […]}}
-                yield from (("param", field) for field, _ in inner)
+            waiting += [(field, item, nested) for field, item in islice(value.items(), _MAX_FACTS)]
         elif isinstance(value, list):
             waiting += [(name, item, nested) for item in value[:_MAX_FACTS]]
-        elif isinstance(value, str):
-            yield name, html.unescape(value[:4000])
-            if nested < _MAX_NESTED and (inside := _json_inside(value)) is not None:
+        elif isinstance(value, str) and nested < _MAX_NESTED:
+            inside = _json_inside(value)
+            if inside is not None:
                 waiting.append((name, inside, nested + 1))
+
+
+def _is_prose(name: str, value: Any) -> bool:
+    is_message = name in ("message", "delta") and isinstance(value, dict)
+    return is_message and ("role" in value or "content" in value)
+
+
+def _facts(answer: Any) -> Iterator[tuple[str, str]]:
+    """Yield (field, text) for every string and number in a JSON value."""
+    for name, value in nodes(answer):
+        if isinstance(value, dict) and name == "errors":
+            # As Laravel and Rails write them: {"errors": {"size": […]}}
+            yield from (("param", field) for field in islice(value, _MAX_FACTS))
+        elif isinstance(value, str):
+            yield name, plain(value[:4000])
         elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**12:
             yield name, str(value)
+
+
+def _joined(texts: list[str]) -> str:
+    # A number alone is a code; as text it would look like a limit.
+    return "\n".join(text for text in texts if not text.isdecimal())[:_MAX_TEXT]
+
+
+def _words(facts: list[tuple[str, str]], secrets: Collection[str]) -> str:
+    """Return the vendor's message on one line, or its codes if it has none."""
+    said = [value for name, value in facts if name in _MESSAGE_NAMES and value.strip()]
+    text = said[0] if said else ", ".join(value for _, value in facts)
+    for secret in secrets:
+        secret = secret.removeprefix("Bearer ")
+        text = text.replace(secret, "***") if len(secret) >= _MIN_SECRET else text
+    text = "".join(sign if sign.isprintable() else " " for sign in _SECRET.sub("***", text))
+    return " ".join(text.split())[:_MAX_WORDS]
 
 
 def _json_inside(text: str) -> Any:

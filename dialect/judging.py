@@ -1,8 +1,6 @@
 """The meaning of an error answer, decided only here: refused, rejected or failed.
 
-The signs are those that vendors really send; tests/test_judging.py has a row for each. A refusal
-needs positive evidence of moderation: a backend's fault that was mistaken for one would block a
-harmless prompt for a day.
+The signs are those that vendors really send; tests/test_judging.py has a row for each.
 """
 
 from __future__ import annotations
@@ -10,12 +8,16 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from dialect.error_text import ErrorText
+from dialect.error_text import ErrorText, claimed_status, complaint
+from dialect.moderation import is_refusal
+
+# A rejection that a shorter prompt avoids; it says nothing of the backend.
+TOO_LONG = "prompt too long"
 
 
 class Outcome(StrEnum):
@@ -32,7 +34,8 @@ class Fault:
     """The meaning of an error. `why` is a word for /status, error stages and the log.
 
     `is_of_model`: only the model is at fault, and others may work. `is_of_account`: the operator
-    has to act, so retrying soon is useless. `wait`: seconds that the server asked for.
+    has to act, so retrying soon is useless. `wait`: seconds that the server asked for. `detail`:
+    the vendor's own words, for the administrator alone.
     """
 
     outcome: Outcome
@@ -40,91 +43,8 @@ class Fault:
     is_of_model: bool = False
     is_of_account: bool = False
     wait: float | None = None
+    detail: str = field(default="", compare=False)
 
-
-# --- moderation ---------------------------------------------------------------------------------
-
-_REFUSAL_CODES = re.compile(
-    r"content[-_]?policy[-_]?violation|moderation_?(?:blocked|refused|rejected|flagged|failed)"
-    r"|ResponsibleAIPolicyViolation|content_?filter|sensitive_words_detected"
-    r"|SensitiveContentDetected|(?:IMAGE|PROMPT|CANDIDATE)_SAFETY|PROHIBITED_CONTENT"
-    r"|DataInspectionFailed|IPInfringementSuspect|content_moderat|IllegalDetected"
-    r"|censorship_block|nsfw_(?:content|prompt|image|detected)",
-    re.IGNORECASE,
-)
-# Gemini's; too short to be searched for within a sentence.
-_REFUSAL_CODE_WORDS = frozenset(("SAFETY", "BLOCKLIST"))
-_REFUSAL_WORDS = re.compile(
-    r"safety (?:system|check|filter|polic|guideline|violation|reasons|concerns)"
-    r"|content (?:management |safety )?polic(?:y|ies)|content (?:checker|moderation)"
-    r"|prohibited use|responsible ai|usage (?:guidelines|polic)|community (?:guidelines|standards)"
-    r"|\bnsfw\b|considered high risk|risk control system|flagged as sensitive"
-    r"|(?:request|content|prompt|image|input|output)s?"
-    r" (?:was |were |is |are |has been |have been |got )?(?:moderated|flagged|censored)"
-    r"|(?:blocked|flagged|rejected|refused|denied|filtered) by [\w' ]{0,40}"
-    r"(?:moderation|content filter|moderator)"
-    r"|(?:blocked|rejected|refused|filtered)[^.\n]{0,20}\b(?:safety|unsafe|moderation)\b"
-    r"|violat(?:es?|ed|ing|ion of)\b[^.\n]{0,40}"
-    r"(?:polic(?:y|ies)|terms of (?:service|use)|guidelines)"
-    r"|(?:inappropriate|prohibited|unsafe|forbidden|banned|disallowed|offensive|explicit|filtered"
-    r"|illegal|harmful|sexual)"
-    r" (?:content(?!.type)|words?\b|prompts?\b|terms\b|material)"
-    r"|sensitive (?:words?|content|information)(?: (?:was|were|is|are|has been))? detected"
-    r"|(?:contains?|containing|include[sd]?|involv(?:es?|ing)) (?:\w{1,20} |)sensitive"
-    r" (?:words?|content|information)"
-    r"|敏感[词詞]|敏感[内內]容|敏感信息|[内內]容安全|[内內]容审核|內容審核|[违違][规規][内內]容|不[当當良][内內]容"
-    r"|不安全(?:或敏感)?的?[内內]容|不安全或敏感|违禁|涉嫌违规|违法违规|审核(?:未|不)通过|未通过.{0,6}审核"
-    r"|(?:内容|提示词|图片|图像|文本|输入)[^,，。]{0,8}违规|违反.{0,12}(?:政策|法律|法规|准则)|色情|涉黄",
-    re.IGNORECASE,
-)
-# A moderation service that is down, or an account that is locked, says nothing of the prompt.
-_NOT_OF_THE_PROMPT = re.compile(
-    r"(?:safety|moderation|content filter|checker|nsfw)[^.\n]{0,40}"
-    r"(?:unavailable|timed out|time-?out|overloaded|unreachable|not respond|failed to load)"
-    r"|(?:internal|unexpected|server) error (?:in|of|from) the (?:safety|moderation|content)"
-    r"|(?:account|organi[sz]ation|resource|project)\b[^.\n]{0,40}"
-    r"(?:suspended|blocked|disabled|banned|deactivated)"
-    r"|审核服务.{0,10}(?:超时|不可用|异常|繁忙)|账[户号].{0,20}(?:封禁|冻结|禁用)",
-    re.IGNORECASE,
-)
-_MINIMAX_REFUSALS = (1026, 1027)
-
-
-def is_refusal(status: int, error: ErrorText, answer: Any = None) -> bool:
-    """Return whether an answer of HTTP status `status` is positive evidence of moderation."""
-    if status == 451:
-        return True
-    if status not in (200, 400, 422):
-        return False
-    if _REFUSAL_CODES.search(error.text) or error.codes & _REFUSAL_CODE_WORDS:
-        return True
-    if _is_flagged(answer):
-        return True
-    return bool(_REFUSAL_WORDS.search(error.text)) and not _NOT_OF_THE_PROMPT.search(error.text)
-
-
-def _is_flagged(answer: Any) -> bool:
-    """Return whether a field reports moderation: xAI's, Ideogram's, MiniMax's or Zhipu's."""
-    if not isinstance(answer, dict):
-        return False
-    base = answer.get("base_resp")
-    if isinstance(base, dict) and base.get("status_code") in _MINIMAX_REFUSALS:
-        return True
-    found = [answer, *(item for item in _items(answer.get("data")) if isinstance(item, dict))]
-    if any(
-        item.get("respect_moderation") is False or item.get("is_image_safe") is False
-        for item in found
-    ):
-        return True
-    filters = [*_items(answer.get("contentFilter")), *_items(answer.get("content_filter"))]
-    return any(isinstance(item, dict) and item.get("level") in (0, 1) for item in filters)
-
-
-def _items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-# --- everything else ----------------------------------------------------------------------------
 
 # LiteLLM without a database answers any key but its own with "No connected db."
 _KEY_WORDS = re.compile(
@@ -149,7 +69,7 @@ _RATE_WORDS = re.compile(
 )
 # Said only of unknown models; gateways say it even with a 401, 403 or 503.
 _UNKNOWN_MODEL = re.compile(
-    r"model_?not_?(?:found|exist)|no available channel|no endpoints found"
+    r"model_?not_?(?:found|exist)|no available channel|no endpoints found|not supported model"
     r"|access(?: to)?(?: the)? model|无可用渠道|没有可用.{0,4}渠道",
     re.IGNORECASE,
 )
@@ -177,24 +97,106 @@ _STATUS_WORDS = {
     504: "timed out",
     524: "timed out",
 }
-_ACCOUNT_WORDS = frozenset(("unauthorised", "out of credit", "not found"))
+_ACCOUNT_WORDS = frozenset(("unauthorised", "out of credit", "not found", "blocked by Cloudflare"))
+# Cloudflare in front of the backend objects to our address or User-Agent.
+_CLOUDFLARE = re.compile(
+    r"Just a moment|Attention Required! \| Cloudflare|error code: 10(?:0[6-9]|1[0-2]|20)\b",
+    re.IGNORECASE,
+)
+# With a 429; "quota" and "billing" alone are also said of a rate limit, by Gemini.
+_NO_CREDIT = re.compile(
+    r"insufficient_quota|(?:insufficient|exhausted)[ _](?:balance|credit|funds)|余额|欠费|arrears",
+    re.IGNORECASE,
+)
+_MINIMAX_WORDS = {
+    1000: "down",
+    1001: "timed out",
+    1002: "rate limited",
+    1004: "unauthorised",
+    1008: "out of credit",
+    1013: "down",
+    1024: "down",
+    1033: "down",
+    1039: "rate limited",
+    2049: "unauthorised",
+}
+# Only inside a 200: with a 400 they may be the request's fault.
+_LATE_WORDS = re.compile(r"time-?d?[ -]?out|error code: (?:504|522|524)", re.IGNORECASE)
+_DOWN_WORDS = re.compile(
+    r"server_error|internal(?:[ _]server)?[ _]error|\bINTERNAL\b|upstream[ _](?:\w+ )?error"
+    r"|error code: 5\d\d|service.?unavailable|bad gateway|try again later",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(
+    r"prompt[^.\n]{0,40}too (?:long|many (?:characters|tokens))"
+    r"|(?:prompt|提示词|文本)[^.\n。]{0,20}(?:过长|超长|超[出过])"
+    r"|prompt[^.\n]{0,40}length[^.\n]{0,40}(?:or less|less than|at most|exceed|limit|max)"
+    r"|(?:max|exceed)[^.\n]{0,30}prompt[^.\n]{0,12}length"
+    r"|prompt[^.\n]{0,40}(?:exceed|longer than|at most)[^.\n]{0,40}(?:char|token|length)"
+    r"|too long[^\n]{0,20}prompt|maximum context length|context_length_exceeded",
+    re.IGNORECASE,
+)
+_TOO_LONG_CODES = re.compile(
+    r"string_above_max_length|string_too_long|at most \d+ char|too long|maximum length",
+    re.IGNORECASE,
+)
 
 
 def judge(status: int, error: ErrorText, headers: Mapping[str, str], answer: Any = None) -> Fault:
     """Return the fault behind an error. `status` is the HTTP status, `answer` the whole JSON."""
     if is_refusal(status, error, answer):
-        return Fault(Outcome.REFUSED, "refused")
-    why, wait = _why(error), retry_after(headers)
-    if why == "unknown model":
-        return Fault(Outcome.FAILED, why, is_of_model=True, wait=wait)
-    if why is None:
-        return Fault(Outcome.REJECTED, "rejected")
-    return Fault(Outcome.FAILED, why, is_of_account=why in _ACCOUNT_WORDS, wait=wait)
+        return Fault(Outcome.REFUSED, "refused", detail=error.words)
+    why = _why_of_place(status, error, headers, answer) or _why(error)
+    if why is None or why == TOO_LONG:
+        return Fault(Outcome.REJECTED, why or "rejected", detail=error.words)
+    return Fault(
+        Outcome.FAILED,
+        why,
+        is_of_model=why == "unknown model",
+        is_of_account=why in _ACCOUNT_WORDS,
+        wait=retry_after(headers),
+        detail=error.words,
+    )
 
 
-def judge_without_picture(answer: Any) -> Fault:
-    """Return the fault behind a 200 without a picture: rejected, unless its text says otherwise."""
-    return judge(200, ErrorText.read(400, answer), {}, answer)
+def judge_without_picture(answer: Any, sent: Collection[str] = ()) -> Fault:
+    """Return the fault behind a 200 without a picture: rejected, unless its text says otherwise.
+
+    `sent` is the free text of the request.
+    """
+    error = complaint(answer)
+    text = ErrorText.read(claimed_status(error), error or answer, sent)
+    fault = judge(200, text, {}, answer)
+    return replace(fault, detail=_prose(answer) or fault.detail)
+
+
+def _prose(answer: Any) -> str:
+    """Return what a chat model wrote in place of a picture, on one line and shortened."""
+    try:
+        content = answer["choices"][0]["message"]["content"]
+    except (TypeError, KeyError, IndexError):
+        return ""
+    return " ".join(content.split())[:300] if isinstance(content, str) else ""
+
+
+def _why_of_place(
+    status: int, error: ErrorText, headers: Mapping[str, str], answer: Any
+) -> str | None:
+    """Return the word for what an answer shows beside its text, if anything."""
+    is_challenge = headers.get("cf-mitigated") == "challenge"
+    if is_challenge or (status == 403 and _CLOUDFLARE.search(error.text)):
+        return "blocked by Cloudflare"
+    base = answer.get("base_resp") if isinstance(answer, dict) else None
+    code = base.get("status_code") if isinstance(base, dict) else None
+    if isinstance(code, int) and code in _MINIMAX_WORDS:
+        return _MINIMAX_WORDS[code]
+    if "convert_request_failed" in error.codes:  # new-api: the model cannot draw
+        return "unknown model"
+    if status >= 300 or error.status != 400 or _why_of_words(error):
+        return None
+    if _LATE_WORDS.search(error.text):
+        return "timed out"
+    return "down" if _DOWN_WORDS.search(error.text) else None
 
 
 def _why(error: ErrorText) -> str | None:
@@ -202,22 +204,31 @@ def _why(error: ErrorText) -> str | None:
     if error.status in (400, 404, 422):
         return _why_of_words(error) or _STATUS_WORDS.get(error.status)
     is_of_key = _KEY_WORDS.search(error.text)
-    if "model" in error.params or (_UNKNOWN_MODEL.search(error.text) and not is_of_key):
+    # Client's words included: a model of that name is avoided, instead of the whole backend.
+    is_of_model = _UNKNOWN_MODEL.search(error.raw) and not is_of_key
+    if "model" in error.params or is_of_model:
         return "unknown model"
-    if error.status == 429 and "insufficient_quota" in error.codes:
+    if error.status == 429 and ("1113" in error.codes or _NO_CREDIT.search(error.text)):
         return "out of credit"
     if error.status == 403 and _CREDIT_WORDS.search(error.text):
         return "out of credit"
+    if error.status == 500 and _MODEL_WORDS.search(error.raw):
+        return "unknown model"
     return _STATUS_WORDS.get(error.status, "down")
 
 
 def _why_of_words(error: ErrorText) -> str | None:
+    if _TOO_LONG.search(error.text) or (
+        "prompt" in error.params and _TOO_LONG_CODES.search(error.text)
+    ):
+        return TOO_LONG
     # "Must be verified to use the model" concerns the account.
     if _KEY_WORDS.search(error.text):
         return "unauthorised"
     if _CREDIT_WORDS.search(error.text):
         return "out of credit"
-    if "model" in error.params or any(p.search(error.text) for p in (_UNKNOWN_MODEL, _MODEL_WORDS)):
+    text = error.raw if error.status == 404 else error.text
+    if "model" in error.params or _UNKNOWN_MODEL.search(text) or _MODEL_WORDS.search(text):
         return "unknown model"
     return "rate limited" if _RATE_WORDS.search(error.text) else None
 

@@ -6,52 +6,25 @@ server wants them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from dialect import blame
+from dialect.blame import ESSENTIAL, SIZE_FIELDS
 from dialect.error_text import ErrorText
-from dialect.sizes import ASPECT_RATIOS, Size, SizeRule, listed_ratios, nearest_ratio
+from dialect.free_text import FREE_TEXT
+from dialect.sizes import ASPECT_RATIOS, CHAT_RATIOS, Size, SizeRule, listed_ratios, nearest_ratio
 from storage import Note, Recalled, State, Unavailable
 
 # A server may be upgraded, or another one may move in at its URL.
 LEARNED_TTL = 86400.0
 # One odd value after the other, of seeds for instance, must not make the note grow for ever.
 _MAX_WRONG = 50
-# Never dropped: a request without them is pointless.
-_ESSENTIAL = frozenset(("prompt", "messages", "model"))
+_MAX_DEMANDS = 20
 # Other names of the same field; a rejection that mentions one asks for it.
 _OTHER_NAMES = {"max_tokens": "max_completion_tokens"}
-# Words of a rejection; the mere name of a parameter proves nothing.
-_REJECTION = re.compile(
-    r"unknown|unsupported|not.{0,3}support|unrecogni[sz]ed|unexpected|invalid|cannot find|extra "
-    r"|not permitted|not allowed|not one of|not (?:a )?valid|must|should|have to be|need"
-    r"|too (?:large|small|big|high|low)|required|missing|instead|divisible|multiples? of|less than"
-    r"|greater than|at (?:least|most)|minimum|maximum|exceed|longest|out of range|incorrect"
-    r"|不支持|无效|非法|不合法|不正确|错误|必须|应[为该]|未知|不能|不允许|超[出过]|范围|需|至少|最[大小]|不[小大]于",
-    re.IGNORECASE,
-)
-# The parameter as such is unknown, whatever its value.
-_FIELD = r"(?:parameter|argument|field|propert|option|key\b|keys\b|key\(|name\b|input)"
-_UNKNOWN_FIELD = re.compile(
-    rf"(?:unknown|unrecogni[sz]ed|unexpected|unsupported|extra|additional)[ _](?:\w+ |){_FIELD}"
-    rf"|{_FIELD}.{{0,20}}not.{{0,3}}(?:supported|permitted|allowed)"
-    rf"|not.{{0,3}}support.{{0,20}}{_FIELD}|cannot find|should not exist"
-    rf"|not a (?:valid|recogni[sz]ed|known|supported) {_FIELD}|invalid {_FIELD} name"
-    r"|unsupported_?params?|未知的?(?:参数|字段)|不支持的?(?:参数|字段)|参数.{0,20}不支持|不支持.{0,20}参数|多余",
-    re.IGNORECASE,
-)
-# These words also mean an unknown parameter, unless the message quotes the value.
-_UNKNOWN = re.compile(r"unknown|unrecogni[sz]ed|unexpected|not permitted", re.IGNORECASE)
-SIZE_FIELDS = ("size", "image_size", "width", "height", "aspect_ratio")
-_SIZE_WORDS = re.compile(
-    r"\b(?:size|resolution|width|height|longest edge|dimensions?|pixels?|aspect.?ratio)\b"
-    r"|ensure this value|input should be|尺寸|分辨率|像素|大小|长宽|宽高|宽度|高度|比例",
-    re.IGNORECASE | re.ASCII,
-)
-_ADVICE = re.compile(r"instead|\buse\b|required|missing|provide|specify|请使用|缺少|必填", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +33,9 @@ class Learned(Note):
 
     `dropped`: parameters it does not know; `wrong`: values that it rejected, as `name=value`;
     `renamed`: pairs of our name and the server's; `size_field`: the field for the size (`size`,
-    `image_size`, `width`, `aspect_ratio`, or `none`); `wants_base64`: its URLs cannot be fetched.
+    `image_size`, `width`, `aspect_ratio`, `image_config` or `none`); `ratios`: the aspect ratios
+    that it named, if it did; `wants_base64`: its URLs cannot be fetched; `forced`: fields that must
+    have a certain value; `headers`: headers that it wants.
     """
 
     kind: ClassVar[str] = "learned"
@@ -70,8 +45,10 @@ class Learned(Note):
     renamed: tuple[tuple[str, str], ...] = ()
     size_field: str = "size"
     sizes: SizeRule = field(default_factory=SizeRule)
-    ratios: tuple[str, ...] = ASPECT_RATIOS
+    ratios: tuple[str, ...] = ()
     wants_base64: bool = False
+    forced: tuple[tuple[str, Any], ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
@@ -85,6 +62,8 @@ class Learned(Note):
             sizes=SizeRule(**sizes),
             ratios=tuple(value["ratios"]),
             wants_base64=bool(value["wants_base64"]),
+            forced=tuple((name, wanted) for name, wanted in value["forced"]),
+            headers=tuple((str(name), str(wanted)) for name, wanted in value["headers"]),
         )
 
     def store(self, state: State, key: str, before: Recalled[Learned] | None) -> None:
@@ -114,12 +93,18 @@ class Learned(Note):
         sent = {
             names.get(name, name): value
             for name, value in body.items()
-            if name in _ESSENTIAL
-            or (name not in self.dropped and f"{name}={value}" not in self.wrong)
+            if name in ESSENTIAL or self._takes(name, value)
         }
+        for name, value in self.forced:
+            # A client's own value comes first: it is left out only if it is wrong.
+            if self._takes(name, value) and not (name in FREE_TEXT and name in sent):
+                sent[name] = value
         if self.wants_base64 and "response_format" not in self.dropped:
             sent["response_format"] = "b64_json"
         return sent | (self._size_fields(size) if size else {})
+
+    def _takes(self, name: str, value: Any) -> bool:
+        return name not in self.dropped and f"{name}={value}" not in self.wrong
 
     def _size_fields(self, size: Size) -> dict[str, Any]:
         if _as_wrong(size) in self.wrong:
@@ -131,52 +116,78 @@ class Learned(Note):
             case "width":
                 return {"width": width, "height": height}
             case "aspect_ratio":
-                return {"aspect_ratio": nearest_ratio(size, self.ratios)}
+                return {"aspect_ratio": nearest_ratio(size, self.ratios or ASPECT_RATIOS)}
+            case "image_config":
+                ratio = nearest_ratio(size, self.ratios or CHAT_RATIOS)
+                return {"image_config": {"aspect_ratio": ratio}}
         return {}
 
     def learn(self, error: ErrorText, sent: Mapping[str, Any], size: Size | None) -> Learned:
         """Return this note with what a rejection of the fields `sent` teaches, if anything.
 
-        If an error names several fields, the one named most explicitly is blamed.
+        If an error names several fields, the one named most explicitly is blamed. An error that
+        repeats the client's words teaches nothing, or one client could mislead all others.
         """
+        if not teaches(error):
+            return self
+        demanded = self._learn_demands(error, sent)
+        if demanded != self:
+            return demanded
         names = dict(self.renamed)
         strengths = {
-            name: _strength(error, names.get(name, name))
+            name: blame.strength(error, names.get(name, name))
             for name in _droppable(sent, names)
             # A size that is fitted is not dropped; one that was configured is.
             if not (size and name in SIZE_FIELDS)
         }
         blamed = max(strengths, key=lambda name: strengths[name], default="")
-        of_size = _size_strength(error, sent) if size else 0
+        of_size = blame.size_strength(error, sent) if size else 0
         if size and of_size and of_size >= strengths.get(blamed, 0):
             return self._learn_size(error, sent, size)
         if not strengths.get(blamed):
             return self
         return self._learn_field(error, blamed, sent[names.get(blamed, blamed)])
 
+    def _learn_demands(self, error: ErrorText, sent: Mapping[str, Any]) -> Learned:
+        forced = dict(self.forced)
+        for name, value in blame.demanded_fields(error):
+            # What a client wrote is merely wrong, and may be so because of its other words.
+            if self._takes(name, value) and not (name in FREE_TEXT and name in sent):
+                forced[name] = value
+        headers = dict(self.headers) | dict(blame.demanded_headers(error))
+        return replace(
+            self,
+            forced=tuple(forced.items())[:_MAX_DEMANDS],
+            headers=tuple(headers.items())[:_MAX_DEMANDS],
+        )
+
     def _learn_field(self, error: ErrorText, name: str, value: Any) -> Learned:
         other = _OTHER_NAMES.get(name)
-        if other and other not in dict(self.renamed).values() and _mentions(error, other):
+        if other and other not in dict(self.renamed).values() and blame.mentions(error, other):
             return replace(self, renamed=(*self.renamed, (name, other)))
         if name == "response_format" and self.wants_base64:
             return replace(self, wants_base64=False, dropped=(*self.dropped, name))
-        if _is_unknown(error, str(value)):
+        if name == "modalities" and name not in dict(self.forced):
+            # Models that speak no text want pictures alone.
+            return replace(self, forced=(*self.forced, (name, ["image"])))
+        if blame.is_unknown(error, name, str(value)):
             return replace(self, dropped=(*self.dropped, name))
         return self._with_wrong(f"{name}={value}")
 
     def _learn_size(self, error: ErrorText, sent: Mapping[str, Any], size: Size) -> Learned:
         """Fit the size, send it in another field, or omit it: the first that has not been tried."""
         ratios = listed_ratios(error.text)
-        if "aspect_ratio" in sent:
-            is_news = ratios and sent["aspect_ratio"] not in ratios
-            return replace(self, ratios=ratios) if is_news else replace(self, size_field="none")
+        if self.size_field in ("aspect_ratio", "image_config"):
+            named = replace(self, ratios=ratios or self.ratios)
+            is_news = named._size_fields(size) != self._size_fields(size)
+            return named if is_news else replace(self, size_field="none")
         fitted = self.sizes.fit(size)
         sizes = self.sizes.learn(error.text, fitted)
         if sizes.fit(size) != fitted:
             return replace(self, sizes=sizes)
-        if wanted := _wanted_field(error, sent):
+        if wanted := blame.wanted_field(error, sent):
             return replace(self, size_field=wanted, ratios=ratios or self.ratios)
-        if _is_unknown(error, "{}x{}".format(*fitted)):
+        if blame.is_unknown(error, "size", "{}x{}".format(*fitted)):
             # The error suggests no field. Vendors without sizes may take shapes, as xAI does.
             return replace(self, size_field="aspect_ratio")
         return replace(self, sizes=self.sizes.without_guesses())._with_wrong(_as_wrong(size))
@@ -185,59 +196,21 @@ class Learned(Note):
         return replace(self, wrong=(*self.wrong, value)[-_MAX_WRONG:])
 
 
+def teaches(error: ErrorText) -> bool:
+    """Return whether an error is about the request, so that another form of it may be taken."""
+    # OpenRouter answers 404 where no provider of the model speaks the modalities.
+    is_rejection = error.status in (400, 422)
+    return not error.is_echo and (
+        is_rejection or (error.status == 404 and blame.mentions(error, "modalities"))
+    )
+
+
 def _as_wrong(size: Size) -> str:
     return f"size={size[0]}x{size[1]}"
-
-
-def _wanted_field(error: ErrorText, sent: Mapping[str, Any]) -> str | None:
-    """Return the size field that the error asks for instead of the one sent, if any."""
-    unsent = [name for name in SIZE_FIELDS if name not in sent and _mentions(error, name)]
-    blames_sent = any(name in sent and _mentions(error, name) for name in SIZE_FIELDS)
-    is_advice = _ADVICE.search(error.text) or _is_unknown(error, "")
-    if not unsent or (blames_sent and not is_advice):
-        return None
-    return "width" if unsent[0] == "height" else unsent[0]
 
 
 def _droppable(sent: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     """Return our names of the optional fields that were sent."""
     ours = {theirs: our for our, theirs in names.items()}
     found = [ours.get(name, name) for name in sent]
-    return [name for name in found if name not in _ESSENTIAL]
-
-
-def _strength(error: ErrorText, name: str) -> int:
-    """Return how explicitly an error blames a field: 3 by `param`, 2 quoted, 1 named, 0 not."""
-    if name in error.params:
-        return 3
-    if not _REJECTION.search(error.text):
-        return 0
-    if re.search(rf"[\"'`“‘「\[]{re.escape(name)}\\?[\"'`”’」\]]", error.text):
-        return 2
-    # A single letter ("n") is a word of many sentences; it is a field only in quotes.
-    return int(len(name) > 1 and _mentions(error, name))
-
-
-def _size_strength(error: ErrorText, sent: Mapping[str, Any]) -> int:
-    """Return how explicitly an error blames the size, on the scale of `_strength`."""
-    fields = [name for name in SIZE_FIELDS if name in sent]
-    strength = max((_strength(error, name) for name in fields), default=0)
-    if strength or not _REJECTION.search(error.text):
-        return strength
-    is_named = any(_mentions(error, name) for name in SIZE_FIELDS)
-    if not fields:
-        return int(is_named and bool(_ADVICE.search(error.text)))
-    has_value = _mentions(error, str(sent[fields[0]]))
-    return int(is_named or has_value or bool(_SIZE_WORDS.search(error.text)))
-
-
-def _is_unknown(error: ErrorText, value: str) -> bool:
-    """Return whether the field itself is rejected, rather than its value."""
-    if _UNKNOWN_FIELD.search(error.text):
-        return True
-    return bool(_UNKNOWN.search(error.text)) and not (value and _mentions(error, value))
-
-
-def _mentions(error: ErrorText, name: str) -> bool:
-    # ASCII: a Chinese sentence has no spaces around a name.
-    return bool(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", error.text, re.ASCII))
+    return [name for name in found if name not in ESSENTIAL]

@@ -15,6 +15,8 @@ ASPECT_RATIOS = (
     "1:1", "3:4", "4:3", "9:16", "16:9", "2:3", "3:2",
     "9:19.5", "19.5:9", "9:20", "20:9", "1:2", "2:1",
 )  # fmt: skip
+# OpenRouter's and Gemini's, in `image_config`.
+CHAT_RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
 # If a message names no number, twice (or half) the pixels are tried, at most so often.
 MAX_GUESSES = 2
 
@@ -122,7 +124,7 @@ def _multiples_near(side: float, multiple: int) -> set[int]:
     return {multiple * max(1, step) for step in (math.floor(steps), math.ceil(steps))}
 
 
-def nearest_ratio(size: Size, allowed: tuple[str, ...] = ASPECT_RATIOS) -> str:
+def nearest_ratio(size: Size, allowed: tuple[str, ...]) -> str:
     """Return the allowed aspect ratio, such as `16:9`, whose shape is nearest to `size`."""
     return min(allowed, key=lambda ratio: abs(math.log(_ratio(ratio) * size[1] / size[0])))
 

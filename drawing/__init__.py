@@ -1,1 +1,1 @@
-"""One drawing: its record and verdict, a backend's part, cooldowns, limits, the pool, storing."""
+"""One drawing: its record and verdict, who draws, cooldowns, limits, the pool, storing."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from dialect.judging import Fault, Outcome
+from dialect.judging import TOO_LONG, Fault, Outcome
 from storage import Note, Recalled, State, Unavailable
 
 log = logging.getLogger("prompt_image_proxy.backends")
@@ -109,17 +109,35 @@ class Cooldown(Note):
 
 
 @dataclass(frozen=True, slots=True)
+class LastError(Note):
+    """The last error of a server, for the administrator: in its own words, or else in ours.
+
+    `at` is a Unix time; `model` is None for the server's default.
+    """
+
+    kind: ClassVar[str] = "last error"
+
+    at: float
+    why: str
+    text: str
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Outages:
     """Counts the failures of a server, or of one of its models, until it answers again.
 
     `name` is for the log. `is_avoided` is False for a server without a substitute, which is
-    asked despite its cooldown.
+    asked despite its cooldown. `model` is the one asked for, and `server` the key of the whole
+    server where `key` is a model's.
     """
 
     state: State
     key: str
     name: str
     is_avoided: bool = True
+    model: str | None = None
+    server: str = ""
 
     def recall(self) -> Cooldown:
         """Return the current cooldown. Raises Unavailable."""
@@ -130,9 +148,12 @@ class Outages:
 
         `known` is the cooldown as it was before the server was asked.
         """
+        self.note(fault, detail)
         picture = picture[:_PICTURE_LENGTH]
 
         def change(before: Cooldown) -> Cooldown:
+            if fault.why == TOO_LONG:
+                return before  # it is the prompt's fault, however many are too long
             if fault.outcome is Outcome.REJECTED:
                 return before.rejected(picture, self.state.now())
             if before.has_begun_since(known):
@@ -140,6 +161,13 @@ class Outages:
             return before.failed(fault, picture, self.state.now())
 
         self._log(*self._exchange(known, change), detail)
+
+    def note(self, fault: Fault, detail: str) -> None:
+        """Remember an error, a refusal too, for the administrator."""
+        with suppress(Unavailable):
+            text = fault.detail or detail
+            error = LastError(self.state.now(), fault.why, text, self.model)
+            self.state.remember(error, self.server or self.key, COOLDOWN_TTL)
 
     def end(self, known: Cooldown) -> None:
         """End the series: the server has drawn, or looked at a prompt and refused it."""

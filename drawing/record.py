@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from access import Caller
-from dialect.judging import Outcome
+from dialect.judging import TOO_LONG, Outcome
 from picture import ImageRequest, Problem
 from upstream.client import Deadline, Why
 
@@ -17,6 +17,10 @@ from upstream.client import Deadline, Why
 _PERHAPS_BILLED = frozenset(
     (Why.TIMED_OUT, Why.UNREADABLE, Why.INTERIM, Why.TOO_LARGE, Why.FORBIDDEN, "not a picture")
 )
+
+# The reasons why a server was not asked.
+COOLING = "cooling down"
+NO_MODEL = "no model"
 
 # How a drawing can end without a picture.
 Ending = Literal["moderation_refused", "deadline_passed", "all_cooling_down", "no_backend_drew"]
@@ -88,7 +92,7 @@ class Round:
         """Why there is no picture, each reason once, such as `refused, timed out`."""
         if self.image:
             return None
-        return ", ".join(dict.fromkeys(attempt.why for attempt in self.attempts)) or "cooling down"
+        return ", ".join(dict.fromkeys(attempt.why for attempt in self.attempts)) or COOLING
 
 
 class GaveUp(Problem):
@@ -170,9 +174,13 @@ class Drawing:
 
     @property
     def made_a_call(self) -> bool:
-        """Return whether a backend or the fallback was asked."""
-        asked = any(found.attempts or found.image for found in self.rounds)
-        return asked or any(stage.stage == "fallback" for stage in self.stages)
+        """Return whether a backend, the fallback or the LLM was asked."""
+        asked = any(
+            found.image or any(one.why != NO_MODEL for one in found.attempts)
+            for found in self.rounds
+        )
+        others = ("optimise", "rewrite", "fallback")
+        return asked or any(s.stage in others and s.why != COOLING for s in self.stages)
 
     @property
     def may_have_been_billed(self) -> bool:
@@ -191,6 +199,14 @@ class Drawing:
         """Return whether the prompt itself may be at fault: a backend refused or rejected it."""
         last = self.rounds[-1]
         return bool(last.count(Outcome.REFUSED) or last.count(Outcome.REJECTED))
+
+    @property
+    def is_made_too_long(self) -> bool:
+        """Return whether a backend called the LLM's prompt too long, but not yet the user's own."""
+        if self.optimized is None or self.image:
+            return False
+        is_longer = len(self.best_prompt) > len(self.request.prompt)
+        return is_longer and any(one.why == TOO_LONG for one in self.rounds[-1].attempts)
 
     def __str__(self) -> str:
         """Return the picture's key and prompt, shortened, for the log."""

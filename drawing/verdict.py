@@ -18,7 +18,7 @@ FAILURE_TTL = 3600.0
 
 
 def verdict(drawing: Drawing, ready_in: float, *, has_fallback: bool) -> GaveUp:
-    """Return the final failure of a drawing; `ready_in` is when the first backend is ready."""
+    """Return the final failure of a drawing; `ready_in` is when the first server is ready."""
     stages, made_a_call = drawing.stages, drawing.made_a_call
     refused = [s for s in stages if s.stage == "fallback" and s.outcome == Outcome.REFUSED]
     if is_refused(drawing) and (refused or not has_fallback):
@@ -34,7 +34,7 @@ def verdict(drawing: Drawing, ready_in: float, *, has_fallback: bool) -> GaveUp:
         return GaveUp("deadline_passed", stages, is_worth_remembering=made_a_call)
     wait = math.ceil(ready_in) or None
     has_asked = any(found.attempts for found in drawing.rounds)
-    is_cooling = wait and drawing.rounds and not has_asked
+    is_cooling = wait and not has_asked and (drawing.rounds or not made_a_call)
     code: Ending = "all_cooling_down" if is_cooling else "no_backend_drew"
     return GaveUp(code, stages, retry_after=wait, is_worth_remembering=made_a_call)
 

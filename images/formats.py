@@ -39,6 +39,14 @@ def announced_type(head: bytes) -> str | None:
     return next(found, None)
 
 
+def foreign_type(data: bytes) -> str | None:
+    """Return the name of a format that backends send and no picture here has: SVG or AVIF."""
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith((b"<svg", b"<?xml", b"<!")) and b"<svg" in head:
+        return "SVG"
+    return "AVIF" if data[4:12] in (b"ftypavif", b"ftypavis") else None
+
+
 def _is_complete_png(data: bytes) -> bool:
     """Walk the chunks to IEND (https://www.w3.org/TR/png-3/#5Chunk-layout)."""
     width, height = struct.unpack_from(">II", data, 16)

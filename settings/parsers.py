@@ -235,6 +235,6 @@ def models(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if not re.fullmatch(MODEL, name):
-            advice = "write names such as gpt-image-1, separated by commas"
+            advice = "write names such as gpt-image-2, separated by commas"
             raise ValueError(f"{name!r} is not a model that a URL can name; {advice}")
     return names

@@ -87,7 +87,8 @@ class Reader:
                     raise ValueError("is not a backend; write a URL from BACKEND_API_URLS")
                 found[url] = row.parse(value)
             except ValueError as error:
-                self.fault(row.name, f"{printable_url(url)!r}: {error}")
+                for sentence in error.args:
+                    self.fault(row.name, f"{printable_url(url)!r}: {sentence}")
         return found
 
     def _read_secret_file(self, name: str) -> None:

@@ -17,8 +17,12 @@ def secrets_in(value: object, *, is_secret: bool) -> Iterator[str]:
             yield from _url_secrets(value)
         case str() if is_secret:
             yield value
+            # An error may quote a header's credentials without their scheme.
+            yield from re.findall(r"(?i)^(?:Bearer|Basic|Token|Key) +(\S+)$", value)
         case Mapping():
-            yield from secrets_in((*value, *value.values()), is_secret=is_secret)
+            # The keys are URLs, or names of headers.
+            yield from secrets_in(tuple(value), is_secret=False)
+            yield from secrets_in(tuple(value.values()), is_secret=is_secret)
         case tuple():
             for part in value:
                 yield from secrets_in(part, is_secret=is_secret)

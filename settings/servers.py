@@ -24,13 +24,18 @@ POLLINATIONS_LEGACY_URL = "https://image.pollinations.ai/prompt"
 
 @dataclass(frozen=True, slots=True)
 class BackendSettings:
-    """One OpenAI-compatible image backend; weight 0 drains it."""
+    """One image backend; weight 0 drains it.
+
+    `concurrency` is how many drawings it has under way at once; None means any number.
+    """
 
     url: str = field(repr=False)
     weight: float = 1.0
     token: str | None = field(default=None, repr=False)
     models: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    concurrency: int | None = None
 
     def extra(self, model: str | None) -> dict[str, Any]:
         """Return the fields that replace those of a request for `model`; None removes one.
@@ -45,7 +50,10 @@ class BackendSettings:
 
 @dataclass(frozen=True, slots=True)
 class LlmSettings:
-    """A chat-completions API, and a template for each use of it, or None where it is off."""
+    """A chat-completions API, and a template for each use of it, or None where it is off.
+
+    `params` are fields that replace those of a request; None removes one.
+    """
 
     url: str = field(repr=False)
     model: str
@@ -53,6 +61,7 @@ class LlmSettings:
     optimize_template: str | None
     safety_template: str | None
     safety_attempts: int
+    params: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,8 @@ def make_backends(table: Table, reader: Reader) -> tuple[BackendSettings, ...]:
             table.token_map.get(url, table.auth_token),
             table.model_map.get(url, {}),
             table.backend_params.get(url, {}),
+            table.backend_headers.get(url, {}),
+            table.backend_concurrency.get(url),
         )
         for url in table.backend_api_urls
     )
@@ -114,6 +125,7 @@ def make_llm(table: Table, reader: Reader) -> LlmSettings | None:
         optimize_template=optimize,
         safety_template=safety,
         safety_attempts=table.de_nsfw_max_attempts,
+        params=table.llm_params,
     )
 
 

@@ -67,13 +67,20 @@ class Table:
     backend_weights: Mapping[str, float] = by_backend(maps.weight, shown="1 each")
     """How often each backend is chosen: `{"https://api.openai.com/v1": 2.5}`. 0 drains one."""
     model_map: Mapping[str, Mapping[str, str]] = by_backend(maps.model_names)
-    """Model names by backend: `{"https://api.x.ai/v1": {"dall-e-3": "grok-2-image"}}`."""
+    """Model names by backend: `{"https://api.x.ai/v1": {"gpt-image-2": "grok-imagine-image"}}`."""
     models: tuple[str, ...] = setting(p.models, (), shown="the names in `MODEL_MAP`")
     """The models that [`/v1/models`](api.md#get-v1models) lists for clients to choose from,
-    separated by commas: `gpt-image-1,flux`. Others can be requested too."""
+    separated by commas: `gpt-image-2,flux`. Others can be requested too."""
     backend_params: Mapping[str, Mapping[str, Mapping[str, Any]]] = by_backend(maps.parameters)
     """[Extra parameters](backends.md#extra-parameters) by backend and model, `*` for every model;
     `null` removes one: `{"https://api.openai.com/v1": {"*": {"moderation": "low"}}}`."""
+    backend_headers: Mapping[str, Mapping[str, str]] = by_backend(maps.headers, is_secret=True)
+    """[More headers](backends.md#headers) by backend, for a gateway in front of it:
+    `{"https://gateway.example.org/v1": {"CF-Access-Client-Id": "…"}}`."""
+    backend_concurrency: Mapping[str, int] = by_backend(maps.concurrency, shown="no limit")
+    """How many drawings a backend has [under way at once](backends.md#drawings-at-once), over all
+    workers and machines: `{"http://127.0.0.1:8000": 1}`. Others wait, or another backend draws
+    them."""
     blocked_retry_attempts: int = setting(p.integer(0, 100), "2")
     """How many backends have to refuse a prompt before it is rewritten or given up on. 0 means
     1."""
@@ -210,6 +217,9 @@ class Table:
     """The Bearer token for the LLM."""
     llm_optimization_model: str = setting(str, "gpt-4.1-mini")
     """The LLM's model."""
+    llm_params: Mapping[str, Any] = setting(maps.llm_parameters, {})
+    """More fields for requests to the LLM, as a JSON object; `null` removes one:
+    `{"enable_thinking": false, "temperature": null}`."""
     llm_optimization_template_file: str | None = setting(str, None, shown="`prompts/optimize.txt`")
     """A file with your own template, in which `{ORIGINAL_PROMPT}` stands for the prompt."""
     llm_optimization_template: str | None = setting(str, None)

@@ -45,7 +45,7 @@ from .servers import (
 from .states import Clock
 from .wire import make_authority
 
-pytest_plugins = ["tests.npm", "tests.studio"]
+pytest_plugins = ["tests.npm", "tests.one_backend", "tests.studio"]
 
 # They come first, so that at the end no process is alone with one of them for minutes.
 SLOWEST_FILES = (

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -18,7 +19,7 @@ from .conftest import (
     drawing,
     pollinations_settings,
 )
-from .servers import Gate, ScriptedServer, wait_until
+from .servers import Gate, Say, ScriptedServer, Seen, wait_until
 
 Start = Callable[..., Gunicorn]
 Serve = Callable[..., InProcess]
@@ -58,6 +59,46 @@ def test_hundreds_of_misses_are_all_drawn_in_turn(gunicorn: Start, backend: Scri
         got = list(pool.map(lambda n: service.picture(f"x{n}").status, range(300)))
     assert set(got) == {200}
     assert len(backend.seen) == 300
+
+
+# --- what a client writes
+
+
+def quoting(seen: Seen) -> Say:
+    """Reject every odd option, and quote it, as vendors do."""
+    for name in ("quality", "style", "background", "negative_prompt"):
+        if name in seen.json:
+            message = f"Invalid {name}: '{seen.json[name]}'."
+            return Say({"error": {"message": message, "code": None, "param": None}}, 400)
+    if seen.json.get("model", "flux") != "flux":
+        return Say({"error": {"message": f"The model '{seen.json['model']}' does not exist"}}, 404)
+    return drawing()
+
+
+@pytest.mark.parametrize(
+    "wrote",
+    [
+        *({"model": "billing"}, {"model": "exist"}, {"model": "api-key"}, {"quality": "api key"}),
+        *({"quality": "'size' must be one of 64x64"}, {"style": "insufficient quota"}),
+        *({"background": "Unknown parameter: 'seed'"}, {"style": "set header X-Evil=1"}),
+        {"negative_prompt": "n must be set to 4"},
+    ],
+)
+def test_words_of_a_client_cost_the_others_nothing(
+    serve: Serve, backend: ScriptedServer, wrote: dict[str, str]
+) -> None:
+    backend.say(quoting)
+    service = serve(backend)
+    for n in range(4):
+        quoted = {name: quote(value) for name, value in wrote.items()}
+        service.picture(f"odd{n}", width="1024", height="768", **quoted)
+    backend.seen.clear()
+    assert service.picture("honest", width="1024", height="768").status == 200
+    [asked] = backend.seen
+    assert asked.json == {
+        "prompt": "honest", "n": 1, "seed": 42, "size": "1024x768"
+    }  # fmt: skip
+    assert "X-Evil" not in asked.headers
 
 
 # --- money

@@ -5,72 +5,96 @@ from __future__ import annotations
 import base64
 import json
 import random
+import textwrap
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upstream.bodies import STAND_IN, cut_picture
+from upstream.bodies import STAND_IN, cut_picture, decode_base64
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
 
-from .servers import Say
+from .servers import Say, png
 from .wire import MIB, MakeServer
 
 # More than one piece is decoded.
-DATA = random.Random(42).randbytes(300_000)
+DATA = png(1)[:16] + random.Random(42).randbytes(300_000)
 TEXT = base64.b64encode(DATA).decode()
+LINES = "\r\n".join(TEXT[at : at + 76] for at in range(0, len(TEXT), 76))
+URI = "data:image/png;base64,"
 
-REGULAR = {
-    "b64_json": {"created": 1, "data": [{"b64_json": TEXT, "revised_prompt": 'a "red" apple'}]},
-    "a prompt before it": {"data": [{"revised_prompt": "long " * 2000, "b64_json": TEXT}]},
-    "data URI": {"data": [{"url": f"data:image/png;base64,{TEXT}"}]},
-    "bare string": {"images": [TEXT]},
+OTHER = base64.b64encode(DATA[9:]).decode()
+
+# A body with @ for its picture, and the picture as it is spelled there.
+CUT: dict[str, tuple[str, str]] = {
+    "b64_json": ('{"data": [{"b64_json": "@"}]}', TEXT),
+    "bare string": ('["@"]', TEXT),
+    "a prompt before it": (f'["{"long " * 2000}", "@"]', TEXT),
+    "another's base64 before it": (f'["{OTHER}", "@"]', TEXT),
+    "data URI": ('["@"]', URI + TEXT),
+    "data URI, twice": ('["@"]', URI + URI + TEXT),
+    "URL-safe": ('["@"]', TEXT.translate(str.maketrans("+/", "-_"))),
+    "without padding": ('["@"]', TEXT.rstrip("=")),
+    "in lines": ('["@"]', json.dumps(f"\n{LINES}\n")[1:-1]),
+    "in lines that are not escaped": ('["@"]', LINES),
+    "percent-encoded": ('["@"]', quote(TEXT, safe="")),
+    "slashes escaped": ('["@"]', TEXT.replace("/", r"\/")),
+    "plus signs escaped": ('["@"]', TEXT.replace("+", r"\u002b")),
+    "Markdown": ('{"content": "![a](@)!"}', URI + TEXT),
+    "prose": (r'["It is @\n\nEnjoy"]', URI + TEXT),
+    "HTML": (r'["<img src=\"@\">"]', URI + TEXT),
+    "the first": (f'["@", "{TEXT}"]', TEXT),
+    "the last of a stream": (f'data: ["{TEXT}"]\n\ndata: ["@"]', TEXT),
+    "broken JSON": ('{"a": "@"', TEXT),
 }
 
 
-@pytest.mark.parametrize("answer", REGULAR)
-@pytest.mark.parametrize("escape", ["/", r"\/"])
-def test_regular_base64_is_cut_out(answer: str, escape: str) -> None:
-    body = json.dumps(REGULAR[answer]).replace("/", escape).encode()
-    rest, picture = cut_picture(body)
-    assert picture == DATA
-    expected = json.dumps(REGULAR[answer]).replace(TEXT, STAND_IN)
-    assert json.loads(rest) == json.loads(expected.replace("data:image/png;base64,", ""))
+@pytest.mark.parametrize("shape", CUT)
+def test_long_picture_is_cut_out(shape: str) -> None:
+    body, text = CUT[shape]
+    expected = body.replace("@", STAND_IN).encode()
+    assert cut_picture(body.replace("@", text).encode()) == (expected, DATA)
 
 
-OTHER = {
-    "URL-safe": base64.urlsafe_b64encode(DATA).decode(),
-    "without padding": base64.b64encode(DATA[:-1]).decode().rstrip("="),
-    "in lines": TEXT[:4500] + "\n" + TEXT[4500:],
-    "with another escape": TEXT[:4500] + "\u2028" + TEXT[4500:],
-    "short": TEXT[:4000],
-    "padding inside": "QUI=" * 2000,
+UNCUT: dict[str, bytes] = {
+    "empty": b"",
+    "a picture": b"\x89PNG\r\n\x1a\n" + f'"{TEXT}"'.encode(),
+    "cut": f'["{TEXT}'.encode(),
+    "short": f'["{TEXT[:4000]}"]'.encode(),
+    "of no known format": f'["{TEXT[8:]}"]'.encode(),
+    "with another escape": f'["{TEXT[:4500]}\\u2028{TEXT[4500:]}"]'.encode(),
+    "not base64": f'["{TEXT[:4500]}!{TEXT[4500:]}"]'.encode(),
+    "padding inside": f'["{TEXT[:4500]}=={TEXT[4500:]}"]'.encode(),
+    "quotes": b'"' * 2**20,
 }
 
 
-@pytest.mark.parametrize("text", OTHER)
-def test_irregular_base64_stays_in_the_body(text: str) -> None:
-    body = json.dumps({"data": [{"b64_json": OTHER[text]}]}).encode()
-    assert cut_picture(body) == (body, None)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"\x89PNG tEXt " + json.dumps({"image": TEXT}).encode(), b'["' + TEXT.encode()],
-    ids=["empty", "not JSON", "cut"],
-)
-def test_any_other_body_stays_as_it_came(body: bytes) -> None:
-    assert cut_picture(body) == (body, None)
+@pytest.mark.parametrize("shape", UNCUT)
+def test_any_other_body_stays_as_it_came(shape: str) -> None:
+    assert cut_picture(UNCUT[shape]) == (UNCUT[shape], None)
 
 
 @given(st.binary(max_size=200), st.integers(0, 6700))
 def test_nothing_is_lost_of_any_body(tail: bytes, length: int) -> None:
-    body = b'{"a": "' + TEXT[:length].encode() + tail.replace(b"\\", b'"')
+    body = b'{"a": "' + TEXT[:length].encode() + tail.translate(None, b"\\% \t\r\n-_=")
     rest, cut = cut_picture(body)
-    assert rest.replace(STAND_IN.encode(), base64.b64encode(cut or b"")) == body
+    assert rest.replace(STAND_IN.encode(), base64.b64encode(cut or b"").rstrip(b"=")) == body
+
+
+@given(st.binary(max_size=200), st.integers(1, 80))
+def test_base64_survives_lines_and_lost_padding(data: bytes, width: int) -> None:
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        text = "\n ".join(textwrap.wrap(encode(data).decode().rstrip("="), width))
+        assert decode_base64(text.encode()) == data
+
+
+@given(st.binary(max_size=60) | st.text("AZaz09+/-_= \n%\\").map(str.encode))
+def test_any_bytes_are_base64_or_not(text: bytes) -> None:
+    assert isinstance(decode_base64(text), bytes | None)
 
 
 def peak_of(work: Callable[[], Any]) -> int:
@@ -83,10 +107,14 @@ def peak_of(work: Callable[[], Any]) -> int:
         tracemalloc.stop()
 
 
-def test_picture_takes_the_memory_of_its_text_and_its_bytes(server: MakeServer) -> None:
-    there, data = server(), bytes(8 * MIB)
-    answer = {"data": [{"b64_json": base64.b64encode(data).decode()}]}
-    there.say(Say(json.dumps(answer).encode()))
+@pytest.mark.parametrize(
+    "encode", [base64.b64encode, base64.urlsafe_b64encode], ids=["plain", "URL-safe"]
+)
+def test_picture_takes_the_memory_of_its_text_and_its_bytes(
+    server: MakeServer, encode: Callable[[bytes], bytes]
+) -> None:
+    there, data = server(), DATA[:8] + bytes(8 * MIB)
+    there.say(Say(b'{"data": [{"b64_json": "%b"}]}' % encode(data)))
 
     def ask() -> None:
         deadline = Deadline.after(30)

@@ -18,7 +18,7 @@ import pytest
 import config
 from cache import Cache
 from picture import ImageRequest
-from storage.checks import find_faults
+from storage.checks import Unusable, check_parts
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
@@ -228,6 +228,27 @@ def test_what_one_machine_notes_the_others_know(cluster: Cluster) -> None:
     assert (known["state"], known["why"]) == ("cooling", "down")
 
 
+def test_repeated_order_joins_the_drawing_of_the_other_machine(cluster: Cluster) -> None:
+    gate = Gate(drawing())
+    cluster.backend.say(gate)
+
+    def order(machine: Machine, **headers: str) -> Any:
+        headers["Authorization"] = f"Bearer {KEY}"
+        body, target = b'{"prompt": "a cat"}', "/v1/images/generations"
+        return machine.service.get(target, method="POST", headers=headers, body=body).json["data"]
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(order, cluster.one)
+        wait_until(lambda: cluster.backend.seen)
+        again = pool.submit(order, cluster.other, **{"x-stainless-retry-count": "1"})
+        counted = "SELECT count(*) FROM prompt_image_notes WHERE value LIKE '%\"turn\": 2%'"
+        url = cluster.environment["DATABASE_URL"]
+        wait_until(lambda: cluster.postgres.execute(counted, url=url) == [(1,)])
+        gate.opened.set()
+        assert first.result() == again.result()
+    assert len(cluster.backend.seen) == 1
+
+
 def test_clock_that_is_an_hour_off_changes_nothing(cluster: Cluster, tmp_path: Path) -> None:
     one, backend = cluster.one, cluster.backend
     service = InProcess(cluster.environment | {"CACHE_DIR": str(tmp_path / "ahead")})
@@ -413,7 +434,7 @@ def test_cache_moves_into_the_cluster_and_out_of_it(
 # --- the start ----------------------------------------------------------------------------------
 
 
-def test_server_that_cannot_be_used_is_a_fault_of_a_setting(
+def test_unusable_server_is_a_fault_of_a_setting(
     cluster: Cluster, server: Callable[[], ScriptedServer], opened: list[Any]
 ) -> None:
     own = cluster.environment["DATABASE_URL"]
@@ -438,7 +459,9 @@ def test_server_that_cannot_be_used_is_a_fault_of_a_setting(
 
     def check(values: dict[str, str]) -> list[str]:
         settings = {"CACHE_DIR": str(cluster.folder / "unused"), **values}
-        return find_faults(config.parse(cluster.environment | settings), ("state", "store"))
+        with pytest.raises(Unusable) as caught:
+            check_parts(config.parse(cluster.environment | settings), ("state", "store"))
+        return caught.value.faults
 
     with ThreadPoolExecutor(3) as pool:
         checked = pool.map(check, [values for _, values in faults])

@@ -22,7 +22,7 @@ from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, Run, drawing
-from .servers import GIF, Gate, Say, ScriptedServer, Seen, fetch, png, wait_until
+from .servers import GIF, Gate, ScriptedServer, fetch, png, wait_until
 from .states import Clock, SqlitePlace, held_elsewhere
 
 BASE = "https://pics.example.org"
@@ -196,39 +196,6 @@ def test_warm_draws_signed_urls_and_names_those_that_do_not_open(
     assert (result.exit_code, result.stdout) == (1, "1 drawn, 0 there, 0 failed, 1 broken\n")
     assert f"\n{page}:1: The signature is wrong: " in result.stderr
     assert [seen.json["prompt"] for seen in backend.seen] == ["signed"]
-
-
-def test_warm_waits_for_a_drawing_of_the_running_server(
-    environment: dict[str, str],
-    serve: Callable[..., InProcess],
-    backend: ScriptedServer,
-    tmp_path: Path,
-) -> None:
-    def draw_once_both_want_it(seen: Seen) -> Say:
-        wait_until(lambda: warm.poll() is not None or has_open(warm, "locks"))
-        return drawing()
-
-    backend.say(draw_once_both_want_it)
-    service = serve(backend)
-    with subprocess.Popen(
-        [*COMMANDS, "warm", str(write_page(tmp_path, "x"))],
-        cwd=tmp_path,
-        env={**environment, "BACKEND_API_URLS": backend.url, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as warm:
-        assert service.picture("x").status == 200
-        assert warm.wait(20) == 0
-    assert len(backend.seen) == 1
-
-
-def has_open(process: subprocess.Popen[bytes], name: str) -> bool:
-    """Return whether a process has a file of that name open."""
-    try:
-        links = [os.readlink(fd) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
-    except OSError:
-        return False
-    return any(link.endswith(f"/{name}") for link in links)
 
 
 def test_interrupted_warm_can_be_run_again(

@@ -102,6 +102,11 @@ def test_all_faults_are_reported_together() -> None:
         ({"CACHE_MAX_BYTES": "9", "MAX_IMAGE_BYTES": "10"}, "CACHE_MAX_BYTES", "MAX_IMAGE_BYTES"),
         ({"LLM_OPTIMIZATION_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "LLM_OPTIMIZATION_ENABLED"),
         ({"DE_NSFW_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "DE_NSFW_ENABLED needs it"),
+        ({"LLM_PARAMS": "{"}, "LLM_PARAMS", 'is not JSON at character 2; write {"enable_thinking"'),
+        ({"LLM_PARAMS": "[]"}, "LLM_PARAMS", "not an object"),
+        ({"LLM_PARAMS": '{"messages": []}'}, "LLM_PARAMS", "which no setting replaces"),
+        ({"LLM_PARAMS": '{"model": 5}'}, "LLM_PARAMS", "a model that is not a name"),
+        ({"LLM_PARAMS": '{"top_p": NaN}'}, "LLM_PARAMS", "JSON cannot hold"),
         *(
             (LLM | {name: "Improve {PROMPT}."}, name, "does not contain {ORIGINAL_PROMPT}")
             for name in ("LLM_OPTIMIZATION_TEMPLATE", "DE_NSFW_TEMPLATE")
@@ -258,11 +263,14 @@ def test_maps_apply_to_their_backends() -> None:
         TOKEN_MAP='{"https://b/v1//": " for-b "}',
         MODEL_MAP='{"https://a/v1/": {"x": "1", "y": "2"}, "https://b/v1": {"z": "3", "x": "4"}}',
         BACKEND_PARAMS='{"https://c/v1/?x=1": {"*": {"watermark": false}}}',
+        BACKEND_HEADERS='{"https://b/v1/": {"X-A": "1"}}',
+        BACKEND_CONCURRENCY='{"https://a/v1/": 2}',
     )
+    extra = {"*": {"watermark": False}}
     assert found.backends == (
-        BackendSettings("https://a/v1", 0.25, "for-all", {"x": "1", "y": "2"}, {}),
-        BackendSettings("https://b/v1", 0.0, "for-b", {"z": "3", "x": "4"}, {}),
-        BackendSettings("https://c/v1?x=1", 3.0, "for-all", {}, {"*": {"watermark": False}}),
+        BackendSettings("https://a/v1", 0.25, "for-all", {"x": "1", "y": "2"}, {}, {}, 2),
+        BackendSettings("https://b/v1", 0.0, "for-b", {"z": "3", "x": "4"}, {}, {"X-A": "1"}),
+        BackendSettings("https://c/v1?x=1", 3.0, "for-all", {}, extra),
     )
     assert found.models == ("x", "y", "z")
     assert read(MODELS="flux").models == ("flux",)
@@ -274,6 +282,7 @@ def test_maps_apply_to_their_backends() -> None:
         {"AUTH_TOKEN": "t"},
         {"MODEL_MAP": f'{{"{URL}": {{"a": "b"}}}}'},
         {"BACKEND_PARAMS": f'{{"{URL}": {{"*": {{"moderation": "low"}}}}}}'},
+        {"BACKEND_HEADERS": f'{{"{URL}": {{"X-A": "1"}}}}'},
         LLM,
     ],
 )
@@ -388,6 +397,7 @@ def test_template_is_read_only_for_what_is_enabled() -> None:
     assert both.optimize_template == (ROOT / "prompts" / "optimize.txt").read_text("utf-8")
     assert both.safety_template == (ROOT / "prompts" / "safety.txt").read_text("utf-8")
     assert both.safety_attempts == 20
+    assert read_llm(LLM_PARAMS='{"a": [1], "b": null}').params == {"a": [1], "b": None}
     only_safety = read_llm(LLM_OPTIMIZATION_ENABLED="false", LLM_OPTIMIZATION_TEMPLATE="unused")
     assert only_safety == replace(both, optimize_template=None, safety_attempts=2)
     assert read_llm(DE_NSFW_ENABLED="false").safety_template is None
@@ -538,6 +548,7 @@ SECRET_VALUES = {
     "SIGNING_KEY": "secret-of-signing, secret-of-old-signing",
     "AUTH_TOKEN": "secret-of-auth",
     "TOKEN_MAP": '{"https://a/v1": "secret-of-map"}',
+    "BACKEND_HEADERS": '{"https://a/v1": {"X-Name": "secret-in-header"}}',
     "IMAGE_HOSTING_KEY": "secret-of-hosting",
     "IMAGE_HOSTING_AUTH_CODE": "secret-of-code",
     "LLM_OPTIMIZATION_TOKEN": "secret-of-llm",
@@ -598,6 +609,9 @@ def test_no_secret_is_in_a_repr() -> None:
         {"TOKEN_MAP": '{"https://a/v1": ["secret"]}'},
         {"TOKEN_MAP": '{"https://user:secret@a/v1?key=secret": "secret"}'},
         {"TOKEN_MAP": '"secret"'},
+        {"BACKEND_HEADERS": '{"https://a/v1": "secret"}'},
+        {"BACKEND_HEADERS": '{"https://a/v1": {"the secret": "X-Name"}}'},
+        {"BACKEND_HEADERS": '{"https://a/v1": {"X-Name": "a\\nsecret: b"}}'},
         {"ACCESS_KEYS": '{"blog": "secret"}'},
         {"ACCESS_KEYS": '{"secret": "blog"}'},
         {"ACCESS_KEYS": '{"blog": {"secret": 50}}'},
@@ -642,6 +656,21 @@ def test_log_contains_no_secret() -> None:
     settings = config.parse(SECRET_VALUES)
     line = logged(settings, "a %s b", " ".join(sorted(SECRET_TEXTS)))
     assert line == f"ERROR a {' '.join(['***'] * len(SECRET_TEXTS))} b\n"
+
+
+def test_each_faulty_header_has_a_sentence() -> None:
+    headers = {"Host": "a", "X-A": "1\n", "X B": "2", "X-C": "3"}
+    found = faults(
+        {**LEAST, "BACKEND_HEADERS": json.dumps({URL: headers, f"{URL}/x": {"X-A": "1"}})}
+    )
+    assert len(found) == 4
+    assert all(fault.startswith("BACKEND_HEADERS: 'https://") for fault in found)
+
+
+def test_log_contains_no_credentials_of_a_header() -> None:
+    headers = f'{{"{URL}": {{"X-Gateway": "Bearer of-the-gateway"}}}}'
+    line = logged(read(BACKEND_HEADERS=headers), "X-Gateway: wrong key of-the-gateway")
+    assert line == "ERROR X-Gateway: wrong key ***\n"
 
 
 def test_log_contains_no_percent_encoded_secret() -> None:

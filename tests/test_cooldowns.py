@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dialect.judging import Fault, Outcome
+from dialect.judging import TOO_LONG, Fault, Outcome
 from drawing.cooldowns import Cooldown, Outages
 from storage import State
 from storage.local.sqlite import SqliteState
@@ -192,6 +192,11 @@ def test_third_picture_rejected_in_a_row_cools(site: Site) -> None:
     assert (site.note.why, site.note.failures) == ("rejecting", 1)
     site.clock.now += 5
     assert [site.fail(picture, REJECTED) for picture in "def"] == [0, 0, 10]
+
+
+def test_long_prompts_are_no_fault_of_the_backend(site: Site) -> None:
+    too_long = Fault(Outcome.REJECTED, TOO_LONG)
+    assert [site.fail(picture, too_long) for picture in "abcd"] == [0, 0, 0, 0]
 
 
 def test_answer_resets_the_rejections(site: Site) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from images.formats import EXTENSIONS, media_type_of
+from images.formats import EXTENSIONS, foreign_type, media_type_of
 
 from .servers import GIF, JPEG, WEBP, png
 
@@ -137,6 +137,21 @@ def test_width_and_height_are_above_0(data: bytes) -> None:
 )
 def test_anything_else_is_no_picture(data: bytes) -> None:
     assert media_type_of(data) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"<svg/>", "SVG"),
+        (b"\xef\xbb\xbf\n<?xml version='1.0'?><!-- x -->\n<SVG xmlns='x'>", "SVG"),
+        (b"<!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN' ''><svg>", "SVG"),
+        (b"\0\0\0\x1cftypavif", "AVIF"),
+        (b"<!doctype html><p>svg</p>", None),
+        (b"", None),
+    ],
+)
+def test_foreign_formats_have_a_name(data: bytes, name: str | None) -> None:
+    assert foreign_type(data) == name
 
 
 @settings(max_examples=200, deadline=None)

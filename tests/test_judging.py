@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import time
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -20,13 +21,13 @@ from upstream.client import Reply
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def judged(status: int, body: Any, headers: dict[str, str] | None = None) -> Fault | None:
-    """Return the fault of an answer; a body that is not bytes is sent as JSON."""
+def judged(
+    status: int, body: Any, headers: dict[str, str] | None = None, sent: Collection[str] = ()
+) -> Fault:
+    """Return the fault of an answer without a picture; a body that is not bytes is sent as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = Answer.of(Reply(status, headers or {}, content))
-    if status == 200 and answer.fault is None:
-        return judge_without_picture(answer.json)
-    return answer.fault
+    answer = Answer.of(Reply(status, headers or {}, content), sent)
+    return answer.fault or judge_without_picture(answer.json, sent)
 
 
 def error(message: str = "No.", **more: Any) -> dict[str, Any]:
@@ -45,6 +46,9 @@ ZHIPU = "系统检测到输入或生成内容可能包含不安全或敏感内�
 # LiteLLM ends every error of a model with this.
 LITELLM = ("\n\nLiteLLM: model group 'gpt-image-1' failed with the error above."
            " No fallback was attempted.")  # fmt: skip
+OPENROUTER = (
+    "Your chosen model requires moderation and your input was flagged. No credits were charged."
+)
 AZURE = error(code="x", inner_error={"code": "ResponsibleAIPolicyViolation"})
 REFUSALS: dict[str, tuple[int, Any]] = {
     "dall-e": (400, error(code="content_policy_violation", type="invalid_request_error")),
@@ -106,6 +110,23 @@ REFUSALS: dict[str, tuple[int, Any]] = {
     "a policy": (400, error("The prompt contains content that violates our policies")),
     "safety": (400, error("The content is blocked due to safety.")),
     "Baidu": (400, {"error_code": 282004, "error_msg": "input text contains illegal content"}),
+    "OpenRouter, reasons": (403, error(OPENROUTER, code=403, metadata={"reasons": ["violence"]})),
+    "OpenRouter, input": (403, error(OPENROUTER, metadata={"flagged_input": "a bill"})),
+    "OpenRouter, inside": (200, {"choices": [{"error": {"metadata": {"reasons": ["x"]}}}]}),
+    "new-api, prompt_blocked": (400, error("Quota: blocked by Gemini", type="prompt_blocked")),
+    "new-api, prompt_blocked, 500": (500, error("upstream error", code="prompt_blocked")),
+    "finishReason": (500, inside({"candidates": [{"finishReason": "SAFETY"}]})),
+    "blockReason": (502, {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}),
+    "IMAGE_SAFETY": (500, error("empty response", code="IMAGE_SAFETY")),
+    "a gateway, 403": (403, error("no", code="content_policy_violation")),
+    "a gateway, 429": (429, error("no", code="content_policy_violation")),
+    "a gateway, 500": (500, error("no", type="content_policy_violation")),
+    "a gateway, 500, GPT-image": (500, error("bad response", code="moderation_blocked")),
+    "a chat model's apology": (502, error("Bad upstream: model replied: I can't help with that")),
+    "an apology, typographic": (502, error("The model responded: “I’m sorry, but I can’t”")),
+    "chat": (200, {"choices": [{"finish_reason": "content_filter", "message": {"content": ""}}]}),
+    "chat, its own error": (200, {"choices": [{"error": {"code": "content_policy_violation"},
+                                               "message": {"content": None}}]}),
     "JSON in JSON": (400, inside(error(OPENAI))),
     "JSON in JSON in JSON": (400, inside(inside({"error": ZHIPU}))),
     "JSON in JSON in a text": (400, ("failed: " + json.dumps(inside(AZURE))).encode()),
@@ -133,6 +154,8 @@ DOWN = (Outcome.FAILED, "down", "")
 UNREACHABLE = (Outcome.FAILED, "unreachable", "")
 LATE = (Outcome.FAILED, "timed out", "")
 GONE = (Outcome.FAILED, "not found", "account")
+CLOUDFLARE = (Outcome.FAILED, "blocked by Cloudflare", "account")
+TOO_LONG = (Outcome.REJECTED, "prompt too long", "")
 LOCKED_OUT = "Your resource has been temporarily blocked since it may violate our content policy."
 VERIFY = "Your organization must be verified to use the model `gpt-image-1`."
 NO_CHANNEL = "No available channel for model flux under group default (distributor)"
@@ -174,7 +197,16 @@ OTHERS: dict[str, tuple[int, Any, tuple[Outcome, str, str]]] = {
     "nginx": (400, b"<html><head><title>400 Bad Request</title></head></html>", REJECTED),
     "CUDA": (400, error("CUDA out of memory"), REJECTED),
     "gateway's time-out": (400, error("upstream request timeout"), REJECTED),
-    "server_error in a 200": (200, error("The server had an error", code="server_error"), REJECTED),
+    "server_error in a 200": (200, error("The server had an error", code="server_error"), DOWN),
+    "upstream_error in a 200": (200, error("bad response", type="upstream_error"), DOWN),
+    "INTERNAL_ERROR in a 200": (200, {"error": "INTERNAL_ERROR"}, DOWN),
+    "Cloudflare's error in a 200": (200, error("error code: 520"), DOWN),
+    "Cloudflare's time-out in a 200": (200, error("error code: 524"), LATE),
+    "text alone": (200, {"choices": [{"finish_reason": "stop", "message": {
+        "role": "assistant", "content": "That violates our content policy. Billing? API key?"}}]},
+        REJECTED),
+    "chat's own error": (200, {"choices": [{"error": {"code": 429, "message": "slow"}}]}, RATE),
+    "chat's server": (200, {"choices": [{"error": {"code": "server_error"}}]}, DOWN),
     "a task id": (200, {"task_id": "8f6", "status": "PENDING"}, REJECTED),
     "case-sensitive": (400, error("Names are case-sensitive."), REJECTED),
     "sensitive to case": (400, error("The prompt field is sensitive to case."), REJECTED),
@@ -197,6 +229,7 @@ OTHERS: dict[str, tuple[int, Any, tuple[Outcome, str, str]]] = {
     "403": (403, error("nsfw"), KEY),
     "Azure's lock-out": (403, error(LOCKED_OUT, code="ResponsibleAIPolicyViolation"), KEY),
     "lock-out as a 400": (400, error(LOCKED_OUT), KEY),
+    "lock-out as a 422": (422, error(LOCKED_OUT, code="content_policy_violation"), KEY),
     "suspended": (400, error("Account suspended for violating our terms of service"), KEY),
     "401 in a 200": (200, error(code=401), KEY),
     "insufficient quota": (429, error(code="insufficient_quota"), CREDIT),
@@ -211,6 +244,28 @@ OTHERS: dict[str, tuple[int, Any, tuple[Outcome, str, str]]] = {
                            CREDIT),
     "MiniMax, balance": (200, {"base_resp": {"status_code": 1008,
                                              "status_msg": "insufficient balance"}}, CREDIT),
+    "MiniMax, rate": (200, {"base_resp": {"status_code": 1002, "status_msg": "x"}}, RATE),
+    "MiniMax, key": (200, {"base_resp": {"status_code": 1004, "status_msg": "x"}}, KEY),
+    "MiniMax, parameters": (200, {"base_resp": {"status_code": 2013, "status_msg": "x"}}, REJECTED),
+    "Zhipu, balance": (429, error("您的账户已欠费，请充值后重试", code="1113"), CREDIT),
+    "Zhipu, balance, code alone": (429, error("x", code=1113), CREDIT),
+    "balance, 429": (429, error("余额不足或无可用资源包"), CREDIT),
+    "Zhipu, rate": (429, error("您当前使用该API的并发数过高", code="1302"), RATE),
+    "Cloudflare, a page": (403, b"<html><title>Just a moment...</title></html>", CLOUDFLARE),
+    "Cloudflare, a code": (403, b"error code: 1010", CLOUDFLARE),
+    # The prompt's length.
+    "dall-e-2": (400, error("Prompt must be length 1000 or less."), TOO_LONG),
+    "GPT-image, length": (400, error("Invalid 'prompt': string too long. Expected at most 32000.",
+                                     param="prompt", code="string_above_max_length"), TOO_LONG),
+    "an old OpenAI": (400, error("'a fox' is too long - 'prompt'"), TOO_LONG),
+    "pydantic": (422, {"detail": [{"loc": ["body", "prompt"], "type": "string_too_long",
+                                   "msg": "String should have at most 1000 characters"}]},
+                 TOO_LONG),
+    "MiniMax, length": (200, {"base_resp": {"status_code": 2013, "status_msg":
+                              "invalid params, prompt length exceeds 1500"}}, TOO_LONG),
+    "in Chinese, length": (400, error("提示词长度超过限制"), TOO_LONG),
+    "chat, length": (400, error("maximum context length is 8192", code="context_length_exceeded"),
+                     TOO_LONG),
     # The model.
     "404 of a model": (404, error("The model `x` does not exist", code="model_not_found"), MODEL),
     "404 of a path": (404, {"detail": "Not Found"}, GONE),
@@ -225,6 +280,10 @@ OTHERS: dict[str, tuple[int, Any, tuple[Outcome, str, str]]] = {
     "LiteLLM, model of a key": (401, error(NO_ACCESS, param="model"), MODEL),
     "OpenAI, no access": (403, error("Project `p` does not have access to model `x`",
                                      code="model_not_found"), MODEL),
+    "new-api, convert": (500, error("not supported model for image generation",
+                                    code="convert_request_failed"), MODEL),
+    "new-api, convert, 400": (400, error("x", code="convert_request_failed"), MODEL),
+    "500 of a model": (500, error("not supported model for image generation"), MODEL),
     "in Chinese, model": (400, error("模型 x 不存在，请检查模型名称"), MODEL),
     "in Chinese, a size of a model": (400, error("该模型不支持 512x512 尺寸"), REJECTED),
     # The backend.
@@ -251,12 +310,120 @@ def test_fault_is_no_refusal_and_has_its_word(case: str) -> None:
     assert judged(status, body) == expected
 
 
-def test_our_own_prompt_is_no_evidence() -> None:
-    prompt = "a poster about our content policy"
-    body = json.dumps({"detail": f'cannot draw "{prompt}"', "input": {"prompt": prompt}}).encode()
-    fault = Answer.of(Reply(422, {}, body), prompt).fault
+def test_cloudflares_challenge_is_named() -> None:
+    assert judged(403, b"", {"cf-mitigated": "challenge"}).why == "blocked by Cloudflare"
+    assert judged(503, b"", {"cf-mitigated": "challenge"}).is_of_account
+
+
+# --- what the client wrote ----------------------------------------------------------------------
+
+NO_MODEL = "The model '{}' does not exist"
+# What a client wrote, how vendors quote it, and what that means.
+QUOTED: list[tuple[str, int, Any, tuple[Outcome, str, str]]] = [
+    ("billing", 404, NO_MODEL, MODEL),
+    ("billing", 400, NO_MODEL, MODEL),
+    ("Billing", 400, "model billing is not supported", MODEL),
+    ("api key", 400, "Invalid value: 'api key'", REJECTED),
+    ("nsfw", 400, "Invalid value: 'nsfw'. Supported values are: 'low'.", REJECTED),
+    ("content policy", 422, "'content  policy' is no style", REJECTED),
+    ("a poster about our content policy", 422, 'cannot draw "{}"', REJECTED),
+    ("a poster\nabout quota", 400, inside(error('cannot draw "a poster\nabout quota"')), REJECTED),
+    ("an API-key, please: now", 400, "cannot draw 'an api key please now'", REJECTED),
+    ("no quota left, " * 40, 400, "cannot draw '" + "no quota left, " * 10 + "…'", REJECTED),
+    ("x", 400, "Invalid model name passed in model='x'", MODEL),
+    ("a", 400, "Billing hard limit has been reached", CREDIT),
+    # Words that a vendor uses as well never make more of an error than it is.
+    ("exist", 404, NO_MODEL, MODEL),
+    ("available", 503, "No available channel for model available", MODEL),
+    ("safety", 400, error(code="safety_system", type="moderation_blocked"),
+     (Outcome.REFUSED, "refused", "")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrote", "status", "body", "expected"), QUOTED)
+def test_what_the_client_wrote_is_no_evidence(
+    wrote: str, status: int, body: Any, expected: tuple[Outcome, str, str]
+) -> None:
+    outcome, why, scope = expected
+    body = error(body.replace("{}", wrote)) if isinstance(body, str) else body
+    fault = Fault(outcome, why, is_of_model=scope == "model", is_of_account=scope == "account")
+    assert judged(status, body, sent=(wrote,)) == fault
+
+
+EVIL = st.sampled_from(
+    (
+        *("billing", "api key", "quota", "nsfw", "content policy", "rate limit", "'size' must be"),
+        *(
+            "one of 64x64",
+            "Unknown parameter: 'seed'",
+            "model not found",
+            "stream",
+            "\\billing",
+            '"',
+        ),
+        *(
+            "must be set to true",
+            "prompt too long",
+            "set header X-A=b",
+            "exist",
+            "违禁",
+            "余额",
+            "İ",
+        ),
+    )
+)
+WRITTEN = st.lists(EVIL | st.text(max_size=8), min_size=1, max_size=4).map(" ".join)
+SAYING = st.sampled_from(
+    (
+        (404, "The model '{}' does not exist"),
+        (400, "Invalid value: '{}'. Supported values are: 'low' and 'high'."),
+        (400, "Invalid model name passed in model='{}'."),
+        (422, 'I cannot draw "{}"'),
+        (500, "No channel for '{}' is free"),
+    )
+)
+
+
+@unhurried
+@given(WRITTEN, SAYING, st.sampled_from(("as it is", "in capitals", "as JSON", "in JSON")))
+def test_free_text_never_worsens_the_outcome(
+    wrote: str, saying: tuple[int, str], form: str
+) -> None:
+    status, sentence = saying
+    if not any(sign.isalnum() for sign in wrote):
+        return
+    shown = {"in capitals": wrote.upper(), "as JSON": json.dumps(wrote)}.get(form, wrote)
+    body = error(sentence.replace("{}", shown))
+    fault = judged(status, inside(body) if form == "in JSON" else body, sent=(wrote,))
+    alone, harmless = judged(status, error()), judged(status, error(sentence.replace("{}", "x1y2")))
+    is_milder = alone.outcome is Outcome.FAILED and fault.is_of_model
+    assert is_milder or fault in (alone, harmless)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            error("The model 'billing'\n does not\x1b[31m exist"),
+            "The model 'billing' does not [31m exist",
+        ),
+        (
+            error("Incorrect API key provided: sk-proj-abc123def."),
+            "Incorrect API key provided: ***",
+        ),
+        (error("Wrong token secret-token, Bearer abc"), "Wrong token ***, ***"),
+        (b"<html>Just a moment", "<html>Just a moment"),
+        (error("x" * 400), "x" * 300),
+        ({"errors": {"message": "No."}}, "No."),
+        ({"code": 5}, "5"),
+        (b"", ""),
+    ],
+)
+def test_administrator_reads_the_vendors_own_words(body: Any, words: str) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    fault = Answer.of(Reply(400, {}, content), ("billing",), ("Bearer secret-token",)).fault
     assert fault is not None
-    assert fault.outcome is Outcome.REJECTED
+    assert fault.detail == words
 
 
 @pytest.mark.parametrize(
@@ -317,9 +484,7 @@ def test_retry_after_is_read_in_every_form(headers: dict[str, str], seconds: flo
 
 
 def test_fault_carries_retry_after() -> None:
-    fault = judged(503, b"", {"retry-after": "17"})
-    assert fault is not None
-    assert fault.wait == 17
+    assert judged(503, b"", {"retry-after": "17"}).wait == 17
 
 
 # --- any answer ---------------------------------------------------------------------------------
@@ -363,7 +528,6 @@ STATUS = st.sampled_from([200, 201, 204, 301, 400, 401, 404, 422, 429, 451, 500,
 def test_any_answer_is_judged_without_raising(body: bytes, status: int) -> None:
     answer = Answer.of(Reply(status, {}, body))
     assert (answer.fault is not None) >= (status >= 300)
-    assert isinstance(answer.json, dict | list | None)
     assert judge_without_picture(answer.json).outcome is not Outcome.DRAWN
 
 

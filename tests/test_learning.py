@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dialect.error_text import ErrorText
+from dialect.free_text import free_text
 from dialect.learning import Learned
 from dialect.sizes import ASPECT_RATIOS, Size, SizeRule, listed_ratios, nearest_ratio
 
@@ -21,9 +22,16 @@ BODY = {"prompt": "a fox", "n": 1, "seed": 42, "response_format": "url", "temper
 BODY |= {"max_tokens": 100, "quality": "hd"}
 
 
-def learn(answer: Any, size: Size | None = None, known: Learned = Learned()) -> Learned:  # noqa: B008 - frozen
-    """Return what is known after BODY and a size were rejected with `answer`."""
-    return known.learn(ErrorText.read(400, answer), known.fields(BODY, size), size)
+def learn(
+    answer: Any,
+    size: Size | None = None,
+    known: Learned = Learned(),  # noqa: B008 - frozen
+    status: int = 400,
+    more: dict[str, Any] | None = None,
+) -> Learned:
+    """Return what is known after BODY, `more` and a size were rejected with `answer`."""
+    sent = known.fields(BODY | (more or {}), size)
+    return known.learn(ErrorText.read(status, answer, free_text(sent)), sent, size)
 
 
 def openai(message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -109,6 +117,115 @@ def test_wrong_value_is_left_out_and_another_is_sent(vendor: str) -> None:
     assert learned == Learned(wrong=(wrong,))
     assert name not in learned.fields(BODY, None)
     assert name in learned.fields(BODY | {name: "another"}, None)
+
+
+ODD = "Unexpected value for 'seed'."
+OF_VALUE: dict[str, tuple[str, dict[str, Any]]] = {
+    "quoted": ("Unknown quality 'odd one'", {"quality": "odd one"}),
+    "with its name": ("Unsupported parameter: quality 'odd one'", {"quality": "odd one"}),
+    "not quoted": ("Unknown quality", {"quality": "odd one"}),
+    "a value of a parameter": ("Unsupported parameter value of quality", {"quality": "odd one"}),
+    "one of a list": ("Parameter 'style' not supported: choose one of a, b", {"style": "odd one"}),
+    "a seed": (ODD, {"seed": -5}),
+    "a number": ("Unsupported parameter quality=5", {"quality": "5"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_VALUE)
+def test_odd_value_takes_the_parameter_from_nobody_else(case: str) -> None:
+    message, odd = OF_VALUE[case]
+    [(name, value)] = odd.items()
+    assert learn(openai(message), more=odd) == Learned(wrong=(f"{name}={value}",))
+
+
+# --- what a server demands ----------------------------------------------------------------------
+
+QWEN = "parameter.enable_thinking must be set to false for non-streaming calls"
+MODELSCOPE = (
+    "image-gen task currently does not support synchronous calls. Please refer to the documentation"
+    " and set header X-ModelScope-Async-Mode=true to switch to asynchronous calling mode"
+)
+DEMANDED: dict[str, tuple[Any, Learned]] = {
+    "Qwen": (openai(QWEN), Learned(forced=(("enable_thinking", False),))),
+    "Codex": ({"detail": "Stream must be set to true"}, Learned(forced=(("stream", True),))),
+    "a number": (openai("n must be set to 1."), Learned(forced=(("n", 1),))),
+    "a word": (openai("`output_format` must be set to 'png'"),
+               Learned(forced=(("output_format", "png"),))),
+    "a bare word": (openai("moderation must be set to low for this model"),
+                    Learned(forced=(("moderation", "low"),))),
+    "camelCase": (openai("sampleCount must be set to 1"), Learned(forced=(("sampleCount", 1),))),
+    "no value": (openai("user must be set to a string"), Learned()),
+    "an essential field": (openai("model must be set to x"), Learned()),
+    "ModelScope": ({"errors": {"message": MODELSCOPE}},
+                   Learned(headers=(("X-ModelScope-Async-Mode", "true"),))),
+    "a header of ours": (openai("set header Authorization=none"), Learned()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("vendor", DEMANDED)
+def test_demanded_field_or_header_is_learned(vendor: str) -> None:
+    answer, expected = DEMANDED[vendor]
+    learned = learn(answer)
+    assert learned == expected
+    assert dict(learned.forced).items() <= learned.fields(BODY, None).items()
+    assert Learned.from_json(json.loads(json.dumps(learned.to_json()))) == learned
+
+
+def test_demanded_field_that_is_rejected_is_left_out() -> None:
+    learned = learn(
+        openai("Unknown parameter: 'stream'."), known=Learned(forced=(("stream", True),))
+    )
+    assert "stream" not in learned.fields(BODY, None)
+
+
+def test_demand_never_replaces_the_value_of_another_client() -> None:
+    demand = openai("background must be set to 'opaque' for this style")
+    assert learn(demand, more={"background": "clear"}) == Learned(wrong=("background=clear",))
+    learned = learn(demand)
+    assert learned.fields(BODY, None)["background"] == "opaque"
+    assert learned.fields(BODY | {"background": "white"}, None)["background"] == "white"
+
+
+def test_model_without_text_is_asked_for_pictures_alone() -> None:
+    answer = openai("No endpoints found that support the requested output modalities: image, text")
+    both = {"modalities": ["image", "text"]}
+    learned = learn(answer, status=404, more=both)
+    assert learned.fields(BODY | both, None)["modalities"] == ["image"]
+    learned = learn(openai("Unknown parameter: 'modalities'."), known=learned, more=both)
+    assert "modalities" not in learned.fields(BODY | both, None)
+
+
+# --- what the client wrote ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "wrote"),
+    [
+        ("quality", "'size' must be one of 64x64"),
+        ("style", "Unknown parameter: 'seed'"),
+        ("negative_prompt", "set header X-Evil=1"),
+        ("background", "stream must be set to true"),
+        ("prompt", "Unknown parameter: 'seed'. n must be set to 4. " * 20),
+    ],
+)
+def test_quoted_words_of_a_client_teach_nothing(field: str, wrote: str) -> None:
+    for shown in (wrote, wrote.upper(), json.dumps(wrote), repr(wrote), wrote[:60] + "…"):
+        learned = learn(openai(f"Invalid request: {shown}"), (1024, 768), more={field: wrote})
+        assert learned in (Learned(), Learned(wrong=(f"{field}={wrote}",)))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *({"prompt": "a"}, {"prompt": "s"}, {"model": "1024x1024"}, {"style": "1024x1536"}),
+        *({"quality": "auto"}, {"quality": "high"}, {"prompt": "1536"}, {"negative_prompt": "..."}),
+    ],
+)
+def test_short_words_and_sizes_spoil_no_lesson(more: dict[str, str]) -> None:
+    answer = openai(f"Invalid value: '1024x768'. {GPT_IMAGE}", "size", "invalid_value")
+    assert size_fields(learn(answer, (1024, 768), more=more), (1024, 768)) == {"size": "1536x1024"}
+    higher = openai("size must be no higher than 1024x1024")
+    assert learn(higher, (2048, 2048), more=more).sizes.most_side == 1024
 
 
 def test_parameter_with_another_name_is_sent_by_that_name() -> None:
@@ -365,6 +482,15 @@ def test_rejected_aspect_ratio_becomes_one_that_is_listed_or_none() -> None:
     assert size_fields(unknown, (1920, 1080)) == {}
 
 
+def test_shape_goes_into_a_chat_models_image_config() -> None:
+    learned = Learned(size_field="image_config")
+    assert size_fields(learned, (2100, 900)) == {"image_config": {"aspect_ratio": "21:9"}}
+    listing = learn(openai("aspect_ratio must be one of 1:1, 4:3"), (1920, 1080), learned)
+    assert size_fields(listing, (1920, 1080)) == {"image_config": {"aspect_ratio": "4:3"}}
+    unknown = learn(openai("Unknown parameter: 'image_config'."), (1920, 1080), learned)
+    assert size_fields(unknown, (1920, 1080)) == {}
+
+
 def test_lessons_are_described_without_values_of_clients() -> None:
     learned = replace(learn(DROPPED["OpenAI"][0]), sizes=SizeRule(multiple=16), wrong=("style=x",))
     assert learned.describe() == {"dropped": ("seed",), "multiple": 16, "wrong": ["style"]}
@@ -385,7 +511,7 @@ def test_lessons_are_described_without_values_of_clients() -> None:
     ],
 )
 def test_nearest_ratio_is_by_shape(size: Size, ratio: str) -> None:
-    assert nearest_ratio(size) == ratio
+    assert nearest_ratio(size, ASPECT_RATIOS) == ratio
 
 
 @pytest.mark.parametrize(

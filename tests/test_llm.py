@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from upstream.client import Deadline, Upstream
 
 from .conftest import saying
 from .servers import Say, ScriptedServer, Seen, free_port
+from .states import Clock
 from .wire import MakeRawServer, hang
 
 BOUNDED = settings(max_examples=80, deadline=None)
@@ -383,9 +385,61 @@ def test_rejected_parameters_are_omitted_from_then_on(
     ]
 
 
+def test_configured_parameters_are_added_or_remove_one(
+    api: ScriptedServer, make_llm: MakeLlm
+) -> None:
+    params = {"enable_thinking": False, "temperature": None, "max_tokens": 99}
+    rewrite(make_llm(api.url, params=params))
+    sent = {"model": "gpt-test", "enable_thinking": False, "max_tokens": 99}
+    assert api.seen[0].json == sent | {"messages": api.seen[0].json["messages"]}
+
+
+STREAM = (
+    b": ping\n\n"
+    b'data: {"choices": [{"delta": {"role": "assistant", "content": "<prompt>A red fox"}}]}\n\n'
+    b'data: {"choices": [{"delta": {"content": " in the snow</prompt>"}}]}\n\n'
+    b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+)
+QWEN = "parameter.enable_thinking must be set to false for non-streaming calls"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rejection", "answer"),
+    [
+        ("enable_thinking", False, {"error": {"message": QWEN}}, saying("A red fox in the snow")),
+        ("stream", True, {"detail": "Stream must be set to true"}, Say(STREAM)),
+    ],
+)
+def test_demanded_field_is_sent_from_then_on(
+    api: ScriptedServer, make_llm: MakeLlm, field: str, value: bool, rejection: Any, answer: Say
+) -> None:
+    api.say(lambda seen: answer if seen.json.get(field) is value else Say(rejection, 400))
+    for prompt in ("a fox", "a hare"):
+        assert rewrite(make_llm(api.url), prompt=prompt) == "A red fox in the snow"
+    assert [field in asked.json for asked in api.seen] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xef\xbb\xbf%s",
+        b"\n" * 5000 + b"%s",
+        b"%s\n\ndata: [DONE]\n",
+        b": ping\n\n%s",
+    ],
+)
+def test_answer_is_read_whatever_stands_around_it(
+    api: ScriptedServer, make_llm: MakeLlm, body: bytes
+) -> None:
+    api.say(Say(body % json.dumps(with_content(FOX)).encode()))
+    assert rewrite(make_llm(api.url)) == FOX
+
+
 @pytest.mark.parametrize(
     ("say", "why"),
     [
+        (Say({"choices": [{"error": {"code": 429, "message": "slow"}}]}), "rate limited"),
+        (Say({"error": {"message": "The server had an error", "code": "server_error"}}), "down"),
         (Say({"error": {"message": "secret detail"}}, 500), "down"),
         (Say({"error": {"message": "bad key", "code": "invalid_api_key"}}, 401), "unauthorised"),
         (Say({"error": {"message": "The model `x` does not exist"}}, 404), "unknown model"),
@@ -469,17 +523,58 @@ def test_llm_answer_is_reused_until_something_changes_it(
     api: ScriptedServer, make_llm: MakeLlm
 ) -> None:
     template = "other {ORIGINAL_PROMPT}"
-    changes = [{}, {"model": "other"}, {"optimize_template": template}, {"token": "other"}]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"model": "other"},
+        {"optimize_template": template},
+        {"token": "other"},
+    ]
+    changes.append({"params": {"top_p": 0.5}})
     for change in changes * 2:
         assert rewrite(make_llm(api.url, **change)) == FOX
-    assert len(api.seen) == 3, "the token changes nothing"
+    assert len(api.seen) == 4, "the token changes nothing"
     rewrite(make_llm(api.url), "rewrite")
     rewrite(make_llm(api.url), prompt="a hare")
     rewrite(make_llm(api.url + "/other"))
-    assert len(api.seen) == 6
+    assert len(api.seen) == 7
 
 
-def test_failed_answer_is_asked_for_again(api: ScriptedServer, make_llm: MakeLlm) -> None:
-    api.say(saying("no"), saying(FOX))
-    assert failure_of(lambda: rewrite(make_llm(api.url))).why == "no prompt"
+def test_failing_server_is_asked_again_at_once(api: ScriptedServer, make_llm: MakeLlm) -> None:
+    api.say(Say("", 500), saying(FOX))
+    assert failure_of(lambda: rewrite(make_llm(api.url))).why == "down"
     assert rewrite(make_llm(api.url)) == FOX
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        saying("I'm sorry, I can't."),
+        saying("no"),
+        Say({"error": {"code": "content_filter"}}, 400),
+        Say({"choices": [{"finish_reason": "content_filter", "message": {"content": FOX}}]}),
+    ],
+)
+def test_declined_prompt_is_asked_again_after_growing_pauses(
+    api: ScriptedServer, make_llm: MakeLlm, clock: Clock, say: Say
+) -> None:
+    api.say(say)
+    calls = []
+    for pause in (0.0, 1.9, 0.2, 3.9, 0.2, 1.0):
+        clock.now += pause
+        why = failure_of(lambda: rewrite(make_llm(api.url))).why
+        assert why in ("no prompt", "refused")
+        calls.append(len(api.seen))
+    assert calls == [1, 1, 2, 2, 3, 3]
+    failure_of(lambda: rewrite(make_llm(api.url), prompt="a hare"))
+    failure_of(lambda: rewrite(make_llm(api.url), "rewrite"))
+    assert len(api.seen) == 5, "another prompt or task is asked for"
+
+
+def test_declined_prompt_costs_at_most_25_calls_an_hour(
+    api: ScriptedServer, make_llm: MakeLlm, clock: Clock
+) -> None:
+    api.say(saying("I'm sorry, I can't."))
+    for _ in range(1200):
+        failure_of(lambda: rewrite(make_llm(api.url)))
+        clock.now += 3
+    assert len(api.seen) <= 25

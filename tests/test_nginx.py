@@ -6,6 +6,7 @@ It is included next to a default site, as by Debian's own nginx.conf.
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import socket
 import stat
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +33,7 @@ from web.cards import card
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, Gunicorn, InProcess, _Client, drawing
 from .servers import Gate, Got, Say, ScriptedServer, Seen, closing_all, free_port, png, wait_until
+from .states import orders
 from .wire import make_authority
 
 SHIPPED = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
@@ -296,6 +299,22 @@ def test_cache_files_are_private(shared: Nginx, shared_backend: ScriptedServer) 
     assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in found)
 
 
+def test_order_whose_client_left_nginx_is_not_paid_for_again(
+    nginx: Start, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    gate = Gate(drawing())
+    backend.say(gate)
+    service = nginx(backend)
+    target, body = "/v1/images/generations", b'{"prompt": "a cat"}'
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with pytest.raises(TimeoutError):
+        service.get(target, method="POST", headers=headers, body=body, timeout=1)
+    gate.opened.set()
+    wait_until(lambda: [note["has_ended"] for note in orders(tmp_path)] == [True])
+    got = service.get(target, method="POST", headers=headers, body=body)
+    assert [one["seed"] for one in got.json["data"]] == [seen.json["seed"] for seen in backend.seen]
+
+
 # --- access keys
 
 
@@ -304,7 +323,8 @@ def test_keys_never_share_a_cache_entry(shared: Nginx, shared_backend: ScriptedS
     assert shared.get(f"{path}&key={KEY}").status == 200
     assert shared.get(path, headers={"Authorization": right}).status == 200
     hit(shared.get, f"{path}&key={KEY}")
-    hit(shared.get, path, headers={"Authorization": right})
+    kept = hit(shared.get, path, headers={"Authorization": right})
+    assert kept.headers["Cache-Control"].startswith("private, ")
     for target, headers in (
         (path, {}),
         (f"{path}&key=wrong", {}),
@@ -315,6 +335,27 @@ def test_keys_never_share_a_cache_entry(shared: Nginx, shared_backend: ScriptedS
         for _ in range(2):
             assert shared.get(target, headers=headers).status == 401, (target, headers)
     assert len(shared_backend.seen) == 1
+
+
+def test_answer_in_nginx_does_not_outlast_the_exp_of_its_url(
+    nginx: Start, backend: ScriptedServer
+) -> None:
+    service = nginx(backend, NGINX_CACHE_SECONDS="1")
+    body = json.dumps({"description": "x", "expires_in": 1000}).encode()
+    link = service.get(f"/sign?key={KEY}", method="POST", body=body).json["url"]
+    exp = int(re.findall(r"exp=([0-9]+)", link)[0])
+    target = link.removeprefix(service.url)
+
+    def left() -> int:
+        answer = service.get(target)
+        [seconds] = re.findall(r"max-age=([0-9]+)", answer.headers["Cache-Control"])
+        assert time.time() + int(seconds) <= exp
+        return int(seconds)
+
+    first = left()
+    hit(service.get, target)
+    wait_until(lambda: left() < first - 1)  # also when nginx has asked again
+    assert len(backend.seen) == 1
 
 
 def test_revoked_key_expires_from_the_cache(

@@ -26,6 +26,7 @@ from storage.places import Places
 from upstream.client import Upstream
 
 from .conftest import (
+    ADMIN,
     BROKEN,
     KEY,
     REFUSAL,
@@ -87,6 +88,28 @@ def test_original_prompt_is_drawn_if_optimising_fails(
     assert prompts(backend) == ["a cat"]
 
 
+def test_llm_is_not_asked_while_no_backend_is_ready(
+    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
+) -> None:
+    llm.say(saying("I'm sorry, but I can't help with that."))
+    backend.say(Say("", 401))
+    service = serve(backend, **llm_settings(llm, optimise=True))
+    for prompt, status in ("a", 502), ("b", 503), ("b", 503):
+        assert service.picture(prompt).status == status
+    assert (len(llm.seen), len(backend.seen)) == (1, 1)
+
+
+def test_llm_is_not_asked_to_rewrite_for_nobody(
+    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
+) -> None:
+    backend.say(Say({"error": {"message": "Bad."}}, 400))
+    llm.say(lambda seen: saying(f"<prompt>{content(seen)} again</prompt>"))
+    settings = llm_settings(llm, rewrite=True) | {"DE_NSFW_MAX_ATTEMPTS": "1"}
+    service = serve(backend, **settings, GENERATION_DEADLINE="4")
+    assert [service.picture(prompt).status for prompt in "abc"] == [502] * 3
+    assert len(llm.seen) == 2, "the third rejection in a row is a cooldown"
+
+
 def test_one_prompt_in_four_sizes_costs_one_llm_call(
     serve: Serve, backend: ScriptedServer, llm: ScriptedServer
 ) -> None:
@@ -131,6 +154,19 @@ def test_backend_has_its_own_token_models_and_weight(
     backend.say(BROKEN)
     assert service.picture("y").status == 502
     assert drained.seen == []
+
+
+def test_prompt_that_the_llm_made_too_long_is_drawn_as_written(
+    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
+) -> None:
+    llm.say(saying("<prompt>a splendid and very long cat</prompt>"))
+    too_long = {"error": {"message": "Prompt must be length 10 or less"}}
+    backend.say(lambda seen: drawing() if len(seen.json["prompt"]) <= 10 else Say(too_long, 400))
+    service = serve(backend, **llm_settings(llm, optimise=True))
+    assert service.picture("a%20cat").status == 200
+    assert prompts(backend) == ["a splendid and very long cat", "a cat"]
+    [found] = service.get("/cache", headers={"X-Admin-Token": ADMIN}).json["entries"]
+    assert found["final_prompt"] == "a cat"
 
 
 # --- rewrite and retry --------------------------------------------------------------------------
@@ -225,6 +261,49 @@ def test_redirect_of_the_fallback_is_followed_and_not_passed_on(
     assert (got.status, got.body, fallback.seen[1].path) == (200, png(), "/moved")
 
 
+def test_fallback_that_cools_down_is_a_503_until_then(
+    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
+) -> None:
+    fallback.say(Say("", 429, {"Retry-After": "45"}), PICTURE)
+    backend.say(REFUSAL, Say("", 401))
+    service = serve(backend, **pollinations_settings(fallback))
+    assert service.picture("x").status == 502
+    service.ahead = 3
+    again = service.picture("x")  # blocked
+    assert (again.status, 40 <= int(again.headers["Retry-After"]) <= 45) == (503, True)
+    assert service.picture("y").status == 502
+    assert service.picture("z").status == 503
+    about = service.get("/status").json["fallback"]
+    assert (about["state"], about["why"], len(fallback.seen)) == ("cooling", "rate limited", 1)
+    service.ahead = 46
+    assert service.picture("x").status == 200
+    assert service.get("/status").json["fallback"]["state"] == "ready"
+
+
+def test_placeholder_that_was_taken_for_a_picture_is_deleted(
+    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
+) -> None:
+    fallback.say(PICTURE)
+    backend.say(BROKEN)
+    service = serve(backend, **pollinations_settings(fallback), GENERATION_DEADLINE="4")
+    assert [service.picture(prompt).status for prompt in "aba"] == [200, 503, 503]
+    assert service.get("/status").json["cache"]["entries"] == 0
+
+
+def test_picture_that_a_backend_drew_since_is_kept(
+    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
+) -> None:
+    fallback.say(PICTURE)
+    backend.say(BROKEN, drawing(png(2)), BROKEN)
+    service = serve(backend, **pollinations_settings(fallback))
+    assert service.picture("a").body == png()
+    service.delete(b'{"description": "a"}')
+    service.ahead = 6
+    assert service.picture("a").body == png(2)
+    assert service.picture("b").status == 502
+    assert service.picture("a").headers["Cache-Status"] == HIT
+
+
 # --- give up ------------------------------------------------------------------------------------
 
 
@@ -301,7 +380,7 @@ def test_blocked_prompt_goes_straight_to_the_fallback(
     service = serve(backend, **settings, **pollinations_settings(fallback))
     assert service.picture("a%20cat").status == 502
     assert (len(backend.seen), len(llm.seen)) == (2, 1)
-    service.ahead = 3  # the failure of the fallback is remembered, too
+    service.ahead = 6  # the fallback has cooled down
     assert service.picture("a%20cat").status == 200
     assert (len(backend.seen), len(llm.seen)) == (2, 1)
     assert [seen.last_segment for seen in fallback.seen] == ["a safer cat"] * 2
@@ -483,9 +562,12 @@ def test_picture_under_way_is_not_deleted(serve: Serve, backend: ScriptedServer)
 def test_deletion_clears_nothing_while_another_worker_draws(
     serve: Serve, backend: ScriptedServer, environment: dict[str, str]
 ) -> None:
-    backend.say(BROKEN)
+    backend.say(Say("", 500, {"Retry-After": "0"}))
     service, body = serve(backend), b'{"description": "x"}'
-    key = service.picture("x").json["key"]
+    for _ in range(4):  # the last is remembered for 16 s, which is enough for a busy machine
+        key = service.picture("x").json["key"]
+        service.ahead += 10
+    service.ahead -= 10
     with held_elsewhere(SqlitePlace(environment["CACHE_DIR"], Clock()), key):
         got = service.delete(body)
         assert (got.status, "being drawn" in got.detail) == (503, True)

@@ -1,7 +1,9 @@
-"""What /status says of a cache that cannot store new pictures."""
+"""What /status says of a cache that cannot store new pictures, and of errors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from dialect.judging import Fault, Outcome
 from drawing.backend import Backend
 from drawing.cooldowns import Cooldown, Outages
 from drawing.storing import HOST_KEY
+from picture import ImageRequest
 from settings.servers import BackendSettings
 from storage import State
 from storage.cluster.copies import Nowhere
@@ -21,8 +24,11 @@ from storage.local.sqlite import SqliteState
 from upstream.client import Upstream
 from web.status import Status
 
+from .conftest import ADMIN, InProcess, saying
+from .servers import Say, ScriptedServer
 from .states import Clock
 
+URL, TOKEN = "http://127.0.0.1:9", "token-of-the-backend"
 HOSTED = {
     "IMAGE_HOSTING_ENABLED": "true",
     "IMAGE_HOSTING_PROVIDER": "picgo",
@@ -33,12 +39,18 @@ HOSTED = {
 
 def describe(environment: dict[str, str], state: State) -> tuple[str, dict[str, Any]]:
     """Return the status and what is said of a cache that has room for nothing."""
-    url = "http://127.0.0.1:9"
-    settings = config.parse({**environment, "BACKEND_API_URLS": url})
-    backend = Backend(BackendSettings(url), Upstream(), state, timeout=1, max_image_bytes=1)
-    status = Status("1.0", settings, Cache(state, Nowhere()), Backends([backend], state), None)
-    found = status.describe()
+    found = make_status(environment, state).describe()
     return found["status"], found["cache"]
+
+
+def make_status(environment: dict[str, str], state: State) -> Status:
+    settings = config.parse({**environment, "BACKEND_API_URLS": URL, "AUTH_TOKEN": TOKEN})
+    backends = Backends([make_backend(state)], state)
+    return Status("1.0", settings, Cache(state, Nowhere()), backends, None)
+
+
+def make_backend(state: State) -> Backend:
+    return Backend(BackendSettings(URL), Upstream(), state, timeout=1, max_image_bytes=1)
 
 
 def test_status_says_why_no_picture_can_be_stored(
@@ -70,3 +82,53 @@ def test_state_that_cannot_be_read_is_a_fault(
     assert (status, cache["entries"], cache["bytes"]) == ("degraded", None, None)
     assert cache["fault"]
     assert str(tmp_path) not in cache["fault"]
+
+
+def test_administrator_sees_the_last_error_in_the_vendors_words(
+    environment: dict[str, str], state: State, clock: Clock
+) -> None:
+    """It is found with the backend although its model alone is avoided."""
+    words = f"The model \x1b[31mdall-e-4\r\ndoes not exist, {TOKEN}" + "." * 300
+    fault = Fault(Outcome.FAILED, "unknown model", is_of_model=True, detail=words)
+    _, of_model = make_backend(state).outages(ImageRequest("x", model="dall-e-4"))
+    of_model.count(Cooldown(), fault, "unknown model (HTTP 404)", "picture")
+    status = make_status(environment, state)
+    assert "last_error" not in status.describe()["backends"][0]
+    found = status.describe(for_admin=True)["backends"][0]["last_error"]
+    assert (found["why"], found["model"]) == ("unknown model", "dall-e-4")
+    assert datetime.fromisoformat(found["at"]).timestamp() == clock.now
+    assert found["text"].startswith("The model  [31mdall-e-4  does not exist, ***...")
+    assert len(found["text"]) == 300
+
+
+def test_error_without_words_has_ours(environment: dict[str, str], state: State) -> None:
+    whole, _ = make_backend(state).outages(ImageRequest("x"))
+    whole.note(Fault(Outcome.REFUSED, "refused"), "refused (HTTP 400)")
+    found = make_status(environment, state).describe(for_admin=True)["backends"][0]["last_error"]
+    assert (found["text"], found["model"]) == ("refused (HTTP 400)", None)
+
+
+def test_only_the_admin_token_opens_what_a_vendor_said(
+    serve: Callable[..., InProcess], backend: ScriptedServer
+) -> None:
+    said = f"Incorrect API key provided: {TOKEN}."
+    backend.say(Say({"error": {"message": said, "code": "invalid_api_key"}}, 401))
+    service = serve(backend, AUTH_TOKEN=TOKEN)
+    assert service.picture("x").status == 502
+    assert "last_error" not in service.get("/status").body.decode()
+    got = service.get("/status", headers={"X-Admin-Token": ADMIN})
+    found = got.json["backends"][0]["last_error"]
+    assert (found["why"], found["text"]) == ("unauthorised", "Incorrect API key provided: ***.")
+
+
+def test_what_a_chat_model_wrote_is_its_last_error(
+    serve: Callable[..., InProcess], backend: ScriptedServer
+) -> None:
+    backend.say(saying("I can't draw\nthat."))
+    service = serve(BACKEND_API_URLS=f"{backend.url}/v1/chat/completions")
+    assert service.picture("x", model="painter").status == 502
+    got = service.get("/status", headers={"X-Admin-Token": ADMIN})
+    found = got.json["backends"][0]["last_error"]
+    assert (found["why"], found["model"], found["text"]) == (
+        "rejected", "painter", "I can't draw that."
+    )  # fmt: skip

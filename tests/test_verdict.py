@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from access import COMMAND_LINE
-from dialect.judging import Outcome
+from dialect.judging import TOO_LONG, Outcome
 from drawing.record import Attempt, Drawing, Ending, GaveUp, Image, Round, Stage
 from drawing.verdict import Blocked, Failure, forget_failures, is_blocked, verdict
 from picture import ImageRequest
@@ -28,9 +28,9 @@ def round_of(*attempts: Attempt, is_cut: bool = False, image: Image | None = Non
 
 
 def drawing_of(*rounds: Round, stages: tuple[str, ...] = (), **values: Any) -> Drawing:
-    """Return a drawing; a stage is written as `fallback failed`."""
-    split = (text.partition(" ") for text in stages)
-    made = tuple(Stage(stage, outcome, 0.0) for stage, _, outcome in split)
+    """Return a drawing; a stage is written as `fallback failed` or `fallback failed (why)`."""
+    split = (text.rstrip(")").replace("(", "").split(" ", 2) for text in stages)
+    made = tuple(Stage(stage, outcome, 0.0, *why) for stage, outcome, *why in split)
     now = values.pop("now", 0.0)
     deadline = Deadline(10.0, lambda: now)
     request = ImageRequest("a fox")
@@ -83,6 +83,24 @@ def test_stage_names_each_reason_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "why", "is_too_long"),
+    [
+        ({"optimized": "a splendid fox"}, TOO_LONG, True),
+        ({"optimized": "a splendid fox"}, "rejected", False),
+        ({"optimized": "fox"}, TOO_LONG, False),
+        ({"optimized": "fox", "rewritten": "a very harmless fox"}, TOO_LONG, True),
+        ({"rewritten": "a very harmless fox"}, TOO_LONG, False),  # the original was refused
+        ({"optimized": "a splendid fox", "image": IMAGE}, TOO_LONG, False),
+    ],
+)
+def test_prompt_is_made_too_long_by_the_llm_alone(
+    values: dict[str, Any], why: str, is_too_long: bool
+) -> None:
+    attempts = (FAILED, Attempt("b", Outcome.REJECTED, why))
+    assert drawing_of(round_of(*attempts), **values).is_made_too_long is is_too_long
+
+
+@pytest.mark.parametrize(
     ("drawing", "blocked"),
     [
         (drawing_of(round_of(REFUSED)), True),
@@ -132,6 +150,17 @@ VERDICTS: dict[str, tuple[Drawing, float, bool, str, bool, bool]] = {
     "all cooling": (drawing_of(NONE_READY), 30, False, COOLING, True, False),
     "all cooling, and the fallback failed": (
         drawing_of(NONE_READY, stages=("fallback failed",)), 30, True, COOLING, True, True,
+    ),
+    "all cooling, the fallback too": (
+        drawing_of(NONE_READY, stages=("fallback failed (cooling down)",)),
+        30, True, COOLING, True, False,
+    ),
+    "blocked before, and the fallback is cooling": (
+        drawing_of(stages=("fallback failed (cooling down)",), **BLOCKED),
+        30, True, COOLING, True, False,
+    ),
+    "all cooling after a call of the LLM": (
+        drawing_of(NONE_READY, stages=("optimise failed",)), 30, False, COOLING, True, True,
     ),
     "cooling in the second round": (
         drawing_of(round_of(REFUSED), NONE_READY), 30, False, UNDRAWN, True, True,

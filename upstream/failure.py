@@ -35,6 +35,9 @@ class Why(StrEnum):
     INTERIM = "interim answer"
     TOO_LARGE = "answer too large"
     FORBIDDEN = "forbidden URL"
+    NOT_A_PICTURE = "not a picture"
+    SVG = "not a picture: SVG"
+    AVIF = "not a picture: AVIF"
 
 
 class UpstreamError(Exception):

@@ -103,12 +103,12 @@ class Api:
         return as_json({"deleted": True, "key": key})
 
     def show_status(self) -> Response:
-        """GET /status: health and configuration, without any secret; keys for the administrator."""
-        found = self.status.describe()
-        if "X-Admin-Token" in request.headers:
-            self._authorise_admin()
-            found["keys"] = self.access.usage(self.cache.state)
-        return as_json(found)
+        """GET /status: health and configuration, without any secret; more for the administrator."""
+        if "X-Admin-Token" not in request.headers:
+            return as_json(self.status.describe())
+        self._authorise_admin()
+        found = self.status.describe(for_admin=True)
+        return as_json(found | {"keys": self.access.usage(self.cache.state)})
 
     def robots(self) -> Response:
         """GET /robots.txt: tell crawlers not to spend money."""
@@ -183,10 +183,20 @@ def read_body(limit: int = MAX_BODY) -> dict[str, Any]:
 
     Raises BadRequest and TooLarge.
     """
+    return parse_body(read_bytes(limit))
+
+
+def read_bytes(limit: int) -> bytes:
+    """Return the request's body. Raises TooLarge."""
     # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
     data = request.stream.read(limit + 1)
     if len(data) > limit:
         raise TooLarge("body_too_large", limit=limit)
+    return data
+
+
+def parse_body(data: bytes) -> dict[str, Any]:
+    """Parse a body, a JSON object. Raises BadRequest."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):

@@ -6,13 +6,15 @@ answers and errors are those of https://platform.openai.com/docs/api-reference.
 
 from __future__ import annotations
 
-import base64
+import hashlib
+import json
 import re
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 from flask import Response, request
@@ -25,90 +27,23 @@ from drawing.record import GaveUp
 from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn
 from metrics import Metrics
-from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, Link
+from picture import BadRequest, ImageRequest, Link, Problem
 from pipeline import Pipeline
 from storage import Unavailable
-from web.api import read_body, read_integer
+from web.api import parse_body, read_bytes
 from web.openai_errors import MAX_BODY, may_retry
+from web.orders import MAX_PICTURES, Order
+from web.pictures import NOSNIFF
+from web.pieces import Encoded, Part, joined, pieces, with_base64
 from web.problems import NotFound, as_json
-
-MAX_PICTURES = 10
-# Random seeds stay below: JavaScript's numbers hold nine digits exactly.
-_SEEDS = 10**9 - MAX_PICTURES
-_TEXTS = ("prompt", "model", "size", "response_format", "user", *OPTIONS)
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """The pictures of a request, which differ in their seeds, and whether as URLs or as bytes."""
-
-    pictures: tuple[ImageRequest, ...]
-    wants_urls: bool
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any], max_prompt_length: int) -> Order:
-        """Read the body of POST /v1/images/generations. Raises BadRequest.
-
-        Null means not given, and unknown fields are ignored.
-        """
-        _reject_streaming(body)
-        texts = {name: _read_text(body, name) for name in _TEXTS}
-        if texts["prompt"] is None:
-            raise BadRequest("parameter_missing", name="prompt")
-        if texts["response_format"] not in (None, "b64_json", "url"):
-            raise BadRequest("not_a_choice", name="response_format", one="b64_json", other="url")
-        width, height = _read_size(texts["size"])
-        first = ImageRequest.from_text(
-            texts["prompt"],
-            width=width,
-            height=height,
-            model=texts["model"],
-            max_prompt_length=max_prompt_length,
-            **{name: texts[name] for name in OPTIONS},
-        )
-        pictures = tuple(replace(first, seed=seed) for seed in _read_seeds(body))
-        return cls(pictures, texts["response_format"] == "url")
-
-
-def _reject_streaming(body: Mapping[str, Any]) -> None:
-    if body.get("stream") not in (None, False):
-        raise BadRequest("no_streaming", name="stream")
-    if body.get("partial_images") not in (None, 0):
-        raise BadRequest("no_partial_images", name="partial_images")
-
-
-def _read_text(body: Mapping[str, Any], name: str) -> str | None:
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise BadRequest("not_a_string", name=name)
-    return value
-
-
-def _read_size(text: str | None) -> tuple[str | None, str | None]:
-    """Return width and height; None leaves them to the backend."""
-    if text is None or text == "auto":
-        return None, None
-    match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text)
-    if not match or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
-        raise BadRequest("not_a_size", name="size", high=MAX_SIDE)
-    return match[1], match[2]
-
-
-def _read_seeds(body: Mapping[str, Any]) -> range:
-    """Return consecutive seeds, one for each of the `n` pictures, random ones by default."""
-    count = read_integer(body, "n", 1, MAX_PICTURES) or 1
-    limit = 10**18 - 1
-    first = read_integer(body, "seed", -limit, limit - count + 1)
-    if first is None:
-        first = secrets.randbelow(_SEEDS)
-    return range(first, first + count)
+from web.repeats import Claim, claim, send
 
 
 @dataclass(frozen=True, slots=True)
 class Obtained:
-    """A picture from the cache or just drawn; `data` is None where only its image host has it."""
+    """A picture from the cache or just drawn; `encoded` is None where only its host has it."""
 
-    data: bytes | None
+    encoded: Encoded | None
     hosted_url: str | None
     is_stored: bool
     revised_prompt: str | None
@@ -136,18 +71,19 @@ class OpenAi:
     def generate(self) -> Response:
         """POST /v1/images/generations: draw pictures, or find those of a given seed."""
         caller = self._authorise()
-        order = Order.from_json(read_body(MAX_BODY), self.settings.max_prompt_length)
-        urls = self._sign(order, caller)
-        # If several drawings would exceed the day's limit, none begins.
-        places = len(order.pictures) if len(order.pictures) > 1 else 0
-        with self.pipeline.reserve(caller, places) as reserved:
-            found = self._draw_all(order, reserved)
-        data = [
-            _describe_picture(picture, found[picture], urls.get(picture))
-            for picture in order.pictures
-            if picture in found
-        ]
-        return as_json({"created": int(time.time()), "data": data})
+        body = read_bytes(MAX_BODY)
+        order = Order.from_json(parse_body(body), self.settings.max_prompt_length)
+        claimed = self._claim(order, caller, body)
+        if claimed.seed is not None:
+            order = order.starting_at(claimed.seed)
+        try:
+            return self._answer(order, caller, claimed)
+        except Problem as error:
+            if isinstance(error, GaveUp) and not may_retry(error):
+                claimed.undelivered(error.remembered_for or 0.0)
+            else:
+                claimed.unpaid()
+            raise
 
     def list_models(self) -> Response:
         """GET /v1/models: the models that are offered."""
@@ -165,6 +101,39 @@ class OpenAi:
     def _authorise(self) -> Caller:
         return self.access.authorise({}, request.headers.get("Authorization", ""))
 
+    # --- an order
+
+    def _claim(self, order: Order, caller: Caller, body: bytes) -> Claim:
+        """Claim the seeds of an order, unless it has its own. Raises Unavailable."""
+        if order.has_seed:
+            return Claim(self.cache.state)
+
+        def is_failing(seed: int) -> bool:
+            return all(map(self.pipeline.remembered, order.starting_at(seed).pictures))
+
+        key = hashlib.sha256(caller.name.encode() + b"\0" + body).hexdigest()
+        return claim(self.cache.state, key, _retry_count(), order.first.seed, is_failing)
+
+    def _answer(self, order: Order, caller: Caller, claimed: Claim) -> Response:
+        urls = self._sign(order, caller)
+        places = 0 if claimed.joins else self._missing(order)
+        with ExitStack() as stack:
+            # If several drawings would exceed the day's limit, none begins.
+            with self.pipeline.reserve(caller, places if places > 1 else 0) as reserved:
+                found = self._draw_all(order, reserved)
+            for obtained in found.values():
+                if obtained.encoded:
+                    stack.callback(obtained.encoded.file.close)
+            stack.callback(claimed.undelivered)
+            items = [
+                _describe_picture(picture, found[picture], urls.get(picture))
+                for picture in order.pictures
+                if picture in found
+            ]
+            response = _respond(items, claimed)
+            response.call_on_close(stack.pop_all().close)
+        return response
+
     def _sign(self, order: Order, caller: Caller) -> dict[ImageRequest, str]:
         """Return the pictures' URLs if they are wanted. Comes first: a failure costs nothing."""
         if not order.wants_urls:
@@ -174,9 +143,15 @@ class OpenAi:
         except Forbidden as error:
             raise BadRequest(error.code, name="response_format") from error
 
+    def _missing(self, order: Order) -> int:
+        """Return how many pictures of an order are not in the cache."""
+        keys = [picture.key for picture in order.pictures]
+        return len(keys) - len(self.cache.state.files(keys))
+
     def _draw_all(self, order: Order, reserved: Reservation) -> dict[ImageRequest, Obtained]:
         """Return the pictures that could be drawn. Raises an error only if all drawings failed."""
-        first, *others = order.pictures
+        pictures = order.pictures
+        first, *others = pictures
         # Each waits in a thread of its own and takes one of the pipeline's waiting places.
         with ThreadPoolExecutor(MAX_PICTURES, thread_name_prefix="openai") as threads:
             drawing = threads.map(lambda other: self._draw(other, reserved), others)
@@ -186,7 +161,7 @@ class OpenAi:
             raise next((error for error in errors if not may_retry(error)), errors[0])
         return {
             picture: outcome
-            for picture, outcome in zip(order.pictures, outcomes, strict=True)
+            for picture, outcome in zip(pictures, outcomes, strict=True)
             if isinstance(outcome, Obtained)
         }
 
@@ -201,30 +176,48 @@ class OpenAi:
             return error
 
     def _found(self, wanted: ImageRequest, drawn: Drawn) -> Obtained:
-        if drawn.image:
-            revised = drawn.row.final_prompt if drawn.row else drawn.image.revised_prompt
-            return Obtained(drawn.image.data, drawn.hosted_url, drawn.row is not None, revised)
-        if picture := self.cache.get(wanted.key, wanted):
-            return _from_cache(picture)
-        raise Unavailable("the picture was drawn by another process and is gone")
+        """Return a picture just drawn, from its file if it has one: that takes no memory."""
+        image = drawn.image
+        if image is None or (drawn.row and drawn.row.file):
+            with suppress(Unavailable):
+                if picture := self.cache.get(wanted.key, wanted):
+                    return _from_cache(picture)
+        if image is None:
+            raise Unavailable("the picture was drawn by another process and is gone")
+        revised = drawn.row.final_prompt if drawn.row else image.revised_prompt
+        encoded = Encoded(BytesIO(image.data), len(image.data))
+        return Obtained(encoded, drawn.hosted_url, drawn.row is not None, revised)
+
+
+def _retry_count() -> int:
+    """Return the number of the repetition, which OpenAI's SDKs send; 0 for a first request."""
+    text = request.headers.get("x-stainless-retry-count", "")
+    return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else 0
 
 
 def _from_cache(picture: Picture) -> Obtained:
-    data = None
-    if picture.file:
-        with picture.file as file:
-            data = file.read()
-    return Obtained(data, picture.row.url, True, picture.row.final_prompt)
+    encoded = Encoded(picture.file, picture.row.bytes) if picture.file else None
+    return Obtained(encoded, picture.row.url, True, picture.row.final_prompt)
 
 
-def _describe_picture(wanted: ImageRequest, found: Obtained, signed: str | None) -> dict[str, Any]:
+def _describe_picture(wanted: ImageRequest, found: Obtained, signed: str | None) -> list[Part]:
     more = {"revised_prompt": found.revised_prompt, "seed": wanted.seed}
     # At its URL, a picture that could not be stored would be drawn and paid for again.
-    if found.data is not None and not (signed and found.is_stored):
-        return {"b64_json": base64.b64encode(found.data).decode(), **more}
-    return {"url": signed or found.hosted_url, **more}
+    if found.encoded and not (signed and found.is_stored):
+        return with_base64(found.encoded, more)
+    return [json.dumps({"url": signed or found.hosted_url, **more}).encode()]
 
 
-def _describe_model(model: str) -> dict[str, Any]:
+def _respond(items: list[list[Part]], claimed: Claim) -> Response:
+    """Answer with uncacheable JSON, written piece by piece."""
+    before = f'{{"created": {int(time.time())}, "data": ['.encode()
+    parts = joined(items, before, b"]}\n")
+    length = ("Content-Length", str(sum(map(len, parts))))
+    headers = [NOSNIFF, ("Cache-Control", "no-store"), length]
+    body = send(pieces(parts), request.environ.get("gunicorn.socket"), claimed)
+    return Response(body, mimetype="application/json", headers=headers)
+
+
+def _describe_model(model: str) -> Mapping[str, Any]:
     # OpenAI's form has `created` and `owned_by`, and its SDKs require them.
     return {"id": model, "object": "model", "created": 0, "owned_by": "prompt-image-proxy"}

@@ -46,7 +46,7 @@ def openai_error(error: Exception) -> Response:
     response.status_code = 400 if status == 422 else status
     response.headers.update(report.headers)
     if status >= 429 and not may_retry(error):
-        # The SDKs would send the request twice more, each time for a new picture.
+        # The SDKs would send the request twice more, for the same failure or another paid call.
         response.headers["x-should-retry"] = "false"
     return response
 

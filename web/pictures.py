@@ -29,11 +29,10 @@ from metrics import Metrics
 from picture import BadRequest, ImageRequest
 from pipeline import Pipeline
 from storage import Row, Unavailable
+from web.caching import Caching, Headers
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-Headers = list[tuple[str, str]]
 
 VISIT = "prompt_image_proxy.visit"
 ROUTE = "/prompt/{description}"
@@ -58,12 +57,16 @@ _http_date = lru_cache(1024)(http_date)
 
 
 class Visit(NamedTuple):
-    """A picture request so far: the picture it names and its cache hit, or the error to raise."""
+    """A picture request so far: the picture it names and its cache hit, or the error to raise.
+
+    `exp` is that of the URL.
+    """
 
     request: ImageRequest | None = None
     picture: Picture | None = None
     error: Exception | None = None
     caller: Caller | None = None
+    exp: str | None = None
 
 
 class Pictures:
@@ -85,18 +88,17 @@ class Pictures:
         self.cache = cache
         self.pipeline = pipeline
         self.metrics = metrics
-        for_nginx = ("X-Accel-Expires", str(settings.nginx_cache_seconds))
-        caching = ("Cache-Control", settings.cache_control)
-        self._headers = (*CROSS_ORIGIN, SANDBOX, caching, for_nginx, ("Accept-Ranges", "bytes"))
-        redirect = ("Cache-Control", REDIRECT_CACHE_CONTROL)
-        self._redirect_headers = (*CROSS_ORIGIN, redirect, for_nginx)
+        nginx_seconds = settings.nginx_cache_seconds
+        self._caching = Caching(settings.cache_control, nginx_seconds, access.clock)
+        self._redirecting = Caching(REDIRECT_CACHE_CONTROL, nginx_seconds, access.clock)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"].startswith("/prompt/") and environ["REQUEST_METHOD"] in _METHODS:
             visit = environ[VISIT] = self.look_up(environ)
             if visit.picture and visit.picture.file and _is_plain(environ):
                 assert visit.request
-                headers = self.headers(visit.request.prompt, visit.picture.row)
+                caching = self._caching.headers(environ, visit.exp)
+                headers = _headers(visit.request.prompt, visit.picture.row, caching)
                 self.metrics.answered(ROUTE, "200")
                 start_response("200 OK", headers)
                 wrap: Callable[[FileIO], Iterable[bytes]]
@@ -115,7 +117,7 @@ class Pictures:
             picture = self.cache.get(key, wanted)
             if picture:
                 self.metrics.hit()
-            return Visit(wanted, picture, caller=caller)
+            return Visit(wanted, picture, caller=caller, exp=credentials.get("exp"))
         except (BadRequest, Unauthorised, Unavailable) as error:
             return Visit(error=error)
 
@@ -142,7 +144,8 @@ class Pictures:
         if picture.file is None:
             return self._redirect(str(picture.row.url), cache_status)
         # Werkzeug's own wrapper, since gunicorn's cannot seek to the start of a range.
-        body, headers = FileWrapper(picture.file), self.headers(prompt, picture.row, cache_status)
+        body, caching = FileWrapper(picture.file), _caching_headers(self._caching)
+        headers = _headers(prompt, picture.row, caching, cache_status)
         response = Response(body, headers=headers, direct_passthrough=True)
         is_sent = False
         try:
@@ -172,32 +175,45 @@ class Pictures:
         self, prompt: str, image: Image, row: Row | None, cache_status: str
     ) -> Response:
         """Answer with the bytes of a picture just drawn."""
+        caching = _caching_headers(self._caching)
         disposition = ("Content-Disposition", _disposition(prompt, image.media_type))
-        uncached = [*self._headers, ("Content-Type", image.media_type), disposition]
-        headers = self.headers(prompt, row, cache_status) if row else uncached
+        about = (("Content-Type", image.media_type), disposition)
+        uncached = [*CROSS_ORIGIN, SANDBOX, *caching, _RANGES, *about]
+        headers = _headers(prompt, row, caching, cache_status) if row else uncached
         response = Response(image.data, headers=headers)
         response.headers["Cache-Status"] = cache_status
         response.make_conditional(request.environ, _has_one_range(), len(image.data))
         return response
 
-    def headers(self, prompt: str, row: Row, cache_status: str = HIT) -> Headers:
-        """Return the headers of a picture that the cache holds as a file."""
-        return [
-            *self._headers,
-            ("Content-Type", row.media_type),
-            ("Content-Length", str(row.bytes)),
-            ("ETag", f'"{str(row.digest)[:32]}"'),
-            ("Last-Modified", _http_date(int(row.created))),
-            ("Content-Disposition", _disposition(prompt, row.media_type)),
-            ("Cache-Status", cache_status),
-        ]
-
     def _redirect(self, url: str, cache_status: str) -> Response:
-        headers = [*self._redirect_headers, ("Location", url), ("Cache-Status", cache_status)]
+        own = [("Location", url), ("Cache-Status", cache_status)]
+        headers = [*CROSS_ORIGIN, *_caching_headers(self._redirecting), *own]
         return Response(status=302, headers=headers)
 
 
 _METHODS = ("GET", "HEAD")
+_RANGES = ("Accept-Ranges", "bytes")
+
+
+def _headers(prompt: str, row: Row, caching: Headers, cache_status: str = HIT) -> Headers:
+    """Return the headers of a picture that the cache holds as a file."""
+    return [
+        *CROSS_ORIGIN,
+        SANDBOX,
+        *caching,
+        _RANGES,
+        ("Content-Type", row.media_type),
+        ("Content-Length", str(row.bytes)),
+        ("ETag", f'"{str(row.digest)[:32]}"'),
+        ("Last-Modified", _http_date(int(row.created))),
+        ("Content-Disposition", _disposition(prompt, row.media_type)),
+        ("Cache-Status", cache_status),
+    ]
+
+
+def _caching_headers(caching: Caching) -> Headers:
+    visit: Visit | None = request.environ.get(VISIT)
+    return caching.headers(request.environ, visit.exp if visit else None)
 
 
 @lru_cache(256)

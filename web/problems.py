@@ -54,7 +54,10 @@ _STATUS_OF_ENDING: Mapping[Ending, int] = {
 _HTTP_CODES = {404: "no_such_route", 405: "no_such_method", 416: "not_satisfiable"}
 # Waiting does not help: the operator has to change the settings or pay a bill.
 _OPERATOR_REASONS = frozenset(
-    ("unauthorised", "out of credit", "unknown model", "not found", "bad certificate")
+    (
+        *("unauthorised", "out of credit", "not found", "unknown model", "no model"),
+        *("bad certificate", "blocked by Cloudflare"),
+    )
 )
 
 

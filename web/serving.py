@@ -18,15 +18,16 @@ from gunicorn.workers.gthread import ThreadWorker
 
 import config
 from config import Settings, SettingsError
-from storage.checks import connections, find_faults
+from storage.checks import Unusable, check_parts, connections
 
 if TYPE_CHECKING:
     from metrics.multiprocess import CountFiles
 
 log = logging.getLogger("prompt_image_proxy")
 
-# A worker's open files: before the first request, and for each request, its drawing included.
-_RESERVED_DESCRIPTORS, _DESCRIPTORS_PER_REQUEST = 128, 8
+# A worker's open files: before the first request, and for each request, which may be drawn, or
+# have ten pictures open under /v1/.
+_RESERVED_DESCRIPTORS, _DESCRIPTORS_PER_REQUEST = 128, 12
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
@@ -42,10 +43,6 @@ class RefusingWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no type
         if not enabled and not self.alive:
             for listener in self.sockets:
                 listener.close()
-
-
-class CannotServe(Exception):
-    """The service cannot run with these settings; the text is written for users."""
 
 
 class Master:
@@ -79,13 +76,13 @@ class Master:
     def _start(self) -> None:
         try:
             self._use(config.load())
-        except (SettingsError, CannotServe, OSError) as error:
+        except (SettingsError, Unusable, OSError) as error:
             sys.exit(f"Prompt Image Proxy cannot start. {error}")
 
     def _reload(self) -> None:
         try:
             self._use(config.load())
-        except (SettingsError, CannotServe) as error:
+        except (SettingsError, Unusable) as error:
             log.error("Reload failed; the service keeps its settings. %s", error)
         except Exception:
             log.exception("Reload failed; the service keeps its settings.")
@@ -98,8 +95,7 @@ class Master:
         parts = connections(settings)
         # A key can be revoked while the database is down: only what has changed is checked.
         changed = [part for part, own in parts.items() if own != self._checked.get(part)]
-        if faults := find_faults(settings, changed):
-            raise CannotServe("\n  ".join(["The cache cannot be used:", *faults]))
+        check_parts(settings, changed)
         if settings.metrics and not self.counts:
             from metrics.multiprocess import CountFiles  # needs requirements-metrics.txt
 

@@ -8,14 +8,18 @@ from typing import Any
 
 from backends import Backends
 from cache import Cache
-from config import Settings
+from config import Settings, redacted
 from dialect.learning import Learned
 from drawing.backend import Backend
-from drawing.cooldowns import Cooldown
+from drawing.cooldowns import Cooldown, LastError
+from drawing.fallback import FALLBACK_KEY
 from drawing.storing import HOST_KEY
 from llm import Llm
 from settings.parsers import printable_url
 from storage import Note, Notes, Totals, Unavailable
+
+# Of a vendor's error.
+MAX_TEXT = 300
 
 
 class Status:
@@ -29,13 +33,17 @@ class Status:
         self.cache = cache
         self.backends = backends
         self.llm = llm
+        self.secrets = settings.secrets()
 
-    def describe(self) -> dict[str, Any]:
-        """Return the whole answer, in three calls of the state."""
+    def describe(self, *, for_admin: bool = False) -> dict[str, Any]:
+        """Return the whole answer, in three calls of the state.
+
+        The administrator also sees each server's last error, in its own words.
+        """
         state, fault = self.cache.state, None
         notes, totals, drew = Notes(), None, dict[str, float]()
         try:
-            notes, totals = state.recall_all(self._wanted()), state.totals()
+            notes, totals = state.recall_all(self._wanted(for_admin=for_admin)), state.totals()
             drew = state.last_drawn([backend.name for backend in self.backends.all])
         except Unavailable as error:
             fault = str(error)
@@ -77,11 +85,13 @@ class Status:
                 "enabled": hosting is not None,
                 "provider": hosting.provider if hosting else None,
                 **_last_failure(HOST_KEY, notes),
+                **self._last_error(HOST_KEY, notes),
             },
             "llm_optimization": {
                 "enabled": bool(llm and llm.optimize_template),
                 "model": llm.model if llm else None,
                 **(_last_failure(self.llm.outages.key, notes) if self.llm else {}),
+                **(self._last_error(self.llm.outages.key, notes) if self.llm else {}),
             },
             "de_nsfw": {
                 "enabled": bool(llm and llm.safety_template),
@@ -91,29 +101,40 @@ class Status:
                 "enabled": fallback is not None,
                 "url": printable_url(fallback.url) if fallback else None,
                 "model": fallback.model if fallback else None,
+                **(_readiness(FALLBACK_KEY, notes) if fallback else {}),
+                **_last_failure(FALLBACK_KEY, notes),
+                **self._last_error(FALLBACK_KEY, notes),
             },
         }
 
-    def _wanted(self) -> list[tuple[type[Note], str]]:
-        wanted: list[tuple[type[Note], str]] = [(Cooldown, HOST_KEY)]
-        if self.llm:
-            wanted.append((Cooldown, self.llm.outages.key))
+    def _wanted(self, *, for_admin: bool) -> list[tuple[type[Note], str]]:
+        servers = [HOST_KEY, FALLBACK_KEY, *([self.llm.outages.key] if self.llm else [])]
+        servers += [backend.endpoint.note_key() for backend in self.backends.all]
+        wanted: list[tuple[type[Note], str]] = [(Cooldown, key) for key in servers]
         for backend in self.backends.all:
-            wanted.append((Cooldown, backend.endpoint.note_key()))
             for key in _models(backend).values():
                 wanted += [(Cooldown, key), (Learned, key)]
-        return wanted
+        return wanted + ([(LastError, key) for key in servers] if for_admin else [])
 
     def _backend(self, backend: Backend, notes: Notes, drew: float | None) -> dict[str, Any]:
         key = backend.endpoint.note_key()
-        wait = _cooldown(key, notes).seconds
-        state = "drained" if not backend.weight else "cooling" if wait else "ready"
-        found: dict[str, Any] = {"url": backend.name, "weight": backend.weight, "state": state}
-        found |= {"ready_in": round(wait, 1)} if wait else {}
+        found = {"url": backend.name, "weight": backend.weight} | _readiness(key, notes)
+        found |= {} if backend.weight else {"state": "drained"}
         found |= {"last_drew": None if drew is None else _iso(drew)} | _last_failure(key, notes)
+        found |= self._last_error(key, notes)
         models = {model: _model(key, notes) for model, key in _models(backend).items()}
         known = {model: about for model, about in models.items() if about}
         return found | ({"models": known} if known else {})
+
+    def _last_error(self, key: str, notes: Notes) -> dict[str, Any]:
+        """Return the last error of a server in its own words, if it was asked for."""
+        found = notes.get(LastError, key)
+        if found is None:
+            return {}
+        error = found.note
+        text = redacted("".join(c if c.isprintable() else " " for c in error.text), self.secrets)
+        said = {"at": _iso(error.at), "why": error.why, "model": error.model}
+        return {"last_error": said | {"text": text[:MAX_TEXT]}}
 
 
 def _models(backend: Backend) -> Mapping[str, str]:
@@ -128,6 +149,12 @@ def _model(key: str, notes: Notes) -> dict[str, Any]:
     found: dict[str, Any] = {"learned": learned.note.describe()} if learned else {}
     found |= {"ready_in": round(wait, 1)} if wait else {}
     return found | _last_failure(key, notes)
+
+
+def _readiness(key: str, notes: Notes) -> dict[str, Any]:
+    """Return whether a server is ready or cooling down, and how long the latter takes."""
+    wait = _cooldown(key, notes).seconds
+    return {"state": "cooling", "ready_in": round(wait, 1)} if wait else {"state": "ready"}
 
 
 def _last_failure(key: str, notes: Notes) -> dict[str, Any]:

@@ -153,8 +153,10 @@ export default {
 // Why a stage failed; the service's own words are English.
 export const reasons = {
   unauthorised: '未授权', 'out of credit': '额度用尽', 'not found': '地址不存在', 'unknown model': '没有此模型',
+  'no model': '未指定模型', 'prompt too long': '提示词过长', 'blocked by Cloudflare': '被 Cloudflare 拦截',
   'rate limited': '请求过多', rejected: '被退回', rejecting: '接连退回', unreachable: '无法连接',
   'bad certificate': '证书无效', 'timed out': '超时', down: '出现故障', 'not a picture': '返回的不是图片',
+  'not a picture: SVG': '返回的是 SVG', 'not a picture: AVIF': '返回的是 AVIF',
   'unreadable answer': '响应无法读取', 'interim answer': '响应不完整', 'answer too large': '响应过大', 'forbidden URL': '图片地址不被允许',
   'cooling down': '冷却中', refused: '被拒绝', 'no message': '没有回答', 'no prompt': '没有给出提示词',
 };

@@ -1,0 +1,128 @@
+"""How long an answer may be kept, and by whom."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from web.caching import Caching
+
+from .conftest import KEY, InProcess, hosting_settings
+from .servers import Got, Say, ScriptedServer
+
+Serve = Callable[..., InProcess]
+
+BEARER = {"Authorization": f"Bearer {KEY}"}
+PRIVATE = "private, max-age=31536000, immutable"
+
+
+def signed(service: InProcess, expires_in: int) -> str:
+    """Return the path and query of a URL that expires."""
+    body = json.dumps({"description": "x", "expires_in": expires_in}).encode()
+    got = service.get("/sign", method="POST", headers=BEARER, body=body)
+    parts = urlsplit(got.json["url"])
+    return f"{parts.path}?{parts.query}"
+
+
+def lifetimes(got: Got) -> tuple[int, int]:
+    """Return the seconds for which clients and nginx may keep an answer."""
+    found = re.search(r"max-age=([0-9]+)", got.headers["Cache-Control"])
+    assert found
+    return int(found[1]), int(got.headers["X-Accel-Expires"])
+
+
+def made(cache_control: str, environ: Mapping[str, Any], exp: str | None = None) -> str:
+    caching = Caching(cache_control, 10, lambda: 1000.0)
+    return dict(caching.headers(dict(environ), exp))["Cache-Control"]
+
+
+# --- the Authorization header
+
+
+@pytest.mark.parametrize("value", [f"Bearer {KEY}", "Bearer wrong", "Basic eDp5", ""])
+def test_answer_to_any_authorization_is_private(
+    serve: Serve, backend: ScriptedServer, value: str
+) -> None:
+    service = serve(backend)
+    target, headers = f"/prompt/x?key={KEY}", {"Authorization": value}
+    cold, hot = (service.get(target, headers=headers) for _ in range(2))
+    etag = {"If-None-Match": hot.headers["ETag"]}
+    unchanged = service.get(target, headers=headers | etag)
+    part = service.get(target, headers=headers | {"Range": "bytes=0-3"})
+    head = service.get(target, method="HEAD", headers=headers)
+    answers = (cold, hot, unchanged, part, head)
+    assert [got.status for got in answers] == [200, 200, 304, 206, 200]
+    assert {got.headers["Cache-Control"] for got in answers} == {PRIVATE}
+    assert {got.headers["X-Accel-Expires"] for got in answers} == {"10"}, "nginx keeps them"
+    assert service.get(target).headers["Cache-Control"].startswith("public")
+
+
+def test_redirect_for_an_authorization_is_private(
+    serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
+) -> None:
+    host = server()
+    host.say(Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}}))
+    service = serve(backend, **hosting_settings(host))
+    for _ in range(2):
+        got = service.get("/prompt/x", headers=BEARER)
+        assert (got.status, got.headers["Cache-Control"]) == (302, "private, max-age=3600")
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "private"),
+    [
+        ("max-age=600", "private, max-age=600"),
+        ("Public, s-maxage=5, must-revalidate", "private, must-revalidate"),
+        ('private="Set-Cookie", public', "private"),
+        ("no-store", "private, no-store"),
+    ],
+)
+def test_no_directive_lets_shared_caches_keep_private_answers(
+    cache_control: str, private: str
+) -> None:
+    assert made(cache_control, {"HTTP_AUTHORIZATION": ""}) == private
+    assert made(cache_control, {}) == cache_control
+
+
+# --- exp
+
+
+def test_no_answer_outlasts_the_exp_of_its_url(serve: Serve, backend: ScriptedServer) -> None:
+    service = serve(backend, NGINX_CACHE_SECONDS="600")
+    target = signed(service, 100)
+    cold, hot = (service.get(target) for _ in range(2))
+    unchanged = service.get(target, headers={"If-None-Match": hot.headers["ETag"]})
+    for got in (cold, hot, unchanged, service.get(target, headers=BEARER)):
+        by_clients, by_nginx = lifetimes(got)
+        assert 0 < by_nginx < 100
+        assert 90 < by_clients + by_nginx <= 100, "nginx repeats max-age as long as it keeps it"
+    assert lifetimes(service.get(f"{target}&key={KEY}".replace("exp=", "exp=9"))) == (31536000, 600)
+
+
+def test_redirect_does_not_outlast_the_exp_of_its_url(
+    serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
+) -> None:
+    host = server()
+    host.say(Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}}))
+    service = serve(backend, **hosting_settings(host))
+    target = signed(service, 60)
+    assert max(map(sum, (lifetimes(service.get(target)) for _ in range(2)))) <= 60
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "bounded"),
+    [
+        ("public", "public, max-age=45"),
+        ("public, max-age=30", "public, max-age=30"),
+        ("max-age=x, s-maxage=99, stale-if-error=9", "max-age=45, s-maxage=45"),
+        ("public, stale-while-revalidate=86400", "public, max-age=45"),
+    ],
+)
+def test_no_directive_lets_an_answer_outlast_its_exp(cache_control: str, bounded: str) -> None:
+    assert made(cache_control, {}, "1055") == bounded
+    assert made(cache_control, {}, "999").count("=0") == bounded.count("=")

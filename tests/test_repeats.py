@@ -1,0 +1,248 @@
+"""Orders that are repeated: by OpenAI's SDK, by clients that know no better, and at once."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+
+from storage import State
+from web.repeats import ORDER_TTL, claim
+
+from .conftest import BROKEN, KEY, REFUSAL, Gunicorn, InProcess, Service, drawing
+from .servers import Gate, Got, Say, ScriptedServer, png, wait_until
+from .states import Clock, orders
+
+Serve = Callable[..., InProcess]
+Start = Callable[..., Gunicorn]
+
+CAT = {"prompt": "a cat"}
+
+
+def post(service: Service, body: Any = CAT, retry: int = 0, key: str = KEY) -> Got:
+    headers = {"Authorization": f"Bearer {key}", "x-stainless-retry-count": str(retry)}
+    data = json.dumps(body).encode()
+    return service.get("/v1/images/generations", method="POST", headers=headers, body=data)
+
+
+def order_and_leave(service: Service, backend: ScriptedServer) -> None:
+    """Send an order, and hang up when it is being drawn."""
+    parts, body, before = urlsplit(service.url), json.dumps(CAT).encode(), len(backend.seen)
+    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    with socket.create_connection((str(parts.hostname), parts.port or 0)) as client:
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: len(backend.seen) > before)
+
+
+def seeds(got: Got) -> list[int]:
+    return [picture["seed"] for picture in got.json["data"]]
+
+
+def drawn(backend: ScriptedServer) -> list[int]:
+    return [int(seen.json["seed"]) for seen in backend.seen]
+
+
+def wait_for_retries(folder: Path, retries: list[int]) -> None:
+    wait_until(lambda: [note["retry"] for note in orders(folder)] == retries)
+
+
+# --- a client whose time is up
+
+
+def test_sdk_that_times_out_gets_the_picture_it_paid_for(
+    gunicorn: Start, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+    gate = Gate(drawing())
+    backend.say(gate)
+    service = gunicorn(backend)
+    hooks = {"request": [asked.append]}
+    with (
+        openai.DefaultHttpxClient(trust_env=False, event_hooks=hooks) as http,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client = openai.OpenAI(
+            api_key=KEY, base_url=f"{service.url}/v1", http_client=http, timeout=1.0, max_retries=5
+        )
+        answer = pool.submit(client.images.generate, prompt="a cat")
+        wait_until(lambda: len(asked) >= 2)
+        gate.opened.set()
+        [picture] = answer.result().data or []
+    assert drawn(backend) == [(picture.model_extra or {})["seed"]], "one drawing, one picture"
+    wait_until(lambda: not orders(tmp_path))
+    assert seeds(post(service)) != drawn(backend)[:1], "the next one is a new order"
+
+
+def test_undelivered_order_is_answered_to_the_next_identical_one(
+    gunicorn: Start, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    gate = Gate(drawing())
+    backend.say(gate)
+    service = gunicorn(backend)
+    order_and_leave(service, backend)
+    gate.opened.set()
+    wait_until(lambda: [note["has_ended"] for note in orders(tmp_path)] == [True])
+    first, second = post(service), post(service)
+    assert seeds(first) == drawn(backend)[:1]
+    assert seeds(second) == drawn(backend)[1:] != seeds(first)
+
+
+def test_client_that_leaves_amid_the_answer_has_not_got_it(
+    gunicorn: Start, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    gate = Gate(drawing(png(size=20_000_000)))
+    backend.say(gate)
+    service = gunicorn(backend, WORKERS="1")
+    parts, body = urlsplit(service.url), json.dumps(CAT).encode()
+    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    with socket.create_connection((str(parts.hostname), parts.port or 0)) as client:
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        gate.opened.set()
+        assert client.recv(100)
+    wait_until(lambda: [note["has_ended"] for note in orders(tmp_path)] == [True])
+    assert seeds(post(service)) == drawn(backend), "one drawing"
+
+
+# --- orders at once
+
+
+def test_identical_orders_at_once_are_different_pictures(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    gate = Gate(drawing())
+    backend.say(gate)
+    service = serve(backend)
+    with ThreadPoolExecutor(8) as pool:
+        placed = [pool.submit(post, service) for _ in range(8)]
+        wait_until(lambda: len(backend.seen) == 8)
+        gate.opened.set()
+        got = [seed for order in placed for seed in seeds(order.result())]
+    assert sorted(got) == sorted(drawn(backend))
+    assert len(set(got)) == 8
+
+
+def test_repetitions_of_two_orders_at_once_get_a_picture_each(
+    serve: Serve, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    gate = Gate(drawing())
+    backend.say(gate)
+    service = serve(backend)
+    with ThreadPoolExecutor(6) as pool:
+        for retry in (0, 1, 2):
+            placed = [pool.submit(post, service, CAT, retry) for _ in range(2)]
+            wait_until(lambda: len(backend.seen) == 2)
+            wait_for_retries(tmp_path, [retry, retry])
+        gate.opened.set()
+        got = [seed for order in placed for seed in seeds(order.result())]
+    assert sorted(got) == sorted(drawn(backend))
+    assert len(set(got)) == 2
+
+
+def test_several_pictures_are_repeated_together_within_the_limit(
+    serve: Serve, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    gate = Gate(drawing())
+    backend.say(gate)
+    service = serve(backend, DRAWINGS_PER_DAY="3")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, service, CAT | {"n": 3})
+        wait_until(lambda: len(backend.seen) == 3)
+        again = pool.submit(post, service, CAT | {"n": 3}, 1)
+        wait_for_retries(tmp_path, [1])
+        gate.opened.set()
+        assert seeds(again.result()) == seeds(first.result()) == sorted(drawn(backend))
+
+
+def test_another_body_or_key_is_another_order(serve: Serve, backend: ScriptedServer) -> None:
+    gate = Gate(drawing())
+    backend.say(gate)
+    keys = json.dumps({"blog": {"key": "blog-key"}})
+    service = serve(backend, ACCESS_KEYS=keys)
+    with ThreadPoolExecutor(4) as pool:
+        placed = [
+            pool.submit(post, service, CAT),
+            pool.submit(post, service, CAT | {"user": "someone"}, 1),
+            pool.submit(post, service, CAT, 1, "blog-key"),
+        ]
+        wait_until(lambda: len(backend.seen) == 3)
+        gate.opened.set()
+        assert len({seed for order in placed for seed in seeds(order.result())}) == 3
+
+
+# --- orders that failed
+
+
+@pytest.mark.parametrize("failure", [BROKEN, REFUSAL])
+def test_failed_order_is_answered_again_to_whoever_repeats_it(
+    serve: Serve, backend: ScriptedServer, failure: Say
+) -> None:
+    backend.say(failure)
+    service = serve(backend)
+    first = post(service)
+    with ThreadPoolExecutor(6) as pool:
+        again = [*pool.map(lambda retry: post(service, CAT, retry), (0, 0, 0, 1, 1, 2))]
+    assert {got.status for got in (first, *again)} == {first.status}
+    assert len(backend.seen) == 1
+
+
+def test_failed_order_may_be_drawn_when_its_failure_is_forgotten(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    backend.say(BROKEN, drawing())
+    service = serve(backend)
+    assert post(service).status == 502
+    service.ahead = 300.0
+    again, new = post(service), post(service)
+    assert drawn(backend)[:2] == seeds(again) * 2, "as often as its URL, and no more"
+    assert seeds(new) != seeds(again)
+
+
+def test_failure_that_cost_nothing_leaves_no_note(
+    serve: Serve, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    service = serve(backend, DRAWINGS_PER_DAY="1")
+    assert post(service, CAT | {"n": 2}).status == 429
+    assert orders(tmp_path) == []
+
+
+# --- the notes themselves
+
+
+def test_seeds_are_claimed_by_one_of_many_at_once(state: State) -> None:
+    def order(seed: int) -> int | None:
+        return claim(state, "k", 0, seed, lambda seed: False).seed
+
+    claim(state, "k", 0, 1000, lambda seed: False).undelivered()
+    with ThreadPoolExecutor(8) as pool:
+        got = [*pool.map(order, range(8))]
+    assert got.count(1000) == 1
+    assert len(set(got)) == 8
+
+
+def test_order_whose_seeds_were_taken_over_changes_nothing(state: State) -> None:
+    first = claim(state, "k", 0, 1, lambda seed: False)
+    again = claim(state, "k", 1, 2, lambda seed: False)
+    first.delivered()
+    assert (again.seed, again.joins) == (1, True)
+    again.undelivered()
+    assert claim(state, "k", 0, 3, lambda seed: False).seed == 1
+
+
+def test_order_is_forgotten_after_ten_minutes(state: State, clock: Clock) -> None:
+    claim(state, "k", 0, 1, lambda seed: False)
+    clock.now += ORDER_TTL - 1
+    assert claim(state, "k", 1, 2, lambda seed: False).seed == 1
+    clock.now += ORDER_TTL + 1
+    assert claim(state, "k", 1, 2, lambda seed: False).seed == 2
+
+
+def test_more_orders_at_once_than_notes_are_drawn_all_the_same(state: State) -> None:
+    claims = [claim(state, "k", 0, seed, lambda seed: False) for seed in range(33)]
+    assert {one.seed for one in claims} == {None, *range(32)}

@@ -1,0 +1,242 @@
+"""Tasks: asked for until they end, and never twice."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from dialect.doors import IMAGES
+from dialect.endpoint import Answer, Endpoint
+from dialect.judging import Outcome
+from dialect.tasks import poll, task_of
+from drawing.backend import Backend
+from picture import ImageRequest
+from settings.servers import BackendSettings
+from storage import State
+from upstream.client import Deadline, Upstream, UpstreamError, Why
+
+from .servers import Say, ScriptedServer, Seen, png
+from .states import Clock
+
+PICTURE = {"images": [{"url": ["https://a.example/a.png"]}]}
+SUBMITTED = Say({"code": 200, "data": [{"status": "submitted", "task_id": "task_01"}]})
+
+
+def apimart(status: str, **more: Any) -> Say:
+    return Say({"code": 200, "data": {"id": "task_01", "status": status, **more}})
+
+
+def modelscope(status: str, **more: Any) -> Say:
+    return Say({"task_status": status, "task_id": "123", "request_id": "1", **more})
+
+
+PENDING = apimart("pending", poll_url="https://a.example/tasks/task_01")
+RUNNING = apimart("processing", progress=40, result=PICTURE)
+DONE = apimart("completed", progress=100, result=PICTURE)
+GONE = Say({"error": {"message": "No such task", "code": 404}}, 404)
+
+
+@dataclass
+class Polling:
+    """Asks a server that answers with a task, on a clock that only pauses move."""
+
+    server: ScriptedServer
+    state: State
+    clock: Clock = field(default_factory=lambda: Clock(0.0))
+    slept: list[float] = field(default_factory=list)
+
+    def __call__(self, *answers: Any, seconds: float = 1000, timeout: float = 10) -> Answer:
+        self.server.say(*answers)
+        endpoint = Endpoint(Upstream(), self.state, f"{self.server.url}/v1?a=1", IMAGES, "t")
+        body = {"prompt": "a red apple"}
+        task = task_of(endpoint.ask(body, deadline=Deadline.after(10), limit=2**20))
+        assert task
+        return poll(
+            endpoint,
+            task,
+            "a red apple",
+            deadline=Deadline.after(seconds, self.clock),
+            timeout=timeout,
+            limit=2**20,
+            sleep=self._sleep,
+        )
+
+    def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.clock.now += seconds
+
+    @property
+    def methods(self) -> list[str]:
+        return [seen.method for seen in self.server.seen]
+
+
+@pytest.fixture
+def polling(backend: ScriptedServer, state: State) -> Polling:
+    return Polling(backend, state)
+
+
+def test_task_is_asked_for_until_it_ends(polling: Polling) -> None:
+    answer = polling(SUBMITTED, PENDING, RUNNING, RUNNING, RUNNING, RUNNING, DONE)
+    assert answer.json["data"]["result"] == PICTURE
+    assert answer.fault is None
+    assert polling.slept == [1, 2, 3, 5, 5, 5]
+    assert polling.methods == ["POST", *["GET"] * 6]
+    last = polling.server.seen[-1]
+    assert (last.target, last.headers["Authorization"]) == ("/v1/tasks/task_01?a=1", "Bearer t")
+
+
+def test_modelscope_wants_its_own_header(polling: Polling) -> None:
+    running = [modelscope(status) for status in ("PENDING", "RUNNING", "PROCESSING")]
+    done = modelscope("SUCCEED", output_images=["https://a.example/a.png"])
+    assert polling(*running, done).fault is None
+    last = polling.server.seen[-1]
+    assert (last.path, len(polling.slept)) == ("/v1/tasks/123", 3)
+    assert last.headers["X-ModelScope-Task-Type"] == "image_generation"
+
+
+@pytest.mark.parametrize(
+    "blip",
+    [
+        Say("", 500),
+        Say("", 408),
+        Say("", 429),
+        Say({"error": {"code": "server_error", "message": "upstream request timeout"}}, 503),
+        Say("<html>please wait"),
+        Say({}),
+        Say("{", headers={"Content-Length": "9", "Connection": "close"}),
+    ],
+)
+def test_poll_that_may_pass_is_no_end(polling: Polling, blip: Say) -> None:
+    answers = [GONE, GONE, blip, GONE, Say("", 405), blip, blip, blip, DONE]
+    assert polling(SUBMITTED, *answers).fault is None
+    assert polling.methods.count("POST") == 1
+
+
+@pytest.mark.parametrize("statuses", [(404, 404, 404), (405, 404, 405)])
+def test_three_times_no_such_task_is_a_failure(
+    polling: Polling, statuses: tuple[int, int, int]
+) -> None:
+    answer = polling(SUBMITTED, RUNNING, *(Say("", status) for status in statuses))
+    assert answer.fault
+    assert answer.fault.outcome is Outcome.FAILED
+    assert polling.methods == ["POST", *["GET"] * 4]
+
+
+@pytest.mark.parametrize(
+    ("last", "outcome"),
+    [
+        (apimart("failed", error={"code": "content_policy_violation"}), Outcome.REFUSED),
+        (apimart("failed", error={"message": "Blocked by the safety system"}), Outcome.REFUSED),
+        (apimart("failed", error={"message": "insufficient balance"}), Outcome.FAILED),
+        (apimart("failed", error={"message": "It cannot be drawn."}), Outcome.REJECTED),
+        (modelscope("FAILED", errors={"message": "nsfw content"}), Outcome.REFUSED),
+        (Say({"error": {"code": "moderation_blocked"}}, 400), Outcome.REFUSED),
+    ],
+)
+def test_failed_task_is_judged_like_any_error(
+    polling: Polling, last: Say, outcome: Outcome
+) -> None:
+    answer = polling(SUBMITTED, RUNNING, last)
+    assert answer.fault
+    assert answer.fault.outcome is outcome
+    assert len(polling.slept) == 2
+
+
+def test_deadline_ends_the_polling(polling: Polling) -> None:
+    with pytest.raises(UpstreamError) as caught:
+        polling(SUBMITTED, RUNNING, seconds=13)
+    assert caught.value.why is Why.TIMED_OUT
+    assert polling.slept == [1, 2, 3, 5, 2]
+
+
+def test_each_poll_has_the_time_of_one_call(polling: Polling) -> None:
+    is_over = threading.Event()
+
+    def hang(seen: Seen) -> Say:
+        is_over.wait(20)
+        return RUNNING
+
+    assert polling(SUBMITTED, hang, DONE, timeout=0.3).fault is None
+    is_over.set()
+    assert polling.methods == ["POST", "GET", "GET"]
+
+
+B64 = base64.b64encode(png()).decode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"task_id": "1", "data": [{"b64_json": B64}]},
+        {"task_id": "", "data": []},
+        {"task_id": ".."},
+        {"task_id": ["1"]},
+        {"task_id": "1", "status": "FAILED"},
+        {"data": [{"id": "1"}]},
+        [{"task_id": "1"}],
+        None,
+    ],
+)
+def test_anything_else_is_no_task(answer: Any, backend: ScriptedServer, state: State) -> None:
+    backend.say(Say(answer))
+    endpoint = Endpoint(Upstream(), state, backend.url, IMAGES, None)
+    body = {"prompt": "a red apple"}
+    assert task_of(endpoint.ask(body, deadline=Deadline.after(10), limit=2**20)) is None
+
+
+# --- a drawing by a task ------------------------------------------------------------------------
+
+WANTS_TASKS = {
+    "errors": {
+        "message": "image-gen task currently does not support synchronous calls. Please refer to"
+        " the documentation and set header X-ModelScope-Async-Mode=true to switch to asynchronous"
+        " calling mode"
+    }
+}
+
+
+def ask_apimart(seen: Seen) -> Say:
+    if seen.method == "POST":
+        return SUBMITTED
+    if seen.path == "/a.png":
+        return Say(png())
+    assert seen.path == "/v1/tasks/task_01"
+    return apimart("completed", result={"images": [{"url": ["/a.png"]}]})
+
+
+def ask_modelscope(seen: Seen) -> Say:
+    if seen.path == "/a.png":
+        return Say(png())
+    if seen.method == "POST":
+        is_ours = seen.headers["X-ModelScope-Async-Mode"] == "true"
+        return modelscope("PENDING") if is_ours else Say(WANTS_TASKS, 400)
+    assert seen.path == "/v1/tasks/123"
+    return modelscope("SUCCEED", output_images=["/a.png"])
+
+
+def ask_clone(seen: Seen) -> Say:
+    if seen.method == "POST":
+        return Say({"output": {"task_id": "a/b", "message": "accepted"}})
+    assert seen.target == "/v1/tasks/a%2Fb"
+    return Say({"status": "completed", "images": [B64]})
+
+
+@pytest.mark.parametrize(
+    ("answer", "posts"), [(ask_apimart, 2), (ask_modelscope, 3), (ask_clone, 2)]
+)
+def test_picture_of_a_task_is_drawn(
+    backend: ScriptedServer, state: State, answer: Callable[[Seen], Say], posts: int
+) -> None:
+    backend.say(answer)
+    settings = BackendSettings(backend.url)
+    there = Backend(
+        settings, Upstream(), state, timeout=10, max_image_bytes=2**20, sleep=lambda seconds: None
+    )
+    for _ in range(2):
+        assert there.draw("a", ImageRequest("a"), Deadline.after(10)).data == png()
+    assert [seen.method for seen in backend.seen].count("POST") == posts

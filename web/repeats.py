@@ -1,0 +1,159 @@
+"""Orders that are repeated, because they failed or because their answer never arrived.
+
+An order without a seed would be drawn and paid for again. So it leaves a note of its seeds until
+its answer has been delivered, and an order that repeats it gets the same pictures.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from storage import Note, Recalled, State, Unavailable
+
+# How long seeds are remembered, from the beginning of an order and again from its end.
+ORDER_TTL = 600.0
+# As many identical orders may be under way at once; any others leave no note.
+_SLOTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Placed(Note):
+    """An order whose answer has not been delivered, by its first seed.
+
+    `retry`: the number of the repetition, as its client counts. `turn`: how many orders have had
+    these seeds. It changes with each, so that one that has lost them changes nothing any more.
+    """
+
+    kind: ClassVar[str] = "order"
+
+    seed: int
+    retry: int = 0
+    turn: int = 1
+    has_ended: bool = False
+
+    @classmethod
+    def recall(cls, state: State, keys: Iterable[str]) -> dict[str, Recalled[Placed]]:
+        """Return the orders that are noted under some of these keys. Raises Unavailable."""
+        notes = state.recall_all((cls, key) for key in keys)
+        return {key: found for key in keys if (found := notes.get(cls, key))}
+
+
+class Claim:
+    """The claim of an order to its seeds, until its end or until another order takes them over.
+
+    `joins`: the order that had them before may still be under way.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        key: str = "",
+        placed: Placed | None = None,
+        *,
+        is_new: bool = False,
+        joins: bool = False,
+    ) -> None:
+        """`placed` is the note as it is stored under `key`; None for an order without one."""
+        self.joins = joins
+        self._state = state
+        self._key = key
+        self._placed = placed
+        self._is_new = is_new
+
+    @property
+    def seed(self) -> int | None:
+        return self._placed.seed if self._placed else None
+
+    def delivered(self) -> None:
+        """The answer has been delivered: nobody will repeat this order."""
+        self._end(0.0)
+
+    def undelivered(self, seconds: float = ORDER_TTL) -> None:
+        """The order has ended without that: the next identical order gets its seeds."""
+        self._end(max(ORDER_TTL, seconds))
+
+    def unpaid(self) -> None:
+        """The order has failed and cost nothing, which nobody needs to remember."""
+        self._end(0.0 if self._is_new else ORDER_TTL)
+
+    def _end(self, ttl: float) -> None:
+        placed, self._placed = self._placed, None
+        if placed:
+            # Unlike State.forget, this leaves alone what another order has taken over.
+            before, after = Recalled(placed, 0.0, 0.0), replace(placed, has_ended=True)
+            with suppress(Unavailable):
+                self._state.exchange(before, after, self._key, ttl)
+
+
+def claim(
+    state: State, order_key: str, retry: int, new_seed: int, is_failing: Callable[[int], bool]
+) -> Claim:
+    """Return a claim to the seeds of the order that this one repeats, or to new ones.
+
+    `is_failing` returns whether the failure of such an order is remembered: it is answered to all
+    that repeat it, at once, too. Raises Unavailable: what cannot be noted is not drawn.
+    """
+    keys = [f"{order_key}-{number}" for number in range(_SLOTS)]
+    while True:
+        known = Placed.recall(state, keys)
+        if key := _repeated(known, retry):
+            before = known[key].note
+            if before.has_ended and is_failing(before.seed):
+                return Claim(state, key, before)
+            after = replace(before, retry=retry, turn=before.turn + 1, has_ended=False)
+            if state.exchange(known[key], after, key, ORDER_TTL):
+                return Claim(state, key, after, joins=not before.has_ended)
+        elif free := [key for key in keys if key not in known]:
+            key, after = secrets.choice(free), Placed(new_seed, retry)
+            if state.exchange(None, after, key, ORDER_TTL):
+                return Claim(state, key, after, is_new=True)
+        else:
+            return Claim(state)
+
+
+def _repeated(known: Mapping[str, Recalled[Placed]], retry: int) -> str | None:
+    """Return the key of the order that this one repeats, or None.
+
+    A client that counts its repetitions means the order before this one, which may still be under
+    way. Any other order is a new one unless the last one like it has ended.
+    """
+
+    def rank(key: str) -> tuple[bool, int, bool, float]:
+        note = known[key].note
+        return note.retry < retry, note.retry, note.has_ended, known[key].age
+
+    return max((key for key in known if retry or known[key].note.has_ended), key=rank, default=None)
+
+
+def send(
+    pieces: Iterable[bytes], connection: socket.socket | None, claim: Claim
+) -> Iterator[bytes]:
+    """Pass an answer on to the server, which asks for a piece when it has written the one before.
+
+    Whether the client is still there is looked at before the last piece: afterwards it may have
+    closed the connection because it has everything. `connection` is None if it is not known.
+    """
+    last = None
+    for piece in pieces:
+        if last is not None:
+            yield last
+        last = piece
+    is_there = connection is None or not _is_closed(connection)
+    yield last or b""
+    if is_there:
+        claim.delivered()
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Return whether the other side has closed a connection."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
