@@ -80,7 +80,7 @@ def delete(
     session.announce_cache()
     if prompt is not None:
         length = session.settings.max_prompt_length
-        keys = [read_request(prompt, length, parameters).key]
+        keys = read_request(prompt, length, parameters).keys_to_delete
         question = "Delete this picture?"
     else:
         before = float("inf") if older_than is None else time.time() - older_than

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from urllib.parse import quote, unquote_plus, unquote_to_bytes, urldefrag, urlen
 
 import click
 
-from picture import CREDENTIALS, BadRequest, ImageRequest
+from picture import CREDENTIALS, BadRequest, ImageRequest, Named
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 # What ends a URL depends on what stands before it: the delimiter that opened it closes it.
@@ -28,18 +29,25 @@ _BOUNDARIES = {
 # Character references, which Markdown and HTML decode in URLs.
 _REFERENCE = re.compile(r"&#?\w+;")
 _FRAGMENT = re.compile(r"(?<!&)#")
-_AND = r"&(?:amp|AMP|#0*38|#[xX]0*26);"
+_AND = r"&(?:amp|AMP|#0*38|#[xX]0*26);(?:amp;)*"
 # A parameter of a URL as it is written, after what separates it from the one before.
 _PARAMETER = re.compile(rf"(?:{_AND}|&)?(?:[^&#=]*\?)?((?:[^&#]|(?!{_AND})&#?\w+;)+)")
 
 
 @dataclass(frozen=True, slots=True)
 class FoundUrl:
-    """One of our URLs as written, the picture it names, and its credentials."""
+    """One of our URLs as written, and as read."""
 
     url: str
-    request: ImageRequest
-    credentials: dict[str, str]
+    named: Named
+
+    @property
+    def request(self) -> ImageRequest:
+        return self.named.request
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        return self.named.credentials
 
     @classmethod
     def read(cls, url: str, max_prompt_length: int) -> FoundUrl:
@@ -52,7 +60,8 @@ class FoundUrl:
             raise ValueError(url)
         path = parts.path[parts.path.index("/prompt/") :]
         latin = unquote_to_bytes(path.encode()).decode("latin-1")
-        return cls(url, *ImageRequest.from_url(latin, parts.query, max_prompt_length))
+        query = quote(parts.query, safe=string.printable, errors="surrogateescape")
+        return cls(url, ImageRequest.from_url(latin, query, max_prompt_length))
 
     @property
     def address(self) -> str:

@@ -37,16 +37,16 @@ class LocalService:
     def why_closed(self, found: FoundUrl) -> str | None:
         """Return why a URL does not show its picture, or None if it does."""
         try:
-            self.access.authorise(found.credentials, request=found.request)
+            self.access.authorise_url(found.named)
         except (Unauthorised, BadRequest) as error:
             return explain(error)
         return None
 
-    def link(self, request: ImageRequest, expires_in: int | None) -> Link:
+    def link(self, request: ImageRequest, expires_in: int | None, extension: str | None) -> Link:
         """Sign a picture's URL. Raises Forbidden."""
         base = self.public_url or f"http://{self.settings.address}"
         signed = self.access.sign(request, self.access.shared, expires_in)
-        return Link(request, base + request.to_url(**signed))
+        return Link(request, base + request.to_url(extension, **signed))
 
     def sign_found(
         self, found: FoundUrl, *, resign: bool, old_keys: tuple[str, ...], expires_in: int | None
@@ -57,7 +57,7 @@ class LocalService:
         and what the settings or an old key have ever accepted; the latter counts for the service.
         """
         try:
-            caller = self.access.authorise(found.credentials, request=found.request)
+            caller = self.access.authorise_url(found.named)
         except (Unauthorised, BadRequest):
             if not (resign and self._was_accepted(found, old_keys)):
                 return None
@@ -70,7 +70,7 @@ class LocalService:
         """Return whether a URL has opened at some time, whatever has expired since."""
         for access in self._past(old_keys):
             try:
-                access.authorise(found.credentials, request=found.request)
+                access.authorise_url(found.named)
                 return True
             except BadRequest:
                 return False
@@ -94,15 +94,18 @@ class LocalService:
 
     def describe(self, found: FoundUrl) -> str:
         """Return when a URL's picture was drawn. Raises Unavailable."""
-        row = self.session.cache.state.find(found.request.key)
-        return drawn_on(row.created) if row else NOT_DRAWN
+        for request in found.named.pictures:
+            if row := self.session.cache.state.find(request.key):
+                return drawn_on(row.created)
+        return NOT_DRAWN
 
     def draw(self, found: FoundUrl) -> str:
         """Draw a picture that is not cached yet; return DRAWN, THERE, or why it failed."""
         try:
-            if picture := self.session.cache.get(found.request.key, found.request):
-                picture.close()
-                return THERE
+            for request in found.named.pictures:
+                if picture := self.session.cache.get(request.key, request):
+                    picture.close()
+                    return THERE
             self.session.pipeline.draw(found.request)
         except GaveUp as error:
             return explain(error)

@@ -67,9 +67,9 @@ class RemoteService:
             return None
         return _detail(self._get(found, _ANSWER_SECONDS))
 
-    def link(self, request: ImageRequest, expires_in: int | None) -> Link:
+    def link(self, request: ImageRequest, expires_in: int | None, extension: str | None) -> Link:
         """Have the service sign a picture's URL."""
-        reply = self._sign(request, expires_in)
+        reply = self._sign(request, expires_in, extension)
         if reply.status != 200:
             raise click.ClickException(_detail(reply))
         return Link(request, reply.json()["url"])
@@ -126,9 +126,16 @@ class RemoteService:
         headers = {"Accept": "application/json", "Range": "bytes=0-0"}
         return self._ask("GET", found.address, seconds, headers=headers)
 
-    def _sign(self, request: ImageRequest, expires_in: int | None) -> Reply:
+    def _sign(
+        self, request: ImageRequest, expires_in: int | None, extension: str | None = None
+    ) -> Reply:
         given = {name: getattr(request, name) for name in PARAMETERS}
-        body = {"description": request.prompt, **given, "expires_in": expires_in}
+        body = {
+            "description": request.prompt,
+            **given,
+            "expires_in": expires_in,
+            "extension": extension,
+        }
         # As WSGI will decode it.
         headers = {"Authorization": f"Bearer {self.key}".encode().decode("latin-1")}
         url = f"{self.public_url}/sign"

@@ -17,7 +17,7 @@ from commands.document_faults import DocumentFault, Examiner
 from commands.documents import FoundUrl, all_urls, documents, replace_urls
 from commands.rewriting import rewrite
 from commands.service import AnyService, with_service
-from picture import BadRequest
+from picture import EXTENSIONS, BadRequest
 from web.sentences import explain
 
 
@@ -29,6 +29,11 @@ from web.sentences import explain
     type=click.IntRange(1, MAX_EXPIRES_IN),
     metavar="SECONDS",
     help="Let the URL expire.",
+)
+@click.option(
+    "--extension",
+    type=click.Choice(EXTENSIONS),
+    help="End the path in an extension, for programs that want one.",
 )
 @click.option("--format", "form", type=click.Choice(["url", "markdown", "html"]), default="url")
 @click.option("--in-place", is_flag=True, help="Sign every URL in FILE… that has the key.")
@@ -47,6 +52,7 @@ def sign(
     service: AnyService,
     arguments: tuple[str, ...],
     expires_in: int | None,
+    extension: str | None,
     form: str,
     in_place: bool,
     resign: bool,
@@ -71,7 +77,7 @@ def sign(
         if len(arguments) != 1:
             raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
         wanted = read_request(arguments[0], service.max_prompt_length, parameters)
-        link = service.link(wanted, expires_in).to_json()
+        link = service.link(wanted, expires_in, extension).to_json()
     except Forbidden as error:
         raise click.ClickException(explain(error)) from error
     click.echo(json.dumps(link) if as_json else link[form])
@@ -98,7 +104,7 @@ class _Signing:
             again = FoundUrl.read(found.signed(credentials), self.service.max_prompt_length)
         except BadRequest:
             return None
-        is_same = again.request == found.request and "key" not in again.credentials
+        is_same = again.named.pictures == found.named.pictures and "key" not in again.credentials
         return again.url if is_same and not self.service.why_closed(again) else None
 
     def sign_text(self, text: str) -> tuple[str, int, list[DocumentFault]]:

@@ -35,7 +35,7 @@ def warm(service: AnyService, files: tuple[Path, ...], jobs: int, as_json: bool)
     broken: list[str] = []
     for file in documents(files):
         opening, closed = examine(file, service)
-        wanted |= {found.request.key: found for _, found in opening}
+        wanted |= {found.named.pictures[0].key: found for _, found in opening}
         broken += [f"{file}:{line}: {reason}" for line, reason in closed]
     jobs = min(jobs, service.max_jobs)
     outcomes = _draw_all(list(wanted.values()), service.draw, jobs, is_quiet=as_json)

@@ -81,6 +81,8 @@ def test_signed_url_is_accepted_by_the_server(
     assert serve(backend).get(url.removeprefix(BASE)).status == 200
     assert "exp=" in run("sign", "x", "--expires-in", "60", PUBLIC_URL=BASE).output
     assert run("sign", "x").stdout.startswith("http://127.0.0.1:")
+    webp = run("sign", "x", "--extension", "webp", PUBLIC_URL=BASE).stdout
+    assert webp.startswith(f"{BASE}/prompt/x.webp?sig=")
     words = ("--quality", "high", "--style", "vivid", "--background", "blue")
     more = run("sign", "x", *words, "--negative-prompt", "no text", PUBLIC_URL=BASE).stdout
     assert "?quality=high&style=vivid&background=blue&negative_prompt=no%20text&sig=" in more
@@ -170,9 +172,9 @@ def write_page(folder: Path, *prompts: str) -> Path:
 def test_warm_draws_missing_pictures_and_reports_failures(
     run: Run, backend: ScriptedServer, cache: Cache, tmp_path: Path
 ) -> None:
-    put(cache, "there")
+    put(cache, "there.png")  # drawn when an extension was part of the prompt
     backend.say(lambda seen: REFUSAL if seen.json["prompt"] == "rude" else drawing())
-    page = write_page(tmp_path, "a", "b", "there", "rude", "a", "foreign")
+    page = write_page(tmp_path, "a", "b", "there.png", "rude", "a", "foreign")
     page.write_text(page.read_text().replace(f"foreign?key={KEY}", "foreign?key=another"))
     result = run("warm", str(page), "--jobs", "2", THREADS="17")
     assert result.exit_code == 1
@@ -253,6 +255,12 @@ def test_deleting_asks_first(run: Run, cache: Cache) -> None:
     assert run("cache", "delete", "ONE", answer="y\n").exit_code == 0
     assert cache.state.newest("", 9, None) == []
     assert run("cache", "delete", "ONE", "--yes").exit_code == 1
+
+
+def test_both_pictures_that_a_url_may_show_are_deleted(run: Run, cache: Cache) -> None:
+    for prompt in ("logo", "logo.png"):
+        put(cache, prompt)
+    assert run("cache", "delete", "Logo.png", "--yes").stdout == "2 deleted\n"
 
 
 def test_picture_under_way_is_not_deleted(

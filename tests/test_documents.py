@@ -137,6 +137,10 @@ def test_long_lines_take_linear_time(unit: str) -> None:
         ("?negative_prompt=a;key=b&key=k", "?negative_prompt=a;key=b&sig=S&by=a%20b"),
         ("?style=a&#59;key=b&key=k#key=k", "?style=a&#59;key=b&sig=S&by=a%20b#key=k"),
         ("?style=%26key%3Db&x&&key=k", "?style=%26key%3Db&x&&sig=S&by=a%20b"),
+        ("?a?key=k", "?a?sig=S&by=a%20b"),
+        ("?这??key=k&width=9", "?这??sig=S&by=a%20b&width=9"),
+        ("?style=a?key=b&key=k", "?style=a?key=b&sig=S&by=a%20b"),
+        ("?width=9&amp;amp;key=k", "?width=9&amp;amp;sig=S&amp;amp;by=a%20b"),
     ],
 )
 def test_only_the_key_is_replaced_however_it_is_spelt(written: str, signed: str) -> None:

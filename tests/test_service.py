@@ -148,6 +148,22 @@ def test_unknown_parameter_is_ignored(serve: Serve, backend: ScriptedServer) -> 
     assert service.picture("x").headers["Cache-Status"] == HIT
 
 
+def test_picture_stored_with_the_extension_in_its_prompt_wins(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    service = serve(backend)
+    plain, literal = png(2, 2), png(3, 3)
+    backend.say(lambda seen: drawing(literal if ".png" in seen.json["prompt"] else plain))
+    assert service.picture("logo.png").body == service.picture("logo").body == plain
+    body = json.dumps({"prompt": "logo.png", "seed": 42}).encode()
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    service.get("/v1/images/generations", method="POST", headers=bearer, body=body)
+    assert service.picture("logo.png").body == service.picture("logo.png.jpg").body == literal
+    assert service.picture("logo").body == plain
+    assert service.delete(b'{"description": "logo.png"}').status == 200
+    assert listing(service).json["entries"] == []
+
+
 # --- HEAD, OPTIONS, conditions, ranges ----------------------------------------------------------
 
 
@@ -224,6 +240,15 @@ def test_picture_needs_the_access_key(serve: Serve, backend: ScriptedServer, que
         assert got.status == 401
         assert got.headers["WWW-Authenticate"].startswith("Bearer")
     assert backend.seen == []
+
+
+def test_likely_cause_is_named_where_a_url_has_no_credentials(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    service = serve(backend)
+    assert "%23" in service.get("/prompt/a%20cat?width=64").detail
+    for target in ("/prompt/a%20cat?key=wrong", "/prompt/a%20cat?exp=1", "/v1/models"):
+        assert "%23" not in service.get(target).body.decode()
 
 
 def test_access_key_may_be_a_bearer_token(serve: Serve, backend: ScriptedServer) -> None:

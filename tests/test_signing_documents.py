@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from access import Access, Caller
-from picture import ImageRequest
+from picture import ImageRequest, Named
 from settings.access_keys import KeySettings
 
 from .conftest import KEY, ROOT, InProcess, Run
@@ -69,7 +69,7 @@ def test_resigning_replaces_whatever_was_ever_accepted(run: Run, tmp_path: Path)
     credentials = [dict(re.findall(r"(by|sig)=(\w+)", line)) for line in after.splitlines()]
     prompts = [line.split("/prompt/")[1].split("?")[0] for line in after.splitlines()]
     for prompt, own in zip(prompts[:-1], credentials, strict=False):
-        assert only.opens(ImageRequest(prompt.replace("%20", " ")), own), prompt
+        assert only.authorise_url(Named(ImageRequest(prompt.replace("%20", " ")), own))
     assert [own.get("by") for own in credentials].index("blog") == prompts.index("named")
     assert after.count("by=") == 1
     assert "exp=" not in after
@@ -114,7 +114,7 @@ def test_dry_run_prints_what_would_change(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "reason"),
     [
-        ("/prompt/a", "An access key is required."),
+        ("/prompt/a", "This URL has neither a key nor a signature."),
         ("/prompt/a?key=wrong", "The access key is wrong."),
         ("/prompt/a?sig=1", "The signature is incomplete."),
         ("/prompt/a?width=0&sig=1", "The parameter width must be"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest
+from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, read_size
 from web.api import read_integer
 
 MAX_PICTURES = 10
@@ -84,7 +83,6 @@ def _read_size(text: str | None) -> tuple[str | None, str | None]:
     """Return width and height; None leaves them to the backend."""
     if text is None or text == "auto":
         return None, None
-    match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text)
-    if not match or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
+    if (sides := read_size(text)) is None:
         raise BadRequest("not_a_size", name="size", high=MAX_SIDE)
-    return match[1], match[2]
+    return sides

@@ -26,7 +26,7 @@ from drawing.record import Image, Stage
 from drawing.storing import Drawn
 from images.formats import EXTENSIONS
 from metrics import Metrics
-from picture import BadRequest, ImageRequest
+from picture import BadRequest, ImageRequest, Named
 from pipeline import Pipeline
 from storage import Row, Unavailable
 from web.caching import Caching, Headers
@@ -109,15 +109,17 @@ class Pictures:
     def look_up(self, environ: WSGIEnvironment) -> Visit:
         """Parse and authorise a request and look its picture up."""
         try:
-            wanted, credentials, key = _read_url(
+            (wanted, credentials, literal), keys = _read_url(
                 environ["PATH_INFO"], environ["QUERY_STRING"], self.max_prompt_length
             )
             authorization = environ.get("HTTP_AUTHORIZATION", "")
-            caller = self.access.authorise(credentials, authorization, wanted)
-            picture = self.cache.get(key, wanted)
-            if picture:
-                self.metrics.hit()
-            return Visit(wanted, picture, caller=caller, exp=credentials.get("exp"))
+            caller = self.access.authorise(credentials, authorization, wanted, literal)
+            exp = credentials.get("exp")
+            for key, one in keys:
+                if picture := self.cache.get(key, one):
+                    self.metrics.hit()
+                    return Visit(one, picture, caller=caller, exp=exp)
+            return Visit(wanted, caller=caller, exp=exp)
         except (BadRequest, Unauthorised, Unavailable) as error:
             return Visit(error=error)
 
@@ -219,10 +221,10 @@ def _caching_headers(caching: Caching) -> Headers:
 @lru_cache(256)
 def _read_url(
     path: str, query: str, max_prompt_length: int
-) -> tuple[ImageRequest, dict[str, str], str]:
-    """Return a URL's picture, credentials and cache key: a hot URL is parsed and hashed once."""
-    wanted, credentials = ImageRequest.from_url(path, query, max_prompt_length)
-    return wanted, credentials, wanted.key
+) -> tuple[Named, list[tuple[str, ImageRequest]]]:
+    """Return a URL as read and the keys of its pictures: a hot URL is parsed and hashed once."""
+    named = ImageRequest.from_url(path, query, max_prompt_length)
+    return named, [(one.key, one) for one in named.pictures]
 
 
 def _is_plain(environ: WSGIEnvironment) -> bool:

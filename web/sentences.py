@@ -113,6 +113,11 @@ SENTENCES: Mapping[str, Sentence] = {
     ),
     # access
     "key_missing": Sentence("An access key is required.", "需要访问密钥。"),
+    "credentials_missing": Sentence(
+        "This URL has neither a key nor a signature. "
+        "A #, ? or ) in the description must be written %23, %3F or %29.",
+        "此链接既没有密钥也没有签名。描述中的 #、? 和 ) 须写作 %23、%3F 和 %29。",
+    ),
     "key_wrong": Sentence("The access key is wrong.", "访问密钥不正确。"),
     "key_expired": Sentence(
         "This access key was valid until {day}.", "此访问密钥的有效期至 {day}。"
@@ -180,6 +185,9 @@ SENTENCES: Mapping[str, Sentence] = {
     ),
     "not_a_choice": Sentence(
         "The parameter {name} must be {one} or {other}.", "参数 {name} 须为 {one} 或 {other}。"
+    ),
+    "not_an_extension": Sentence(
+        "The parameter {name} must be one of: {known}.", "参数 {name} 须为以下之一：{known}。"
     ),
     "not_a_cursor": Sentence(
         "The parameter before must be the next of an earlier answer.",
