@@ -23,8 +23,8 @@ _BOUNDARIES = {
     '"': re.compile(r"[\s<>\"`\\]"),
     "'": re.compile(r"[\s<>\"'`\\]"),
     "](": re.compile(r"[\s<>\"`\\()]"),
-    # In prose. Chinese and Japanese have no spaces.
-    "": re.compile(r"[\s<>\"`\\()。，、；：！？（）【】《》〈〉「」『』“”‘’…]"),
+    # In prose, and in org-mode, AsciiDoc and LaTeX. Chinese has no spaces.
+    "": re.compile(r"[\s<>\"`\\()\[\]{}。，、；：！？（）【】《》〈〉「」『』“”‘’…]"),
 }
 # Character references, which Markdown and HTML decode in URLs.
 _REFERENCE = re.compile(r"&#?\w+;")
@@ -149,7 +149,7 @@ def all_urls(text: str) -> Iterator[tuple[int, str]]:
             continue
         position = _end_of_url(text, start, scheme.end())
         # A sentence's punctuation, emphasis, or the edge of a table's cell.
-        yield start, text[start:position].rstrip(".,;:!?*_~|]'")
+        yield start, text[start:position].rstrip(".,;:!?*_~|'")
 
 
 def _end_of_url(text: str, start: int, position: int) -> int:

@@ -40,14 +40,18 @@ URL = f"{BASE}/prompt/a?key=k"
         (f"图片在{URL}。它很好看", ImageRequest("a")),
         (f"图片（{URL}）、", ImageRequest("a")),
         (f"见{URL}，", ImageRequest("a")),
+        (f"![{URL}]({URL})", ImageRequest("a")),
+        (f"[[{URL}][text]] image::{URL}[alt] \\href{{{URL}}}", ImageRequest("a")),
+        (f"![x]({BASE}/prompt/a[1]?key=k)", ImageRequest("a[1]")),
         (f"a < {URL} and <{URL}\n", ImageRequest("a")),
     ],
 )
 def test_our_url_is_found_in_any_markup(text: str, expected: ImageRequest) -> None:
-    (position, found), *_ = find_urls(text)
+    (position, found), *others = find_urls(text)
     assert found.request == expected
-    assert found.credentials in ({"key": "k"}, {"sig": "0" * 32, "exp": "5"})
     assert text[position:].startswith(found.url)
+    for _, one in ((position, found), *others):
+        assert one.credentials in ({"key": "k"}, {"sig": "0" * 32, "exp": "5"})
 
 
 def test_urls_side_by_side_are_all_found() -> None:
