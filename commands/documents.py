@@ -18,11 +18,12 @@ from picture import CREDENTIALS, BadRequest, ImageRequest, Named
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 # What ends a URL depends on what stands before it: the delimiter that opened it closes it.
-_IN_ANGLE_BRACKETS = re.compile(r"[^<>\n]*(?=>)")
+# A backslash would be part of a URL in HTML, and none in Markdown: it ends every one.
+_IN_ANGLE_BRACKETS = re.compile(r"[^<>\n\\]*(?=>)")
 _BOUNDARIES = {
     '"': re.compile(r"[\s<>\"`\\]"),
     "'": re.compile(r"[\s<>\"'`\\]"),
-    "](": re.compile(r"[\s<>\"`\\()]"),
+    "](": re.compile(r"[\s<>\\()]"),
     # In prose, and in org-mode, AsciiDoc and LaTeX. Chinese has no spaces.
     "": re.compile(r"[\s<>\"`\\()\[\]{}。，、；：！？（）【】《》〈〉「」『』“”‘’…]"),
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from commands.document_faults import Examiner
 from commands.documents import FoundUrl, find_urls, replace_urls
-from picture import ImageRequest
+from picture import BadRequest, ImageRequest
 
 BASE = "https://pics.example.org"
 URL = f"{BASE}/prompt/a?key=k"
@@ -42,7 +45,7 @@ URL = f"{BASE}/prompt/a?key=k"
         (f"见{URL}，", ImageRequest("a")),
         (f"![{URL}]({URL})", ImageRequest("a")),
         (f"[[{URL}][text]] image::{URL}[alt] \\href{{{URL}}}", ImageRequest("a")),
-        (f"![x]({BASE}/prompt/a[1]?key=k)", ImageRequest("a[1]")),
+        (f'![x]({BASE}/prompt/a[1]"`?key=k)', ImageRequest('a[1]"`')),
         (f"a < {URL} and <{URL}\n", ImageRequest("a")),
     ],
 )
@@ -52,6 +55,21 @@ def test_our_url_is_found_in_any_markup(text: str, expected: ImageRequest) -> No
     assert text[position:].startswith(found.url)
     for _, one in ((position, found), *others):
         assert one.credentials in ({"key": "k"}, {"sig": "0" * 32, "exp": "5"})
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text("ab'\"，。（）() []{}*_~!&;#%?|`.,:$-/=中", max_size=8),
+    st.sampled_from(["![x]({})", "![x](<{}>)", "[![x]({})](https://o)", '![x]({} "title")']),
+)
+def test_url_of_an_image_is_what_markdown_makes_of_it(prompt: str, form: str) -> None:
+    text = form.format(f"{BASE}/prompt/{prompt}?key=k")
+    [inline] = [token for token in MarkdownIt().parse(text) if token.type == "inline"]
+    for image in (token for token in inline.children or [] if token.type == "image"):
+        with suppress(BadRequest, ValueError):
+            rendered = FoundUrl.read(str(image.attrs["src"]), 4000).named
+            if rendered.credentials:
+                assert rendered in [found.named for _, found in find_urls(text)]
 
 
 def test_urls_side_by_side_are_all_found() -> None:
