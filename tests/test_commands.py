@@ -188,7 +188,7 @@ def test_warm_draws_missing_pictures_and_reports_failures(
     assert (counts["drawn"], counts["there"], list(counts["failed"])) == (0, 3, ["rude"])
 
 
-def test_warm_draws_signed_urls_and_names_those_that_do_not_open(
+def test_warm_names_urls_that_do_not_open(
     run: Run, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.md"
