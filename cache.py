@@ -56,6 +56,7 @@ class Cache:
         self.clock = clock
         self.metrics = metrics
         self._used: dict[str, float] = {}
+        self._learned: dict[str, tuple[Row, Row]] = {}
         self._settled: object = None
         self._settling = threading.Lock()
 
@@ -73,10 +74,9 @@ class Cache:
             return None
         if request and row.prompt is None:
             picture = picture._replace(row=replace(picture.row, **asdict(request)))
+        # A hit writes nothing: flush() writes these down, many at once.
         if picture.row != row:
-            with suppress(Unavailable):
-                self.state.amend(row, picture.row)
-        # A hit writes nothing else: flush() writes these down, many at once.
+            self._learned[key] = row, picture.row
         self._used[key] = self.clock()
         return picture
 
@@ -247,10 +247,13 @@ class Cache:
             self.flush()
 
     def flush(self) -> None:
-        """Write down when pictures were used since the last time. Raises Unavailable."""
+        """Write down what hits have learned, and when pictures were used. Raises Unavailable."""
         used, self._used = self._used, {}
+        learned, self._learned = self._learned, {}
         now = self.clock()
-        # Copied, because a thread may still be writing to the old dict.
+        # Copied, because a thread may still be writing to the old dicts.
+        for old, new in learned.copy().values():
+            self.state.amend(old, new)
         self.state.touch({key: max(0.0, now - moment) for key, moment in used.copy().items()})
 
     def evict(self) -> None:

@@ -13,6 +13,7 @@ from commands.cache_group import cache_group
 from commands.check import check
 from commands.keys import keys
 from commands.links import links
+from commands.output import Commands, logging_to_stderr
 from commands.session import Door, Session
 from commands.sign import sign
 from commands.warm import warm
@@ -20,7 +21,7 @@ from config import Settings
 from upstream.client import Upstream
 
 
-@click.group()
+@click.group(cls=Commands)
 def cli() -> None:
     """Commands of Prompt Image Proxy, for its administrator.
 
@@ -35,7 +36,7 @@ for _command in (sign, warm, links, cache_group, keys, check):
 @contextmanager
 def open_session(settings: Settings) -> Iterator[Session]:
     """Build the parts of a session, and close them in the end."""
-    with closing(make_services(settings)) as services:
+    with logging_to_stderr(settings), closing(make_services(settings)) as services:
         yield Session(settings, services.access, services.cache, services.pipeline)
 
 

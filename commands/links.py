@@ -10,6 +10,7 @@ import click
 from commands.arguments import FILES, read_text
 from commands.document_faults import Examiner
 from commands.documents import FoundUrl, documents, find_urls
+from commands.output import say
 from commands.service import AnyService, with_service
 
 
@@ -29,7 +30,7 @@ def links(service: AnyService, files: tuple[Path, ...]) -> None:
         is_clean = is_clean and not broken
         lines = [(line, _describe(service, found)) for line, found in opening]
         for line, text in sorted([*lines, *broken]):
-            click.echo(f"{file}:{line}: {text}")
+            say(f"{file}:{line}: {text}")
     sys.exit(0 if is_clean else 1)
 
 

@@ -15,6 +15,7 @@ from access import MAX_EXPIRES_IN, Forbidden
 from commands.arguments import AS_JSON, picture_options, read_request, read_text
 from commands.document_faults import DocumentFault, Examiner
 from commands.documents import FoundUrl, all_urls, documents, replace_urls
+from commands.output import say
 from commands.rewriting import rewrite
 from commands.service import AnyService, with_service
 from picture import EXTENSIONS, BadRequest
@@ -138,11 +139,11 @@ def _sign_files(files: list[Path], signing: _Signing, *, is_dry: bool, as_json: 
         if not as_json and (count or faults or len(files) == 1):
             kinds = {"to sign" if is_dry else "signed": count}
             kinds |= Counter(fault.kind for fault in faults)
-            click.echo(f"{file}: {', '.join(f'{number} {kind}' for kind, number in kinds.items())}")
+            say(f"{file}: {', '.join(f'{number} {kind}' for kind, number in kinds.items())}")
         if is_dry and not as_json:
             _print_changes(file, text, signed)
         for fault in faults:
-            click.echo(f"{file}:{fault.line}: {fault.reason}", err=True)
+            say(f"{file}:{fault.line}: {fault.reason}", err=True)
     if as_json:
         click.echo(json.dumps(counts))
     return 0 if is_clean else 1
@@ -153,4 +154,4 @@ def _print_changes(file: Path, text: str, signed: str) -> None:
     for number, (old, new) in enumerate(lines, 1):
         for _, url in all_urls(new) if new != old else ():
             if url not in old:
-                click.echo(f"{file}:{number}: {url}")
+                say(f"{file}:{number}: {url}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,6 +13,7 @@ from commands.arguments import AS_JSON, FILES, progress
 from commands.documents import FoundUrl, documents
 from commands.links import examine
 from commands.local_service import DRAWN, THERE
+from commands.output import say, say_json
 from commands.service import AnyService, with_service
 
 Outcomes = list[tuple[FoundUrl, str]]
@@ -61,12 +61,12 @@ def _report(outcomes: Outcomes, broken: list[str], *, as_json: bool) -> int:
     counts = {how: sum(outcome == how for _, outcome in outcomes) for how in (DRAWN, THERE)}
     failed = {found.request.prompt: how for found, how in outcomes if how not in counts}
     if as_json:
-        click.echo(json.dumps(counts | {"failed": failed, "broken": broken}))
+        say_json(counts | {"failed": failed, "broken": broken})
     else:
         more = f", {len(broken)} broken" if broken else ""
         click.echo(f"{counts[DRAWN]} drawn, {counts[THERE]} there, {len(failed)} failed{more}")
         for prompt, why in failed.items():
-            click.echo(f"  {' '.join(prompt.split())[:50]:<50}  {why}")
+            say(f"  {' '.join(prompt.split())[:50]:<50}  {why}")
     for line in broken:
-        click.echo(line, err=True)
+        say(line, err=True)
     return 1 if failed or broken else 0

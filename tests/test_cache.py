@@ -392,6 +392,7 @@ def test_adopted_pictures_learn_from_their_first_hit(cache: Cache, folder: Path)
     row = row_of(cache, requests[0])
     assert (row.media_type, row.bytes, row.request) == ("image/gif", len(GIF), None)
     assert row.digest is not None
+    cache.flush()
     assert row == cache.state.find(requests[0].key)
     assert [newest.key for newest in cache.state.newest("", 1, None)] == [row.key]
 

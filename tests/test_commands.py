@@ -22,7 +22,7 @@ from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, Run, drawing
-from .servers import GIF, Gate, ScriptedServer, fetch, png, wait_until
+from .servers import GIF, Gate, Say, ScriptedServer, fetch, png, wait_until
 from .states import Clock, SqlitePlace, held_elsewhere
 
 BASE = "https://pics.example.org"
@@ -239,6 +239,25 @@ def test_list_shows_the_newest_first(run: Run, cache: Cache) -> None:
     rows = [json.loads(line) for line in found]
     assert [row["prompt"] for row in rows] == ["three", "two"]
     assert len(run("cache", "list", "--limit", "1").stdout.splitlines()) == 1
+
+
+def test_no_stranger_commands_the_terminal(
+    run: Run, cache: Cache, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    prompt, escaped = "a\x1b]0;x\a\x9b\u202e\x7fb", r"a\x1b]0;x\x07\x9b\u202e\x7fb"
+    put(cache, prompt)
+    listed = run("cache", "list").stdout
+    assert listed.endswith(f"  {escaped}\n")
+    [row] = run("cache", "list", "--json").stdout.splitlines()
+    assert (row.isascii(), "\x7f" in row, json.loads(row)["prompt"]) == (True, False, prompt)
+    # What a backend says is not printed at all, and what the program itself logs is escaped.
+    backend.say(Say({"error": {"message": "\x1b[2J"}}, 500))
+    page = str(write_page(tmp_path, "%1b]0;y%07%c2%9b"))
+    assert r"\x1b]0;y\x07\x9b, " in run("links", page).stdout
+    said = run("warm", page, "--jobs", "1")
+    assert r"\x1b]0;y\x07\x9b " in said.stdout
+    assert re.search("HTTP 500", said.stderr)
+    assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f]", said.stdout + said.stderr)
 
 
 def test_stats_count_pictures_and_bytes(run: Run, cache: Cache) -> None:

@@ -110,6 +110,8 @@ def test_description_reaches_the_backend_unchanged(serve: Serve, backend: Script
         "%3Cscript%3Ealert(1)%3C/script%3E": "<script>alert(1)</script>",
         "%20%20a%20cat%20": "a cat",
         "a+b": "a+b",
+        "who?": "who?",
+        "what?%20Why+so??": "what? Why+so??",
     }
     service = serve(backend)
     assert {service.picture(written, seed=1).status for written in prompts} == {200}

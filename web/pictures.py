@@ -30,6 +30,7 @@ from picture import BadRequest, ImageRequest, Named
 from pipeline import Pipeline
 from storage import Row, Unavailable
 from web.caching import Caching, Headers
+from web.limits import CONDITIONS, cut_url, drop_long_conditions
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -50,9 +51,7 @@ CROSS_ORIGIN = (
 )
 # No script in a backend's file runs, even if the file is opened as a page.
 SANDBOX = ("Content-Security-Policy", "default-src 'none'; sandbox")
-_CONDITIONS = frozenset(
-    ("HTTP_RANGE", "HTTP_IF_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_MATCH")
-)
+_CONDITIONS = frozenset(CONDITIONS)
 _http_date = lru_cache(1024)(http_date)
 
 
@@ -104,6 +103,11 @@ class Pictures:
                 wrap: Callable[[FileIO], Iterable[bytes]]
                 wrap = environ.get("wsgi.file_wrapper", FileWrapper)
                 return wrap(visit.picture.file)
+            if visit.error:
+                cut_url(environ)
+        else:
+            cut_url(environ)
+        drop_long_conditions(environ)
         return self.app(environ, start_response)
 
     def look_up(self, environ: WSGIEnvironment) -> Visit:
