@@ -380,6 +380,7 @@ def test_imported_picture_learns_its_prompt_from_the_first_url(
     [entry] = service.get("/cache", headers=admin).json["entries"]
     assert (entry["key"], entry["prompt"], entry["url"]) == (key, None, None)
     assert service.picture("A%20cat", width=8, style="vivid").body == GIF
+    service.services.cache.flush()
     [entry] = service.get("/cache?q=cat", headers=admin).json["entries"]
     assert (entry["prompt"], entry["width"], entry["style"]) == ("A cat", 8, "vivid")
     assert fetch(entry["url"]).body == GIF
