@@ -17,7 +17,8 @@ from commands.output import say
 from commands.rewriting import rewrite
 from commands.session import Session, with_session
 from config import Settings
-from picture import EXTENSIONS, BadRequest, Link
+from picture import EXTENSIONS, BadRequest
+from web.links import Link
 
 
 @click.command()
