@@ -21,6 +21,7 @@ OPTIONS = ("quality", "style", "background", "negative_prompt")
 PARAMETERS = ("width", "height", "model", "seed", *OPTIONS)
 CREDENTIALS = ("key", "sig", "exp", "by")
 _KNOWN = frozenset((*PARAMETERS, *CREDENTIALS, "size"))
+_KNOWN_NAME = re.compile(rf"(?i)(?:^|[&;])\s*(?:{'|'.join(_KNOWN)})\s*(?:[=&;]|\Z)")
 MAX_FIELDS = 100
 MAX_OPTION = 200
 # Characters of a URL: four bytes for each character of an option, and three for each byte.
@@ -198,8 +199,7 @@ def _split_query(query: str) -> tuple[str, str]:
 
 def _has_known_name(text: str) -> bool:
     """Return whether a part of a query, decoded or not, has a name of ours, in any case."""
-    pairs = re.split("[&;]", unquote_plus(text))
-    return any(pair.partition("=")[0].strip().lower() in _KNOWN for pair in pairs)
+    return _KNOWN_NAME.search(unquote_plus(text)) is not None
 
 
 def _parse_query(query: str) -> dict[str, str]:
@@ -207,10 +207,9 @@ def _parse_query(query: str) -> dict[str, str]:
 
     `&amp;` separates parameters too, as in HTML that was copied.
     """
-    query = re.sub("&(?:amp;)+", "&", query, flags=re.IGNORECASE)
-    pairs = query.split("&", MAX_FIELDS)
-    if len(pairs) > MAX_FIELDS:
+    if query.count("&") >= MAX_FIELDS:
         raise BadRequest("too_many_parameters", limit=MAX_FIELDS)
+    pairs = re.sub("&(?:amp;)+", "&", query, flags=re.IGNORECASE).split("&")
     found: dict[str, str] = {}
     for pair in pairs:
         written, _, value = pair.partition("=")

@@ -108,7 +108,7 @@ INPUTS: tuple[Input, ...] = (
     ),
     *(query(name, "a") for name in ("key=", "sig=", "exp=", "model=", "quality=", "unknown=")),
     *(query(name, "9") for name in ("width=", "seed=")),
-    *(query("", piece) for piece in ("&", "a=b&", "&amp;", "%41", "?", "?a", ";")),
+    *(query("", piece) for piece in ("&", "a=b&", "&amp;", "%41", "?", "?a", ";", "%26")),
     *(query(f"{name}=", "%C3%A9") for name in ("key", "negative_prompt", "unknown")),
     query("", "%41", "/sign"),
     query("q=", "a", "/cache", AS_ADMIN),
