@@ -31,7 +31,18 @@ from web.cards import card
 
 from .conftest import ADMIN, KEY, REFUSAL, Gunicorn, InProcess, drawing
 from .front import MISSING, NGINX, SHIPPED, Nginx
-from .servers import Gate, Got, Say, ScriptedServer, Seen, closing_all, free_port, png, wait_until
+from .servers import (
+    Gate,
+    Got,
+    Say,
+    ScriptedServer,
+    Seen,
+    announce_upload,
+    closing_all,
+    free_port,
+    png,
+    wait_until,
+)
 from .states import orders
 from .wire import make_authority
 
@@ -588,6 +599,24 @@ def test_body_over_64_kb_is_a_413(shared: Nginx, shared_backend: ScriptedServer)
     )
     assert (passed.status, len(passed.json["data"])) == (200, 1)
     assert (rejected.status, rejected.headers["Content-Type"]) == (413, "text/html")  # by nginx
+
+
+@pytest.mark.parametrize("path", ["/v1/images/edits", "/images/edits", "//v1//images/edits"])
+def test_edit_is_refused_before_the_upload_as_by_the_app(
+    shared: Nginx, serve: Callable[..., InProcess], backend: ScriptedServer, path: str
+) -> None:
+    got, from_app = (announce_upload(url, path) for url in (shared.url, serve(backend).url))
+    assert (got.status, got.body) == (from_app.status, from_app.body)
+    names = ("Content-Type", "Access-Control-Allow-Origin", "Cache-Control")
+    assert [got.headers[name] for name in names] == [from_app.headers[name] for name in names]
+    assert got.status == 400
+    assert shared.get(path, method="POST", body=bytes(5_000_000)).body == got.body
+    assert shared.get(path, method="OPTIONS").status == 204, "a page may read it"
+
+
+def test_reason_passes_in_the_status_line(shared: Nginx, shared_backend: ScriptedServer) -> None:
+    got = shared.get("/v1/images/generations", method="POST", body=b"{}")
+    assert got.reason == got.json["error"]["message"]
 
 
 # --- logs
