@@ -9,9 +9,10 @@ from access import Access, Unauthorised
 from commands.documents import FoundUrl
 from commands.session import Session
 from drawing.record import GaveUp
-from picture import BadRequest, ImageRequest, Link
+from picture import BadRequest, ImageRequest
 from settings.table import THREADS_KEPT_FREE
 from storage import Unavailable
+from web.links import Link
 from web.sentences import explain
 
 DRAWN, THERE = "drawn", "there"
