@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from commands.session import Session
 from dialect.probing import Probe, probe
 from drawing.backend import Backend, NotDrawn
+from images.formats import pixels_of
 from llm import Llm
 from picture import ImageRequest
 from settings.parsers import printable_url
@@ -48,8 +49,8 @@ _ELSEWHERE = "Start the service with these settings, and write where it is reach
 _REFUSED = (
     "The server in front changes or refuses %2F, %3F, %23, %25. nginx: proxy_pass without a path. "
     "Apache: AllowEncodedSlashes NoDecode, and nocanon after the URL of ProxyPass. Traefik: "
-    "allowEncodedSlash, -Percent, -QuestionMark and -Hash under http.encodedCharacters of the "
-    "entry point."
+    "allowEncodedSlash, allowEncodedPercent, allowEncodedQuestionMark and allowEncodedHash under "
+    "http.encodedCharacters of the entry point."
 )
 
 
@@ -120,7 +121,9 @@ def _draw(session: Session, backend: Backend) -> Probe:
     except NotDrawn as error:
         return Probe(str(error), error.fault.detail, error.fault.why)
     seconds = time.monotonic() - began
-    return Probe(f"drew {len(image.data):,} bytes of {image.media_type} in {seconds:.1f} s")
+    width, height = pixels_of(image.data) or (0, 0)
+    size = f"{width}x{height}, {len(image.data):,} bytes of {image.media_type}"
+    return Probe(f"drew {size}, in {seconds:.1f} s")
 
 
 def _pass_through(session: Session) -> Finding:

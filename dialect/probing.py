@@ -36,7 +36,8 @@ def probe(endpoint: Endpoint, fields: Mapping[str, Any], deadline: Deadline) -> 
     # Many gateways show their list to everybody.
     is_open = bool(models and endpoint.headers and _models(endpoint, {}, deadline))
     if models and not is_open:
-        return Probe(f"answers, with {len(models)} models", models=models)
+        count = f"{len(models)} model{'' if len(models) == 1 else 's'}"
+        return Probe(f"answers, with {count}", models=models)
     try:
         body = endpoint.door.body("", fields)
         answer = endpoint.ask(body, deadline=deadline, limit=LIST_LIMIT)

@@ -110,7 +110,7 @@ def test_llm_is_asked_once_too(
 def test_only_draw_draws(run: Run, backend: ScriptedServer) -> None:
     backend.say(vendor(listing, drawing()))
     came, _, status = line_of("Backend", run, "--draw", **TOKEN)
-    assert (came.startswith("drew "), "of image/png" in came, status) == (True, True, 0)
+    assert (came.startswith("drew 1x1, "), "of image/png" in came, status) == (True, True, 0)
     assert "0 pictures" in run("cache", "stats").stdout
     backend.say(vendor(listing, WRONG_KEY))
     assert line_of("Backend", run, "--draw", **TOKEN)[2] == 1
