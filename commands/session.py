@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import update_wrapper
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -56,6 +57,8 @@ class Door:
 
     load: Callable[[], Settings]
     open: Callable[[Settings], AbstractContextManager[Session]]
+    # Below which files of deploy/ are installed.
+    root: Path = Path("/")
 
     def settings(self) -> Settings:
         """Return the settings, and print their warnings on stderr. Raises SettingsError."""

