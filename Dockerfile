@@ -1,5 +1,4 @@
-# 3.13 is the newest Python that CI tests, and every requirement has a wheel for it: nothing is
-# compiled here.
+# Every requirement has a wheel for this Python: nothing is compiled here.
 FROM python:3.13-slim
 # Written by .ci/release, together with the version that /status shows.
 LABEL org.opencontainers.image.title="Prompt Image Proxy" \
