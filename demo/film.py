@@ -48,6 +48,10 @@ Object.assign(pointer.style, {position: 'fixed', zIndex: 99, width: '22px', heig
 document.body.append(pointer);
 """
 _MOVE = "Object.assign(pointer.style, {left: `${arguments[0]}px`, top: `${arguments[1]}px`})"
+_FADING = """
+return document.getAnimations().some((one) => one.playState === 'running'
+  && one.effect.getComputedTiming().endTime !== Infinity)
+"""
 
 
 class Camera:
@@ -104,8 +108,9 @@ class Camera:
 
 
 def is_drawn(driver: webdriver.Chrome) -> bool:
-    """Return whether the picture is there, and with it the button that copies its Markdown."""
-    return any(one.is_displayed() for one in driver.find_elements(By.CSS_SELECTOR, COPY))
+    """Return whether the picture has appeared, and with it the button that copies its Markdown."""
+    is_there = any(one.is_displayed() for one in driver.find_elements(By.CSS_SELECTOR, COPY))
+    return is_there and not driver.execute_script(_FADING)
 
 
 def record(camera: Camera, url: str) -> Image.Image:
