@@ -81,7 +81,8 @@ _MODEL_WORDS = re.compile(
     rf"|not.support(?![^.\n]{{0,40}}{_OTHERS})"
     r"|deprecated|retired|decommissioned|has been shut down)"
     r"|(?:invalid|unknown|unsupported|unrecogni[sz]ed|no such|nonexistent) model"
-    r"|not a valid model|unknown_model|invalid_model|Model[A-Za-z]{0,12}NotFound"
+    r"|not a valid model|unknown_model|invalid_model|Model[A-Za-z]{0,12}Not(?:Found|Open)"
+    r"|not activated the model"
     r"|模型[^,，。]{0,40}(?:不存在|未找到|未开通|已下线|不可用)|不支持.{0,8}模型"
     r"|模型[^,，。]{0,40}不支持(?!.{0,24}(?:尺寸|参数|分辨率|大小|比例))",
     re.IGNORECASE | re.DOTALL,
@@ -157,6 +158,13 @@ def judge(status: int, error: ErrorText, headers: Mapping[str, str], answer: Any
         wait=retry_after(headers),
         detail=error.words,
     )
+
+
+def of_model(fault: Fault, error: ErrorText, model: str | None) -> Fault:
+    """Return the fault of a request for `model`: a 404 that quotes its name is about the model."""
+    if error.status == 404 and fault.why == "not found" and model in error.quoted:
+        return replace(fault, why="unknown model", is_of_model=True, is_of_account=False)
+    return fault
 
 
 def judge_without_picture(answer: Any, sent: Collection[str] = ()) -> Fault:

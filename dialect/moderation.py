@@ -15,7 +15,7 @@ _REFUSAL_CODES = re.compile(
     r"content[-_]?policy[-_]?violation|moderation_?(?:blocked|refused|rejected|flagged|failed)"
     r"|ResponsibleAIPolicyViolation|content_?filter|sensitive_words_detected"
     r"|SensitiveContentDetected|(?:IMAGE|PROMPT|CANDIDATE)_SAFETY|PROHIBITED_CONTENT"
-    r"|DataInspectionFailed|IPInfringementSuspect|content_moderat|IllegalDetected"
+    r"|DataInspectionFailed|IPInfringementSuspect|content_moderat\w{0,12}|IllegalDetected"
     r"|censorship_block|nsfw_(?:content|prompt|image|detected)",
     re.IGNORECASE,
 )

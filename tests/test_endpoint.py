@@ -278,6 +278,17 @@ def test_only_a_rejection_is_asked_again(server: MakeServer, state: State, statu
     assert len(backend.seen) == 1
 
 
+@pytest.mark.parametrize(("model", "is_of_model"), [("zz-top", True), ("other", False)])
+def test_404_that_quotes_the_model_is_of_the_model(
+    backend: ScriptedServer, state: State, model: str, is_of_model: bool
+) -> None:
+    backend.say(Say({"error": "Application zz-top was not found"}, 404))
+    fault = Asking(backend, state)(BODY | {"model": model, "style": "Application"}).fault
+    assert fault
+    assert fault.is_of_model is is_of_model
+    assert fault.why == ("unknown model" if is_of_model else "not found")
+
+
 def test_error_inside_a_200_is_learned_from(backend: ScriptedServer, state: State) -> None:
     backend.say(Say(SEED_UNKNOWN.body), Say({"message": "n is not supported", "data": None}), DRAWN)
     assert Asking(backend, state)({"prompt": "a", "seed": 1, "style": "x"}).fault is not None
