@@ -278,15 +278,22 @@ def test_only_a_rejection_is_asked_again(server: MakeServer, state: State, statu
     assert len(backend.seen) == 1
 
 
-@pytest.mark.parametrize(("model", "is_of_model"), [("zz-top", True), ("other", False)])
-def test_404_that_quotes_the_model_is_of_the_model(
-    backend: ScriptedServer, state: State, model: str, is_of_model: bool
+@pytest.mark.parametrize("model", ["zz-top", "other"])
+@pytest.mark.parametrize(
+    ("status", "message", "why"),
+    [
+        (404, "Application zz-top was not found", "unknown model"),
+        (403, "Application zz-top is not for you", "unauthorised"),
+    ],
+)
+def test_denial_that_quotes_the_model_is_of_the_model(
+    backend: ScriptedServer, state: State, model: str, status: int, message: str, why: str
 ) -> None:
-    backend.say(Say({"error": "Application zz-top was not found"}, 404))
+    backend.say(Say({"error": message}, status))
     fault = Asking(backend, state)(BODY | {"model": model, "style": "Application"}).fault
     assert fault
-    assert fault.is_of_model is is_of_model
-    assert fault.why == ("unknown model" if is_of_model else "not found")
+    assert (fault.is_of_model, fault.is_of_account) == (model == "zz-top", model != "zz-top")
+    assert fault.why == why or model != "zz-top"
 
 
 def test_error_inside_a_200_is_learned_from(backend: ScriptedServer, state: State) -> None:
