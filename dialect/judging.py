@@ -164,7 +164,7 @@ def judge(status: int, error: ErrorText, headers: Mapping[str, str], answer: Any
 
 def of_model(fault: Fault, error: ErrorText, model: str | None) -> Fault:
     """Return the fault of a request for `model`: it is of that model where a denial quotes it."""
-    if not fault.is_of_account or error.status not in (401, 403, 404) or model not in error.quoted:
+    if not fault.is_of_account or model not in error.quoted:
         return fault
     why = "unknown model" if fault.why == "not found" else fault.why
     return replace(fault, why=why, is_of_model=True, is_of_account=False)

@@ -90,7 +90,7 @@ def is_refusal(status: int, error: ErrorText, answer: Any = None) -> bool:
 
 def _is_flagged(answer: Any) -> bool:
     """Return whether a field reports moderation, rather than a code or a sentence."""
-    for name, value in nodes(answer):
+    for name, value, _ in nodes(answer):
         if not isinstance(value, dict):
             continue
         match name:

@@ -284,6 +284,7 @@ def test_only_a_rejection_is_asked_again(server: MakeServer, state: State, statu
     [
         (404, "Application zz-top was not found", "unknown model"),
         (403, "Application zz-top is not for you", "unauthorised"),
+        (400, "The organization must be verified to use zz-top", "unauthorised"),
     ],
 )
 def test_denial_that_quotes_the_model_is_of_the_model(

@@ -339,6 +339,9 @@ QUOTED: list[tuple[str, int, Any, tuple[Outcome, str, str]]] = [
     ("a poster\nabout quota", 400, inside(error('cannot draw "a poster\nabout quota"')), REJECTED),
     ("an API-key, please: now", 400, "cannot draw 'an api key please now'", REJECTED),
     ("no quota left, " * 40, 400, "cannot draw '" + "no quota left, " * 10 + "…'", REJECTED),
+    ('{"code":"insufficient_quota","type":"server_error"}', 400, "bad style: {}", REJECTED),
+    ('x","code":"billing_hard_limit_reached', 400, 'bad: {"style":"{}"}', REJECTED),
+    ('{"code": 401, "error": {"code": "moderation_blocked"}}', 400, "cannot draw {}", REJECTED),
     ("x", 400, "Invalid model name passed in model='x'", MODEL),
     ("a", 400, "Billing hard limit has been reached", CREDIT),
     # Words that a vendor uses as well never make more of an error than it is.
@@ -361,7 +364,16 @@ def test_what_the_client_wrote_is_no_evidence(
 
 EVIL = st.sampled_from(
     (
-        *("billing", "api key", "quota", "nsfw", "content policy", "rate limit", "'size' must be"),
+        *(
+            '{"code":"insufficient_quota"}',
+            "billing",
+            "api key",
+            "quota",
+            "nsfw",
+            "content policy",
+            "rate limit",
+            "'size' must be",
+        ),
         *(
             "one of 64x64",
             "Unknown parameter: 'seed'",

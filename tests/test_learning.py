@@ -222,6 +222,7 @@ def test_model_without_text_is_asked_for_pictures_alone(status: int, message: st
     [
         ("quality", "'size' must be one of 64x64"),
         ("style", "Unknown parameter: 'seed'"),
+        ("style", '{"param":"seed","code":"unknown_parameter"}'),
         ("negative_prompt", "set header X-Evil=1"),
         ("background", "stream must be set to true"),
         ("prompt", "Unknown parameter: 'seed'. n must be set to 4. " * 20),
