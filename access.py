@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
-from picture import BadRequest, ImageRequest, Problem
+from picture import BadRequest, ImageRequest, Named, Problem
 from settings.access_keys import SHARED_NAME, KeySettings
 from storage import State
 
@@ -67,7 +67,8 @@ class Access:
 
     Secrets are compared as bytes and in constant time: compare_digest raises on text that is not
     ASCII. The first signing key signs and all of them are accepted, so that keys can be rotated.
-    Without signing keys, one is derived from `access_key`; without that, signing is off.
+    The last is derived from `access_key`: it signs where there is no other, and what it has signed
+    stays valid when there is. Without any, signing is off.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Access:
         ]
         self._admin_token = admin_token.encode() if admin_token else None
         self._signing_keys = [key.encode() for key in signing_keys]
-        if access_key and not signing_keys:
+        if access_key:
             derived = hmac.digest(access_key.encode(), _DERIVATION_LABEL, hashlib.sha256)
             self._signing_keys.append(derived)
         self.clock = clock
@@ -98,12 +99,13 @@ class Access:
         credentials: Mapping[str, str],
         authorization: str = "",
         request: ImageRequest | None = None,
+        literal: ImageRequest | None = None,
     ) -> Caller:
         """Accept an access key or, for a picture, a valid signature; return the caller.
 
-        `credentials` are those of a URL (`key`, `sig`, `exp`, `by`); `authorization` is the
-        header, decoded as Latin-1, as WSGI requires. Raises Unauthorised, and BadRequest for a
-        bad `exp`.
+        `credentials` are those of a URL (`key`, `sig`, `exp`, `by`), and a signature may be of
+        either picture that the URL may name (`picture.Named`); `authorization` is the header,
+        decoded as Latin-1, as WSGI requires. Raises Unauthorised, and BadRequest for a bad `exp`.
         """
         offered = [credentials["key"].encode()] if "key" in credentials else []
         scheme, _, token = authorization.partition(" ")
@@ -117,10 +119,13 @@ class Access:
             if not self._has_expired(own):
                 return own.caller
         if request is not None and "sig" in credentials:
-            return self._signer(request, credentials)
+            return self._signer([one for one in (request, literal) if one], credentials)
         if matches:
             raise Unauthorised("key_expired", day=matches[0].expires)
-        raise Unauthorised("key_wrong" if offered else "key_missing")
+        if offered:
+            raise Unauthorised("key_wrong")
+        is_bare_url = request is not None and not credentials
+        raise Unauthorised("credentials_missing" if is_bare_url else "key_missing")
 
     def authorise_admin(self, token: str) -> None:
         """Accept the admin token, decoded as Latin-1. Raises Unauthorised and Forbidden."""
@@ -129,13 +134,9 @@ class Access:
         if not hmac.compare_digest(token.encode("latin-1"), self._admin_token):
             raise Unauthorised("admin_token_wrong")
 
-    def opens(self, request: ImageRequest, credentials: Mapping[str, str]) -> bool:
-        """Return whether a URL with these credentials shows its picture."""
-        try:
-            self.authorise(credentials, request=request)
-        except (Unauthorised, BadRequest):
-            return False
-        return True
+    def authorise_url(self, named: Named) -> Caller:
+        """Return for whom a URL shows its picture. Raises Unauthorised and BadRequest."""
+        return self.authorise(named.credentials, "", named.request, named.literal)
 
     @property
     def can_sign(self) -> bool:
@@ -156,15 +157,15 @@ class Access:
         text = _signed_text(request, {name: str(value) for name, value in (exp | by).items()})
         return exp | by | {"sig": _signature(self._signing_keys[0], text)}
 
-    def _signer(self, request: ImageRequest, credentials: Mapping[str, str]) -> Caller:
-        """Return the caller for whom a picture was signed. Raises Unauthorised and BadRequest."""
+    def _signer(self, pictures: Sequence[ImageRequest], credentials: Mapping[str, str]) -> Caller:
+        """Return the caller who signed one of these. Raises Unauthorised and BadRequest."""
         sig, exp = credentials["sig"].encode(), credentials.get("exp")
         if exp is not None and not re.fullmatch(r"[0-9]{1,12}", exp):
             raise BadRequest("not_a_time", name="exp")
         if len(sig) < SIGNATURE_LENGTH:
             raise Unauthorised("signature_incomplete")
-        text = _signed_text(request, credentials)
-        valid = [_signature(key, text).encode() for key in self._signing_keys]
+        texts = [_signed_text(picture, credentials) for picture in pictures]
+        valid = [_signature(key, text).encode() for key in self._signing_keys for text in texts]
         if not any([hmac.compare_digest(sig, one) for one in valid]):
             raise Unauthorised("signature_wrong")
         if exp is not None and int(exp) <= self.clock():

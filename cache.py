@@ -18,7 +18,7 @@ from metrics import OFF, Metrics
 from picture import ImageRequest
 from storage import BeingDrawn, LockTimeout, NoRoom, Row, State, Unavailable
 from storage.store import DAY, STALE_SECONDS, Store, Task
-from storage.upkeep import BATCH, adopt, repeat_both, store_errors
+from storage.upkeep import BATCH, adopt, repeat, store_errors
 from storage.verify import FileLost, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
@@ -56,6 +56,7 @@ class Cache:
         self.clock = clock
         self.metrics = metrics
         self._used: dict[str, float] = {}
+        self._learned: dict[str, tuple[Row, Row]] = {}
         self._settled: object = None
         self._settling = threading.Lock()
 
@@ -73,9 +74,9 @@ class Cache:
             return None
         if request and row.prompt is None:
             picture = picture._replace(row=replace(picture.row, **asdict(request)))
+        # A hit writes nothing: flush() writes these down, many at once.
         if picture.row != row:
-            self.state.learn(row, picture.row)
-        # A hit writes nothing else: flush() writes these down, many at once.
+            self._learned[key] = row, picture.row
         self._used[key] = self.clock()
         return picture
 
@@ -229,33 +230,31 @@ class Cache:
 
     # --- upkeep
 
-    def maintain(self, stop: threading.Event, *more: Task) -> None:
-        """Keep the cache in order until `stop` is set, and do `more`: the work of a thread."""
-        quick = [
+    def maintain(self, stop: threading.Event) -> None:
+        """Keep the cache in order until `stop` is set: the work of a thread."""
+        tasks = [
             Task(self.settle, first=0, period=1),
             Task(self.evict, first=0, period=1),
             Task(self.flush, first=30, period=30),
             Task(self.state.expire, first=0, period=60),
-            *more,
-        ]
-        slow = [
             # What a crash just before the start left behind is too young for the first sweep.
             *(Task(self.store.sweep, first, period=DAY) for first in (0, STALE_SECONDS + 60)),
             *self.store.tasks(),
             *self.state.tasks(),
         ]
-        repeat_both(quick, slow, stop)
+        repeat(tasks, stop)
         with suppress(Unavailable):
             self.flush()
 
     def flush(self) -> None:
-        """Write down when pictures were used since the last time. Raises Unavailable."""
+        """Write down what hits have learned, and when pictures were used. Raises Unavailable."""
         used, self._used = self._used, {}
+        learned, self._learned = self._learned, {}
         now = self.clock()
-        # Copied, because a thread may still be writing to the old dict.
-        ages = {key: max(0.0, now - moment) for key, moment in used.copy().items()}
-        if ages:
-            self.state.touch(ages)
+        # Copied, because a thread may still be writing to the old dicts.
+        for old, new in learned.copy().values():
+            self.state.amend(old, new)
+        self.state.touch({key: max(0.0, now - moment) for key, moment in used.copy().items()})
 
     def evict(self) -> None:
         """Hold `max_bytes`, least recently used first. Raises Unavailable."""

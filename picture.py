@@ -6,11 +6,11 @@ Every other module may import this one, which itself imports only settings/parse
 from __future__ import annotations
 
 import hashlib
-import html
 import re
-from dataclasses import dataclass
-from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlencode
 
 from settings.parsers import MODEL
 
@@ -20,7 +20,14 @@ MAX_SIDE = 4096
 OPTIONS = ("quality", "style", "background", "negative_prompt")
 PARAMETERS = ("width", "height", "model", "seed", *OPTIONS)
 CREDENTIALS = ("key", "sig", "exp", "by")
+_KNOWN = frozenset((*PARAMETERS, *CREDENTIALS, "size"))
+_KNOWN_NAME = re.compile(rf"(?i)(?:^|[&;])\s*(?:{'|'.join(_KNOWN)})\s*(?:[=&;]|\Z)")
 MAX_FIELDS = 100
+MAX_OPTION = 200
+# Characters of a URL: four bytes for each character of an option, and three for each byte.
+MAX_ENCODED = 12 * MAX_OPTION
+# At the end of a URL's path they are for programs that want one, and not part of the prompt.
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "gif")
 
 
 class Problem(Exception):
@@ -81,36 +88,41 @@ class ImageRequest:
         )
 
     @classmethod
-    def from_url(
-        cls, path: str, query: str, max_prompt_length: int = 4000
-    ) -> tuple[ImageRequest, dict[str, str]]:
-        """Parse `path` (a WSGI PATH_INFO: percent-decoded, then decoded as Latin-1) and `query`.
+    def from_url(cls, path: str, query: str, max_prompt_length: int = 4000) -> Named:
+        """Parse WSGI's PATH_INFO (percent-decoded, then decoded as Latin-1) and QUERY_STRING.
 
-        Returns the request and the CREDENTIALS that were given. Unknown parameters are ignored.
-        Raises BadRequest.
+        Unknown parameters are ignored. Raises BadRequest.
         """
         try:
+            asked, query = _split_query(query)
             # Flask would turn invalid bytes into U+FFFD, and two prompts would share one key.
-            description = path.encode("latin-1").decode("utf-8").removeprefix("/prompt/")
+            description = (path + asked).encode("latin-1").decode("utf-8").removeprefix("/prompt/")
         except UnicodeError:
             raise BadRequest("prompt_not_utf8", name="description") from None
         found = _parse_query(query)
         credentials = {name: found.pop(name) for name in CREDENTIALS if name in found}
-        request = cls.from_text(description, max_prompt_length=max_prompt_length, **found)
-        return request, credentials
+        written = description.strip()
+        prompt = _without_extension(written)
+        request = cls.from_text(prompt, max_prompt_length=max_prompt_length, **found)
+        literal = None if prompt == written else replace(request, prompt=written)
+        return Named(request, credentials, literal)
 
-    def to_url(self, **credentials: str | int) -> str:
+    def to_url(self, extension: str | None = None, /, **credentials: str | int) -> str:
         """Return the path and query from which `from_url` returns this value.
 
-        Everything but unreserved characters is percent-encoded, parentheses too, so that a
-        Markdown link can hold the URL.
+        `extension`, one of EXTENSIONS, is added for programs that want one, and `png` to a prompt
+        that would otherwise lose its own. Everything but unreserved characters is percent-encoded,
+        parentheses too, so that a Markdown link can hold the URL.
         """
+        if extension is None and _without_extension(self.prompt) != self.prompt:
+            extension = EXTENSIONS[0]
+        path = quote(self.prompt, safe="") + (f".{extension}" if extension else "")
         given = {name: getattr(self, name) for name in PARAMETERS}
         query = {name: value for name, value in given.items() if value is not None}
         if self.seed == DEFAULT_SEED:
             del query["seed"]
         encoded = urlencode(query | credentials, quote_via=quote, safe="")
-        return f"/prompt/{quote(self.prompt, safe='')}" + (f"?{encoded}" if encoded else "")
+        return f"/prompt/{path}" + (f"?{encoded}" if encoded else "")
 
     @property
     def key(self) -> str:
@@ -123,6 +135,12 @@ class ImageRequest:
         text = "|".join("def" if part is None else str(part) for part in parts)
         text += "".join(f"|{name}={quote(value, safe='')}" for name, value in self.options.items())
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def keys_to_delete(self) -> list[str]:
+        """The keys of the pictures that a URL with this prompt may show, its own last."""
+        plain = replace(self, prompt=_without_extension(self.prompt))
+        return list(dict.fromkeys((plain.key, self.key)))
 
     @property
     def options(self) -> dict[str, str]:
@@ -143,21 +161,85 @@ class ImageRequest:
         return "{}x{}".format(*self.pixels) if self.pixels else None
 
 
+class Named(NamedTuple):
+    """A URL as read: the picture that it names, and the CREDENTIALS in it.
+
+    `literal` is the picture whose prompt includes the extension at the end of the path, if there
+    is one: it may have been drawn, and signed, when an extension was part of the prompt.
+    """
+
+    request: ImageRequest
+    credentials: dict[str, str]
+    literal: ImageRequest | None = None
+
+    @property
+    def pictures(self) -> list[ImageRequest]:
+        """The pictures that the URL may show: the first of them that is in the cache."""
+        return [one for one in (self.literal, self.request) if one]
+
+
+def _without_extension(prompt: str) -> str:
+    stem, _, extension = prompt.rpartition(".")
+    return stem.rstrip() if stem and extension.lower() in EXTENSIONS else prompt.rstrip()
+
+
+def _split_query(query: str) -> tuple[str, str]:
+    """Return the beginning of a query that belongs to the prompt, decoded like a path; the rest.
+
+    In `/prompt/who is it??key=…` and `/prompt/what? why?key=…`, the query begins at the last `?`
+    before which there is no parameter of ours: a credential never becomes part of a prompt.
+    """
+    if query.count("?") > MAX_FIELDS:
+        raise BadRequest("too_many_parameters", limit=MAX_FIELDS)
+    *parts, last = query.split("?")
+    asked = list(takewhile(lambda part: not _has_known_name(part), parts))
+    text = "".join(f"?{part}" for part in asked).encode("latin-1")
+    return unquote_to_bytes(text).decode("latin-1"), "?".join([*parts[len(asked) :], last])
+
+
+def _has_known_name(text: str) -> bool:
+    """Return whether a part of a query, decoded or not, has a name of ours, in any case."""
+    return _KNOWN_NAME.search(unquote_plus(text)) is not None
+
+
 def _parse_query(query: str) -> dict[str, str]:
-    """Return the known parameters; others are ignored. Raises BadRequest."""
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
-    except UnicodeDecodeError:
-        raise BadRequest("parameter_not_utf8") from None
-    except ValueError:
-        raise BadRequest("too_many_parameters", limit=MAX_FIELDS) from None
+    """Return the known parameters; others are ignored. Raises BadRequest.
+
+    `&amp;` separates parameters too, as in HTML that was copied.
+    """
+    if query.count("&") >= MAX_FIELDS:
+        raise BadRequest("too_many_parameters", limit=MAX_FIELDS)
+    pairs = re.sub("&(?:amp;)+", "&", query, flags=re.IGNORECASE).split("&")
     found: dict[str, str] = {}
-    for name, value in pairs:
+    for pair in pairs:
+        written, _, value = pair.partition("=")
+        name = _decoded(written)
         if name in found:
             raise BadRequest("parameter_twice", name=name)
-        if name in PARAMETERS or name in CREDENTIALS:
-            found[name] = value
+        if name in _KNOWN:
+            found[name] = _decoded(value)
+    sides = read_size(found.pop("size", ""))
+    if sides and not found.keys() & {"width", "height"}:
+        found["width"], found["height"] = sides
     return found
+
+
+def _decoded(text: str) -> str:
+    """Return a name or a value decoded; one too long for any, as it is: 64 KB would cost 5 ms."""
+    if len(text) > MAX_ENCODED:
+        return text
+    try:
+        return unquote_plus(text, errors="strict")
+    except UnicodeDecodeError:
+        raise BadRequest("parameter_not_utf8") from None
+
+
+def read_size(text: str) -> tuple[str, str] | None:
+    """Return width and height of a size such as `1024x768`; None if it is not one."""
+    match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text)
+    if not match or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
+        return None
+    return match[1], match[2]
 
 
 def _prompt(description: str, max_length: int) -> str:
@@ -198,29 +280,6 @@ def _seed(text: str | None) -> int:
 
 
 def _option(name: str, text: str | None) -> str | None:
-    if text is not None and not (1 <= len(text) <= 200 and text.isprintable()):
+    if text is not None and not (1 <= len(text) <= MAX_OPTION and text.isprintable()):
         raise BadRequest("not_an_option", name=name)
     return text
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A picture's URL, also as Markdown and HTML to paste into documents."""
-
-    request: ImageRequest
-    url: str
-
-    @property
-    def markdown(self) -> str:
-        alt = re.sub(r"([\\`*_\[\]<>&!])", r"\\\1", " ".join(self.request.prompt.split()))
-        return f"![{alt}]({self.url})"
-
-    @property
-    def html(self) -> str:
-        width, height = self.request.pixels or (None, None)
-        size = f' width="{width}" height="{height}"' if width else ""
-        alt = html.escape(" ".join(self.request.prompt.split()))
-        return f'<img src="{html.escape(self.url)}" alt="{alt}"{size} loading="lazy">'
-
-    def to_json(self) -> dict[str, str]:
-        return {"url": self.url, "markdown": self.markdown, "html": self.html}

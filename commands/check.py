@@ -8,7 +8,7 @@ import click
 
 from commands.session import Door
 from config import Settings, SettingsError
-from storage.checks import connections, find_faults
+from storage.checks import Unusable, check_parts, connections
 
 # The settings by which the cache is opened. If one of these is wrong, opening it proves nothing.
 _OF_THE_CACHE = re.compile(r"CACHE_DIR|DATABASE_URL|STORAGE_URL|S3_|CA_BUNDLE|\w+_PROXY", re.I)
@@ -29,13 +29,10 @@ def check(door: Door, only_settings: bool) -> None:
         faults = [str(error)]
         settings = None if any(map(_OF_THE_CACHE.match, error.faults)) else error.settings
     if settings and not only_settings:
-        faults += _faults_of_cache(settings)
+        try:
+            check_parts(settings, connections(settings))
+        except Unusable as error:
+            faults.append(str(error))
     if faults:
         raise click.ClickException("\n".join(faults))
     click.echo(f"The settings are valid{'' if only_settings else ', and the cache can be used'}.")
-
-
-def _faults_of_cache(settings: Settings) -> list[str]:
-    faults = find_faults(settings, connections(settings))
-    head = ["The cache cannot be used:"] if faults else []
-    return head + [f"  {sentence}" for sentence in faults]

@@ -99,12 +99,7 @@ def _allocate(path: Path) -> None:
 
 def _is_alive(pid: int) -> bool:
     """Return whether another process has this id; in a container, every master may have ours."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    with suppress(ProcessLookupError):
+        os.getpgid(pid)
+        return pid != os.getpid()
+    return False

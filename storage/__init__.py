@@ -189,9 +189,6 @@ class State(Protocol):
         Return whether it was replaced. When it was last used stays as it is.
         """
 
-    def learn(self, old: Row, new: Row) -> None:
-        """Amend a row while a hit waits: without an error, and at once or not at all."""
-
     def remove(self, rows: Sequence[Row]) -> int:
         """Remove rows, except those that have been replaced since they were read.
 
@@ -217,7 +214,7 @@ class State(Protocol):
         """Note for each key how many seconds ago its picture was last used."""
 
     def files(self, keys: Sequence[str]) -> dict[str, str | None]:
-        """Return the file (None: hosted) of each of at most 500 keys that has a row."""
+        """Return the file (None: hosted) of each of at most 10,000 keys that has a row."""
 
     def totals(self) -> Totals: ...
 

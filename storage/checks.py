@@ -53,10 +53,21 @@ def connections(settings: Settings) -> dict[str, object]:
     }
 
 
-def find_faults(settings: Settings, parts: Collection[str]) -> list[str]:
-    """Open these parts in another process; return a sentence for each that cannot be used."""
-    if not parts:
-        return []
+class Unusable(Exception):
+    """Parts of the cache cannot be used; `faults` has a sentence for each, setting first."""
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__("The cache cannot be used:" + "".join(f"\n  {fault}" for fault in faults))
+
+
+def check_parts(settings: Settings, parts: Collection[str]) -> None:
+    """Open these parts in another process. Raises Unusable."""
+    if parts and (faults := _find_faults(settings, parts)):
+        raise Unusable(faults)
+
+
+def _find_faults(settings: Settings, parts: Iterable[str]) -> list[str]:
     command = [sys.executable, "-m", "storage.checks", *parts]
     try:
         child = subprocess.run(
@@ -75,7 +86,7 @@ def find_faults(settings: Settings, parts: Collection[str]) -> list[str]:
 
 
 def _check(settings: Settings, parts: Iterable[str]) -> Iterator[str]:
-    """Do the work of `find_faults` in this process, in which calls that hang go on."""
+    """Do the work of `check_parts` in this process, in which calls that hang go on."""
     state, store, _ = choose_storage(settings)
     opened = {
         "state": ("DATABASE_URL" if settings.database_url else "CACHE_DIR", state.check),

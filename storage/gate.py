@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from storage import Unavailable
-from storage.complaints import LastingFault
+from storage.lasting_fault import LastingFault
 
 PAUSE_SECONDS = 0.5
 

@@ -70,11 +70,8 @@ class RelationalState(ABC):
         )
 
     def amend(self, old: Row, new: Row) -> bool:
-        return self._write("amend", sql.AMEND, [amendment(old, new)]) > 0
-
-    def learn(self, old: Row, new: Row) -> None:
-        with suppress(Unavailable):
-            self.amend(old, new)
+        changed = {f"new_{name}": value for name, value in to_columns(new).items()}
+        return self._write("amend", sql.AMEND, [to_columns(old) | changed]) > 0
 
     def remove(self, rows: Sequence[Row]) -> int:
         return self._write("remove", sql.REMOVE, [to_columns(row) for row in rows])
@@ -197,11 +194,6 @@ class RelationalState(ABC):
 
     def _write(self, name: str, statement: str, values: Sequence[Values]) -> int:
         return self._execute(name, statement, values) if values else 0
-
-
-def amendment(old: Row, new: Row) -> Values:
-    """Return the values of sql.AMEND."""
-    return to_columns(old) | {f"new_{name}": value for name, value in to_columns(new).items()}
 
 
 def _text_of(note: Note) -> str:

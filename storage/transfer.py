@@ -1,4 +1,4 @@
-"""Copying a cache: from one State and Store to another.
+"""Copying a cache: from one State and Store to another, which may both be in use.
 
 What the target has already is skipped, so that an interrupted copy can be continued.
 """
@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,7 @@ from storage import Row, State, Unavailable
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 from storage.store import Store
-from storage.upkeep import store_errors
+from storage.upkeep import has_file, store_errors
 from storage.verify import FileLost, open_verified
 
 _PAGE = 200
@@ -69,10 +70,36 @@ def transfer(source: Place, target: Place) -> Iterator[Copied]:
         for rows in _pages(source.state):
             known = target.state.files([row.key for row in rows])
             fresh = [row for row in rows if row.key not in known]
-            copied = list(pool.map(partial(_copy, source.store, target.store), fresh))
-            target.state.add([done.row for done in copied if done.row])
+            copied = list(pool.map(partial(_copy, source, target.store), fresh))
+            target.state.add([done.row for done in copied if done and done.row])
             yield from (Copied(),) * (len(rows) - len(fresh))
-            yield from copied
+            yield from filter(None, copied)
+
+
+def prune(source: Place, target: Place) -> int:
+    """Delete from `target` what `source` does not have any more; return how many pictures.
+
+    What has changed or lost its file since is deleted, too, and copied by the next transfer.
+    Raises Unavailable.
+    """
+    count = 0
+    for rows in _pages(target.state):
+        for row in rows:
+            with store_errors():
+                if _is_current(source, target, row):
+                    continue
+                if row.file:
+                    target.store.delete(row.file)
+            count += target.state.remove([row])
+    return count
+
+
+def _is_current(source: Place, target: Place, row: Row) -> bool:
+    """Return whether the row of a copy is that of its source, and has its file."""
+    now = source.state.find(row.key)
+    # The copy of an adopted file may have a digest when the source has none yet.
+    is_same = now is not None and replace(now, digest=row.digest) == row
+    return is_same and (row.file is None or has_file(target.store, row))
 
 
 def _pages(state: State) -> Iterator[list[Row]]:
@@ -82,13 +109,15 @@ def _pages(state: State) -> Iterator[list[Row]]:
         before = rows[-1].created, rows[-1].key
 
 
-def _copy(source: Store, target: Store, row: Row) -> Copied:
+def _copy(source: Place, target: Store, row: Row) -> Copied | None:
+    """Return what became of a row, None if its picture has been deleted meanwhile."""
     if row.file is None:
         return Copied(row)
     try:
-        row, data = _read(source, row)
+        row, data = _read(source.store, row)
     except (FileLost, Unavailable, OSError) as why:
-        return Copied(problem=f"{row.file}: {why}")
+        is_gone = source.state.files([row.key]).get(row.key) != row.file
+        return None if is_gone else Copied(problem=f"{row.file}: {why}")
     with store_errors():
         target.write(str(row.file), data, row.created)
     return Copied(row)

@@ -20,7 +20,7 @@ from storage.store import Store, Stored, Task
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
-# What State.files and State.oldest are asked for at once.
+# Rows to be read or deleted at once.
 BATCH = 500
 # What State.add takes at once: each transaction rewrites most pages of a large index.
 _ROWS = 10_000
@@ -47,14 +47,6 @@ def repeat(tasks: Sequence[Task], stop: threading.Event) -> None:
             return
 
 
-def repeat_both(quick: Sequence[Task], slow: Sequence[Task], stop: threading.Event) -> None:
-    """Repeat quick tasks, and slow ones in another thread."""
-    aside = threading.Thread(target=repeat, args=(slow, stop), daemon=True)
-    aside.start()
-    repeat(quick, stop)
-    aside.join()
-
-
 @contextmanager
 def store_errors() -> Iterator[None]:
     """Turn an OSError of the store into Unavailable."""
@@ -77,9 +69,7 @@ def adopt(state: State, store: Store) -> int:
 
 
 def _adopt(state: State, store: Store, batch: list[Stored]) -> int:
-    known: dict[str, str | None] = {}
-    for start in range(0, len(batch), BATCH):
-        known |= state.files([stored.key for stored in batch[start : start + BATCH]])
+    known = state.files([stored.key for stored in batch])
     batch.sort(key=lambda stored: stored.created)
     fresh = {}
     for stored in batch:
@@ -91,34 +81,33 @@ def _adopt(state: State, store: Store, batch: list[Stored]) -> int:
     return count + sum(_prefer(state, store, rival) for rival in rivals)
 
 
-def _prefer(state: State, store: Store, stored: Stored) -> bool:
-    """Of the file in a key's row and another one keep the newer; return whether that changed."""
-    row = state.find(stored.key)
-    if row is None or row.file is None or row.file == stored.name:
-        return False
-    loser, is_newer = stored.name, stored.created > int(row.created)
-    if is_newer or not _exists(store, row.file):
-        found = _row_of(store, stored)
-        request = asdict(row.request) if row.request else {}
-        if found is None or not state.amend(row, replace(found, **request)):
+def _prefer(state: State, store: Store, rival: Stored) -> bool:
+    """Of the file in a key's row and another one keep the newer; return whether that changed.
+
+    Neither is touched while the picture is being drawn: one of them may be its file.
+    """
+    with suppress(LockTimeout), state.hold(rival.key, 0.0):
+        row = state.find(rival.key)
+        if row is None or row.file in (None, rival.name):
             return False
-        loser = row.file
-    _delete_loser(state, store, stored.key, loser)
-    return loser != stored.name
-
-
-def _delete_loser(state: State, store: Store, key: str, loser: str) -> None:
-    """Delete a file whose key has another one, unless it may be the one that is being drawn."""
-    with suppress(LockTimeout, OSError), state.hold(key, 0.0):
-        row = state.find(key)
-        if row and row.file not in (None, loser):
-            log.info("Deleted %s, an older file of a picture", loser)
+        loser, is_newer = rival.name, rival.created > int(row.created)
+        if is_newer or not has_file(store, row):
+            found = _row_of(store, rival)
+            if found is None:
+                return False
+            request = asdict(row.request) if row.request else {}
+            loser = state.store(replace(found, **request)) or loser
+        log.info("Deleted %s, an older file of a picture", loser)
+        with suppress(OSError):
             store.delete(loser)
+        return loser != rival.name
+    return False
 
 
-def _exists(store: Store, name: str) -> bool:
+def has_file(store: Store, row: Row) -> bool:
+    """Return whether the store has a row's file, in its size. Raises OSError."""
     try:
-        store.open(name).close()
+        store.open(str(row.file), row.bytes).close()
     except FileNotFoundError:
         return False
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import replace
 from io import FileIO
 
@@ -21,20 +22,16 @@ def open_verified(store: Store, row: Row) -> tuple[Row, FileIO]:
     An adopted file is read once, and its row returned with the digest. Raises FileLost, and
     Unavailable for a file that may well exist: a new drawing would cost money.
     """
-    try:
-        file = store.open(str(row.file), row.bytes)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileLost("is missing or damaged") from error
-    except OSError as error:
-        raise Unavailable(f"a picture cannot be opened: {error.strerror}") from error
-    try:
-        return (row if row.digest else _with_digest(row, file)), file
-    except OSError as error:
-        file.close()
-        raise Unavailable(f"a picture cannot be read: {error.strerror}") from error
-    except BaseException:
-        file.close()
-        raise
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(store.open(str(row.file), row.bytes))
+            row = row if row.digest else _with_digest(row, file)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise FileLost("is missing or damaged") from error
+        except OSError as error:
+            raise Unavailable(f"a picture cannot be read: {error.strerror}") from error
+        stack.pop_all()
+    return row, file
 
 
 def _with_digest(row: Row, file: FileIO) -> Row:

@@ -1,4 +1,4 @@
-"""States for tests: places where one lives, a clock that a test sets, and a counter of calls."""
+"""States for tests: places where one lives, rows, and a clock that a test sets."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import psycopg
 
 from settings.buckets import ObjectSettings
-from storage import Note, State
+from storage import Note, Row, State
 from storage.cluster.copies import Copies
 from storage.cluster.objects import Objects
 from storage.cluster.postgres import PostgresState
@@ -68,30 +68,27 @@ class Word(Note):
     text: str
 
 
-class CountingState:
-    """Any state, with the calls of each method counted; pass on `counted` as the state."""
+def key_of(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
 
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self.calls: Counter[str] = Counter()
-        self.counted = cast(State, self)
 
-    @property
-    def epoch(self) -> object:
-        return self._state.epoch
+def name_of(text: str, number: int = 0) -> str:
+    return f"{key_of(text)}-{number:016x}.png"
 
-    @property
-    def fault(self) -> str | None:
-        return self._state.fault
 
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._state, name)
-
-        def call(*arguments: Any) -> Any:
-            self.calls[name] += 1
-            return method(*arguments)
-
-        return call
+def row_of(text: str, **values: Any) -> Row:
+    """Return a row of 100 bytes in a file, with `text` as its prompt."""
+    row = Row(
+        key=key_of(text),
+        file=name_of(text),
+        media_type="image/png",
+        bytes=100,
+        digest="0" * 64,
+        created=1_700_000_000.25,
+        prompt=text,
+        seed=42,
+    )
+    return replace(row, **values)
 
 
 @contextmanager

@@ -104,12 +104,12 @@ def test_expiry_is_part_of_the_signature() -> None:
 def test_signing_keys_can_be_rotated() -> None:
     old, derived = signed_by(access("old")), signed_by(access())
     assert opens(access("new", "old"), old)
-    # Without a signing key, changing the access key ends its signatures.
-    assert opens(access(key=KEY), derived)
+    # The key derived from the access key signs until there is another, and ends with it.
+    assert opens(access("new"), derived)
     for other, signed in [
         (access("new"), old),
         (access(), old),
-        (access(key="another"), derived),
+        (access("new", key="another"), derived),
     ]:
         with pytest.raises(Unauthorised, match="signature_wrong"):
             opens(other, signed)
@@ -217,6 +217,16 @@ def test_signed_url_shows_its_picture_without_the_key(
     assert len(backend.seen) == 1
 
 
+def test_signature_of_either_picture_opens_a_url_with_an_extension(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    service = serve(backend)
+    for prompt, status in [("logo", 200), ("logo.png", 200), ("logo.jpg", 401)]:
+        query = urlsplit(sign(service, {"description": prompt}).json["url"]).query
+        assert service.get(f"/prompt/Logo.png?{query}").status == status
+    assert [seen.json["prompt"] for seen in backend.seen] == ["Logo"]
+
+
 @pytest.mark.parametrize(
     ("headers", "base"),
     [
@@ -245,6 +255,16 @@ def test_public_url_overrides_the_host_of_the_request(
 def test_bad_expiry_is_a_400(serve: Serve, backend: ScriptedServer, seconds: object) -> None:
     got = sign(serve(backend), {"description": "x", "expires_in": seconds})
     assert (got.status, "expires_in" in got.detail) == (400, True)
+
+
+def test_signed_url_may_end_in_an_extension(serve: Serve, backend: ScriptedServer) -> None:
+    service = serve(backend)
+    url = sign(service, {"description": "x", "extension": "gif"}).json["url"]
+    assert target(url).startswith("/prompt/x.gif?sig=")
+    assert service.get(target(url)).status == 200
+    for wrong in ("svg", ".png", "", 1, ["png"]):
+        got = sign(service, {"description": "x", "extension": wrong})
+        assert (got.status, "extension" in got.detail) == (400, True)
 
 
 def test_signing_needs_the_access_key(serve: Serve, backend: ScriptedServer) -> None:

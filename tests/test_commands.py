@@ -22,7 +22,7 @@ from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, Run, drawing
-from .servers import GIF, Gate, Say, ScriptedServer, Seen, fetch, png, wait_until
+from .servers import GIF, Gate, Say, ScriptedServer, fetch, png, wait_until
 from .states import Clock, SqlitePlace, held_elsewhere
 
 BASE = "https://pics.example.org"
@@ -81,6 +81,8 @@ def test_signed_url_is_accepted_by_the_server(
     assert serve(backend).get(url.removeprefix(BASE)).status == 200
     assert "exp=" in run("sign", "x", "--expires-in", "60", PUBLIC_URL=BASE).output
     assert run("sign", "x").stdout.startswith("http://127.0.0.1:")
+    webp = run("sign", "x", "--extension", "webp", PUBLIC_URL=BASE).stdout
+    assert webp.startswith(f"{BASE}/prompt/x.webp?sig=")
     words = ("--quality", "high", "--style", "vivid", "--background", "blue")
     more = run("sign", "x", *words, "--negative-prompt", "no text", PUBLIC_URL=BASE).stdout
     assert "?quality=high&style=vivid&background=blue&negative_prompt=no%20text&sig=" in more
@@ -105,6 +107,9 @@ def test_link_is_printed_in_three_formats(run: Run) -> None:
         ("sign", "x", "--expires-in", "0"),
         ("sign", "x", "--format", "gif"),
         ("sign", "--in-place", "no-such-file"),
+        ("sign", "--in-place", "storage"),
+        ("sign", "x", "--resign"),
+        ("sign", "x", "--server", "pics.example.org"),
         ("cache", "list", "--match", "\udcff"),
         ("cache", "delete", "--older-than", "soon"),
         ("cache", "delete"),
@@ -122,7 +127,7 @@ def test_signing_in_place_replaces_the_key_and_nothing_else(run: Run, tmp_path: 
     page = tmp_path / "page.md"
     before = (
         f"# One\r\n![x]({BASE}/prompt/a?width=9&key={KEY})\r\n"
-        f'<img src="{BASE}/prompt/b?key={KEY}&amp;seed=1"> {BASE}/prompt/c?key=wrong\n'
+        f'<img src="{BASE}/prompt/b?key={KEY}&amp;seed=1"> {BASE}/prompt/c\n'
     ).encode() + b"\xff"
     page.write_bytes(before)
     result = run("sign", "--in-place", str(page))
@@ -167,9 +172,9 @@ def write_page(folder: Path, *prompts: str) -> Path:
 def test_warm_draws_missing_pictures_and_reports_failures(
     run: Run, backend: ScriptedServer, cache: Cache, tmp_path: Path
 ) -> None:
-    put(cache, "there")
+    put(cache, "there.png")  # drawn when an extension was part of the prompt
     backend.say(lambda seen: REFUSAL if seen.json["prompt"] == "rude" else drawing())
-    page = write_page(tmp_path, "a", "b", "there", "rude", "a", "foreign")
+    page = write_page(tmp_path, "a", "b", "there.png", "rude", "a", "foreign")
     page.write_text(page.read_text().replace(f"foreign?key={KEY}", "foreign?key=another"))
     result = run("warm", str(page), "--jobs", "2", THREADS="17")
     assert result.exit_code == 1
@@ -183,47 +188,16 @@ def test_warm_draws_missing_pictures_and_reports_failures(
     assert (counts["drawn"], counts["there"], list(counts["failed"])) == (0, 3, ["rude"])
 
 
-def test_warm_accepts_signed_urls_but_no_wrong_signature(
+def test_warm_names_urls_that_do_not_open(
     run: Run, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.md"
     signed = run("sign", "signed", PUBLIC_URL=BASE).stdout.strip()
     page.write_text(f"![]({signed}) ![]({BASE}/prompt/x?sig={'0' * 32})")
-    assert run("warm", str(page)).exit_code == 0
+    result = run("warm", str(page))
+    assert (result.exit_code, result.stdout) == (1, "1 drawn, 0 there, 0 failed, 1 broken\n")
+    assert f"\n{page}:1: The signature is wrong: " in result.stderr
     assert [seen.json["prompt"] for seen in backend.seen] == ["signed"]
-
-
-def test_warm_waits_for_a_drawing_of_the_running_server(
-    environment: dict[str, str],
-    serve: Callable[..., InProcess],
-    backend: ScriptedServer,
-    tmp_path: Path,
-) -> None:
-    def draw_once_both_want_it(seen: Seen) -> Say:
-        wait_until(lambda: warm.poll() is not None or has_open(warm, "locks"))
-        return drawing()
-
-    backend.say(draw_once_both_want_it)
-    service = serve(backend)
-    with subprocess.Popen(
-        [*COMMANDS, "warm", str(write_page(tmp_path, "x"))],
-        cwd=tmp_path,
-        env={**environment, "BACKEND_API_URLS": backend.url, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as warm:
-        assert service.picture("x").status == 200
-        assert warm.wait(20) == 0
-    assert len(backend.seen) == 1
-
-
-def has_open(process: subprocess.Popen[bytes], name: str) -> bool:
-    """Return whether a process has a file of that name open."""
-    try:
-        links = [os.readlink(fd) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
-    except OSError:
-        return False
-    return any(link.endswith(f"/{name}") for link in links)
 
 
 def test_interrupted_warm_can_be_run_again(
@@ -267,6 +241,25 @@ def test_list_shows_the_newest_first(run: Run, cache: Cache) -> None:
     assert len(run("cache", "list", "--limit", "1").stdout.splitlines()) == 1
 
 
+def test_no_stranger_commands_the_terminal(
+    run: Run, cache: Cache, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    prompt, escaped = "a\x1b]0;x\a\x9b\u202e\x7fb", r"a\x1b]0;x\x07\x9b\u202e\x7fb"
+    put(cache, prompt)
+    listed = run("cache", "list").stdout
+    assert listed.endswith(f"  {escaped}\n")
+    [row] = run("cache", "list", "--json").stdout.splitlines()
+    assert (row.isascii(), "\x7f" in row, json.loads(row)["prompt"]) == (True, False, prompt)
+    # What a backend says is not printed at all, and what the program itself logs is escaped.
+    backend.say(Say({"error": {"message": "\x1b[2J"}}, 500))
+    page = str(write_page(tmp_path, "%1b]0;y%07%c2%9b"))
+    assert r"\x1b]0;y\x07\x9b, " in run("links", page).stdout
+    said = run("warm", page, "--jobs", "1")
+    assert r"\x1b]0;y\x07\x9b " in said.stdout
+    assert re.search("HTTP 500", said.stderr)
+    assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f]", said.stdout + said.stderr)
+
+
 def test_stats_count_pictures_and_bytes(run: Run, cache: Cache) -> None:
     put(cache, "one")
     assert run("cache", "stats").stdout == f"1 picture, {len(png())} B of 10.0 GiB\n"
@@ -281,6 +274,12 @@ def test_deleting_asks_first(run: Run, cache: Cache) -> None:
     assert run("cache", "delete", "ONE", answer="y\n").exit_code == 0
     assert cache.state.newest("", 9, None) == []
     assert run("cache", "delete", "ONE", "--yes").exit_code == 1
+
+
+def test_both_pictures_that_a_url_may_show_are_deleted(run: Run, cache: Cache) -> None:
+    for prompt in ("logo", "logo.png"):
+        put(cache, prompt)
+    assert run("cache", "delete", "Logo.png", "--yes").stdout == "2 deleted\n"
 
 
 def test_picture_under_way_is_not_deleted(
@@ -381,6 +380,7 @@ def test_imported_picture_learns_its_prompt_from_the_first_url(
     [entry] = service.get("/cache", headers=admin).json["entries"]
     assert (entry["key"], entry["prompt"], entry["url"]) == (key, None, None)
     assert service.picture("A%20cat", width=8, style="vivid").body == GIF
+    service.services.cache.flush()
     [entry] = service.get("/cache?q=cat", headers=admin).json["entries"]
     assert (entry["prompt"], entry["width"], entry["style"]) == ("A cat", 8, "vivid")
     assert fetch(entry["url"]).body == GIF
@@ -469,7 +469,7 @@ def test_command_of_another_user_leaves_the_cache_alone(
 ) -> None:
     (folder := Path(environment["CACHE_DIR"])).mkdir()
     os.chown(folder, 12345, -1)
-    for arguments in (("cache", "list"), ("check",), ("warm", __file__)):
+    for arguments in (("cache", "list"), ("check",), ("warm", __file__), ("links", __file__)):
         result = run(*arguments)
         assert result.exit_code == 1
         assert "belongs to user 12345, and files of this process would" in result.stderr
@@ -478,7 +478,7 @@ def test_command_of_another_user_leaves_the_cache_alone(
 
 
 def test_every_command_has_help(run: Run) -> None:
-    commands = {"sign", "warm", "keys", "check", "cache"}
+    commands = {"sign", "warm", "links", "keys", "check", "cache"}
     assert commands <= set(run("--help").output.split())
     of_cache = {"list", "stats", "delete", "import", "export", "adopt"}
     assert of_cache <= set(run("cache", "--help").output.split())

@@ -13,8 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from hosting import ImageHost, UploadFailed, image_host
 from settings.buckets import ObjectSettings
@@ -22,7 +20,7 @@ from settings.servers import HostingSettings
 from upstream.client import Deadline, Upstream
 
 from .conftest import KEY
-from .servers import WEBP, RawServer, Say, ScriptedServer, Seen, free_port, read_request
+from .servers import WEBP, RawServer, Say, ScriptedServer, Seen
 from .wire import hang
 
 NAME = "0123abcd-9f.webp"
@@ -265,43 +263,16 @@ def test_unusable_url_is_a_failure(there: ScriptedServer, named: Any) -> None:
     assert failure_of(make_host("picgo", there.url)) == NO_URL
 
 
-@pytest.mark.parametrize(
-    "say",
-    [
-        Say("<html>welcome</html>"),
-        Say("<html>forbidden</html>", 403),
-        Say("", 302, {"Location": "http://127.0.0.1:9/"}),
-        Say(b"\xff\xfe"),
-        Say("[" * 100_000),
-        Say(b" " * (2**20 + 1)),
-    ],
-)
-def test_unreadable_answer_is_a_failure(there: ScriptedServer, say: Say) -> None:
-    there.say(say)
-    assert failure_of(make_host("picgo", there.url))
-    assert len(there.seen) == 1
+@pytest.mark.parametrize("named", ["https://[::1/a.png", "http://ⅷ.℀/", "//["])
+def test_relative_url_that_cannot_be_joined_is_a_failure(there: ScriptedServer, named: str) -> None:
+    there.say(Say([{"src": named}]))
+    assert failure_of(make_host("cloudflare_imgbed", there.url)) == NO_URL
 
 
 @pytest.mark.parametrize("provider", ANSWERS)
 def test_server_error_is_a_failure_whatever_it_names(there: ScriptedServer, provider: str) -> None:
     there.say(Say(ANSWERS[provider](HOSTED), 503))
     assert failure_of(make_host(provider, there.url)) == "HTTP 503"
-
-
-def test_unreachable_host_is_a_failure() -> None:
-    assert failure_of(make_host("smms", f"http://127.0.0.1:{free_port()}"))
-
-
-def test_silent_host_is_a_failure_at_the_deadline(
-    raw_server: Callable[[Callable[[socket.socket], None]], RawServer],
-) -> None:
-    def talk(connection: socket.socket) -> None:
-        read_request(connection)
-        connection.recv(1)
-
-    start = time.monotonic()
-    assert failure_of(make_host("smms", raw_server(talk).url), seconds=0.2)
-    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("provider", ANSWERS)
@@ -312,35 +283,3 @@ def test_no_secret_is_in_a_failure(there: ScriptedServer, provider: str) -> None
         failure = failure_of(host)
         assert KEY not in failure
         assert "secret-code" not in failure
-
-
-NAMES = st.sampled_from(["data", "url", "code", "images", "image", "src", "publicUrl", "error"])
-LEAVES = st.sampled_from(
-    [
-        *(None, True, 0, -1, 1.5, 10**30, "", " ", "image_repeated", "javascript:1", "//"),
-        *(HOSTED, "/file/a.png", "https://[", "//[", "http://\ud83c/", "https://a\0b", "\\", "?#"),
-        *("http://ⅷ.℀/", "https://%zz/", "http://@/", "https://a:1:2/", "\u202e", "http:a"),
-    ]
-)
-JSON = st.recursive(
-    LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
-    max_leaves=8,
-)
-
-
-@settings(
-    max_examples=40,
-    deadline=None,
-    # One server for all examples: each scripts it anew.
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(JSON | JSON.flatmap(lambda url: st.sampled_from([make(url) for make in ANSWERS.values()])))
-def test_any_answer_names_a_url_or_is_a_failure(there: ScriptedServer, answer: Any) -> None:
-    there.say(Say(answer))
-    for provider in ANSWERS:
-        with contextlib.suppress(UploadFailed):
-            found = upload(make_host(provider, there.url))
-            assert found.isascii()
-            assert urlsplit(found).scheme in ("http", "https")
-            assert urlsplit(found).hostname

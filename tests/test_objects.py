@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,11 +29,6 @@ ETAG = {"ETag": '"1"'}
 
 
 @pytest.fixture
-def objects(bucket: ObjectSettings) -> Objects:
-    return Objects(bucket)
-
-
-@pytest.fixture
 def answering(server: Callable[[], ScriptedServer]) -> ScriptedServer:
     """A server in place of the object store, without any object."""
     made = server()
@@ -57,28 +51,6 @@ def failure_of(call: Callable[[], object]) -> str:
         call()
     assert not isinstance(caught.value, FileNotFoundError)
     return str(caught.value.strerror)
-
-
-# --- objects
-
-
-def test_stored_object_is_read_and_listed(objects: Objects) -> None:
-    for data in (b"old", b"new"):
-        objects.put("a.png", data, "image/png")
-    objects.put("b.png", b"12345", "image/png")
-    assert objects.get("a.png") == b"new"
-    found = list(objects.list())
-    assert {(one.name, one.bytes) for one in found} == {("a.png", 3), ("b.png", 5)}
-    assert all(abs(one.modified - time.time()) < 60 for one in found)
-
-
-def test_object_has_a_media_type_and_rules_for_caches(answering: ScriptedServer) -> None:
-    answering.say(Say(headers=ETAG))
-    Objects(at(answering.url)).put("a.png", b"1", "image/png", "public, max-age=1")
-    [request] = answering.seen
-    assert (request.method, request.path) == ("PUT", "/bucket/prefix/a.png")
-    assert request.headers["Content-Type"] == "image/png"
-    assert request.headers["Cache-Control"] == "public, max-age=1"
 
 
 # --- what an answer means
@@ -113,11 +85,6 @@ def test_other_answers_are_failures_without_secrets(
     answering.say(answer)
     objects = Objects(at(answering.url))
     assert failure_of(lambda: objects.get("a.png")) == f"object store: {reason}"
-
-
-def test_cut_connection_is_tried_again(answering: ScriptedServer) -> None:
-    answering.say(Say("", 500), Say("bytes"))
-    assert Objects(at(answering.url)).get("a.png") == b"bytes"
 
 
 # --- a store that fails
@@ -159,12 +126,6 @@ def test_bucket_that_takes_nothing_is_still_read(answering: ScriptedServer) -> N
     assert objects.fault == "object store: HTTP 403 (AccessDenied)"
     wait_until(lambda: works(lambda: objects.put("a.png", b"1", "image/png")))
     assert objects.fault is None
-
-
-def test_unreachable_store_is_a_failure(answering: ScriptedServer) -> None:
-    answering.close()
-    reason = failure_of(lambda: Objects(at(answering.url)).get("a.png"))
-    assert reason == "object store: cannot be reached"
 
 
 # --- how it is reached

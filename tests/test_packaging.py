@@ -154,7 +154,7 @@ def test_unit_and_compose_leave_the_settings_to_dotenv() -> None:
     assert re.search(r"source: \.\./\.env\n +target: /app/\.env\n +read_only: true", compose)
 
 
-def test_backup_runs_as_the_service_and_writes_to_its_own_folder() -> None:
+def test_backup_runs_as_the_service_into_its_own_folder() -> None:
     unit, backup = (
         (ROOT / "deploy" / f"{name}.service").read_text("utf-8")
         for name in ("prompt-image-proxy", "prompt-image-proxy-backup")
@@ -227,7 +227,7 @@ def test_nginx_of_a_cluster_asks_both_apps() -> None:
     ).stdout
     changed = [b for a, b in zip(before.split("\n"), after.split("\n"), strict=True) if a != b]
     assert [line.strip() for line in changed] == [
-        "server app-1:8080; server app-2:8080;  # CHANGE with HOST and PORT"
+        "server app-1:8080 max_fails=0; server app-2:8080 max_fails=0;"
     ]
 
 

@@ -371,6 +371,10 @@ def test_copied_links_are_those_of_sign(page: Page, studio: Studio) -> None:
     left = int(parse_qs(urlsplit(url).query)["exp"][0]) - page.run("return Date.now() / 1000")
     assert left == pytest.approx(86400, abs=60)
     assert fetch(url).body == png()
+    page.click("#extension")
+    url = page.copied('[data-copy="url"]')
+    assert urlsplit(url).path.endswith("apple.png")
+    assert fetch(url).body == png()
     # As on plain http in a home network.
     page.run(
         "Object.defineProperty(navigator, 'clipboard', {value: undefined}); window.copied = '';"
@@ -378,6 +382,12 @@ def test_copied_links_are_those_of_sign(page: Page, studio: Studio) -> None:
     )
     page.click('[data-copy="markdown"]')
     assert page.run("return window.copied").startswith("![a \\[red\\] apple](http://127.0.0.1")
+
+
+def test_extension_that_a_prompt_ends_in_is_kept(page: Page, studio: Studio) -> None:
+    page.open(studio.service)
+    page.draw("a sketch of logo.png")
+    assert studio.backend.seen[-1].json["prompt"] == "a sketch of logo.png"
 
 
 def test_picture_is_downloaded_and_enlarged(page: Page, studio: Studio) -> None:

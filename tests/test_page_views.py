@@ -33,8 +33,8 @@ Inspect = Callable[[tuple[int, ...]], "Inspector"]
 LAYOUT = (
     "return [document.documentElement.scrollWidth,"
     " [...document.querySelectorAll('button, a, input, select, textarea, summary')]"
-    ".filter((one) => one.checkVisibility() && one.id !== 'skip' && one.id !== 'shortcuts')"
-    ".map((one) => one.matches('.select input') ? one.parentNode : one)"
+    ".filter((one) => one.checkVisibility() && one.id !== 'skip')"
+    ".map((one) => one.matches('[type=checkbox]') ? one.parentNode : one)"
     ".filter((one) => one.getBoundingClientRect().height < 43.9).map((one) => one.outerHTML)]"
 )
 MOVING = (
@@ -49,7 +49,7 @@ VIOLATIONS = (
 LATIN = re.compile(
     r"Prompt Image Proxy|English|Markdown|HTML|URL|Shift|Enter|Esc|\bN\b|ADMIN_TOKEN|localhost"
     r"|/status|POST /cache/delete|python -m commands cache delete|\d (kB|MB)|flux/1-schnell"
-    r"|gpt-image-1"
+    r"|gpt-image-1|\.png"
 )
 PLACEHOLDERS = (
     "return [...document.querySelectorAll('[placeholder]')]"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picture import OPTIONS, PARAMETERS, BadRequest, ImageRequest
+from picture import CREDENTIALS, EXTENSIONS, OPTIONS, PARAMETERS, BadRequest, ImageRequest, Named
 from web.sentences import explain
 
 BOUNDED = settings(max_examples=80, deadline=None)
@@ -20,6 +20,10 @@ BOUNDED = settings(max_examples=80, deadline=None)
 
 def from_url(url: str, **more: int) -> tuple[ImageRequest, dict[str, str]]:
     """Parse a URL as a WSGI server passes it on: the path percent-decoded, as Latin-1."""
+    return named_by(url, **more)[:2]
+
+
+def named_by(url: str, **more: int) -> Named:
     path, _, query = url.partition("?")
     return ImageRequest.from_url(unquote_to_bytes(path).decode("latin-1"), query, **more)
 
@@ -57,6 +61,9 @@ BOTH_WAYS = [
     ("/prompt/100%25%20%2525%20a%3Fb%23c%26d%3De%2Bf", ImageRequest("100% %25 a?b#c&d=e+f")),
     ("/prompt/%5Ba%5D%28b%29%21%22%27%3C%3E%5C%60%7C%2A", ImageRequest("[a](b)!\"'<>\\`|*")),
     ("/prompt/A-b_c.d~e", ImageRequest("A-b_c.d~e")),
+    ("/prompt/logo.png.png", ImageRequest("logo.png")),
+    ("/prompt/Logo.JPEG.png?width=5", ImageRequest("Logo.JPEG", 5)),
+    ("/prompt/.png", ImageRequest(".png")),
 ]
 
 
@@ -83,6 +90,24 @@ def test_url_and_value_are_inverse(url: str, value: ImageRequest) -> None:
         ("/prompt/a?&&other&other=1&other=2", ImageRequest("a")),
         ("/prompt/a?Width=x&WIDTH=y", ImageRequest("a")),
         ("/prompt/a?%77idth=5", ImageRequest("a", 5)),
+        ("/prompt/a?x&amp;width=5&AMP;amp;height=6", ImageRequest("a", 5, 6)),
+        ("/prompt/a?style=b%26amp%3Bc", ImageRequest("a", style="b&amp;c")),
+        ("/prompt/a.png?width=5", ImageRequest("a", 5)),
+        ("/prompt/%20a%0A.WebP%20", ImageRequest("a")),
+        ("/prompt/a.jpg.gif", ImageRequest("a.jpg")),
+        ("/prompt/a.png/b.svg", ImageRequest("a.png/b.svg")),
+        ("/prompt/apng", ImageRequest("apng")),
+        ("/prompt/a?size=16x9", ImageRequest("a", 16, 9)),
+        ("/prompt/a?size=16x9&height=8", ImageRequest("a", height=8)),
+        ("/prompt/a?size=auto", ImageRequest("a")),
+        ("/prompt/a?size=4097x1", ImageRequest("a")),
+        ("/prompt/who%20is%20it??width=5", ImageRequest("who is it?", 5)),
+        ("/prompt/what?%20Why+%E4%BA%BA???width=5", ImageRequest("what? Why+人??", 5)),
+        ("/prompt/what?x=1&y?width=5", ImageRequest("what?x=1&y", 5)),
+        ("/prompt/what??.jpg?width=5", ImageRequest("what??", 5)),
+        ("/prompt/what?", ImageRequest("what")),
+        ("/prompt/what??", ImageRequest("what?")),
+        ("/prompt/a?style=5?&width=5", ImageRequest("a", 5, style="5?")),
     ],
 )
 def test_other_spellings_of_a_url_are_accepted(url: str, value: ImageRequest) -> None:
@@ -94,6 +119,28 @@ def test_credentials_are_returned_separately() -> None:
     url = "/prompt/a?width=5&key=k%26%20%28%E2%82%AC%29&exp=12"
     assert value.to_url(key="k& (€)", exp=12) == url
     assert from_url(url) == (value, {"key": "k& (€)", "exp": "12"})
+
+
+# Pieces of queries, and ways to begin a parameter after them.
+QUERIES = st.lists(
+    st.sampled_from(
+        ["?", "&", "&amp;", "=", "%26", "%3D", "%3F", ";", "+", "a", "width", "KEY", "."]
+    )
+).map("".join)
+BEGINNINGS = st.sampled_from(["?", "??", "&", "&amp;", "&AMP;", "?&amp;", "?+", "?a%26", "?a;"])
+
+
+@BOUNDED
+@given(QUERIES, BEGINNINGS, st.sampled_from(CREDENTIALS), st.booleans(), QUERIES)
+def test_no_credential_becomes_part_of_a_prompt(
+    before: str, beginning: str, name: str, is_escaped: bool, after: str
+) -> None:
+    written = "".join(f"%{ord(letter):x}" for letter in name) if is_escaped else name
+    url = f"/prompt/a?{before}{beginning}{written}=SECRET{after}"
+    with contextlib.suppress(BadRequest):
+        request = from_url(url)[0]
+        assert "SECRET" not in request.prompt
+        assert "SECRET" not in request.options.values()
 
 
 @pytest.mark.parametrize(
@@ -131,9 +178,12 @@ REQUESTS = st.builds(
 
 
 @BOUNDED
-@given(REQUESTS, TEXTS)
-def test_every_value_survives_its_url(value: ImageRequest, key: str) -> None:
-    url = value.to_url(key=key)
+@given(REQUESTS, TEXTS, st.sampled_from([None, *EXTENSIONS]), st.sampled_from(["", ".png", ".gIf"]))
+def test_every_value_survives_its_url(
+    value: ImageRequest, key: str, extension: str | None, end: str
+) -> None:
+    value = replace(value, prompt=value.prompt + end)
+    url = value.to_url(extension, key=key)
     assert from_url(url) == (value, {"key": key})
     assert re.fullmatch(r"/prompt/[\w.~%-]+\?[\w.~%=&-]+", url, re.ASCII)
 
@@ -197,7 +247,8 @@ def test_lone_surrogate_is_rejected() -> None:
 def test_length_counts_characters_after_stripping() -> None:
     assert len(from_url(f"/prompt/%20{'%E7%BA%A2' * 4000}%20")[0].prompt) == 4000
     assert error_of(f"/prompt/{'a' * 4001}") == "The description is longer than 4000 characters."
-    assert from_url("/prompt/abc", max_prompt_length=3)[0].prompt == "abc"
+    for url in ("/prompt/abc", "/prompt/abc.png"):
+        assert from_url(url, max_prompt_length=3)[0].prompt == "abc"
     assert "longer than 3" in error_of("/prompt/abcd", max_prompt_length=3)
 
 
@@ -205,7 +256,7 @@ def test_length_counts_characters_after_stripping() -> None:
 @given(st.binary(max_size=40), TEXTS)
 def test_any_url_is_a_value_or_a_bad_request(path: bytes, query: str) -> None:
     with contextlib.suppress(BadRequest):
-        value, _ = ImageRequest.from_url("/prompt/" + path.decode("latin-1"), query)
+        value = ImageRequest.from_url("/prompt/" + path.decode("latin-1"), query).request
         assert from_url(value.to_url())[0] == value
 
 
@@ -218,6 +269,17 @@ def test_any_parameter_is_taken_as_given_or_a_bad_request(given: dict[str, str])
             is_number = name in ("width", "height", "seed")
             assert getattr(value, name) == (int(text) if is_number else text)
             assert not is_number or re.fullmatch("-?[0-9]+", text)
+
+
+# --- a final extension ---------------------------------------------------------------------------
+
+
+def test_url_with_an_extension_may_show_two_pictures() -> None:
+    [literal, plain] = named_by("/prompt/%20Logo.PNG%20?seed=7").pictures
+    assert (literal, plain) == (ImageRequest("Logo.PNG", seed=7), ImageRequest("Logo", seed=7))
+    assert named_by("/prompt/Logo").pictures == [ImageRequest("Logo")]
+    assert literal.keys_to_delete == [plain.key, literal.key]
+    assert plain.keys_to_delete == [plain.key]
 
 
 # --- the key ------------------------------------------------------------------------------------

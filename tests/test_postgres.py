@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from hashlib import sha256
 
 import psycopg
 import pytest
@@ -23,7 +22,7 @@ from storage.cluster.postgres import CONNECTIONS, PostgresState
 from .link import Link
 from .postgres import Postgres
 from .servers import free_port, wait_until
-from .states import Word
+from .states import Word, row_of
 
 Open = Callable[..., PostgresState]
 
@@ -65,18 +64,8 @@ def link(postgres: Postgres) -> Iterator[Link]:
         yield made
 
 
-def row_of(number: int) -> Row:
-    key = sha256(str(number).encode()).hexdigest()
-    return Row(
-        key=key,
-        file=f"{key}-{number:016x}.png",
-        media_type="image/png",
-        bytes=100,
-        digest="0" * 64,
-        created=1_700_000_000.0 + number,
-        prompt=f"picture {number}",
-        seed=42,
-    )
+def picture(number: int) -> Row:
+    return row_of(f"picture {number}")
 
 
 def works(state: State) -> bool:
@@ -168,14 +157,14 @@ def test_tables_are_created_once_beside_those_of_others(
     states = [open_state() for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(PostgresState.check, states))
-    states[0].store(row_of(1))
-    assert [state.find(row_of(1).key) for state in states] == [row_of(1)] * 4
+    states[0].store(picture(1))
+    assert [state.find(picture(1).key) for state in states] == [picture(1)] * 4
 
 
 def test_older_tables_are_migrated_once(
     open_state: Open, state: PostgresState, postgres: Postgres, url: str
 ) -> None:
-    state.store(row_of(1))
+    state.store(picture(1))
     postgres.execute(
         "ALTER TABLE prompt_image_entries ADD COLUMN machine TEXT",
         "UPDATE prompt_image_schema_version SET version = 2",
@@ -184,7 +173,7 @@ def test_older_tables_are_migrated_once(
     states = [open_state() for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(PostgresState.check, states))
-    assert [state.find(row_of(1).key) for state in states] == [row_of(1)] * 4
+    assert [state.find(picture(1).key) for state in states] == [picture(1)] * 4
     with pytest.raises(psycopg.errors.UndefinedColumn):
         postgres.execute("SELECT machine FROM prompt_image_entries", url=url)
 
@@ -217,7 +206,7 @@ def test_writers_of_the_same_rows_neither_deadlock_nor_miscount(
     open_state: Open, postgres: Postgres, url: str
 ) -> None:
     states = [open_state(), open_state()]
-    rows = [row_of(number) for number in range(40)]
+    rows = [picture(number) for number in range(40)]
 
     def work(number: int) -> None:
         state, mine = states[number % 2], random.Random(number).sample(rows, len(rows))
@@ -237,7 +226,7 @@ def test_writers_of_the_same_rows_neither_deadlock_nor_miscount(
 
 
 def test_text_that_postgresql_cannot_store_is_replaced(state: PostgresState) -> None:
-    row = replace(row_of(1), revised="a\0b\ud800c")
+    row = replace(picture(1), revised="a\0b\ud800c")
     state.store(row)
     assert state.find(row.key) == replace(row, revised="a?b?c")
     assert state.find("\0" * 64) is None
@@ -362,24 +351,24 @@ def test_partition_ends_every_call_in_time(
 
 def test_slow_statement_fails_alone(open_state: Open, url: str) -> None:
     state = open_state(seconds=2 * SHORT)
-    state.store(row_of(1))
+    state.store(picture(1))
     with psycopg.connect(url) as other, ThreadPoolExecutor(1) as pool:
         other.execute("UPDATE prompt_image_entries SET used = 0")
-        running = pool.submit(state.touch, {row_of(1).key: 1.0})
-        assert state.find(row_of(1).key)
+        running = pool.submit(state.touch, {picture(1).key: 1.0})
+        assert state.find(picture(1).key)
         with pytest.raises(Unavailable, match="statement timeout"):
             running.result()
         assert state.totals() == Totals(1, 100)
 
 
 def test_read_only_server_is_read(open_state: Open, state: PostgresState, url: str) -> None:
-    state.store(row_of(1))
+    state.store(picture(1))
     standby = open_state(f"{url}%20-cdefault_transaction_read_only%3Don")
     with pytest.raises(Unavailable, match="read-only"):
         standby.check()
     with pytest.raises(Unavailable, match="read-only"):
-        standby.store(row_of(2))
-    assert standby.find(row_of(1).key) == row_of(1)
+        standby.store(picture(2))
+    assert standby.find(picture(1).key) == picture(1)
 
 
 def test_server_is_told_to_notice_lost_machines(url: str) -> None:

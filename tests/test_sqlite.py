@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import random
 import re
@@ -30,7 +29,7 @@ from storage.sql import MAX_NOTES, SCHEMA_VERSION
 from storage.store import DAY, HOUR
 
 from .disks import disk, file_sizes_limited, full, read_only
-from .states import ROOT, Clock, Word
+from .states import ROOT, Clock, Word, row_of
 
 Open = Callable[[], SqliteState]
 
@@ -68,16 +67,9 @@ def state(open_state: Open) -> SqliteState:
 
 
 def hosted(number: int) -> Row:
-    key = hashlib.sha256(str(number).encode()).hexdigest()
-    return Row(
-        key=key,
-        url=f"https://img.example/{number}",
-        media_type="image/png",
-        bytes=100,
-        digest="0" * 64,
-        created=1_700_000_000.0 + number,
-        prompt=f"picture {number} " + "x" * 200,
-    )
+    created, prompt = 1_700_000_000.0 + number, f"picture {number} " + "x" * 200
+    url = f"https://img.example/{number}"
+    return row_of(str(number), file=None, url=url, created=created, prompt=prompt, seed=None)
 
 
 def word(state: SqliteState, key: str = "k") -> str | None:
@@ -311,18 +303,6 @@ def test_garbage_anywhere_is_survived(open_state: Open, index: Path, seed: int) 
     again.newest("", 100, None)
 
 
-def test_replaced_database_is_noticed_at_the_next_call(
-    open_state: Open, index: Path, state: SqliteState
-) -> None:
-    state.store(hosted(1))
-    epoch = state.epoch
-    assert state.epoch == epoch
-    delete_with_its_wal(index)
-    open_state().store(hosted(2))
-    assert (state.find(hosted(1).key), state.find(hosted(2).key)) == (None, hosted(2))
-    assert state.epoch != epoch
-
-
 def test_damaged_row_hides_no_other(state: SqliteState, index: Path) -> None:
     for number in range(3):
         state.store(hosted(number))
@@ -335,13 +315,6 @@ def test_damaged_row_hides_no_other(state: SqliteState, index: Path) -> None:
     assert [row.prompt for row in state.newest("", 9, None)] == ["\ufffdpicture", hosted(0).prompt]
     assert state.find(hosted(2).key) is None
     assert copies(index) == []
-
-
-def test_note_that_is_not_json_is_none(state: SqliteState, index: Path) -> None:
-    state.remember(Word("x"), "k", 100)
-    for value in ("'{'", "'5'", "x'00'", "'[[[]]]'"):
-        execute(index, f"UPDATE notes SET value = {value}")
-        assert word(state) is None
 
 
 # --- the backup
@@ -508,12 +481,6 @@ def test_number_of_notes_is_bounded(state: SqliteState, index: Path, clock: Cloc
 # --- locks
 
 
-def test_lock_file_that_was_deleted_is_made_again(state: SqliteState, folder: Path) -> None:
-    for _ in range(2):
-        with state.hold("a" * 64, 1):
-            (folder / "locks").unlink()
-
-
 def test_file_system_without_locks_is_worked_on_without(
     state: SqliteState, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -604,9 +571,7 @@ def test_rows_are_found_in_a_read_only_folder(open_state: Open, folder: Path, in
     assert (state.totals().entries, copies(index)) == (2, [])
 
 
-def test_folder_that_is_a_file_is_unavailable_until_it_is_gone(
-    folder: Path, state: SqliteState
-) -> None:
+def test_folder_that_is_a_file_is_unavailable(folder: Path, state: SqliteState) -> None:
     folder.write_text("")
     for call in (state.check, lambda: state.find("k"), lambda: state.store(hosted(1))):
         with pytest.raises(Unavailable):
@@ -638,9 +603,7 @@ def test_writes_wait_for_the_lock_and_hits_do_not(state: SqliteState, index: Pat
         writing = pool.submit(state.store, hosted(2))
         for _ in range(1000):
             assert state.find(hosted(1).key) == hosted(1)
-            state.learn(hosted(1), replace(hosted(1), seed=1))
         assert not writing.done()
         backup.execute("ROLLBACK")
         assert writing.result(PATIENCE_SECONDS) is None
-    assert state.find(hosted(1).key) == hosted(1), "a hit does not wait, to learn its seed"
     assert (state.fault, copies(index)) == (None, [])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,8 @@ from cache import Cache
 from picture import ImageRequest
 from storage import Unavailable, transfer
 from storage.local.folder import Folder
-from storage.local.mirror import mirror
 from storage.local.sqlite import SqliteState
 from storage.transfer import Place
-from storage.transfer import opened as opened_place
 
 from .conftest import InProcess, Run
 from .disks import read_only
@@ -164,14 +164,26 @@ def test_backup_copies_what_is_new_and_deletes_what_was_deleted(
     run: Run, cache: Cache, tmp_path: Path
 ) -> None:
     target = tmp_path / "backup"
-    assert counts(run, "backup", target) == {"copied": 2, "there": 0, "deleted": 0}
+    assert counts(run, "backup", target) == {"copied": 3, "there": 0, "deleted": 0}
     put(cache, "a bird", png(shade=3), "image/png")
     cache.delete(ImageRequest("a cat").key)
+    put(cache, "a cat", png(), "image/png")
     cache.delete(ImageRequest("hosted").key)
-    assert run("cache", "backup", str(target)).stdout == "1 copied, 1 there, 1 deleted\n"
-    assert counts(run, "backup", target) == {"copied": 0, "there": 2, "deleted": 0}
+    assert run("cache", "backup", str(target)).stdout == "2 copied, 1 there, 2 deleted\n"
+    [dog] = cache.state.newest("dog", 1, None)
+    assert cache.state.amend(dog, replace(dog, revised="a poodle"))
+    [cat] = cache.state.newest("cat", 1, None)
+    assert cache.state.amend(cat, replace(cat, digest=None))
+    [bird] = cache.state.newest("bird", 1, None)
+    (target / str(bird.file)).unlink()
+    assert counts(run, "backup", target) == {"copied": 2, "there": 1, "deleted": 2}
     with closing(SqliteState(target)) as state:
-        assert {row.prompt for row in state.newest("", 9, None)} == {"a bird", "a dog"}
+        assert {row.final_prompt for row in state.newest("", 9, None)} == {
+            "a bird",
+            "a cat",
+            "a poodle",
+        }
+    assert len(list(Folder(target).names())) == 3
 
 
 def test_import_restores_a_backup(
@@ -185,16 +197,19 @@ def test_import_restores_a_backup(
         assert state.newest("", 9, None) == rows
 
 
-def test_backup_is_whole_while_the_service_draws_and_deletes(cache: Cache, tmp_path: Path) -> None:
-    outcomes = mirror(tmp_path / "other", tmp_path / "backup")
-    next(outcomes)
-    put(cache, "a bird", png(), "image/png")
-    for prompt in ("a cat", "a dog"):
-        cache.delete(ImageRequest(prompt).key)
-    assert len(list(outcomes)) == 0, "the second picture is gone"
-    with opened_place(tmp_path / "backup") as backup:
-        found = [copied.problem for copied in transfer.transfer(backup, backup)]
-        assert found == [None] * 2, "a picture and one that is hosted"
+def test_picture_deleted_while_it_is_copied_is_no_problem(
+    cache: Cache, tmp_path: Path, opened: list[Any]
+) -> None:
+    class Evicting(Folder):
+        def open(self, name: str, size: int | None = None) -> FileIO:
+            cache.delete(name.partition("-")[0])
+            return super().open(name, size)
+
+    opened.append(state := SqliteState(tmp_path / "new"))
+    source = Place(cache.state, Evicting(tmp_path / "other"))
+    copied = list(transfer.transfer(source, Place(state, Folder(tmp_path / "new"))))
+    assert [done.row and done.row.url for done in copied] == [HOSTED]
+    assert state.totals().entries == 1
 
 
 def test_backup_refuses_folders_that_are_none(run: Run, cache: Cache, tmp_path: Path) -> None:
@@ -213,7 +228,7 @@ def test_backup_refuses_folders_that_are_none(run: Run, cache: Cache, tmp_path: 
 
 def test_empty_cache_leaves_the_backup_as_it_is(run: Run, cache: Cache, tmp_path: Path) -> None:
     counts(run, "backup", tmp_path / "backup")
-    for prompt in ("a cat", "a dog"):
+    for prompt in ("a cat", "a dog", "hosted"):
         cache.delete(ImageRequest(prompt).key)
     result = run("cache", "backup", str(tmp_path / "backup"))
     assert (result.exit_code, "left as it is" in result.stderr) == (1, True)

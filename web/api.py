@@ -15,8 +15,9 @@ from access import MAX_EXPIRES_IN, Access, Caller
 from cache import Cache
 from config import Settings
 from drawing.verdict import forget_failures
-from picture import PARAMETERS, BadRequest, ImageRequest, Link
+from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest
 from storage import Row, Unavailable
+from web.links import Link
 from web.pictures import Pictures
 from web.problems import MAX_BODY, NotFound, TooLarge, as_json
 from web.status import Status
@@ -53,7 +54,8 @@ class Api:
         caller = self.access.authorise(request.args.to_dict(), authorization)
         body = read_body()
         wanted = read_image_request(body, self.settings.max_prompt_length)
-        link = self.link(wanted, caller, read_integer(body, "expires_in", 1, MAX_EXPIRES_IN))
+        expires_in = read_integer(body, "expires_in", 1, MAX_EXPIRES_IN)
+        link = self.link(wanted, caller, expires_in, _read_extension(body))
         return as_json(link.to_json() | {"final_prompt": self._final_prompt(wanted)})
 
     def list_pictures(self) -> Response:
@@ -94,21 +96,29 @@ class Api:
         body = read_body()
         key = body.get("key")
         # An adopted picture has a key and no prompt.
-        if not _is_key(key):
-            key = read_image_request(body, self.settings.max_prompt_length).key
+        if _is_key(key):
+            keys = [key]
+        else:
+            keys = read_image_request(body, self.settings.max_prompt_length).keys_to_delete
         # In this order: while the picture is being drawn, nothing is deleted.
-        was_cached, had_failed = self.cache.delete(key), forget_failures(self.cache.state, key)
-        if not (was_cached or had_failed):
+        found = [(self.cache.delete(key), forget_failures(self.cache.state, key)) for key in keys]
+        if not any(map(any, found)):
             raise NotFound("no_such_picture")
-        return as_json({"deleted": True, "key": key})
+        return as_json({"deleted": True, "key": keys[-1]})
 
     def show_status(self) -> Response:
         """GET /status: health and configuration, without any secret; more for the administrator."""
-        if "X-Admin-Token" not in request.headers:
-            return as_json(self.status.describe())
-        self._authorise_admin()
-        found = self.status.describe(for_admin=True)
-        return as_json(found | {"keys": self.access.usage(self.cache.state)})
+        is_admin = "X-Admin-Token" in request.headers
+        if is_admin:
+            self._authorise_admin()
+        found = self.status.describe(for_admin=is_admin)
+        if is_admin:
+            found["keys"] = self.access.usage(self.cache.state)
+        response = as_json(found)
+        if found["cache"]["entries"] is None:
+            # Without its index or database a machine serves nothing: balancers leave it out.
+            response.status_code = 503
+        return response
 
     def robots(self) -> Response:
         """GET /robots.txt: tell crawlers not to spend money."""
@@ -117,13 +127,20 @@ class Api:
     def _authorise_admin(self) -> None:
         self.access.authorise_admin(request.headers.get("X-Admin-Token", ""))
 
-    def link(self, wanted: ImageRequest, caller: Caller, expires_in: int | None = None) -> Link:
+    def link(
+        self,
+        wanted: ImageRequest,
+        caller: Caller,
+        expires_in: int | None = None,
+        extension: str | None = None,
+    ) -> Link:
         """Return the URL of a picture that `caller` signs, on the host of this request.
 
         Raises BadRequest and Forbidden.
         """
         base = self.settings.public_url or _forwarded_base()
-        return Link(wanted, base + wanted.to_url(**self.access.sign(wanted, caller, expires_in)))
+        signature = self.access.sign(wanted, caller, expires_in)
+        return Link(wanted, base + wanted.to_url(extension, **signature))
 
     def _final_prompt(self, wanted: ImageRequest) -> str | None:
         """Return the prompt that was drawn, or None for a picture that is not in the cache."""
@@ -140,6 +157,13 @@ class Api:
             "url": link.url if link else None,
             "markdown": link.markdown if link else None,
         }
+
+
+def _read_extension(body: Mapping[str, Any]) -> str | None:
+    extension = body.get("extension")
+    if extension is not None and extension not in EXTENSIONS:
+        raise BadRequest("not_an_extension", name="extension", known=", ".join(EXTENSIONS))
+    return extension
 
 
 def _read_limit(query: Mapping[str, str]) -> int:

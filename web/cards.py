@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from unicodedata import east_asian_width
 
 from flask import request
 
+from web.limits import beginning, qualities
 from web.sentences import Language
 
 WIDTH, LEAST_HEIGHT = 480, 200
 # The request headers that decide between a card and JSON, and between the languages.
 VARY = "Accept, Accept-Language, Sec-Fetch-Dest, User-Agent, Via"
+_PICTURES = ("image/svg+xml", "image/png")
+_READABLE = ("text/html", "text/plain", "application/json", "application/problem+json")
 _LEFT, _RIGHT = 96, 20
 _TITLE_SIZE, _SIZE, _LINE = 21, 16, 22
 _FIRST_LINE, _BELOW = 98, 26
@@ -38,17 +41,30 @@ def wants_picture() -> bool:
     if destination is not None:
         return destination == "image"
     # Some versions of camo accept */*, and show nothing at all in place of an error.
-    if "camo" in f"{request.user_agent.string} {request.headers.get('Via', '')}".lower():
+    senders = (beginning(request.headers, name) for name in ("User-Agent", "Via"))
+    if any("camo" in sender.lower() for sender in senders):
         return True
-    accepted = request.accept_mimetypes
-    readable = ("text/html", "text/plain", "application/json", "application/problem+json")
-    pictures = ("image/svg+xml", "image/png")
-    return max(map(accepted.quality, pictures)) > max(map(accepted.quality, readable))
+    accepted = qualities(beginning(request.headers, "Accept"))
+    as_picture, as_text = (
+        max(_quality(accepted, one) for one in types) for types in (_PICTURES, _READABLE)
+    )
+    return as_picture > as_text
+
+
+def _quality(accepted: Mapping[str, float], media_type: str) -> float:
+    """Return the quality of the most specific range that a media type is in; 0 if there is none."""
+    ranges = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
+    return next((accepted[one] for one in ranges if one in accepted), 0.0)
 
 
 def preferred_language() -> Language:
     """Return the language of the two that the client prefers."""
-    return "zh" if request.accept_languages.best_match(("en", "zh")) == "zh" else "en"
+    best = {"en": 0.0, "zh": 0.0}
+    for tag, quality in qualities(beginning(request.headers, "Accept-Language")).items():
+        language = tag.partition("-")[0]
+        if language in best:
+            best[language] = max(best[language], quality)
+    return "zh" if best["zh"] > best["en"] else "en"
 
 
 def card(title: str, sentence: str) -> str:

@@ -26,10 +26,12 @@ from drawing.record import Image, Stage
 from drawing.storing import Drawn
 from images.formats import EXTENSIONS
 from metrics import Metrics
-from picture import BadRequest, ImageRequest
+from picture import BadRequest, ImageRequest, Named
 from pipeline import Pipeline
 from storage import Row, Unavailable
 from web.caching import Caching, Headers
+from web.cross_origin import CROSS_ORIGIN
+from web.limits import CONDITIONS, cut_url, drop_long_conditions
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -41,18 +43,9 @@ HIT = f"{CACHE_NAME}; hit"
 MISS = f"{CACHE_NAME}; fwd=miss"
 # The target of a redirect can change: the picture may be deleted and drawn anew.
 REDIRECT_CACHE_CONTROL = "public, max-age=3600"
-NOSNIFF = ("X-Content-Type-Options", "nosniff")
-CROSS_ORIGIN = (
-    NOSNIFF,
-    ("Access-Control-Allow-Origin", "*"),
-    ("Cross-Origin-Resource-Policy", "cross-origin"),
-    ("Access-Control-Expose-Headers", "Cache-Status, Server-Timing, Content-Disposition, ETag"),
-)
 # No script in a backend's file runs, even if the file is opened as a page.
 SANDBOX = ("Content-Security-Policy", "default-src 'none'; sandbox")
-_CONDITIONS = frozenset(
-    ("HTTP_RANGE", "HTTP_IF_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_MATCH")
-)
+_CONDITIONS = frozenset(CONDITIONS)
 _http_date = lru_cache(1024)(http_date)
 
 
@@ -104,20 +97,27 @@ class Pictures:
                 wrap: Callable[[FileIO], Iterable[bytes]]
                 wrap = environ.get("wsgi.file_wrapper", FileWrapper)
                 return wrap(visit.picture.file)
+            if visit.error:
+                cut_url(environ)
+        else:
+            cut_url(environ)
+        drop_long_conditions(environ)
         return self.app(environ, start_response)
 
     def look_up(self, environ: WSGIEnvironment) -> Visit:
         """Parse and authorise a request and look its picture up."""
         try:
-            wanted, credentials, key = _read_url(
+            (wanted, credentials, literal), keys = _read_url(
                 environ["PATH_INFO"], environ["QUERY_STRING"], self.max_prompt_length
             )
             authorization = environ.get("HTTP_AUTHORIZATION", "")
-            caller = self.access.authorise(credentials, authorization, wanted)
-            picture = self.cache.get(key, wanted)
-            if picture:
-                self.metrics.hit()
-            return Visit(wanted, picture, caller=caller, exp=credentials.get("exp"))
+            caller = self.access.authorise(credentials, authorization, wanted, literal)
+            exp = credentials.get("exp")
+            for key, one in keys:
+                if picture := self.cache.get(key, one):
+                    self.metrics.hit()
+                    return Visit(one, picture, caller=caller, exp=exp)
+            return Visit(wanted, caller=caller, exp=exp)
         except (BadRequest, Unauthorised, Unavailable) as error:
             return Visit(error=error)
 
@@ -219,10 +219,10 @@ def _caching_headers(caching: Caching) -> Headers:
 @lru_cache(256)
 def _read_url(
     path: str, query: str, max_prompt_length: int
-) -> tuple[ImageRequest, dict[str, str], str]:
-    """Return a URL's picture, credentials and cache key: a hot URL is parsed and hashed once."""
-    wanted, credentials = ImageRequest.from_url(path, query, max_prompt_length)
-    return wanted, credentials, wanted.key
+) -> tuple[Named, list[tuple[str, ImageRequest]]]:
+    """Return a URL as read and the keys of its pictures: a hot URL is parsed and hashed once."""
+    named = ImageRequest.from_url(path, query, max_prompt_length)
+    return named, [(one.key, one) for one in named.pictures]
 
 
 def _is_plain(environ: WSGIEnvironment) -> bool:
@@ -238,25 +238,9 @@ def _has_one_range() -> bool:
 def not_drawn() -> Response:
     """Answer a HEAD for a picture that is not in the cache: HEAD never draws."""
     headers = [*CROSS_ORIGIN, ("Cache-Control", "no-store"), ("Cache-Status", MISS)]
-    return _bare(Response(headers=headers))
-
-
-def preflight(description: str) -> Response:
-    """OPTIONS /prompt/{description}: any page may fetch pictures, with a Bearer token too."""
-    headers = [
-        *CROSS_ORIGIN,
-        ("Allow", "GET, HEAD, OPTIONS"),
-        ("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS"),
-        ("Access-Control-Allow-Headers", "Authorization, Range, If-None-Match"),
-        ("Access-Control-Max-Age", "86400"),
-    ]
-    return _bare(Response(status=204, headers=headers))
-
-
-def _bare(response: Response) -> Response:
-    """Remove the length and type that an empty body would get."""
+    response = Response(headers=headers)
     response.automatically_set_content_length = False
-    response.headers.pop("Content-Type", None)
+    del response.headers["Content-Type"]
     return response
 
 

@@ -113,6 +113,11 @@ SENTENCES: Mapping[str, Sentence] = {
     ),
     # access
     "key_missing": Sentence("An access key is required.", "需要访问密钥。"),
+    "credentials_missing": Sentence(
+        "This URL has neither a key nor a signature. "
+        "A #, ? or ) in the description must be written %23, %3F or %29.",
+        "此链接既没有密钥也没有签名。描述中的 #、? 和 ) 须写作 %23、%3F 和 %29。",
+    ),
     "key_wrong": Sentence("The access key is wrong.", "访问密钥不正确。"),
     "key_expired": Sentence(
         "This access key was valid until {day}.", "此访问密钥的有效期至 {day}。"
@@ -181,6 +186,9 @@ SENTENCES: Mapping[str, Sentence] = {
     "not_a_choice": Sentence(
         "The parameter {name} must be {one} or {other}.", "参数 {name} 须为 {one} 或 {other}。"
     ),
+    "not_an_extension": Sentence(
+        "The parameter {name} must be one of: {known}.", "参数 {name} 须为以下之一：{known}。"
+    ),
     "not_a_cursor": Sentence(
         "The parameter before must be the next of an earlier answer.",
         "参数 before 须为之前响应中的 next。",
@@ -197,6 +205,10 @@ SENTENCES: Mapping[str, Sentence] = {
         "Streaming is not supported: stream must be false.", "不支持流式输出：stream 须为 false。"
     ),
     "no_partial_images": Sentence("Partial images are not supported.", "不支持部分图片。"),
+    "no_edits": Sentence(
+        "Pictures cannot be edited here, only drawn: POST /v1/images/generations.",
+        "不支持编辑图片，只能生成：POST /v1/images/generations。",
+    ),
     "no_such_picture": Sentence("There is no such picture in the cache.", "缓存中没有此图片。"),
     "no_such_file": Sentence("There is no such file.", "没有此文件。"),
     "no_such_model": Sentence(

@@ -18,7 +18,8 @@ from gunicorn.workers.gthread import ThreadWorker
 
 import config
 from config import Settings, SettingsError
-from storage.checks import connections, find_faults
+from settings.terminal import printable_lines
+from storage.checks import Unusable, check_parts, connections
 
 if TYPE_CHECKING:
     from metrics.multiprocess import CountFiles
@@ -43,10 +44,6 @@ class RefusingWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no type
         if not enabled and not self.alive:
             for listener in self.sockets:
                 listener.close()
-
-
-class CannotServe(Exception):
-    """The service cannot run with these settings; the text is written for users."""
 
 
 class Master:
@@ -80,14 +77,15 @@ class Master:
     def _start(self) -> None:
         try:
             self._use(config.load())
-        except (SettingsError, CannotServe, OSError) as error:
-            sys.exit(f"Prompt Image Proxy cannot start. {error}")
+        except (SettingsError, Unusable, OSError) as error:
+            sys.exit(printable_lines(f"Prompt Image Proxy cannot start. {error}"))
 
     def _reload(self) -> None:
         try:
             self._use(config.load())
-        except (SettingsError, CannotServe) as error:
-            log.error("Reload failed; the service keeps its settings. %s", error)
+        except (SettingsError, Unusable) as error:
+            faults = " ".join(str(error).split())
+            log.error("Reload failed; the service keeps its settings. %s", faults)
         except Exception:
             log.exception("Reload failed; the service keeps its settings.")
         if self.settings.address != (bind := self._conf["bind"]):
@@ -99,8 +97,7 @@ class Master:
         parts = connections(settings)
         # A key can be revoked while the database is down: only what has changed is checked.
         changed = [part for part, own in parts.items() if own != self._checked.get(part)]
-        if faults := find_faults(settings, changed):
-            raise CannotServe("\n  ".join(["The cache cannot be used:", *faults]))
+        check_parts(settings, changed)
         if settings.metrics and not self.counts:
             from metrics.multiprocess import CountFiles  # needs requirements-metrics.txt
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.soak.scene import Scene, pause, wait_until_well
 from benchmarks.stack import Unmeasurable, wait_until
-from storage.local.daily import DailyBackup
+from storage.local.backup import DailyBackup
 from storage.local.locks import exclusive
 
 # Less than the 30 s for which a statement waits for the write lock.

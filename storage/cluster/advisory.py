@@ -5,64 +5,43 @@ See "Advisory Locks" in PostgreSQL's manual.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
-from storage import LockTimeout, Unavailable
+from storage import Unavailable
 from storage.cluster.connection import Connection
 from storage.cluster.server import Server
-from storage.key_locks import KeyLocks
-
-_FIRST_PAUSE = 0.01
-_LONGEST_PAUSE = 0.25
+from storage.key_locks import ProcessLocks
 
 
-class AdvisoryLocks:
+class AdvisoryLocks(ProcessLocks):
     """A lock for each key, all of them held by the one connection of `server`.
 
-    A lost connection loses the locks: at worst, a picture is drawn twice.
+    A lost connection loses the locks: at worst, a picture is drawn twice. `hold` raises
+    Unavailable without a server.
     """
 
-    def __init__(self, server: Server, sleep: Callable[[float], None] = time.sleep) -> None:
+    longest_pause = 0.25
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
         self._server = server
-        self._sleep = sleep
-        self._threads = KeyLocks()
-
-    @contextmanager
-    def hold(self, key: str, seconds: float) -> Iterator[None]:
-        """Hold the lock of `key` (hex digits).
-
-        Raises LockTimeout after `seconds`, and Unavailable without a server.
-        """
-        number, end = lock_number(key), time.monotonic() + seconds
-        with self._threads.hold(key, seconds):
-            pause = 0.0
-            while not self._call("pg_try_advisory_lock", number):
-                if time.monotonic() >= end:
-                    raise LockTimeout
-                pause = min(2 * pause or _FIRST_PAUSE, _LONGEST_PAUSE)
-                self._sleep(min(pause, max(0.0, end - time.monotonic())))
-            try:
-                yield
-            finally:
-                self._release(number)
 
     def close(self) -> None:
         """Give up every lock; later calls open another connection."""
         self._server.close()
 
-    def _release(self, number: int) -> None:
+    def _take(self, key: str) -> bool:
+        return self._call("pg_try_advisory_lock", key)
+
+    def _release(self, key: str) -> None:
         try:
             # Of a connection that was opened since, the server says that it holds no such lock.
-            self._call("pg_advisory_unlock", number)
+            self._call("pg_advisory_unlock", key)
         except Unavailable:
             # The other locks of the connection go, too: this one would keep everybody out.
             self.close()
 
-    def _call(self, function: str, number: int) -> bool:
+    def _call(self, function: str, key: str) -> bool:
         def work(connection: Connection) -> bool:
-            found = connection.execute(f"SELECT {function}(%s)", (number,)).fetchone()
+            found = connection.execute(f"SELECT {function}(%s)", (lock_number(key),)).fetchone()
             return found == (True,)
 
         return self._server.run(work)

@@ -92,10 +92,8 @@ class Copies:
             self._copies.delete(name)
 
     def names(self) -> Iterator[Stored]:
-        """Yield what is in the bucket, dated by its upload."""
-        for name, size, modified in self._objects.list():
-            if PICTURE.fullmatch(name):
-                yield Stored(name, size, modified)
+        """Return what is in the bucket, dated by its upload."""
+        return (stored for stored in self._objects.list() if PICTURE.fullmatch(stored.name))
 
     def sweep(self) -> None:
         """Delete interrupted writes, and copies of pictures that other machines have deleted.
@@ -113,10 +111,7 @@ class Copies:
                     self._copies.delete(name)
 
     def tasks(self) -> tuple[Task, ...]:
-        return (
-            Task(self._copies.flush, first=30, period=30),
-            Task(self._recover, first=2, period=2),
-        )
+        return (Task(self._recover, first=2, period=2),)
 
     def _fetch(self, name: str, size: int | None) -> bytes:
         """Return a picture, and keep a copy of it if possible."""

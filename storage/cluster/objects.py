@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from obstore.exceptions import BaseError
@@ -22,6 +22,7 @@ from obstore.store import from_url
 from settings.buckets import ObjectSettings
 from settings.network import NetworkSettings
 from storage.gate import Down, Gate
+from storage.store import Stored
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -39,14 +40,6 @@ READ_SECONDS = WRITE_SECONDS / 2
 # The status alone does not tell: a missing bucket is a 404 as well, and so can be the answer of a
 # proxy that does not reach the server. Every picture would then be drawn again.
 _MISSING = re.compile(r"<Code>(NoSuchKey|BlobNotFound)</Code>")
-
-
-class Listed(NamedTuple):
-    """An object: its name below the prefix, its bytes, and when it was written (Unix time)."""
-
-    name: str
-    bytes: int
-    modified: float
 
 
 class Objects:
@@ -94,12 +87,12 @@ class Objects:
         with suppress(FileNotFoundError):
             self._call(self._writing, lambda: self._store.delete(name))
 
-    def list(self) -> Iterator[Listed]:
-        """Yield every object, those in deeper folders included."""
+    def list(self) -> Iterator[Stored]:
+        """Yield every object by its name below the prefix, those in deeper folders included."""
         chunks = self._call(self._reading, lambda: iter(self._store.list(chunk_size=1000)))
         while chunk := self._call(self._reading, lambda: next(chunks, ())):
             for meta in chunk:
-                yield Listed(meta["path"], meta["size"], meta["last_modified"].timestamp())
+                yield Stored(meta["path"], meta["size"], meta["last_modified"].timestamp())
 
     def check(self) -> None:
         """Raise OSError unless objects can be written, read and deleted."""

@@ -15,13 +15,15 @@ from storage.local.folder import PICTURE, Folder
 _TARGET = 0.9
 # A process lists the folder again after writing this share of the room: others write as well.
 _SHARE = 1 / 16
+# A hit within this time of the one before writes nothing.
+_USE_SECONDS = 60.0
 
 
 class Recent(Folder):
     """Files of about `max_bytes` in all; 0 means no limit. The least recently used go first.
 
-    When a file was used is its modification time, which each process writes down from time to
-    time: a hit writes nothing. Any process may delete any file at any time.
+    When a file was used is its modification time, to the minute. Any process may delete any file at
+    any time.
     """
 
     def __init__(
@@ -29,29 +31,21 @@ class Recent(Folder):
     ) -> None:
         super().__init__(directory, clock)
         self.max_bytes = max_bytes
-        self._used: dict[str, float] = {}
         # How many bytes this process may write before it lists the folder again.
         self._room = 0.0
 
     def open(self, name: str, size: int | None = None) -> FileIO:
-        file = super().open(name, size)
-        self._used[name] = self._clock()
+        file, now = super().open(name, size), self._clock()
+        with contextlib.suppress(OSError):  # a read-only folder
+            if now - os.fstat(file.fileno()).st_mtime >= _USE_SECONDS:
+                os.utime(file.fileno(), (now, now))
         return file
 
     def write(self, name: str, data: bytes, created: float) -> None:
         super().write(name, data, created)
         self._room -= len(data)
         if self.max_bytes and self._room < 0:
-            self.flush()
             self._make_room()
-
-    def flush(self) -> None:
-        """Write down when files were used since the last time."""
-        used, self._used = self._used, {}
-        # Copied, because a thread may still be writing to the old dict.
-        for name, moment in used.copy().items():
-            with contextlib.suppress(OSError):  # gone
-                os.utime(self.directory / name, (moment, moment))
 
     def _make_room(self) -> None:
         found = self.scan(PICTURE)

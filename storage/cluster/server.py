@@ -18,8 +18,8 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from storage import Unavailable
 from storage.cluster.connection import Connection
 from storage.cluster.diagnosis import explain, explained
-from storage.complaints import Complaints
 from storage.gate import Down, Gate
+from storage.lasting_fault import LastingFault
 
 log = logging.getLogger("prompt_image_proxy.database")
 
@@ -46,7 +46,9 @@ class Server:
         self._gate = gate
         self._seconds = seconds
         self._lifetime = lifetime
-        self._complaints = Complaints(log, "The database refused a call: %s", time.monotonic)
+        self._refusals = LastingFault(
+            log, "The database refused a call: %s", "The database takes calls again"
+        )
         self._pool: ConnectionPool[Connection] | None = None
         self._mutex = threading.Lock()
 
@@ -82,18 +84,20 @@ class Server:
         try:
             with pool.connection(min(_FREE_SECONDS, deadline - time.monotonic())) as connection:
                 connection.deadline = deadline
-                return work(connection)
+                result = work(connection)
         except PoolTimeout as error:
             raise Down(self._gate.fault or _SILENT) from error
         except psycopg.Error as error:
             # The server has answered, and not that it ends the session (57P01 …).
             if error.sqlstate and not error.sqlstate.startswith("57P"):
-                self._complaints.add(reason := explain(error))
+                self._refusals.begin(reason := explain(error))
                 raise Unavailable(reason) from error
             pool.drain()  # the other connections may be as dead
             if time.monotonic() >= deadline:
                 raise Down(_SILENT) from error
             raise _Lost(explain(error)) from error
+        self._refusals.end()
+        return result
 
     def _open(self) -> ConnectionPool[Connection]:
         with self._mutex:

@@ -13,9 +13,8 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from storage import IncompatibleSchema, Unavailable
-from storage.complaints import LastingFault
+from storage.lasting_fault import LastingFault
 from storage.local.locks import exclusive
-from storage.local.recovery import replace
 from storage.local.schema import is_current, migrate
 from storage.rows import decode_text
 
@@ -43,18 +42,19 @@ _NOWHERE = (0, 0)
 
 class _Connection(sqlite3.Connection):
     identity: Identity = _NOWHERE
-    patience: float | None = None  # not prepared yet
+    is_prepared = False
 
 
 class Database:
     """A pool of connections to the database at `path`.
 
-    If the file is missing or damaged, the call that finds out puts another one in its place.
+    If the file is missing or damaged, the call that finds out has `restore` put another one in
+    its place.
     """
 
-    def __init__(self, path: Path, backup: Path) -> None:
+    def __init__(self, path: Path, restore: Callable[[], None]) -> None:
         self.path = path
-        self.backup = backup
+        self._restore = restore
         self._name = str(path)  # looked at in each call, for which a Path is slow
         self.fault = LastingFault(
             log, "The index cannot be used: %s", "The index can be used again"
@@ -65,12 +65,10 @@ class Database:
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return `work(connection)`. Raises Unavailable."""
-        return self._run(work, PATIENCE_SECONDS)
+        return self._run(work)
 
-    def write(
-        self, work: Callable[[sqlite3.Connection], T], patience: float = PATIENCE_SECONDS
-    ) -> T:
-        """The same in a transaction: all or nothing. Waits `patience` seconds for the lock."""
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """The same in a transaction: all or nothing."""
 
         def in_transaction(connection: sqlite3.Connection) -> T:
             # A failure needs no rollback here: the connection is closed, or goes back without it.
@@ -79,13 +77,13 @@ class Database:
             connection.execute("COMMIT")
             return result
 
-        result = self._run(in_transaction, patience)
+        result = self._run(in_transaction)
         self.fault.end()
         return result
 
     def identity(self) -> Identity:
         """Return which file is at the path, made if there was none. Raises Unavailable."""
-        return self._run(lambda connection: connection.identity, PATIENCE_SECONDS)
+        return self._run(lambda connection: connection.identity)
 
     def close(self) -> None:
         """Close every connection; those in use, and later ones, are closed after use."""
@@ -99,13 +97,13 @@ class Database:
 
     # --- connections
 
-    def _run(self, work: Callable[[_Connection], T], patience: float) -> T:
+    def _run(self, work: Callable[[_Connection], T]) -> T:
         for may_mend in (True, False):
             identity = failed = None
             try:
                 identity = self._find()
                 failed = connection = self._borrow(identity)
-                self._prepare(connection, patience)
+                self._prepare(connection)
                 result = work(connection)
                 failed = None
                 self._give_back(connection)
@@ -114,7 +112,7 @@ class Database:
                 self.fault.begin(str(error))
                 raise
             except _ERRORS as error:
-                is_mended = may_mend and patience > 0 and self._mend(error, identity)
+                is_mended = may_mend and self._mend(error, identity)
                 if failed and _is_full(error):
                     # Its last connection takes the -shm file along, which needs room to come back.
                     failed.rollback()
@@ -124,7 +122,7 @@ class Database:
                     # Others may be as useless: one opened in a read-only folder stays read-only.
                     self._close_idle()
                 if not is_mended:
-                    raise self._unavailable(error, patience) from error
+                    raise self._unavailable(error) from error
             finally:
                 # After a damaged database was moved: before, SQLite would delete its WAL.
                 if failed:
@@ -145,6 +143,7 @@ class Database:
             # mode=rw: the default would quietly make an empty database without tables.
             f"file:{quote(str(self.path))}?mode=rw",
             uri=True,
+            timeout=PATIENCE_SECONDS,
             isolation_level=None,
             check_same_thread=False,
             factory=_Connection,
@@ -153,20 +152,18 @@ class Database:
         connection.identity = identity
         return connection
 
-    def _prepare(self, connection: _Connection, patience: float) -> None:
-        is_new = connection.patience is None
-        if connection.patience != patience:
-            connection.execute(f"PRAGMA busy_timeout = {patience * 1000:.0f}")
-            connection.patience = patience
-        if is_new:
-            connection.row_factory = sqlite3.Row
-            connection.text_factory = decode_text
-            connection.executescript(_ON_CONNECT)
-            # A backup that was put back has another mode, and keeps it in a read-only folder.
-            with contextlib.suppress(sqlite3.OperationalError):
-                connection.execute("PRAGMA journal_mode = WAL")
-            if not is_current(connection):
-                migrate(connection)
+    def _prepare(self, connection: _Connection) -> None:
+        if connection.is_prepared:
+            return
+        connection.row_factory = sqlite3.Row
+        connection.text_factory = decode_text
+        connection.executescript(_ON_CONNECT)
+        # A backup that was put back has another mode, and keeps it in a read-only folder.
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode = WAL")
+        if not is_current(connection):
+            migrate(connection)
+        connection.is_prepared = True
 
     def _give_back(self, connection: _Connection) -> None:
         self._idle.append(connection)
@@ -198,7 +195,7 @@ class Database:
                 self._replace(identity)
                 return True
         except _ERRORS as failure:
-            raise self._unavailable(failure, PATIENCE_SECONDS) from failure
+            raise self._unavailable(failure) from failure
         return _code(error) & 0xFF == sqlite3.SQLITE_READONLY
 
     def _replace(self, lost: Identity | None) -> None:
@@ -206,13 +203,12 @@ class Database:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(self.path.with_name(f"{self.path.name}.lock")):
             if self._find() in (None, lost):
-                replace(self.path, self.backup)
+                self._restore()
 
-    def _unavailable(self, error: Exception, patience: float) -> Unavailable:
+    def _unavailable(self, error: Exception) -> Unavailable:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        if patience:  # else it was worth a try only
-            self.fault.begin(reason or type(error).__name__)
-        return Unavailable(reason or type(error).__name__)
+        self.fault.begin(reason := reason or type(error).__name__)
+        return Unavailable(reason)
 
 
 def _code(error: Exception) -> int:

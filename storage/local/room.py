@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage.complaints import LastingFault
+from storage.lasting_fault import LastingFault
 
 log = logging.getLogger("prompt_image_proxy.cache")
 

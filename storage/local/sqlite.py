@@ -10,13 +10,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from metrics import OFF, Metrics
-from storage import IncompatibleSchema, Row, Totals, Unavailable, sql
-from storage.local.daily import DailyBackup
+from storage import IncompatibleSchema, Totals, Unavailable
+from storage.local.backup import DailyBackup, Damage
 from storage.local.database import Database
 from storage.local.folder import owner_fault
 from storage.local.locks import Locks
-from storage.local.recovery import Damage
-from storage.relational import Found, RelationalState, Step, Values, amendment
+from storage.relational import Found, RelationalState, Step, Values
 from storage.store import HOUR, Task
 
 
@@ -37,7 +36,7 @@ class SqliteState(RelationalState):
         self.directory = directory
         index = directory / "index.sqlite3"
         self._backup = DailyBackup(index, spare_bytes, clock)
-        self._database = Database(index, self._backup.path)
+        self._database = Database(index, self._backup.restore)
         self._locks = Locks(directory / "locks")
         self._clock = clock
 
@@ -64,10 +63,6 @@ class SqliteState(RelationalState):
 
         with self._metrics.state_call("totals"):
             return self._database.read(work)
-
-    def learn(self, old: Row, new: Row) -> None:
-        with contextlib.suppress(Unavailable), self._metrics.state_call("learn"):
-            self._database.write(lambda c: c.execute(sql.AMEND, amendment(old, new)), patience=0)
 
     def delete(self, key: str) -> bool:
         try:

@@ -57,7 +57,8 @@ async function askUntilDrawn(wanted, signal) {
 
 /** Return signed links and the final prompt, or `{ error }`. */
 function signOrSayWhy(wanted) {
-  return sign(wanted, Number($('expiry').value)).catch((error) => ({ error }));
+  const options = { expires_in: Number($('expiry').value) || null, extension: $('extension').checked ? 'png' : null };
+  return sign(wanted, options).catch((error) => ({ error }));
 }
 
 /** Return the picture's URL, and its media type unless an image host has it. */
@@ -157,13 +158,17 @@ export async function lookUp() {
 
 // --- links to the picture
 
-/** Sign for as long as is chosen: at once, since Safari forbids copying long after a click. */
+/** Sign as is chosen: at once, since Safari forbids copying long after a click. */
 export async function signAgain() {
   const { wanted, signed } = view;
-  const { value } = $('expiry');
-  view.signed = { final_prompt: signed.final_prompt }; // until then, there is no link to copy
+  const unsigned = view.signed = { final_prompt: signed.final_prompt }; // until then, there is no link to copy
   const again = await signOrSayWhy(wanted);
-  if (view.wanted === wanted && $('expiry').value === value) view.signed = { ...view.signed, ...again };
+  if (view.signed === unsigned) view.signed = { ...unsigned, ...again };
+}
+
+export function changeExtension() {
+  kept.set('extension', $('extension').checked ? 'png' : null);
+  signAgain();
 }
 
 export async function copySigned({ target: { dataset } }) {

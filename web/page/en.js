@@ -92,6 +92,8 @@ export default {
   'expiry.day': 'Signed for a day',
   'expiry.week': 'Signed for a week',
   'expiry.month': 'Signed for 30 days',
+  extension: 'Ends in .png',
+  'extension.note': 'For programs that show a URL as a picture only if it has an extension',
   download: 'Download',
   'download.hosted': 'Open at its host',
 

@@ -12,7 +12,9 @@ export function wantedFrom(values) {
 }
 
 export const hashOf = (wanted) => `#${new URLSearchParams(wanted)}`;
-export const addressOf = ({ prompt, ...rest }) => `prompt/${encodeURIComponent(prompt)}?${new URLSearchParams(rest)}`;
+// An extension at the end of the path is not part of the prompt: one that ends in one needs another.
+const endOf = (prompt) => (/.\.(png|jpe?g|webp|gif)$/is.test(prompt) ? '.png' : '');
+export const addressOf = ({ prompt, ...rest }) => `prompt/${encodeURIComponent(prompt)}${endOf(prompt)}?${new URLSearchParams(rest)}`;
 
 const sizes = () => $('draw-form').elements.size;
 

@@ -122,6 +122,7 @@ const LISTENERS = {
   enlarge: { click: () => enlarge($('picture').src, $('picture').alt) },
   copy: { click: drawing.copySigned },
   expiry: { change: drawing.signAgain },
+  extension: { change: drawing.changeExtension },
   history: { click: drawAgain },
   'empty-history': { click: emptyHistory },
   'gallery-form': { submit: gallery.saveToken },
@@ -144,6 +145,7 @@ for (const [id, listeners] of Object.entries(LISTENERS)) {
 document.addEventListener('keydown', pressKey);
 prefersDark.addEventListener('change', setTheme);
 addEventListener('hashchange', route);
+$('extension').checked = kept.get('extension') !== null;
 $('shortcuts').checked = kept.get('shortcuts') !== 'off';
 // A telephone has none of these keys.
 if (matchMedia('(pointer: coarse)').matches) for (const hint of document.querySelectorAll('.keys')) hint.remove();

@@ -27,9 +27,9 @@ export function post(path, credentials, body) {
   return askJson(path, { method: 'POST', headers, body: JSON.stringify(body) });
 }
 
-/** Return a picture's signed links, valid for `expiresIn` seconds (0: for ever), and its final prompt. */
-export function sign({ prompt, ...rest }, expiresIn) {
-  const signed = post('sign', withKey(), { description: prompt, ...rest, ...(expiresIn && { expires_in: expiresIn }) });
+/** Return a picture's signed links and its final prompt. `options`: `expires_in` in seconds, and `extension`. */
+export function sign({ prompt, ...rest }, options) {
+  const signed = post('sign', withKey(), { description: prompt, ...rest, ...options });
   signed.catch(() => {}); // reported where it is awaited
   return signed;
 }

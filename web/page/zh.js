@@ -92,6 +92,8 @@ export default {
   'expiry.day': '签名，一天内有效',
   'expiry.week': '签名，一周内有效',
   'expiry.month': '签名，30 天内有效',
+  extension: '以 .png 结尾',
+  'extension.note': '有些程序只把带扩展名的 URL 当作图片',
   download: '下载',
   'download.hosted': '在图床打开',
 
