@@ -8,6 +8,7 @@ import sys
 import click
 
 from commands.asking import ask_all
+from commands.installed import outdated_files
 from commands.output import say
 from commands.session import Door
 from config import Settings, SettingsError
@@ -25,10 +26,13 @@ _OF_THE_CACHE = re.compile(r"CACHE_DIR|DATABASE_URL|STORAGE_URL|S3_|CA_BUNDLE|\w
 def check(door: Door, only_settings: bool, asks: bool, draws: bool) -> None:
     """Check the settings, and that the cache, the database and the bucket can be used.
 
-    Reports all faults together, with a remedy for each, and exits 1 if there are any. With
-    --backends, each backend and the LLM is asked once, for its models or an empty prompt, which
-    draws nothing; and the service through PUBLIC_URL.
+    Reports all faults together, with a remedy for each, and exits 1 if there are any. Warns of
+    installed files of systemd and nginx that belong to another version. With --backends, each
+    backend and the LLM is asked once, for its models or an empty prompt, which draws nothing; and
+    the service through PUBLIC_URL.
     """
+    for warning in outdated_files(door.root):
+        click.echo(f"Warning: {warning}.", err=True)
     faults = []
     try:
         settings: Settings | None = door.settings()
