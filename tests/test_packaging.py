@@ -180,6 +180,12 @@ def test_both_compose_files_run_the_app_alike() -> None:
     assert app["volumes"][1] == alone["volumes"][1]
 
 
+def test_compose_mounts_the_cards_where_nginx_reads_them() -> None:
+    (folder,) = re.findall(r"alias (\S+)/;", (ROOT / "deploy" / "nginx.conf").read_text("utf-8"))
+    for name in ("compose.yaml", "compose-cluster.yaml"):
+        assert f"../web/cards:{folder}:ro" in read_compose(name)["services"]["nginx"]["volumes"]
+
+
 def test_compose_file_of_a_cluster_refers_to_what_it_defines() -> None:
     compose = read_compose("compose-cluster.yaml")
     services = compose["services"]
