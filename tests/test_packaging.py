@@ -132,6 +132,8 @@ def test_image_serves_as_another_user_on_a_read_only_tree(
     assert fetch(f"{service}/prompt/x?key={KEY}").headers["Cache-Status"].endswith("; hit")
     for path in ("/", "/page/page.js", "/robots.txt"):
         assert fetch(service + path).status == 200
+    card = fetch(f"{service}/prompt/x", headers={"Accept": "image/*"})
+    assert (card.status, card.headers["Content-Type"]) == (401, "image/png")
     assert set(image.rglob("*")) == before
 
 
