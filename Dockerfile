@@ -26,8 +26,8 @@ USER 10001:10001
 ENV HOST=0.0.0.0 PORT=8080 CACHE_DIR=/cache
 VOLUME /cache
 EXPOSE 8080
-# /status answers in a millisecond, even while all drawing threads are busy. urllib would ask the
-# proxy in HTTP_PROXY for it.
+# /status answers in a millisecond, even while all drawing threads are busy, and with a 503 while the
+# database is down, which no restart cures. urllib would ask the proxy in HTTP_PROXY for it.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD \
-    ["python", "-c", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); c.request('GET', '/status'); exit(c.getresponse().status != 200)"]
+    ["python", "-c", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); c.request('GET', '/status'); exit(c.getresponse().status not in (200, 503))"]
 CMD ["gunicorn"]

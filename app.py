@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, request
+from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -33,10 +34,12 @@ from storage.places import Places
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.counting import counting
+from web.cross_origin import answer_preflight
 from web.files import page_file
-from web.openai import OpenAi
-from web.openai_errors import PREFIX, openai_error
-from web.pictures import Pictures, preflight
+from web.openai import OpenAi, edit
+from web.openai_errors import openai_error
+from web.openai_paths import PREFIX, with_openai_paths
+from web.pictures import Pictures
 from web.problems import problem
 from web.status import Status
 from web.thumbnails import Thumbnails
@@ -82,8 +85,10 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Fl
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["whole_path"] = WholePath
-    pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline, metrics)
+    rest = with_openai_paths(app.wsgi_app)
+    pictures = Pictures(rest, settings, access, cache, pipeline, metrics)
     app.wsgi_app = pictures  # type: ignore[method-assign]
+    app.before_request(answer_preflight)
     app.after_request(counting(metrics))
     status = Status(__version__, settings, cache, services.backends, services.llm)
     thumbnails = Thumbnails(Folder(settings.cache_dir))
@@ -103,7 +108,7 @@ def make_services(
     places = Places(settings.threads - THREADS_KEPT_FREE, metrics)
     state, store, limit = choose_storage(settings, clock, metrics, places)
     cache = Cache(state, store, limit, clock, metrics)
-    upstream = _make_upstream(settings.network, metrics)
+    upstream = make_upstream(settings.network, metrics)
     llm = None
     if settings.llm:
         llm = Llm(settings.llm, upstream, state, timeout=settings.llm_timeout, metrics=metrics)
@@ -139,7 +144,8 @@ def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
     )
 
 
-def _make_upstream(network: NetworkSettings, metrics: Metrics) -> Upstream:
+def make_upstream(network: NetworkSettings, metrics: Metrics = OFF) -> Upstream:
+    """Build what makes outbound calls."""
     own = {origin(url): proxy for url, proxy in network.backend_proxies.items()}
     return Upstream(
         ca_bundle=network.ca_bundle,
@@ -151,7 +157,9 @@ def _make_upstream(network: NetworkSettings, metrics: Metrics) -> Upstream:
 
 def _error_handler(*, has_cards: bool) -> Callable[[Exception], Response]:
     def answer(error: Exception) -> Response:
-        if request.path.startswith(PREFIX):
+        # A client whose base URL is wrong posts to any path.
+        is_lost = isinstance(error, NotFound) and request.method == "POST"
+        if is_lost or request.path.startswith(PREFIX):
             return openai_error(error)
         return problem(error, has_cards=has_cards)
 
@@ -162,9 +170,9 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | N
     routes = Blueprint("proxy", __name__)
     # Every path under /prompt/ is a description, and an empty one is a 400, not a 404.
     path = "/prompt/<whole_path:description>"
-    routes.add_url_rule(path, view_func=pictures.view, provide_automatic_options=False)
-    routes.add_url_rule(path, view_func=preflight, methods=["OPTIONS"])
+    routes.add_url_rule(path, view_func=pictures.view)
     routes.add_url_rule("/v1/images/generations", view_func=openai.generate, methods=["POST"])
+    routes.add_url_rule("/v1/images/edits", view_func=edit, methods=["POST"])
     routes.add_url_rule("/v1/models", view_func=openai.list_models)
     # The names of models may contain slashes.
     routes.add_url_rule("/v1/models/<whole_path:id>", view_func=openai.show_model)

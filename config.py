@@ -31,11 +31,14 @@ from settings.servers import (
     make_pollinations,
 )
 from settings.table import ROWS, Table
+from settings.terminal import printable
 
 # Each can also be read from a file: NAME_FILE.
 SECRETS = tuple(row.name for row in ROWS if row.is_secret)
 
 MIN_SECRET_LENGTH = 16
+# gunicorn logs what is wrong with a request, and a request line may have 64 KB.
+_LONGEST_LINE = 4000
 
 
 class SettingsError(Exception):
@@ -193,11 +196,18 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Formats log records, tracebacks included, without the settings' secrets or a URL's."""
+    """Formats log records without the settings' secrets or a URL's, and without control characters.
+
+    A record is one line; those of its traceback are indented, so that no text can forge a record.
+    """
 
     def __init__(self, settings: Settings, fmt: str | None = None, datefmt: str | None = None):
         super().__init__(fmt, datefmt)
         self.secrets = settings.secrets()
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record), self.secrets)
+        text = redacted(super().format(record), self.secrets)
+        return "\n  ".join(printable(line)[:_LONGEST_LINE] for line in text.split("\n"))

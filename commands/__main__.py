@@ -8,17 +8,20 @@ from contextlib import closing, contextmanager
 import click
 
 import config
-from app import make_services
+from app import make_services, make_upstream
 from commands.cache_group import cache_group
 from commands.check import check
 from commands.keys import keys
+from commands.links import links
+from commands.output import Commands, logging_to_stderr
 from commands.session import Door, Session
 from commands.sign import sign
 from commands.warm import warm
 from config import Settings
+from upstream.client import Upstream
 
 
-@click.group()
+@click.group(cls=Commands)
 def cli() -> None:
     """Commands of Prompt Image Proxy, for its administrator.
 
@@ -26,16 +29,20 @@ def cli() -> None:
     """
 
 
-for _command in (sign, warm, cache_group, keys, check):
+for _command in (sign, warm, links, cache_group, keys, check):
     cli.add_command(_command)
 
 
 @contextmanager
 def open_session(settings: Settings) -> Iterator[Session]:
     """Build the parts of a session, and close them in the end."""
-    with closing(make_services(settings)) as services:
+    with logging_to_stderr(settings), closing(make_services(settings)) as services:
         yield Session(settings, services.access, services.cache, services.pipeline)
 
 
+def connect(settings: Settings) -> Upstream:
+    return make_upstream(settings.network)
+
+
 if __name__ == "__main__":
-    cli(obj=Door(config.load, open_session))
+    cli(obj=Door(config.load, open_session, connect))

@@ -13,6 +13,7 @@ import click
 from cache import Cache
 from commands.arguments import AS_JSON, age, counted, picture_options, read_request, valid_text
 from commands.migrate import adopt_pictures, backup, export, import_directory
+from commands.output import say, say_json
 from commands.session import Session, with_session
 from drawing.verdict import forget_failures
 from storage import Row
@@ -38,7 +39,10 @@ def list_pictures(session: Session, match: str, limit: int, as_json: bool) -> No
     """List the cached pictures, newest first."""
     session.announce_cache()
     for row in islice(_rows(session.cache, match), limit):
-        click.echo(json.dumps(row.to_json()) if as_json else _line(row))
+        if as_json:
+            say_json(row.to_json())
+        else:
+            say(_line(row))
 
 
 @cache_group.command()
@@ -79,7 +83,8 @@ def delete(
         raise click.UsageError("Give a PROMPT, or --older-than or --match.")
     session.announce_cache()
     if prompt is not None:
-        keys = read_request(prompt, session.settings, parameters).keys_to_delete
+        length = session.settings.max_prompt_length
+        keys = read_request(prompt, length, parameters).keys_to_delete
         question = "Delete this picture?"
     else:
         before = float("inf") if older_than is None else time.time() - older_than

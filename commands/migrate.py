@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from commands.arguments import AS_JSON, counted, echo_counts, progress
+from commands.output import say
 from commands.session import Session, with_session
 from commands.typescript import import_typescript
 from storage.transfer import Place, opened, prune, transfer
@@ -123,6 +124,6 @@ def _transfer(source: Place, target: Place, counts: Counter[str], *, as_json: bo
             counts["unusable" if copied.problem else done if copied.row else "there"] += 1
             problems += [copied.problem] if copied.problem else []
     for problem in problems:
-        click.echo(problem, err=True)
+        say(problem, err=True)
     echo_counts(counts, as_json=as_json)
     sys.exit(1 if problems else 0)

@@ -18,6 +18,7 @@ from typing import IO
 
 from PIL import Image, ImageCms, ImageOps
 
+from images.effort import check_exif, check_jpeg
 from images.formats import Inconvertible
 
 MAX_PIXELS = 50_000_000
@@ -143,12 +144,18 @@ def _pillow() -> Iterator[None]:
 
 def _open(file: IO[bytes], media_type: str) -> Image.Image:
     """Read the header, with the decoder of that format alone: Pillow has many more."""
+    if media_type == "image/jpeg":
+        check_jpeg(file.read())
+        file.seek(0)
     return Image.open(file, formats=[media_type.removeprefix("image/")])
 
 
 def _normalise(image: Image.Image) -> Image.Image:
     """Return upright pixels in sRGB, RGBA if any of them is transparent and RGB otherwise."""
     profile = image.info.get("icc_profile")
+    image.load()  # in a PNG, metadata may follow the pixels
+    image.info.pop("Raw profile type exif", None)
+    check_exif(image.info.get("exif", b""))
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # greyscale of 16 bits, which convert() would clip
         image = image.point(lambda value: value / 256).convert("L")

@@ -21,7 +21,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
 from app import create_app
-from commands.__main__ import cli, open_session
+from commands.__main__ import cli, connect, open_session
 from commands.session import Door
 from settings.buckets import ObjectSettings
 from storage import State
@@ -367,7 +367,7 @@ def run(environment: dict[str, str], backend: ScriptedServer) -> Run:
 
     def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
         values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
-        door = Door(lambda: config.parse(values), open_session)
+        door = Door(lambda: config.parse(values), open_session, connect)
         return click.testing.CliRunner().invoke(cli, arguments, input=answer, obj=door)
 
     return invoke

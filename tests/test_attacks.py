@@ -12,7 +12,9 @@ from urllib.parse import quote
 import pytest
 
 from .conftest import (
+    ADMIN,
     BROKEN,
+    KEY,
     REFUSAL,
     Gunicorn,
     InProcess,
@@ -135,3 +137,77 @@ def test_older_index_put_back_under_the_workers_costs_no_drawing(
         assert service.picture(f"new{n}").headers["Cache-Status"] == HIT
     assert service.picture("old").headers["Cache-Status"] == HIT
     assert len(backend.seen) == 6
+
+
+# --- what strangers may cost
+
+
+def traces(service: Gunicorn, folder: Path) -> tuple[object, ...]:
+    """Return everything that could grow: files, rows, notes, the log and series of metrics."""
+    authorisation = {"Authorization": f"Bearer {ADMIN}"}
+    service.get("/metrics", headers=authorisation)  # which is measured itself
+    metrics = service.get("/metrics", headers=authorisation).body.decode()
+    with closing(sqlite3.connect(folder / "index.sqlite3")) as index:
+        counts = [
+            index.execute(f"SELECT count(*) FROM {table}").fetchone()
+            for table in ("entries", "notes")
+        ]
+    files = sorted(path.name for path in folder.rglob("*"))
+    series = {line.rpartition(" ")[0] for line in metrics.splitlines()}
+    return files, counts, len(service.said().splitlines()), series
+
+
+def without_a_key(service: Gunicorn, number: int) -> set[int]:
+    """Ask for everything without a key; return the statuses."""
+    posted = {"method": "POST", "body": b"{}", "headers": {"Authorization": f"Bearer {number}"}}
+    asked = [
+        service.get(target, **more)
+        for target, more in (
+            (f"/prompt/x{number}", {}),
+            (f"/prompt/x{number}?key=wrong{number}&model=m{number}", {"method": "HEAD"}),
+            (f"/prompt/x{number}?sig={number:032x}&exp={number}", {}),
+            (f"/nothing{number}/{number}", {}),
+            (f"/page/{number}.js", {}),
+            (f"/cache/{number:064x}", {}),
+            ("/cache/delete", posted),
+            (f"/sign?key={number}", posted),
+            ("/v1/images/generations", posted),
+            (f"/v1/models/m{number}", {"headers": {"X-Admin-Token": str(number)}}),
+            ("/status", {"headers": {"X-Admin-Token": str(number)}}),
+        )
+    ]
+    return {got.status for got in asked}
+
+
+def test_stranger_without_a_key_leaves_no_trace(
+    gunicorn: Start, backend: ScriptedServer, folder: Path
+) -> None:
+    service = gunicorn(backend, METRICS="true", WORKERS="1")
+    service.picture("drawn")
+    without_a_key(service, 0)
+    before = traces(service, folder)
+    for number in range(1, 60):
+        assert without_a_key(service, number) == {401, 404}
+    assert traces(service, folder) == before
+    assert len(backend.seen) == 1
+
+
+def test_signed_url_costs_one_drawing_in_all_its_variants(
+    gunicorn: Start, backend: ScriptedServer, folder: Path
+) -> None:
+    service = gunicorn(backend, METRICS="true", WORKERS="1")
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    wanted = b'{"description": "shown"}'
+    signed = service.get("/sign", method="POST", headers=bearer, body=wanted).json["url"]
+    target = signed.removeprefix(service.url)
+    headers = {"Range": "bytes=0-1"}
+    assert service.get(target).status == 200
+    assert service.get(target, headers=headers).status == 206
+    assert service.get(f"{target}&width=9").status == 401
+    before = traces(service, folder)
+    for number in range(60):
+        assert service.get(f"{target}&x{number}={number}").status == 200
+        assert service.get(target, headers=headers).status == 206
+        assert service.get(f"{target}&width={number + 9}").status == 401
+    assert traces(service, folder) == before
+    assert len(backend.seen) == 1

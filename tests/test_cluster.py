@@ -32,8 +32,10 @@ from .conftest import (
     Run,
     drawing,
     llm_settings,
+    pollinations_settings,
     saying,
 )
+from .front import Nginx
 from .link import Link
 from .objectstore import ObjectServer
 from .postgres import Postgres
@@ -264,6 +266,17 @@ def test_clock_that_is_an_hour_off_changes_nothing(cluster: Cluster, tmp_path: P
             again = second.picture(f"broken-{id(first)}")
             assert (again.json["remembered"], len(backend.seen)) == (True, seen)
             assert 1 <= int(again.headers["Retry-After"]) <= 2
+        # One rejected picture cools the only backend on neither machine.
+        cluster.forget()
+        backend.say(Say({"error": {"message": "Invalid value"}}, 400))
+        assert service.picture("rejected").status == 502
+        assert [known["state"] for known in one.service.get("/status").json["backends"]] == [
+            "ready"
+        ]
+        backend.say(BROKEN)
+        service.picture("failed")
+        [known] = one.service.get("/status").json["backends"]
+        assert (known["state"], known["ready_in"] <= 5) == ("cooling", True)
 
 
 def test_limit_counts_the_day_of_the_database(cluster: Cluster, tmp_path: Path) -> None:
@@ -359,6 +372,44 @@ def test_machine_cut_off_from_the_database_draws_nothing_new(cluster: Cluster) -
     # The lock is lost with its connection: at worst, the other machine draws the picture as well.
     assert len(backend.seen) <= 3
     wait_until(lambda: one.service.threads_of(worker) <= threads + 4)
+
+
+@pytest.mark.parametrize("fault", ["cut", "freeze"])
+def test_machine_cut_off_fails_no_request_through_nginx(
+    cluster: Cluster, opened: list[Any], tmp_path: Path, fault: str
+) -> None:
+    one, other, backend = cluster.one, cluster.other, cluster.backend
+    urls = one.service.url, other.service.url
+    opened.append(front := Nginx(tmp_path / "nginx", *urls))
+    front.picture(f"before-{fault}")
+    getattr(one.database, fault)()
+    wait_until(lambda: one.service.get("/status").status == 503)
+    assert [front.picture(f"{fault}{n}").status for n in range(6)] == [200] * 6
+    assert [front.picture(f"before-{fault}", "HEAD").status for _ in range(2)] == [200] * 2
+    assert [front.get("/status").status for _ in range(4)] == [200] * 4
+    # An order is not repeated by nginx: its client sees the 503.
+    headers, order = {"Authorization": f"Bearer {KEY}"}, {"prompt": f"order-{fault}", "seed": 1}
+    body = json.dumps(order).encode()
+    target = "/v1/images/generations"
+    orders = [front.get(target, method="POST", headers=headers, body=body) for _ in range(4)]
+    assert {got.status for got in orders} == {200, 503}
+    assert len(backend.seen) == 8
+
+
+def test_second_try_of_nginx_pays_for_nothing(
+    cluster: Cluster, server: Callable[[], ScriptedServer], opened: list[Any], tmp_path: Path
+) -> None:
+    fallback = server()
+    fallback.say(Say(png()), BROKEN)
+    environment = cluster.environment | pollinations_settings(fallback)
+    machines = [Machine(tmp_path / name, environment) for name in ("a", "b")]
+    opened += machines
+    opened.append(front := Nginx(tmp_path / "nginx", *(one.service.url for one in machines)))
+    cluster.backend.say(Say("", 401))  # avoided for a minute
+    assert front.picture("first").status == 200
+    got = front.picture("second")
+    assert (got.status, got.json.get("remembered")) == (503, True), "asked a second machine"
+    assert (len(cluster.backend.seen), len(fallback.seen)) == (1, 2)
 
 
 def test_hanging_bucket_stops_no_hits_and_no_money_is_spent(cluster: Cluster) -> None:

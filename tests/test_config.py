@@ -694,5 +694,20 @@ def test_log_contains_no_secret_in_a_traceback() -> None:
     assert text.endswith("ValueError: bad *** at /?key=***\n")
 
 
+def test_log_shows_control_characters_escaped() -> None:
+    line = logged(read(), "drew %s", "\x1b]0;x\a \x9b2J\r\n\u2028ERROR \u202eforged\u2066 红")
+    assert line == (r"ERROR drew \x1b]0;x\x07 \x9b2J\r\n\u2028ERROR \u202eforged\u2066 红" "\n")
+
+
+def test_no_exception_forges_a_line_of_the_log() -> None:
+    try:
+        raise ValueError("\x1b[2J\nERROR forged")
+    except ValueError:
+        first, *others = logged(read(), "it failed", exc_info=True).splitlines()
+    assert first == "ERROR it failed"
+    assert others[-2:] == [r"  ValueError: \x1b[2J", "  ERROR forged"]
+    assert all(line.startswith("  ") for line in others)
+
+
 def test_very_short_secret_does_not_garble_the_log() -> None:
     assert logged(read(ADMIN_TOKEN="a"), "a message") == "ERROR a message\n"

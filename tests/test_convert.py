@@ -263,6 +263,59 @@ def test_picture_over_50_megapixels_is_not_decoded(name: str) -> None:
     assert why(HUGE[name]) == "has over 50 megapixels"
 
 
+def with_scans(count: int, *, before: bytes = b"", after: bytes = b"") -> bytes:
+    """Return a progressive JPEG whose last scan is repeated."""
+    data = encode(OPAQUE, "jpeg", progressive=True)
+    start, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    return data[:start] + before + data[start:end] * count + data[end:] + after
+
+
+def test_jpeg_of_over_100_scans_is_not_decoded() -> None:
+    false_end = b"\xff\xfe\0\4\xff\xd9"  # in a comment
+    for data in (with_scans(120), with_scans(120, before=false_end)):
+        assert why(data) == "has over 100 scans"
+        with pytest.raises(Inconvertible, match="scans"):
+            thumbnail(io.BytesIO(data), "image/jpeg")
+    assert convert(with_scans(80), "webp")
+    assert convert(with_scans(1, after=b"\xff\xda\0\2" * 200), "webp")
+
+
+def exif_of(entries: int) -> bytes:
+    """Return EXIF data of which each entry names the whole as its value."""
+    entry = "HHII"
+    directory = (struct.pack(f">{entry}", 0x9000 + n, 7, 12 * entries, 0) for n in range(entries))
+    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", entries) + b"".join(directory)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png", "webp"])
+def test_metadata_that_would_fill_the_memory_is_not_read(name: str) -> None:
+    assert why(encode(OPAQUE, name, exif=exif_of(501))) == "has too much metadata"
+
+
+def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
+    """Return a PNG with these chunks before its pixels."""
+    data = encode(OPAQUE, "png")
+    at = data.index(b"IDAT") - 4
+    made = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    return data[:at] + b"".join(made) + data[at:]
+
+
+def test_compressed_metadata_of_a_png_is_not_unpacked() -> None:
+    text, profile = zlib.compress(bytes(10**6)), zlib.compress(bytes(3 * 10**7))
+    texts = [(b"zTXt", b"k%d\0\0" % number + text) for number in range(70)]
+    for data in (png_with(*texts), png_with((b"iCCP", b"k\0\0" + profile))):
+        assert why(data) == "cannot be read or written (ValueError)"
+
+
+def test_jpeg_of_many_segments_is_not_read() -> None:
+    data = encode(OPAQUE, "jpeg")
+    for segment in (b"\xff\xe1\0\x0aExif\0\0ab" * 2, b"\xff\xfe\0\2" * 301):
+        assert why(data[:2] + segment + data[2:]) == "has too much metadata"
+
+
 BROKEN = "cannot be read or written (OSError)"
 # Of its metadata Pillow would warn, and warnings are errors here.
 ODD = encode(OPAQUE, "jpeg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x01\0\x02")

@@ -79,6 +79,13 @@ def answering(data: bytes, headers: bytes = b"") -> Talk:
     return talk
 
 
+def hint_first(connection: socket.socket) -> None:
+    """Send an interim answer, which http.client takes for the answer, before the picture."""
+    read_request(connection)
+    length = b"Content-Length: %d\r\n\r\n" % len(PICTURE)
+    connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK + length + PICTURE)
+
+
 def flood(connection: socket.socket) -> None:
     read_request(connection)
     connection.sendall(OK + b"\r\n")
@@ -91,6 +98,7 @@ PICTURE = json.dumps({"data": [{"b64_json": base64.b64encode(png(size=5000)).dec
 FAULTS: dict[str, Talk] = {
     "endless body": flood,
     "gzip bomb": answering(BOMB, b"Content-Encoding: gzip\r\n"),
+    "interim answer": hint_first,
     "cut": answering(PICTURE[:4000], b"Content-Length: %d\r\n" % len(PICTURE)),
     "deep JSON": answering(b'{"data":' * 100_000),
     "half a picture": answering(png()[:20]),

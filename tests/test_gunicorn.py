@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import select
 import signal
@@ -24,7 +25,16 @@ import pytest
 from .conftest import ADMIN, KEY, ROOT, Gunicorn, drawing
 from .image import copy_image
 from .proxy import HttpProxy
-from .servers import Gate, RawServer, ScriptedServer, png, send_and_leave, wait_until
+from .servers import (
+    Gate,
+    RawServer,
+    Say,
+    ScriptedServer,
+    free_port,
+    png,
+    send_and_leave,
+    wait_until,
+)
 from .wire import make_authority, over_tls, saying
 
 Start = Callable[..., Gunicorn]
@@ -267,8 +277,32 @@ def test_reload_checks_the_cache_only_where_it_has_changed(
     (unusable := tmp_path / "other" / "index.sqlite3").mkdir(parents=True)
     dotenv.write_text(f"CACHE_DIR={unusable.parent}\nPROXY_ACCESS_KEY={KEY}\n")
     reload(service)
-    assert "The cache cannot be used:\n  CACHE_DIR: the index cannot be opened" in service.said()
+    assert "The cache cannot be used: CACHE_DIR: the index cannot be opened" in service.said()
     assert service.picture("x").status == 401
+
+
+def test_reload_refuses_servers_that_cannot_be_used(
+    gunicorn: Start, backend: ScriptedServer, environment: dict[str, str]
+) -> None:
+    folder = environment.pop("CACHE_DIR")
+    (dotenv := Path(folder).parent / ".env").write_text(f"CACHE_DIR={folder}\n")
+    service = gunicorn(backend)
+    lines = {
+        "CACHE_DIR": f"{folder}-of-machines",
+        "DATABASE_URL": f"postgresql://pictures:secret@127.0.0.1:{free_port()}/pictures",
+        "STORAGE_URL": "s3://pictures",
+        "S3_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}",
+        "S3_REGION": "us-east-1",
+        "S3_ACCESS_KEY_ID": "id",
+        "S3_SECRET_ACCESS_KEY": "wrong-secret",
+    }
+    dotenv.write_text("\n".join(f"{name}={value}" for name, value in lines.items()))
+    reload(service)
+    [failed] = (line for line in service.said().splitlines() if "Reload failed" in line)
+    assert re.search("keeps its settings. .* DATABASE_URL: .* S3_ENDPOINT_URL: ", failed)
+    respawn_all_workers(service)
+    assert service.picture("x").status == 200
+    assert "secret" not in service.said()
 
 
 def test_new_address_takes_a_restart(gunicorn: Start, backend: ScriptedServer) -> None:
@@ -300,7 +334,7 @@ def test_running_service_needs_nothing_on_disk(
     # The package that this one needs is not imported yet.
     dotenv.write_text("NGINX_CACHE_SECONDS=78\nPICTURE_FORMAT=webp\n")
     reload(service)
-    assert "Reload failed; the service keeps its settings.\nTraceback" in service.said()
+    assert "Reload failed; the service keeps its settings.\n  Traceback" in service.said()
     respawn_all_workers(service)
     assert service.picture("x").headers["X-Accel-Expires"] == "77"
     assert b"<html" in service.get("/").body
@@ -338,6 +372,19 @@ def test_stop_stores_the_current_drawing_and_closes_the_cache(
 
 
 # --- the log and other files
+
+
+def test_no_prompt_commands_the_terminal_of_the_log(
+    gunicorn: Start, backend: ScriptedServer
+) -> None:
+    backend.say(Say({"error": {"message": "no model \x1b[2J\u2028", "code": "\x9b"}}, 404))
+    service = gunicorn(backend, LOG_LEVEL="DEBUG")
+    service.picture("a%1b%5d0;x%07%0aforged%c2%9b%e2%80%ae")
+    said = wait_until(lambda: service.said() if "Gave up" in service.said() else "")
+    assert r"(a\x1b]0;x\x07 forged\x9b\u202e)" in said
+    # gunicorn's access log, on at this level, has the path.
+    wait_until(lambda: r"/prompt/a\x1b]0;x\x07\nforged" in service.said())
+    assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", service.said())
 
 
 def test_cache_hits_are_not_logged(gunicorn: Start, backend: ScriptedServer) -> None:

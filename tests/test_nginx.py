@@ -9,9 +9,7 @@ import gzip
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import stat
 import subprocess
 import threading
@@ -23,139 +21,32 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import pytest
 
 import config
 from picture import ImageRequest
 
-from .conftest import ADMIN, KEY, REFUSAL, ROOT, Gunicorn, InProcess, _Client, drawing
-from .servers import Gate, Got, Say, ScriptedServer, Seen, closing_all, free_port, png, wait_until
+from .conftest import ADMIN, KEY, REFUSAL, Gunicorn, InProcess, drawing
+from .front import CARDS, MISSING, NGINX, SHIPPED, Nginx
+from .servers import (
+    Gate,
+    Got,
+    Say,
+    ScriptedServer,
+    Seen,
+    announce_upload,
+    closing_all,
+    free_port,
+    png,
+    wait_until,
+)
 from .states import orders
 from .wire import make_authority
 
-SHIPPED = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
-CARDS = ROOT / "web" / "cards"
-MISSING = "these tests need nginx: apt-get install nginx"
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 if NGINX is None and os.environ.get("CI") != "true":
     pytest.skip(MISSING, allow_module_level=True)
-
-# Settings as in Debian's nginx.conf, on which the shipped file must not depend.
-AROUND = """
-daemon off;
-worker_processes 2;
-pid {prefix}/nginx.pid;
-error_log {prefix}/main-error.log;
-events {{ worker_connections 768; }}
-http {{
-    sendfile on;
-    tcp_nopush on;
-    gzip on;
-    gzip_types *;
-    gzip_min_length 1;
-    default_type application/octet-stream;
-    types {{ image/png png; }}
-    access_log {prefix}/main-access.log;
-    client_body_temp_path {prefix}/body;
-    proxy_temp_path {prefix}/proxy;
-    fastcgi_temp_path {prefix}/fastcgi;
-    uwsgi_temp_path {prefix}/uwsgi;
-    scgi_temp_path {prefix}/scgi;
-    include {prefix}/conf.d/*.conf;
-    server {{
-        listen 127.0.0.1:{port} default_server;
-        server_name _;
-        location / {{ return 200 "Welcome to nginx!"; }}
-    }}
-}}
-"""
-
-
-def replaced(text: str, *pairs: tuple[str, str]) -> str:
-    """Replace the first text of each pair, which must occur exactly once, by the second."""
-    for old, new in pairs:
-        assert text.count(old) == 1, f"deploy/nginx.conf has {text.count(old)} of {old!r}"
-        text = text.replace(old, new)
-    return text
-
-
-def tls_lines(port: int, certificate: Path) -> str:
-    """Return the lines of the file's TLS example in the form for the nginx at hand."""
-    example = re.search(r"replace `listen 80;` by\n#\n((?:#     .*\n)+)", SHIPPED)
-    assert example
-    listen, *rest = re.sub("(?m)^# +", "", example[1]).splitlines()
-    before, _, since = listen.partition("  # from nginx 1.25.1 on: ")
-    said = subprocess.run([str(NGINX), "-v"], capture_output=True, text=True, check=True).stderr
-    version = tuple(map(int, re.findall(r"\d+", said)[:3]))
-    text = "\n".join([before if version < (1, 25, 1) else since, *rest])
-    place = "/etc/letsencrypt/live/pics.example.org"
-    return replaced(
-        text,
-        ("listen 443 ", f"listen 127.0.0.1:{port} "),
-        (f"{place}/fullchain.pem", str(certificate)),
-        (f"{place}/privkey.pem", str(certificate)),
-    )
-
-
-class Nginx(_Client):
-    """nginx with the shipped file; only port and paths are replaced.
-
-    With a certificate it listens as the file's example for TLS does. `is_alone` means without
-    Debian's default page.
-    """
-
-    def __init__(
-        self,
-        prefix: Path,
-        app_url: str,
-        certificate: Path | None = None,
-        *,
-        is_alone: bool = False,
-    ) -> None:
-        if NGINX is None:
-            pytest.fail(MISSING)
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        listen = tls_lines(port, certificate) if certificate else f"listen 127.0.0.1:{port};"
-        self.prefix = prefix
-        self.cache = prefix / "cache"
-        (prefix / "conf.d").mkdir(parents=True)
-        site = replaced(
-            SHIPPED,
-            ("\n    listen 80;  # CHANGE\n", f"\n    {listen}\n"),
-            ("server 127.0.0.1:8080;", f"server {urlsplit(app_url).netloc};"),
-            ("proxy_cache_path /var/cache/prompt-image-proxy ", f"proxy_cache_path {self.cache} "),
-            ("\n    access_log /var/log/nginx/", f"\n    access_log {prefix}/"),
-            ("\n    error_log /var/log/nginx/", f"\n    error_log {prefix}/"),
-            ("alias /opt/prompt-image-proxy/web/cards/", f"alias {CARDS}/"),
-        )
-        (prefix / "conf.d" / "prompt-image-proxy.conf").write_text(site, "utf-8")
-        user = "user root;" if os.geteuid() == 0 else ""
-        # Debian's default page is on port 80 only.
-        other_port = free_port() if certificate or is_alone else port
-        around = user + AROUND.format(prefix=prefix, port=other_port)
-        (prefix / "nginx.conf").write_text(around, "utf-8")
-        self.process = subprocess.Popen(
-            [NGINX, "-p", str(prefix), "-c", str(prefix / "nginx.conf")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        wait_until(lambda: self._listens(port), what="nginx")
-
-    def _listens(self, port: int) -> bool:
-        assert self.process.poll() is None, self.process.communicate()[1].decode()
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    def logged(self) -> str:
-        return (self.prefix / "access.log").read_text("utf-8")
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.communicate(timeout=10)
-
 
 Start = Callable[..., Nginx]
 StartApp = Callable[..., Gunicorn]
@@ -512,13 +403,15 @@ def test_card_of_nginx_is_in_the_language_of_its_reader(down: Nginx) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "status"), [("100%", 400), ("100%%20apples", 400), ("x" * 66_000, 414)]
+    ("prompt", "status"),
+    [("100%", 400), ("100%%20apples", 400), ("x" * 66_000, 414), ("x" * 65_000, 400)],
 )
 def test_url_that_nginx_cannot_read_is_a_card(
     opened: list[Any], tmp_path: Path, prompt: str, status: int
 ) -> None:
     opened.append(service := Nginx(tmp_path / "nginx", "http://127.0.0.1:1", is_alone=True))
-    got = service.get(f"/prompt/{prompt}?key={KEY}", headers={"Accept": "*/*"})
+    headers = {"Accept": "*/*", "Cookie": "x" * 600}  # one buffer for the URL and the headers
+    got = service.get(f"/prompt/{prompt}?key={KEY}", headers=headers)
     assert (got.status, got.headers["Content-Type"]) == (status, "image/png")
     assert (got.body, got.headers["Cache-Control"]) == (read_card("unreadable"), "no-store")
     assert got.headers["Retry-After"] is None
@@ -537,7 +430,7 @@ def test_tls_example_speaks_http_2_and_takes_the_longest_prompt(
 ) -> None:
     authority, certificate = make_authority(tmp_path)
     app = gunicorn(backend, NGINX_CACHE_SECONDS="60")
-    opened.append(front := Nginx(tmp_path / "nginx", app.url, certificate))
+    opened.append(front := Nginx(tmp_path / "nginx", app.url, certificate=certificate))
     url = f"{front.url.replace('http:', 'https:')}/prompt/{quote('🍎' * 4000)}?key={KEY}"
     curl = ["curl", "--silent", "--http2", "--cacert", str(authority), "--output", "/dev/null"]
     curl += ["--write-out", "%{http_version} %{http_code} %header{cache-status}", url]
@@ -729,6 +622,24 @@ def test_body_over_64_kb_is_a_413(shared: Nginx, shared_backend: ScriptedServer)
     )
     assert (passed.status, len(passed.json["data"])) == (200, 1)
     assert (rejected.status, rejected.headers["Content-Type"]) == (413, "text/html")  # by nginx
+
+
+@pytest.mark.parametrize("path", ["/v1/images/edits", "/images/edits", "//v1//images/edits"])
+def test_edit_is_refused_before_the_upload_as_by_the_app(
+    shared: Nginx, serve: Callable[..., InProcess], backend: ScriptedServer, path: str
+) -> None:
+    got, from_app = (announce_upload(url, path) for url in (shared.url, serve(backend).url))
+    assert (got.status, got.body) == (from_app.status, from_app.body)
+    names = ("Content-Type", "Access-Control-Allow-Origin", "Cache-Control")
+    assert [got.headers[name] for name in names] == [from_app.headers[name] for name in names]
+    assert got.status == 400
+    assert shared.get(path, method="POST", body=bytes(5_000_000)).body == got.body
+    assert shared.get(path, method="OPTIONS").status == 204, "a page may read it"
+
+
+def test_reason_passes_in_the_status_line(shared: Nginx, shared_backend: ScriptedServer) -> None:
+    got = shared.get("/v1/images/generations", method="POST", body=b"{}")
+    assert got.reason == got.json["error"]["message"]
 
 
 # --- logs

@@ -235,7 +235,7 @@ def test_nginx_of_a_cluster_asks_both_apps() -> None:
     ).stdout
     changed = [b for a, b in zip(before.split("\n"), after.split("\n"), strict=True) if a != b]
     assert [line.strip() for line in changed] == [
-        "server app-1:8080; server app-2:8080;  # CHANGE with HOST and PORT"
+        "server app-1:8080 max_fails=0; server app-2:8080 max_fails=0;"
     ]
 
 

@@ -75,7 +75,10 @@ def peak(pid: int) -> int:
 def length_of_answer(service: Gunicorn, body: bytes) -> int:
     """Receive an answer, and return how many bytes its body had: this process keeps none."""
     parts = urlsplit(service.url)
-    head = f"POST /v1/images/generations HTTP/1.0\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    head = (
+        "POST /v1/images/generations HTTP/1.0\r\n"
+        f"Host: {parts.netloc}\r\nAuthorization: Bearer {KEY}\r\n"
+    )
     with socket.create_connection((str(parts.hostname), parts.port or 0)) as client:
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         count = 0

@@ -275,7 +275,7 @@ def test_unforeseen_error_is_a_500_that_only_the_log_explains(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail(status: Status) -> None:
+    def fail(status: Status, *, for_admin: bool) -> None:
         raise RuntimeError("an invariant that does not hold")
 
     service = serve(backend)

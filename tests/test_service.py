@@ -166,7 +166,7 @@ def test_picture_stored_with_the_extension_in_its_prompt_wins(
     assert listing(service).json["entries"] == []
 
 
-# --- HEAD, OPTIONS, conditions, ranges ----------------------------------------------------------
+# --- HEAD, conditions, ranges ----------------------------------------------------------
 
 
 def test_head_of_a_miss_draws_nothing(serve: Serve, backend: ScriptedServer) -> None:
@@ -186,14 +186,6 @@ def test_head_of_a_hit_has_the_headers_of_get(serve: Serve, backend: ScriptedSer
     for answer in (got, head):
         del answer.headers["Date"]
     assert sorted(got.headers.items()) == sorted(head.headers.items())
-
-
-def test_any_page_may_fetch_pictures(serve: Serve, backend: ScriptedServer) -> None:
-    got = serve(backend).get("/prompt/x", method="OPTIONS", headers={"Origin": "https://a.example"})
-    assert (got.status, got.body) == (204, b"")
-    assert got.headers["Access-Control-Allow-Origin"] == "*"
-    assert "GET" in got.headers["Access-Control-Allow-Methods"]
-    assert "Authorization" in got.headers["Access-Control-Allow-Headers"]
 
 
 def test_conditional_requests_are_answered_304(serve: Serve, backend: ScriptedServer) -> None:

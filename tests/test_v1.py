@@ -17,8 +17,18 @@ import pytest
 
 from storage.local.folder import Folder
 
-from .conftest import BROKEN, KEY, REFUSAL, InProcess, drawing, hosting_settings
-from .servers import Gate, Got, Say, ScriptedServer, Seen, fetch, png, wait_until
+from .conftest import BROKEN, KEY, REFUSAL, Gunicorn, InProcess, drawing, hosting_settings
+from .servers import (
+    Gate,
+    Got,
+    Say,
+    ScriptedServer,
+    Seen,
+    announce_upload,
+    fetch,
+    png,
+    wait_until,
+)
 
 Serve = Callable[..., InProcess]
 Connect = Callable[..., openai.OpenAI]
@@ -30,7 +40,7 @@ HIT = "PromptImageProxy; hit"
 def connect(opened: list[Any]) -> Connect:
     """Make clients of OpenAI's SDK as it is by default: it repeats what fails twice."""
 
-    def make(service: InProcess, key: str = KEY) -> openai.OpenAI:
+    def make(service: InProcess | Gunicorn, key: str = KEY) -> openai.OpenAI:
         # Without a proxy that this shell may have.
         http = openai.DefaultHttpxClient(trust_env=False)
         client = openai.OpenAI(api_key=key, base_url=f"{service.url}/v1", http_client=http)
@@ -220,6 +230,31 @@ def test_npm_sdk_draws_lists_and_raises_its_own_errors(
     assert asked == ["a cat"] * 4 + ["a rude cat", "a broken cat"], "nothing is paid for twice"
 
 
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({}, "b64_json url"),
+        ({"model": "dall-e-3"}, "b64_json url"),
+        ({"model": "gpt-image-1"}, "b64_json"),
+        ({"model": "gpt-image-1", "response_format": "url"}, "url"),
+        ({"response_format": "b64_json"}, "b64_json"),
+    ],
+    ids=str,
+)
+def test_picture_comes_as_bytes_and_url_unless_one_is_wanted(
+    serve: Serve, backend: ScriptedServer, body: dict[str, str], fields: str
+) -> None:
+    got = post(serve(backend), {"prompt": "a cat", **body})
+    assert got.headers["Content-Length"] == str(len(got.body))
+    [picture] = got.json["data"]
+    assert picture.keys() == {*fields.split(), "revised_prompt", "seed"}
+    if "b64_json" in fields:
+        assert base64.b64decode(picture["b64_json"]) == png()
+    if "url" in fields:
+        shown = fetch(picture["url"])
+        assert (shown.body, shown.headers["Cache-Status"]) == (png(), HIT)
+
+
 # --- seeds and the cache
 
 
@@ -255,7 +290,7 @@ def test_without_a_size_the_backend_chooses(
     assert "size" not in backend.seen[0].json
 
 
-def test_hosted_picture_is_bytes_at_first_and_then_a_url(
+def test_hosted_picture_has_its_own_url_and_at_first_bytes(
     serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
 ) -> None:
     host = server()
@@ -264,21 +299,24 @@ def test_hosted_picture_is_bytes_at_first_and_then_a_url(
     body = {"prompt": "a cat", "seed": 1}
     [drawn], [cached] = (post(service, body).json["data"] for _ in range(2))
     assert base64.b64decode(drawn["b64_json"]) == png()
-    assert (cached["url"], "b64_json" in cached) == ("https://img.example/a.png", False)
+    assert drawn["url"] == cached["url"] == "https://img.example/a.png"
+    assert "b64_json" not in cached
     [signed] = post(service, {**body, "response_format": "url"}).json["data"]
     assert signed["url"].startswith(f"{service.url}/prompt/")
 
 
-def test_unstored_picture_is_bytes_where_a_url_is_wanted(
-    serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("form", [{}, {"response_format": "url"}])
+def test_unstored_picture_is_bytes_and_no_url(
+    serve: Serve, backend: ScriptedServer, monkeypatch: pytest.MonkeyPatch, form: dict[str, str]
 ) -> None:
     def fail(folder: Folder, *args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     service = serve(backend)
     monkeypatch.setattr(Folder, "write", fail)
-    [picture] = post(service, {"prompt": "a cat", "response_format": "url"}).json["data"]
+    [picture] = post(service, {"prompt": "a cat", **form}).json["data"]
     assert base64.b64decode(picture["b64_json"]) == png()
+    assert "url" not in picture
 
 
 # --- some of several
@@ -395,6 +433,8 @@ def test_url_is_a_400_where_signing_is_off(serve: Serve, backend: ScriptedServer
     got = post(service, {"prompt": "a cat", "response_format": "url"}, "blog-key")
     assert (got.status, got.json["error"]["param"]) == (400, "response_format")
     assert not backend.seen, "nothing is spent"
+    [picture] = post(service, {"prompt": "a cat"}, "blog-key").json["data"]
+    assert picture.keys() == {"b64_json", "revised_prompt", "seed"}
 
 
 def test_body_may_have_64_kib(serve: Serve, backend: ScriptedServer) -> None:
@@ -422,3 +462,59 @@ def test_other_routes_and_methods_fail_in_the_same_form(
     assert (missing.status, missing.json["error"]["code"]) == (404, "unknown_url")
     assert (wrong.status, wrong.json["error"]["code"]) == (405, "method_not_supported")
     assert set(wrong.headers["Allow"].split(", ")) == {"POST", "OPTIONS"}
+
+
+def test_error_is_in_the_status_line_too(serve: Serve, backend: ScriptedServer) -> None:
+    backend.say(REFUSAL)
+    got = post(serve(backend), {"prompt": "a rude cat"})
+    assert got.reason == got.json["error"]["message"]
+    assert "moderation refused this prompt" in got.reason
+
+
+# --- base URLs
+
+
+@pytest.mark.parametrize("base", ["", "/", "//v1", "/v1/", "/v1//", "/v1/v1"])
+def test_base_url_is_understood_as_people_write_it(
+    serve: Serve, backend: ScriptedServer, base: str
+) -> None:
+    service = serve(backend, MODELS="vendor/flux")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    drawn = service.get(
+        f"{base}/images/generations", method="POST", headers=headers, body=b'{"prompt": "a cat"}'
+    )
+    assert (drawn.status, len(drawn.json["data"])) == (200, 1)
+    models = [service.get(f"{base}/models{end}", headers=headers).json for end in ("", "/")]
+    assert models[0] == models[1]
+    shown = service.get(f"{base}/models/vendor/flux", headers=headers)
+    assert models[0]["data"] == [shown.json]
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/api/v1/images/generations", "/v1//x"])
+def test_post_to_no_route_is_told_the_base_url(
+    serve: Serve, backend: ScriptedServer, path: str
+) -> None:
+    got = serve(backend).get(path, method="POST", body=b"{}")
+    assert (got.status, got.json["error"]["code"]) == (404, "unknown_url")
+    assert got.reason.endswith("the base URL of a client ends in /v1.")
+
+
+def test_other_missing_things_are_described_as_before(
+    serve: Serve, backend: ScriptedServer
+) -> None:
+    service = serve(backend)
+    answers = (service.get("/chat/completions"), service.delete(b'{"description": "x"}'))
+    types = [(got.status, got.headers["Content-Type"]) for got in answers]
+    assert types == [(404, "application/problem+json")] * 2
+
+
+def test_edit_is_a_400_before_the_upload_is_read(
+    gunicorn: Callable[..., Gunicorn], backend: ScriptedServer, connect: Connect
+) -> None:
+    service = gunicorn(backend)
+    got = announce_upload(service.url, "/v1/images/edits")
+    assert (got.status, got.json["error"]["type"]) == (400, "invalid_request_error")
+    client = connect(service)
+    with pytest.raises(openai.BadRequestError, match="cannot be edited here"):
+        client.images.edit(image=png(size=5_000_000), prompt="a hat")
+    assert client.images.generate(prompt="a cat").data, "on the same connection"

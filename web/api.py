@@ -15,8 +15,9 @@ from access import MAX_EXPIRES_IN, Access, Caller
 from cache import Cache
 from config import Settings
 from drawing.verdict import forget_failures
-from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest, Link
+from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest
 from storage import Row, Unavailable
+from web.links import Link
 from web.pictures import Pictures
 from web.problems import MAX_BODY, NotFound, TooLarge, as_json
 from web.status import Status
@@ -107,11 +108,17 @@ class Api:
 
     def show_status(self) -> Response:
         """GET /status: health and configuration, without any secret; more for the administrator."""
-        if "X-Admin-Token" not in request.headers:
-            return as_json(self.status.describe())
-        self._authorise_admin()
-        found = self.status.describe(for_admin=True)
-        return as_json(found | {"keys": self.access.usage(self.cache.state)})
+        is_admin = "X-Admin-Token" in request.headers
+        if is_admin:
+            self._authorise_admin()
+        found = self.status.describe(for_admin=is_admin)
+        if is_admin:
+            found["keys"] = self.access.usage(self.cache.state)
+        response = as_json(found)
+        if found["cache"]["entries"] is None:
+            # Without its index or database a machine serves nothing: balancers leave it out.
+            response.status_code = 503
+        return response
 
     def robots(self) -> Response:
         """GET /robots.txt: tell crawlers not to spend money."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flask import request
 
+from web.limits import beginning, qualities
 from web.sentences import Language
 
 # The request headers that decide between a card and JSON, and between the languages.
@@ -28,6 +29,7 @@ _CARDS: Mapping[str | int | None, str] = {
 }
 # Read at once, in gunicorn's master: an upgrade on disk must not mix two versions.
 _FILES = {path.name: path.read_bytes() for path in Path(__file__).with_suffix("").glob("*.png")}
+_READABLE = ("text/html", "text/plain", "application/json", "application/problem+json")
 
 
 def wants_picture() -> bool:
@@ -36,16 +38,27 @@ def wants_picture() -> bool:
     if destination is not None:
         return destination == "image"
     # Some versions of camo accept */*, and show nothing at all in place of an error.
-    if "camo" in f"{request.user_agent.string} {request.headers.get('Via', '')}".lower():
+    senders = (beginning(request.headers, name) for name in ("User-Agent", "Via"))
+    if any("camo" in sender.lower() for sender in senders):
         return True
-    accepted = request.accept_mimetypes
-    readable = ("text/html", "text/plain", "application/json", "application/problem+json")
-    return accepted.quality("image/png") > max(map(accepted.quality, readable))
+    accepted = qualities(beginning(request.headers, "Accept"))
+    return _quality(accepted, "image/png") > max(_quality(accepted, one) for one in _READABLE)
+
+
+def _quality(accepted: Mapping[str, float], media_type: str) -> float:
+    """Return the quality of the most specific range that a media type is in; 0 if there is none."""
+    ranges = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
+    return next((accepted[one] for one in ranges if one in accepted), 0.0)
 
 
 def preferred_language() -> Language:
     """Return the language of the two that the client prefers."""
-    return "zh" if request.accept_languages.best_match(("en", "zh")) == "zh" else "en"
+    best = {"en": 0.0, "zh": 0.0}
+    for tag, quality in qualities(beginning(request.headers, "Accept-Language")).items():
+        language = tag.partition("-")[0]
+        if language in best:
+            best[language] = max(best[language], quality)
+    return "zh" if best["zh"] > best["en"] else "en"
 
 
 def card(code: str, remedy: str | None, status: int, language: Language) -> bytes:

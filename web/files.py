@@ -9,7 +9,8 @@ from pathlib import Path
 
 from flask import Response, request
 
-from web.pictures import NOSNIFF
+from web.cross_origin import NOSNIFF
+from web.limits import beginning, qualities
 from web.problems import NotFound
 
 _FOLDER = Path(__file__).resolve().parent / "page"
@@ -40,7 +41,8 @@ def page_file(name: str = "page.html") -> Response:
     """GET / and /page/{name}: the page and its files."""
     if name not in _FILES:
         raise NotFound("no_such_file")
-    is_compressed = request.accept_encodings["gzip"] > 0
+    accepted = qualities(beginning(request.headers, "Accept-Encoding"))
+    is_compressed = accepted.get("gzip", accepted.get("*", 0.0)) > 0
     data, etag = _encoded(name, is_compressed)
     response = Response(data, headers=_HEADERS, mimetype=_TYPES[Path(name).suffix])
     if is_compressed:

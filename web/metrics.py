@@ -16,7 +16,7 @@ from access import Access
 from metrics.families import FACTS, PREFIX
 from metrics.prometheus import Prometheus
 from storage import Unavailable
-from web.pictures import NOSNIFF
+from web.cross_origin import NOSNIFF
 from web.status import Status
 
 _STATES = ("ready", "cooling", "drained")

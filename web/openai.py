@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, NoReturn
 
 from flask import Response, request
 
@@ -27,15 +27,15 @@ from drawing.record import GaveUp
 from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn
 from metrics import Metrics
-from picture import BadRequest, ImageRequest, Link, Problem
+from picture import BadRequest, ImageRequest, Problem
 from pipeline import Pipeline
 from storage import Unavailable
 from web.api import parse_body, read_bytes
-from web.openai_errors import MAX_BODY, may_retry
-from web.orders import MAX_PICTURES, Order
-from web.pictures import NOSNIFF
+from web.links import Link
+from web.openai_errors import MAX_BODY, OPEN_HEADERS, may_retry, open_json
+from web.orders import MAX_PICTURES, Form, Order
 from web.pieces import Encoded, Part, joined, pieces, with_base64
-from web.problems import NotFound, as_json
+from web.problems import NotFound
 from web.repeats import Claim, claim, send
 
 
@@ -89,14 +89,14 @@ class OpenAi:
         """GET /v1/models: the models that are offered."""
         self._authorise()
         data = [_describe_model(model) for model in self.settings.models]
-        return as_json({"object": "list", "data": data})
+        return open_json({"object": "list", "data": data})
 
     def show_model(self, id: str) -> Response:
         """GET /v1/models/{id}: one of the models that are offered."""
         self._authorise()
         if id not in self.settings.models:
             raise NotFound("no_such_model")
-        return as_json(_describe_model(id))
+        return open_json(_describe_model(id))
 
     def _authorise(self) -> Caller:
         return self.access.authorise({}, request.headers.get("Authorization", ""))
@@ -126,7 +126,7 @@ class OpenAi:
                     stack.callback(obtained.encoded.file.close)
             stack.callback(claimed.undelivered)
             items = [
-                _describe_picture(picture, found[picture], urls.get(picture))
+                _describe_picture(picture, found[picture], order.form, urls.get(picture))
                 for picture in order.pictures
                 if picture in found
             ]
@@ -136,12 +136,14 @@ class OpenAi:
 
     def _sign(self, order: Order, caller: Caller) -> dict[ImageRequest, str]:
         """Return the pictures' URLs if they are wanted. Comes first: a failure costs nothing."""
-        if not order.wants_urls:
+        if order.form == "b64_json":
             return {}
         try:
             return {picture: self.link(picture, caller).url for picture in order.pictures}
-        except Forbidden as error:
-            raise BadRequest(error.code, name="response_format") from error
+        except (BadRequest, Forbidden) as error:
+            if order.form == "url":
+                raise BadRequest(error.code, name="response_format") from error
+            return {}
 
     def _missing(self, order: Order) -> int:
         """Return how many pictures of an order are not in the cache."""
@@ -189,6 +191,11 @@ class OpenAi:
         return Obtained(encoded, drawn.hosted_url, drawn.row is not None, revised)
 
 
+def edit() -> NoReturn:
+    """POST /v1/images/edits: not supported. The body, an upload, is not read."""
+    raise BadRequest("no_edits")
+
+
 def _retry_count() -> int:
     """Return the number of the repetition, which OpenAI's SDKs send; 0 for a first request."""
     text = request.headers.get("x-stainless-retry-count", "")
@@ -200,12 +207,17 @@ def _from_cache(picture: Picture) -> Obtained:
     return Obtained(encoded, picture.row.url, True, picture.row.final_prompt)
 
 
-def _describe_picture(wanted: ImageRequest, found: Obtained, signed: str | None) -> list[Part]:
+def _describe_picture(
+    wanted: ImageRequest, found: Obtained, form: Form | None, signed: str | None
+) -> list[Part]:
     more = {"revised_prompt": found.revised_prompt, "seed": wanted.seed}
     # At its URL, a picture that could not be stored would be drawn and paid for again.
-    if found.encoded and not (signed and found.is_stored):
-        return with_base64(found.encoded, more)
-    return [json.dumps({"url": signed or found.hosted_url, **more}).encode()]
+    own = signed if found.is_stored else None
+    url = (own or found.hosted_url) if form == "url" else (found.hosted_url or own)
+    if found.encoded and not (form == "url" and url):
+        shown = {"url": url} if url and form is None else {}
+        return with_base64(found.encoded, shown | more)
+    return [json.dumps({"url": url, **more}).encode()]
 
 
 def _respond(items: list[list[Part]], claimed: Claim) -> Response:
@@ -213,9 +225,8 @@ def _respond(items: list[list[Part]], claimed: Claim) -> Response:
     before = f'{{"created": {int(time.time())}, "data": ['.encode()
     parts = joined(items, before, b"]}\n")
     length = ("Content-Length", str(sum(map(len, parts))))
-    headers = [NOSNIFF, ("Cache-Control", "no-store"), length]
     body = send(pieces(parts), request.environ.get("gunicorn.socket"), claimed)
-    return Response(body, mimetype="application/json", headers=headers)
+    return Response(body, mimetype="application/json", headers=[*OPEN_HEADERS, length])
 
 
 def _describe_model(model: str) -> Mapping[str, Any]:

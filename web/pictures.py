@@ -30,6 +30,8 @@ from picture import BadRequest, ImageRequest, Named
 from pipeline import Pipeline
 from storage import Row, Unavailable
 from web.caching import Caching, Headers
+from web.cross_origin import CROSS_ORIGIN
+from web.limits import CONDITIONS, cut_url, drop_long_conditions
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -41,18 +43,9 @@ HIT = f"{CACHE_NAME}; hit"
 MISS = f"{CACHE_NAME}; fwd=miss"
 # The target of a redirect can change: the picture may be deleted and drawn anew.
 REDIRECT_CACHE_CONTROL = "public, max-age=3600"
-NOSNIFF = ("X-Content-Type-Options", "nosniff")
-CROSS_ORIGIN = (
-    NOSNIFF,
-    ("Access-Control-Allow-Origin", "*"),
-    ("Cross-Origin-Resource-Policy", "cross-origin"),
-    ("Access-Control-Expose-Headers", "Cache-Status, Server-Timing, Content-Disposition, ETag"),
-)
 # No script in a backend's file runs, even if the file is opened as a page.
 SANDBOX = ("Content-Security-Policy", "default-src 'none'; sandbox")
-_CONDITIONS = frozenset(
-    ("HTTP_RANGE", "HTTP_IF_RANGE", "HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_MATCH")
-)
+_CONDITIONS = frozenset(CONDITIONS)
 _http_date = lru_cache(1024)(http_date)
 
 
@@ -104,6 +97,11 @@ class Pictures:
                 wrap: Callable[[FileIO], Iterable[bytes]]
                 wrap = environ.get("wsgi.file_wrapper", FileWrapper)
                 return wrap(visit.picture.file)
+            if visit.error:
+                cut_url(environ)
+        else:
+            cut_url(environ)
+        drop_long_conditions(environ)
         return self.app(environ, start_response)
 
     def look_up(self, environ: WSGIEnvironment) -> Visit:
@@ -240,25 +238,9 @@ def _has_one_range() -> bool:
 def not_drawn() -> Response:
     """Answer a HEAD for a picture that is not in the cache: HEAD never draws."""
     headers = [*CROSS_ORIGIN, ("Cache-Control", "no-store"), ("Cache-Status", MISS)]
-    return _bare(Response(headers=headers))
-
-
-def preflight(description: str) -> Response:
-    """OPTIONS /prompt/{description}: any page may fetch pictures, with a Bearer token too."""
-    headers = [
-        *CROSS_ORIGIN,
-        ("Allow", "GET, HEAD, OPTIONS"),
-        ("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS"),
-        ("Access-Control-Allow-Headers", "Authorization, Range, If-None-Match"),
-        ("Access-Control-Max-Age", "86400"),
-    ]
-    return _bare(Response(status=204, headers=headers))
-
-
-def _bare(response: Response) -> Response:
-    """Remove the length and type that an empty body would get."""
+    response = Response(headers=headers)
     response.automatically_set_content_length = False
-    response.headers.pop("Content-Type", None)
+    del response.headers["Content-Type"]
     return response
 
 

@@ -18,7 +18,8 @@ from drawing.reservation import OverLimit
 from picture import BadRequest, Problem
 from storage import Unavailable
 from web.cards import VARY, card, preferred_language, wants_picture
-from web.pictures import CROSS_ORIGIN, NOSNIFF, VISIT, Visit
+from web.cross_origin import CROSS_ORIGIN, NOSNIFF
+from web.pictures import VISIT, Visit
 from web.sentences import ADVICE, CLEARING, REASON, TITLES, Language, Sentence, explain, joined
 
 log = logging.getLogger("prompt_image_proxy.web")

@@ -203,6 +203,10 @@ SENTENCES: Mapping[str, Sentence] = {
         "Streaming is not supported: stream must be false.", "不支持流式输出：stream 须为 false。"
     ),
     "no_partial_images": Sentence("Partial images are not supported.", "不支持部分图片。"),
+    "no_edits": Sentence(
+        "Pictures cannot be edited here, only drawn: POST /v1/images/generations.",
+        "不支持编辑图片，只能生成：POST /v1/images/generations。",
+    ),
     "no_such_picture": Sentence("There is no such picture in the cache.", "缓存中没有此图片。"),
     "no_such_file": Sentence("There is no such file.", "没有此文件。"),
     "no_such_model": Sentence(

@@ -18,6 +18,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 import config
 from config import Settings, SettingsError
+from settings.terminal import printable_lines
 from storage.checks import Unusable, check_parts, connections
 
 if TYPE_CHECKING:
@@ -77,13 +78,14 @@ class Master:
         try:
             self._use(config.load())
         except (SettingsError, Unusable, OSError) as error:
-            sys.exit(f"Prompt Image Proxy cannot start. {error}")
+            sys.exit(printable_lines(f"Prompt Image Proxy cannot start. {error}"))
 
     def _reload(self) -> None:
         try:
             self._use(config.load())
         except (SettingsError, Unusable) as error:
-            log.error("Reload failed; the service keeps its settings. %s", error)
+            faults = " ".join(str(error).split())
+            log.error("Reload failed; the service keeps its settings. %s", faults)
         except Exception:
             log.exception("Reload failed; the service keeps its settings.")
         if self.settings.address != (bind := self._conf["bind"]):

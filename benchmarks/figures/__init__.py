@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from benchmarks.figures import cold, conversion, cost, hits, index, large, processes
+from benchmarks.figures import cold, conversion, cost, hits, index, inputs, large, processes
 from benchmarks.figures.plan import Figure, Plan
 
 Figures = dict[str, Callable[[Plan], Iterator[Figure]]]
@@ -22,6 +22,7 @@ ALL: Figures = {
     "large": large.beside_large_answers,
     "formats": conversion.pages_as_webp,
     "index": index.look_up,
+    "inputs": inputs.largest_inputs,
     "start": processes.start,
     "memory": processes.memory,
 }
