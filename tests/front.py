@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -52,9 +53,27 @@ http {{
 def replaced(text: str, *pairs: tuple[str, str]) -> str:
     """Replace the first text of each pair, which must occur exactly once, by the second."""
     for old, new in pairs:
-        assert text.count(old) == 1, f"deploy/nginx.conf has {text.count(old)} of {old!r}"
+        assert text.count(old) == 1, f"the file has {text.count(old)} of {old!r}"
         text = text.replace(old, new)
     return text
+
+
+def prompts() -> Iterator[tuple[str, str]]:
+    """Yield each prompt as the URL has it and as the backend must receive it."""
+    yield "a%20red%20apple", "a red apple"
+    yield "/before", "/before"
+    yield "//a///b//", "//a///b//"
+    yield "c/../d/./e", "c/../d/./e"
+    yield "%2E%2E/f", "../f"
+    yield "g%2Fh", "g/h"
+    yield "i%2F%2F..%2fj", "i//../j"
+    yield "one%0Atwo%0D%0Athree", "one\ntwo\r\nthree"
+    yield "100%25%2041", "100% 41"
+    yield "what%3Fwidth=7%26x", "what?width=7&x"
+    yield "k%23l;m=n,o+p", "k#l;m=n,o+p"
+    yield "(q)'r'%22s%22%3Ct%3E%5Cu|v", "(q)'r'\"s\"<t>\\u|v"
+    yield "caf%C3%A9%20%E4%BD%A0%F0%9F%8D%8E", "café 你🍎"
+    yield "%7Btilde~%7D", "{tilde~}"
 
 
 def tls_lines(port: int, certificate: Path) -> str:

@@ -30,7 +30,7 @@ from picture import ImageRequest
 from web.cards import card
 
 from .conftest import ADMIN, KEY, REFUSAL, Gunicorn, InProcess, drawing
-from .front import MISSING, NGINX, SHIPPED, Nginx
+from .front import MISSING, NGINX, SHIPPED, Nginx, prompts
 from .servers import (
     Gate,
     Got,
@@ -473,24 +473,6 @@ def test_flood_of_pictures_is_a_card(down: Nginx) -> None:
 
 
 # --- what passes unchanged
-
-
-def prompts() -> Iterator[tuple[str, str]]:
-    """Yield each prompt as the URL has it and as the backend must receive it."""
-    yield "a%20red%20apple", "a red apple"
-    yield "/before", "/before"
-    yield "//a///b//", "//a///b//"
-    yield "c/../d/./e", "c/../d/./e"
-    yield "%2E%2E/f", "../f"
-    yield "g%2Fh", "g/h"
-    yield "i%2F%2F..%2fj", "i//../j"
-    yield "one%0Atwo%0D%0Athree", "one\ntwo\r\nthree"
-    yield "100%25%2041", "100% 41"
-    yield "what%3Fwidth=7%26x", "what?width=7&x"
-    yield "k%23l;m=n,o+p", "k#l;m=n,o+p"
-    yield "(q)'r'%22s%22%3Ct%3E%5Cu|v", "(q)'r'\"s\"<t>\\u|v"
-    yield "caf%C3%A9%20%E4%BD%A0%F0%9F%8D%8E", "café 你🍎"
-    yield "%7Btilde~%7D", "{tilde~}"
 
 
 def test_every_prompt_passes_unchanged(shared: Nginx, shared_backend: ScriptedServer) -> None:
