@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -15,7 +14,9 @@ from . import missing
 from .conftest import ROOT, _Client
 from .servers import free_port, wait_until
 
-SHIPPED = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
+SHIPPED, SHIPPED_TLS = (
+    (ROOT / "deploy" / name).read_text("utf-8") for name in ("nginx.conf", "nginx-tls.conf")
+)
 MISSING = "these tests need nginx: apt-get install nginx"
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
@@ -76,22 +77,17 @@ def prompts() -> Iterator[tuple[str, str]]:
     yield "%7Btilde~%7D", "{tilde~}"
 
 
-def tls_lines(port: int, certificate: Path) -> str:
-    """Return the lines of the file's TLS example in the form for the nginx at hand."""
-    example = re.search(r"replace `listen 80;` by\n#\n((?:#     .*\n)+)", SHIPPED)
-    assert example
-    listen, *rest = re.sub("(?m)^# +", "", example[1]).splitlines()
-    before, _, since = listen.partition("  # from nginx 1.25.1 on: ")
-    said = subprocess.run([str(NGINX), "-v"], capture_output=True, text=True, check=True).stderr
-    version = tuple(map(int, re.findall(r"\d+", said)[:3]))
-    text = "\n".join([before if version < (1, 25, 1) else since, *rest])
-    place = "/etc/letsencrypt/live/pics.example.org"
-    return replaced(
-        text,
-        ("listen 443 ", f"listen 127.0.0.1:{port} "),
+def write_tls(folder: Path, port: int, certificate: Path) -> None:
+    """Write deploy/nginx-tls.conf where nginx.conf includes it, with the given certificate."""
+    place = "/etc/letsencrypt/live/prompt-image-proxy"
+    text = replaced(
+        SHIPPED_TLS,
+        ("\nlisten 443 ", f"\nlisten 127.0.0.1:{port} "),
         (f"{place}/fullchain.pem", str(certificate)),
         (f"{place}/privkey.pem", str(certificate)),
     )
+    folder.mkdir(parents=True)
+    (folder / "tls.conf").write_text(text, "utf-8")
 
 
 def server_line(app_url: str) -> str:
@@ -102,7 +98,7 @@ def server_line(app_url: str) -> str:
 class Nginx(_Client):
     """nginx with the shipped file; only addresses and paths are replaced.
 
-    With a certificate it listens as the file's example for TLS does.
+    With a certificate it speaks TLS at `tls_url`, as deploy/nginx-tls.conf says.
     """
 
     def __init__(self, prefix: Path, *app_urls: str, certificate: Path | None = None) -> None:
@@ -110,22 +106,26 @@ class Nginx(_Client):
             missing.skip(MISSING)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        listen = tls_lines(port, certificate) if certificate else f"listen 127.0.0.1:{port};"
+        self.webroot = prefix / "webroot"
         self.prefix = prefix
         self.cache = prefix / "cache"
         (prefix / "conf.d").mkdir(parents=True)
+        if certificate:
+            self.tls_url = f"https://127.0.0.1:{(tls_port := free_port())}"
+            write_tls(prefix / "tls", tls_port, certificate)
         site = replaced(
             SHIPPED,
-            ("\n    listen 80;  # CHANGE\n", f"\n    {listen}\n"),
+            ("\n    listen 80;  # CHANGE\n", f"\n    listen 127.0.0.1:{port};\n"),
             ("server 127.0.0.1:8080;", " ".join(map(server_line, app_urls))),
             ("proxy_cache_path /var/cache/prompt-image-proxy ", f"proxy_cache_path {self.cache} "),
+            ("include /etc/nginx/prompt-image-proxy/*.conf;", f"include {prefix}/tls/*.conf;"),
+            ("root /var/www/html;", f"root {self.webroot};"),
             ("\n    access_log /var/log/nginx/", f"\n    access_log {prefix}/"),
             ("\n    error_log /var/log/nginx/", f"\n    error_log {prefix}/"),
         )
         (prefix / "conf.d" / "prompt-image-proxy.conf").write_text(site, "utf-8")
         user = "user root;" if os.geteuid() == 0 else ""
-        # Debian's default page is on port 80 only.
-        around = user + AROUND.format(prefix=prefix, port=free_port() if certificate else port)
+        around = user + AROUND.format(prefix=prefix, port=port)
         (prefix / "nginx.conf").write_text(around, "utf-8")
         self.process = subprocess.Popen(
             [NGINX, "-p", str(prefix), "-c", str(prefix / "nginx.conf")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,6 +192,19 @@ def test_no_other_limit_ends_a_drawing(
         assert time.monotonic() - asked >= 1
     gate.opened.set()
     assert service.get("/prompt/x").body == b"drawn"
+
+
+def test_caddy_limits_the_request_and_not_the_drawing(
+    start: Start, server: Callable[[], ScriptedServer]
+) -> None:
+    slow = server()
+    slow.say(gate := Gate(Say("drawn")))
+    limits = (("read_header 10s", "read_header 1s"), ("read_body 20s", "read_body 1s"))
+    service = start(Caddy, slow.url, *limits)
+    opening = threading.Timer(1.5, gate.opened.set)
+    opening.start()
+    assert service.get("/prompt/x").body == b"drawn"
+    opening.join()
 
 
 # --- while the app is down

@@ -44,7 +44,6 @@ from .servers import (
     wait_until,
 )
 from .states import orders
-from .wire import make_authority
 
 if NGINX is None and os.environ.get("CI") != "true":
     pytest.skip(MISSING, allow_module_level=True)
@@ -397,13 +396,17 @@ def test_nginx_itself_answers_with_a_card_where_the_app_does(
 # --- TLS
 
 
-def test_tls_example_speaks_http_2_and_takes_the_longest_prompt(
-    gunicorn: StartApp, backend: ScriptedServer, opened: list[Any], tmp_path: Path
+def test_tls_speaks_http_2_and_takes_the_longest_prompt(
+    gunicorn: StartApp,
+    backend: ScriptedServer,
+    opened: list[Any],
+    certificates: tuple[Path, Path],
+    tmp_path: Path,
 ) -> None:
-    authority, certificate = make_authority(tmp_path)
+    authority, certificate = certificates
     app = gunicorn(backend, NGINX_CACHE_SECONDS="60")
     opened.append(front := Nginx(tmp_path / "nginx", app.url, certificate=certificate))
-    url = f"{front.url.replace('http:', 'https:')}/prompt/{quote('🍎' * 4000)}?key={KEY}"
+    url = f"{front.tls_url}/prompt/{quote('🍎' * 4000)}?key={KEY}"
     curl = ["curl", "--silent", "--http2", "--cacert", str(authority), "--output", "/dev/null"]
     curl += ["--write-out", "%{http_version} %{http_code} %header{cache-status}", url]
     got = [
@@ -411,6 +414,22 @@ def test_tls_example_speaks_http_2_and_takes_the_longest_prompt(
     ]
     assert got[0].startswith("2 200 PromptImageProxy; fwd=miss; stored")
     assert got[1] == "2 200 nginx; hit"
+
+
+def test_port_80_serves_challenges_before_and_after_the_first_certificate(
+    opened: list[Any], certificates: tuple[Path, Path], backend: ScriptedServer, tmp_path: Path
+) -> None:
+    backend.say(Say("app"))
+    for number, certificate in enumerate((None, certificates[1])):
+        opened.append(front := Nginx(tmp_path / str(number), backend.url, certificate=certificate))
+        challenge = front.webroot / ".well-known" / "acme-challenge" / "token"
+        challenge.parent.mkdir(parents=True)
+        challenge.write_text("proof")
+        assert front.get("/.well-known/acme-challenge/token").body == b"proof"
+        got = front.get("/prompt/a%2Fb//c?key=k")
+        if certificate:
+            assert got.headers["Location"] == "https://127.0.0.1/prompt/a%2Fb//c?key=k"
+        assert got.status == (301 if certificate else 200)
 
 
 # --- load
