@@ -140,7 +140,7 @@ def test_any_text_stays_where_nothing_is_replaced(pieces: list[str]) -> None:
 )
 def test_long_lines_take_linear_time(unit: str) -> None:
     # Quadratic time would be minutes.
-    text = unit * (1_000_000 // len(unit))
+    text = unit * (200_000 // len(unit))
     assert replace_urls(text, lambda found: None) == (text, 0)
     list(Examiner(lambda found: None, ["k", "x" * 16], BASE).find_faults(text))
 
