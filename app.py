@@ -47,7 +47,7 @@ from web.thumbnails import Thumbnails
 if TYPE_CHECKING:
     from images.convert import Converter
 
-__version__ = "1.0.0"
+__version__ = "1.0.0+dev"
 
 View = Callable[[], BaseResponse]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import update_wrapper
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -58,6 +59,8 @@ class Door:
     load: Callable[[], Settings]
     open: Callable[[Settings], AbstractContextManager[Session]]
     connect: Callable[[Settings], Upstream]
+    # Below which files of deploy/ are installed.
+    root: Path = Path("/")
 
     def settings(self) -> Settings:
         """Return the settings, and print their warnings on stderr. Raises SettingsError."""

@@ -440,6 +440,16 @@ def test_faults_and_warnings_of_settings_are_sentences(tmp_path: Path) -> None:
     assert result.stderr.startswith("Warning: PROXY_ACCESS_KEY: under 16 characters;")
 
 
+def test_check_warns_of_a_unit_of_another_version(run: Run, root: Path) -> None:
+    unit = root / "etc/systemd/system/prompt-image-proxy.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]")
+    for options in ((), ("--settings",)):
+        result = run("check", *options)
+        assert result.exit_code == 0
+        assert result.stderr.startswith(f"Warning: {unit} is of another version than this code")
+
+
 def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
     assert "the cache can be used" in run("check").stdout
     servers = {
