@@ -17,6 +17,7 @@ from .servers import free_port, wait_until
 SHIPPED, SHIPPED_TLS = (
     (ROOT / "deploy" / name).read_text("utf-8") for name in ("nginx.conf", "nginx-tls.conf")
 )
+CARDS = ROOT / "web" / "cards"
 MISSING = "these tests need nginx: apt-get install nginx"
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
@@ -98,10 +99,17 @@ def server_line(app_url: str) -> str:
 class Nginx(_Client):
     """nginx with the shipped file; only addresses and paths are replaced.
 
-    With a certificate it speaks TLS at `tls_url`, as deploy/nginx-tls.conf says.
+    With a certificate it speaks TLS at `tls_url`, as deploy/nginx-tls.conf says. `is_alone` means
+    without Debian's default page.
     """
 
-    def __init__(self, prefix: Path, *app_urls: str, certificate: Path | None = None) -> None:
+    def __init__(
+        self,
+        prefix: Path,
+        *app_urls: str,
+        certificate: Path | None = None,
+        is_alone: bool = False,
+    ) -> None:
         if NGINX is None:
             missing.skip(MISSING)
         port = free_port()
@@ -122,10 +130,12 @@ class Nginx(_Client):
             ("root /var/www/html;", f"root {self.webroot};"),
             ("\n    access_log /var/log/nginx/", f"\n    access_log {prefix}/"),
             ("\n    error_log /var/log/nginx/", f"\n    error_log {prefix}/"),
+            ("alias /opt/prompt-image-proxy/web/cards/", f"alias {CARDS}/"),
         )
         (prefix / "conf.d" / "prompt-image-proxy.conf").write_text(site, "utf-8")
         user = "user root;" if os.geteuid() == 0 else ""
-        around = user + AROUND.format(prefix=prefix, port=port)
+        other_port = free_port() if is_alone else port
+        around = user + AROUND.format(prefix=prefix, port=other_port)
         (prefix / "nginx.conf").write_text(around, "utf-8")
         self.process = subprocess.Popen(
             [NGINX, "-p", str(prefix), "-c", str(prefix / "nginx.conf")],
