@@ -73,15 +73,29 @@ sub vcl_backend_response {
     return (deliver);
 }
 
+# Varnish's own error while the app is down: a card for <img>, whose Accept begins with image/, and
+# JSON for others, as the app's own.
 sub vcl_backend_error {
     set beresp.ttl = 0s;
     set beresp.grace = 0s;
     set beresp.http.X-App-Is-Down = "1";
-    set beresp.http.Content-Type = "application/problem+json";
     set beresp.http.Cache-Control = "no-store";
     set beresp.http.Access-Control-Allow-Origin = "*";
+    set beresp.http.Cross-Origin-Resource-Policy = "cross-origin";
+    set beresp.http.Vary = "Accept, Accept-Language";
     set beresp.http.Retry-After = "5";
-    synthetic("""{"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": "The service is not available at the moment."}""");
+    set beresp.http.X-Content-Type-Options = "nosniff";
+    if (bereq.http.Accept !~ "^image/") {
+        set beresp.http.Content-Type = "application/problem+json";
+        synthetic("""{"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": "The service is not available at the moment.", "error": {"message": "The service is not available at the moment.", "type": "server_error", "param": null, "code": null}}""");
+        return (deliver);
+    }
+    set beresp.http.Content-Type = "image/png";
+    if (bereq.http.Accept-Language ~ "^zh") {
+        set beresp.body = std.blobread("/opt/prompt-image-proxy/web/cards/later.zh.png");
+    } else {
+        set beresp.body = std.blobread("/opt/prompt-image-proxy/web/cards/later.en.png");
+    }
     return (deliver);
 }
 

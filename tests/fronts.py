@@ -18,7 +18,8 @@ from .conftest import ROOT, _Client
 from .front import replaced
 from .servers import free_port, wait_until
 
-MODULES = "mpm_event authz_core proxy proxy_http headers"
+MODULES = "mpm_event authz_core alias proxy proxy_http headers"
+CARDS = "/opt/prompt-image-proxy/web/cards"
 
 
 class Front(_Client):
@@ -40,6 +41,7 @@ class Front(_Client):
         self.url = f"http://127.0.0.1:{self.port}"
         prefix.mkdir(parents=True)
         text = replaced(self.shipped(), *self.places(urlsplit(app_url).port or 0), *changes)
+        text = text.replace(CARDS, str(ROOT / "web" / "cards"))
         (prefix / "shipped").write_text(text, "utf-8")
         self.log = prefix / "output.log"
         with self.log.open("wb") as output:
@@ -140,7 +142,7 @@ class Haproxy(Front):
             ("    log /dev/log local0\n", "    log stdout format raw local0\n"),
             ("    chroot /var/lib/haproxy\n    user haproxy\n    group haproxy\n", ""),
             ("bind :80  # CHANGE", f"bind 127.0.0.1:{self.port}"),
-            ("server app 127.0.0.1:8080", f"server app 127.0.0.1:{app_port}"),
+            ("setenv PICTURES 127.0.0.1:8080", f"setenv PICTURES 127.0.0.1:{app_port}"),
         ]
 
     def arguments(self) -> list[str]:

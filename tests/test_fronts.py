@@ -15,7 +15,7 @@ import pytest
 
 import config
 
-from .conftest import ADMIN, KEY, Gunicorn, InProcess, drawing
+from .conftest import ADMIN, KEY, ROOT, Gunicorn, InProcess, drawing
 from .front import prompts
 from .fronts import Apache, Caddy, Front, Haproxy, Varnish
 from .servers import Gate, Got, Say, ScriptedServer, closing_all, free_port, png, wait_until
@@ -109,6 +109,7 @@ def test_ranges_and_etags_work(shared: Front, backend: ScriptedServer) -> None:
     part = ask(Range="bytes=10-19", Accept_Encoding="gzip")
     assert (part.status, part.body) == (206, data[10:20])
     assert part.headers["Content-Range"] == "bytes 10-19/5000"
+    assert "X-Accel-Expires" not in part.headers
     assert part.headers["ETag"].startswith('"')
     same = ask(If_None_Match=part.headers["ETag"])
     assert (same.status, same.body) == (304, b"")
@@ -211,13 +212,25 @@ def test_caddy_limits_the_request_and_not_the_drawing(
 
 
 @every_front
-def test_service_that_is_down_is_said_as_json(kind: type[Front], start: Start) -> None:
+def test_service_that_is_down_is_a_card_or_json(kind: type[Front], start: Start) -> None:
     service = start(kind, f"http://127.0.0.1:{(port := free_port())}")
-    got = service.picture("x.png")
-    assert (got.status, got.detail) == (kind.down, SENTENCE)
-    assert got.headers["Content-Type"] == "application/problem+json"
-    assert (got.headers["Cache-Control"], got.headers["Retry-After"]) == ("no-store", "5")
-    assert str(port) not in f"{got.headers}{got.body.decode()}"
+    picture = {"Accept": "image/avif,image/webp,image/png,image/*;q=0.8"}
+    for headers, name in (
+        ({"Accept": "*/*"}, None),
+        (picture, "later.en.png"),
+        (picture | {"Accept-Language": "zh-CN,zh;q=0.9"}, "later.zh.png"),
+    ):
+        got = service.get(f"/prompt/x.png?key={KEY}", headers=headers)
+        assert got.status == kind.down
+        assert (got.headers["Cache-Control"], got.headers["Retry-After"]) == ("no-store", "5")
+        assert got.headers["Cross-Origin-Resource-Policy"] == "cross-origin"
+        if name:
+            assert got.headers["Content-Type"] == "image/png"
+            assert got.body == (ROOT / "web" / "cards" / name).read_bytes()
+        else:
+            assert got.headers["Content-Type"] == "application/problem+json"
+            assert (got.json["status"], got.detail) == (kind.down, SENTENCE)
+            assert str(port) not in f"{got.headers}{got.body.decode()}"
 
 
 # --- Varnish's cache
