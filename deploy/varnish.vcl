@@ -16,6 +16,7 @@ vcl 4.1;
 # do not write it to disk with varnishncsa unless its format leaves out the query (%U, without %q).
 #
 # tests/test_fronts.py tests this file.
+# Edition fc2e047b (`check` says if the installed file has another: docs/upgrading.md)
 
 import std;
 
