@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -164,6 +165,38 @@ def test_no_log_contains_a_query(
     service.close()
     for secret in (KEY, "a-wrong-key", "key=", "seed=", "Bearer"):
         assert secret not in service.logged(), secret
+
+
+def test_haproxy_speaks_tls_and_redirects_to_it(
+    start: Start,
+    app: tuple[Gunicorn, ScriptedServer],
+    backend: ScriptedServer,
+    certificates: tuple[Path, Path],
+) -> None:
+    bind = f"bind 127.0.0.1:{(port := free_port())} ssl crt {certificates[1]}"
+    changes = (
+        ("# bind :443 ssl crt /etc/haproxy/certs/", bind),
+        ("# http-request redirect", "http-request redirect"),
+    )
+    plain = start(Haproxy, app[0].url, *changes)
+    curl = [
+        "curl",
+        "--silent",
+        "--http2",
+        "--cacert",
+        str(certificates[0]),
+        "--output",
+        "/dev/null",
+    ]
+    curl += ["--write-out", "%{http_version} %{http_code}"]
+    url = f"https://127.0.0.1:{port}/prompt/{quote('🍎' * 4000)}?key={KEY}"
+    assert subprocess.run([*curl, url], capture_output=True, text=True).stdout == "2 200"
+    moved = plain.get("/prompt/a%2Fb//c?key=k")
+    assert (moved.status, moved.headers["Location"].partition("/prompt/")[2]) == (
+        301,
+        "a%2Fb//c?key=k",
+    )
+    assert plain.get("/.well-known/acme-challenge/x").status == 503  # certbot does not run
 
 
 # --- time
