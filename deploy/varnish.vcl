@@ -16,7 +16,7 @@ vcl 4.1;
 # do not write it to disk with varnishncsa unless its format leaves out the query (%U, without %q).
 #
 # tests/test_fronts.py tests this file.
-# Edition fc2e047b (`check` says if the installed file has another: docs/upgrading.md)
+# Edition 4ad1c55f (`check` says if the installed file has another: docs/upgrading.md)
 
 import std;
 
@@ -52,6 +52,15 @@ sub vcl_recv {
     return (pass);
 }
 
+sub vcl_backend_fetch {
+    # A 304 would renew an answer whose URL expires (`exp`, in any spelling: %65 is e), and not what
+    # its headers say about the rest of that time.
+    if (bereq.url ~ "(?i)exp=|%65|%78|%70") {
+        unset bereq.http.If-None-Match;
+        unset bereq.http.If-Modified-Since;
+    }
+}
+
 sub vcl_backend_response {
     # Only what the app releases (NGINX_CACHE_SECONDS), and for that long.
     if (bereq.uncacheable || !beresp.http.X-Accel-Expires) {
@@ -62,12 +71,9 @@ sub vcl_backend_response {
     } else {
         set beresp.ttl = std.duration(beresp.http.X-Accel-Expires + "s", 0s);
         set beresp.grace = 1h;
-        # A 304 would renew an answer whose URL expires (`exp`, in any spelling).
+        set beresp.keep = 1h;
         if (bereq.url ~ "(?i)exp=|%65|%78|%70") {
             set beresp.grace = 0s;
-            set beresp.keep = 0s;
-        } else {
-            set beresp.keep = 1h;
         }
     }
     unset beresp.http.X-Accel-Expires;
