@@ -53,7 +53,7 @@ def shared(
     app: tuple[Gunicorn, ScriptedServer],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Front]:
-    """Each front before the shared service, with a seed of its own for its pictures."""
+    """Each front before the shared service, for all tests that do not disturb it."""
     with closing_all(things := []):
         things.append(made := request.param(tmp_path_factory.mktemp("front") / "x", app[0].url))
         yield made
