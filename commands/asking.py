@@ -47,8 +47,9 @@ _REMEDIES = {
 _OTHER = "Compare what it says with the vendor's documents; BACKEND_PARAMS adds or removes fields."
 _ELSEWHERE = "Start the service with these settings, and write where it is reached as PUBLIC_URL."
 _REFUSED = (
-    "The server in front changes or refuses %2F, %3F, %23, %25. nginx: proxy_pass without a path. "
-    "Apache: AllowEncodedSlashes NoDecode, and nocanon after the URL of ProxyPass. Traefik: "
+    "The server in front changes or refuses %2F, %3F, %23 or %25. Compare its settings with its "
+    "file in deploy/. nginx: proxy_pass without a path. Apache: AllowEncodedSlashes NoDecode, and "
+    "nocanon after the URL of ProxyPass. Traefik: "
     "allowEncodedSlash, allowEncodedPercent, allowEncodedQuestionMark and allowEncodedHash under "
     "http.encodedCharacters of the entry point."
 )
