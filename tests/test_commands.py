@@ -452,7 +452,7 @@ def test_faults_and_warnings_of_settings_are_sentences(tmp_path: Path) -> None:
 def test_check_warns_of_a_unit_of_another_version(run: Run, root: Path) -> None:
     unit = root / "etc/systemd/system/prompt-image-proxy.service"
     unit.parent.mkdir(parents=True)
-    unit.write_text("[Service]")
+    unit.write_text("# Prompt Image Proxy under systemd\n[Service]")
     for options in ((), ("--settings",)):
         result = run("check", *options)
         assert result.exit_code == 0
