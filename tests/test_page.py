@@ -59,7 +59,7 @@ def test_wrong_key_is_asked_for_again_before_drawing(page: Page, studio: Studio)
     page.open(studio.service, key=None)
     page.draw("a red apple", until="key")
     page.type("#key", "wrong" + Keys.ENTER)
-    page.wait_for_text("#key-wrong", "not accepted")
+    page.wait_for_text("#key-wrong", "The access key is wrong")
     assert not studio.backend.seen
     page.type("#key", KEY + Keys.ENTER)
     page.wait_for_state("done")
@@ -67,6 +67,7 @@ def test_wrong_key_is_asked_for_again_before_drawing(page: Page, studio: Studio)
     page.driver.refresh()
     page.wait_for_state("done")
     assert not page.shows("#key")
+    page.click("#open-preferences")
     page.click("#forget")
     page.wait_for_state("key")
     assert page.run("return localStorage.getItem('pip.key')") is None
@@ -78,7 +79,7 @@ def test_late_answer_to_a_wrong_key_spares_the_right_one(page: Page, studio: Stu
     # The list of models is asked for at once, and answered when the right key has been entered.
     page.run(HOLD_MODELS)
     page.type("#key", "wrong" + Keys.ENTER)
-    page.wait_for_text("#key-wrong", "not accepted")
+    page.wait_for_text("#key-wrong", "The access key is wrong")
     page.type("#key", KEY + Keys.ENTER)
     page.wait_for_state("done")
     page.driver.execute_async_script("window.releaseModels().then(arguments[0])")
@@ -213,7 +214,9 @@ def test_enter_and_n_draw_but_not_while_one_types(page: Page, studio: Studio) ->
     assert [seen.json["prompt"] for seen in studio.backend.seen] == ["an apple", "an apple"]
     seeds = [seen.json["seed"] for seen in studio.backend.seen]
     assert seeds[0] == 42 != seeds[1]
+    page.click("#open-preferences")
     page.click("#shortcuts")
+    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     page.press("n")
     assert page.run(STATE) == "done"
     page.click("#new-seed")
@@ -413,3 +416,102 @@ def test_picture_is_downloaded_and_enlarged(page: Page, studio: Studio) -> None:
     page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     page.wait_until("!document.querySelector(given[0]).checkVisibility()", "#full-size")
     assert (page.focused(), page.run(STATE)) == ("enlarge", "done")
+
+
+# --- the queue
+
+
+def test_another_prompt_is_drawn_meanwhile(page: Page, studio: Studio) -> None:
+    gates = {name: Gate(drawing()) for name in ("an apple", "a pear")}
+    studio.backend.say(lambda seen: gates[seen.json["prompt"]](seen))
+    page.open(studio.service)
+    page.draw("an apple", until="waiting")
+    page.draw("a pear", until="waiting")
+    page.draw("a pear", until="waiting")
+    page.wait(lambda: len(studio.backend.seen) == 2, "both to be drawn")
+    assert len(page.all("#strip button")) == 2
+    gates["an apple"].opened.set()
+    page.wait_for("#strip li:last-child img")
+    assert page.run(STATE) == "waiting", "the stage goes on showing the pear"
+    gates["a pear"].opened.set()
+    page.wait_for_state("done")
+    assert page.text("#title") == "a pear"
+    page.click("#strip li:last-child button")
+    page.wait_for_text("#title", "an apple")
+    assert len(studio.backend.seen) == 2
+
+
+def test_queue_survives_a_reload_and_draws_nothing_twice(page: Page, studio: Studio) -> None:
+    gate = Gate(drawing(png(64, 48)))
+    studio.backend.say(gate)
+    page.open(studio.service)
+    for number in range(5):
+        page.draw(f"apple {number}", until="waiting" if number < 4 else "queued")
+    page.wait(lambda: len(studio.backend.seen) == 4, "four to be drawn at once")
+    page.driver.refresh()
+    page.wait_for_state("queued")
+    gate.opened.set()
+    page.wait_for_state("done")
+    page.wait_until("document.querySelectorAll('#strip [data-state=done]').length === 5")
+    prompts = sorted(seen.json["prompt"] for seen in studio.backend.seen)
+    assert prompts == [f"apple {number}" for number in range(5)]
+    assert page.run("return sessionStorage['pip.queue']") is None
+
+
+def test_four_variants_have_four_seeds_and_one_is_picked(page: Page, studio: Studio) -> None:
+    studio.backend.say(picture_by_seed)
+    page.open(studio.service)
+    page.type("#prompt", "a red apple")
+    assert page.text("#variants") == "4 variants = 4 drawings"
+    page.click("#variants")
+    page.wait_until("document.querySelectorAll('#variant-tiles [data-state=done]').length === 4")
+    seeds = {str(seen.json["seed"]) for seen in studio.backend.seen}
+    assert len(seeds) == 4
+    page.click("#variant-tiles button:nth-child(2)")
+    page.wait_for_state("done")
+    assert page.value("#seed") in seeds
+    page.click("#siblings")
+    page.wait_for_state("group")
+    assert len(studio.backend.seen) == 4
+
+
+def test_limit_is_said_before_and_at_its_picture(
+    page: Page, serve: Serve, backend: ScriptedServer
+) -> None:
+    keys = json.dumps({"blog": {"key": KEY, "per_day": 3}})
+    service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
+    backend.say(picture_by_seed)
+    page.open(service)
+    page.wait_for_text("#key-line", "Drawings left for this key today: 3 of 3")
+    assert page.text("#variants") == "3 variants = 3 drawings"
+    service.picture("pear")
+    page.type("#prompt", "a red apple")
+    page.click("#variants")
+    page.wait_until("document.querySelectorAll('#variant-tiles [data-state=done]').length === 2")
+    page.wait_for_text('#variant-tiles [data-state="failed"]', "limit for today")
+    page.wait_for_text("#key-line", "today: 0 of 3")
+    assert not page.shows("#variants")
+
+
+def test_queue_goes_on_when_a_new_key_is_saved(page: Page, studio: Studio) -> None:
+    page.open(studio.service, key="expired")
+    page.wait_for_text("#key-wrong", "not accepted")
+    for prompt in ("an apple", "a pear"):
+        page.draw(prompt, until="key")
+    page.type("#key", KEY + Keys.ENTER)
+    page.wait_until("document.querySelectorAll('#strip [data-state=done]').length === 2")
+    page.wait_for_text("#key-line", "Key saved in this browser")
+    assert len(studio.backend.seen) == 2
+
+
+def test_seed_of_another_goes_with_its_prompt(page: Page, studio: Studio) -> None:
+    page.open(studio.service)
+    page.type("#prompt", "a red apple")
+    page.click("#new-seed")
+    page.wait_for_state("done")
+    assert page.value("#seed") != "42"
+    page.type("#prompt", "a pear")
+    assert page.value("#seed") == "42"
+    page.type("#seed", "7")
+    page.type("#prompt", "a plum")
+    assert page.value("#seed") == "7"

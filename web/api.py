@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from flask import Response, request
 
-from access import MAX_EXPIRES_IN, Access, Caller
+from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
 from cache import Cache
 from config import Settings
 from drawing.verdict import forget_failures
@@ -106,13 +106,20 @@ class Api:
         return as_json({"deleted": True, "key": keys[-1]})
 
     def show_status(self) -> Response:
-        """GET /status: health and configuration, without any secret; more for the administrator."""
+        """GET /status: health and configuration, without any secret; more for the administrator.
+
+        A caller with an access key also sees what that key has drawn today, and its limit.
+        """
         is_admin = "X-Admin-Token" in request.headers
         if is_admin:
             self._authorise_admin()
         found = self.status.describe(for_admin=is_admin)
         if is_admin:
             found["keys"] = self.access.usage(self.cache.state)
+        # Whatever else a monitor or a proxy sends as Authorization is no reason to refuse it.
+        with suppress(Unauthorised, Unavailable):
+            caller = self.access.authorise({}, request.headers.get("Authorization", ""))
+            found["key"] = self.access.usage_of([caller], self.cache.state)[0]
         response = as_json(found)
         if found["cache"]["entries"] is None:
             # Without its index or database a machine serves nothing: balancers leave it out.
