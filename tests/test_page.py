@@ -251,7 +251,8 @@ def test_rewriting_and_fallback_show_stages_and_final_prompt(
     page.open(serve(backend, **settings))
     page.draw("a forbidden apple")
     assert page.source() == "rewritten"
-    assert page.text("#final") == "Final prompt a gentle apple"
+    assert page.text("#final p") == "Final prompt a gentle apple"
+    assert page.text("#final ins") == "gentle"
     stages = [stage.text.rpartition(" ")[0].rpartition(" ")[0] for stage in page.all("figure li")]
     assert stages == ["draw refused", "rewrite", "draw"]
     # As if they had taken so long: widths are in proportion to durations, to a pixel.
@@ -264,7 +265,9 @@ def test_rewriting_and_fallback_show_stages_and_final_prompt(
     assert shares == pytest.approx([0.002, 0.869, 0.129], abs=0.003)
     page.driver.refresh()
     page.wait_for_state("done")
-    assert (page.source(), page.text("#final")) == ("cache", "Final prompt a gentle apple")
+    assert (page.source(), page.text("#final p")) == ("cache", "Final prompt a gentle apple")
+    page.click("#take-over")
+    assert (page.value("#prompt"), page.focused()) == ("a gentle apple", "prompt")
     page.draw("a forbidden pear")
     assert (page.source(), page.picture_width()) == ("fallback", 64)
 
@@ -369,6 +372,12 @@ def test_copied_links_are_those_of_sign(page: Page, studio: Studio) -> None:
     for kind in ("markdown", "html", "url"):
         assert page.copied(f'[data-copy="{kind}"]') == signed[kind]
     assert fetch(signed["url"]).body == png()
+    page.run(
+        "navigator.clipboard.write = async ([one]) => "
+        "{ window.pasted = (await one.getType('image/png')).size; }"
+    )
+    page.click("#copy-picture")
+    page.wait_until("window.pasted > 0")
     page.choose("#expiry", "86400")
     url = page.copied('[data-copy="url"]')
     left = int(parse_qs(urlsplit(url).query)["exp"][0]) - page.run("return Date.now() / 1000")

@@ -164,7 +164,7 @@ def test_gallery_and_links_that_are_not_configured_are_not_offered(
     inspect((360,))("no gallery")
     page.click("#draw-tab")
     page.draw("苹果")
-    assert page.text("#actions") == "下载"
+    assert page.text("#actions") == "复制图片 下载"
 
 
 def test_no_two_texts_are_the_same_and_none_is_missing(page: Page, studio: Studio) -> None:

@@ -74,5 +74,6 @@ export function shapeFrame() {
 
 export function setShape(node, width, height) {
   node.style.setProperty('--ratio', width / height);
+  node.classList.toggle('tall', width <= height);
   node.style.setProperty('--natural', `${width}px`);
 }

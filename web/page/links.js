@@ -26,6 +26,17 @@ export function changeExtension() {
   signAgain();
 }
 
+/** Copy the picture itself, as a PNG, the only format that every clipboard takes. */
+export async function copyPicture() {
+  const { image } = view;
+  const canvas = Object.assign(document.createElement('canvas'), { width: image.naturalWidth, height: image.naturalHeight });
+  canvas.getContext('2d').drawImage(image, 0, 0);
+  // As a promise: Safari allows writing only at once after the click.
+  const png = new Promise((resolve) => { canvas.toBlob(resolve, 'image/png'); });
+  const isCopied = await navigator.clipboard.write([new ClipboardItem({ 'image/png': png })]).then(() => true, () => false);
+  say(t(isCopied ? 'copy.done' : 'copy.failed'));
+}
+
 export async function copySigned({ target: { dataset } }) {
   if (!dataset.copy) return;
   const job = view;

@@ -8,9 +8,10 @@ import { emptyHistory, openHistory } from './history.js';
 import { isUnfinished, jobOf } from './jobs.js';
 import { kept, session } from './kept.js';
 import { changeKey, countDrawings, fillKeyLine, keepKey, loadModels, refuseKey } from './key.js';
-import { changeExtension, copySigned, signAgain } from './links.js';
+import { changeExtension, copyPicture, copySigned, signAgain } from './links.js';
 import * as queue from './queue.js';
 import { deleteSelected, showSelection, unselect } from './selection.js';
+import { takeOver } from './share.js';
 import { show, view } from './stage.js';
 import { showSiblings } from './strip.js';
 import { $, language, say, setLanguage, t } from './words.js';
@@ -139,6 +140,8 @@ const LISTENERS = {
   retry: { click: retry },
   enlarge: { click: () => enlarge($('picture').src, $('picture').alt) },
   copy: { click: copySigned },
+  'copy-picture': { click: copyPicture },
+  'take-over': { click: takeOver },
   expiry: { change: signAgain },
   extension: { change: changeExtension },
   history: { click: drawAgain },
