@@ -69,6 +69,7 @@ DELETE = "DELETE FROM entries WHERE key = :key"
 _LISTED = (
     f"SELECT {_COLUMNS} FROM entries WHERE ({{0}}, key) < (:before, :key)"
     " AND (:search = '' OR lower(prompt) LIKE lower(:pattern) ESCAPE '!')"
+    " AND (:model = '' OR model = :model) AND created >= :since AND created < :until"
     " ORDER BY {0} DESC, key DESC LIMIT :limit"
 )
 NEWEST = _LISTED.format("created")

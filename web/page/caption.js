@@ -44,7 +44,7 @@ function fillDownload(href, name) {
 }
 
 /** Name a file after its prompt and its seed, `a-red-apple-42.png`. */
-function nameOf({ prompt, seed }, type) {
+export function nameOf({ prompt, seed }, type) {
   const words = prompt.match(/[\p{L}\p{M}\p{N}]+/gu) ?? ['picture'];
   const start = [...words.join('-')].slice(0, 60).join('').replace(/-$/, '');
   return `${start}-${seed}.${EXTENSIONS[type] ?? 'png'}`;

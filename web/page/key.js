@@ -47,7 +47,7 @@ export function saveKey() {
 const isQueued = ({ state }) => state === 'queued';
 
 /** Return how many drawings are left to the key, as far as it has a limit. */
-function drawingsLeft() {
+export function drawingsLeft() {
   const { per_day: limit, drawings } = allowance ?? {};
   return limit ? Math.max(0, limit - drawings - jobs.filter(isQueued).length) : Infinity;
 }

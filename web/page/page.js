@@ -2,7 +2,7 @@
 // What comes from a person or a server becomes text, never HTML.
 import { enlarge } from './dialogs.js';
 import { isToBeChanged } from './failure.js';
-import { fillForm, hashOf, readForm, shapeFrame, showModelField, wantedFrom } from './form.js';
+import { fillForm, hashOf, readForm, shapeFrame, showModelField, wantedIn } from './form.js';
 import * as gallery from './gallery.js';
 import { emptyHistory, openHistory } from './history.js';
 import { isUnfinished, jobOf } from './jobs.js';
@@ -10,15 +10,14 @@ import { kept, session } from './kept.js';
 import { changeKey, countDrawings, fillKeyLine, keepKey, loadModels, refuseKey } from './key.js';
 import { changeExtension, copyPicture, copySigned, signAgain } from './links.js';
 import * as queue from './queue.js';
-import { deleteSelected, showSelection, unselect } from './selection.js';
+import { saveCards } from './saving.js';
+import { chosen, deleteSelected, redrawSelected, selectAll, selectRange, showSelection, unselect } from './selection.js';
 import { takeOver } from './share.js';
 import { show, view } from './stage.js';
 import { showSiblings } from './strip.js';
 import { $, language, say, setLanguage, t } from './words.js';
 
 // --- views
-
-const wantedIn = (hash) => wantedFrom(Object.fromEntries(new URLSearchParams(hash?.slice(1))));
 
 function showView(name) {
   for (const one of ['draw', 'history', 'gallery']) {
@@ -36,10 +35,11 @@ function route(isRestored = false) {
   const named = wantedIn(location.hash);
   fillForm(named.prompt ? named : wantedIn(kept.get('form')));
   const isShown = view.wanted && hashOf(view.wanted) === hashOf(readForm());
-  if (isRestored || isShown || isUnfinished(view)) return;
+  const isLeft = view.wanted && !named.prompt; // back from another view
+  if (isRestored || isShown || isLeft || isUnfinished(view)) return;
   const job = jobOf(readForm());
   if (job) show(job);
-  else if (named.prompt || !view.wanted) queue.lookUp();
+  else queue.lookUp();
 }
 
 /** Draw what an entry of the history names; in a new tab, it is only looked up. */
@@ -149,8 +149,14 @@ const LISTENERS = {
   'gallery-form': { submit: gallery.saveToken },
   search: { input: search },
   order: { change: gallery.reload },
+  'by-model': { input: search },
+  since: { change: gallery.reload },
+  until: { change: gallery.reload },
+  'select-all': { click: selectAll },
+  redraw: { click: redrawSelected },
+  save: { click: () => saveCards(chosen()) },
   more: { click: gallery.loadMore },
-  gallery: { change: showSelection },
+  gallery: { change: showSelection, click: selectRange },
   unselect: { click: unselect },
   delete: { click: deleteSelected },
   forget: { click: forget },

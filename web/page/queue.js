@@ -52,6 +52,20 @@ export function drawVariants(event) {
   leavePrompt();
 }
 
+/** Draw pictures that were deleted to be drawn again, and show them side by side. */
+export function drawAll(wanted) {
+  if (!wanted.length) return;
+  const group = newGroup(wanted[0]);
+  for (const one of wanted) {
+    const job = { state: 'queued', wanted: one };
+    joinGroup(group, job);
+    addJob(job);
+  }
+  location.hash = '';
+  show(group);
+  pump();
+}
+
 const newSeed = () => String(Math.floor(Math.random() * 1e9));
 
 // --- the form
