@@ -1,14 +1,18 @@
-# 3.13 is the newest Python that CI tests, and every requirement has a wheel for it: nothing is
-# compiled here.
+# Every requirement has a wheel for this Python: nothing is compiled here.
 FROM python:3.13-slim
+# Written by .ci/release, together with the version that /status shows.
+LABEL org.opencontainers.image.title="Prompt Image Proxy" \
+      org.opencontainers.image.version="1.0.0+dev"
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1
 WORKDIR /app
 # Optional packages: docker build --build-arg EXTRAS="cluster metrics"
 ARG EXTRAS=""
-COPY requirements*.txt ./
+COPY requirements*.txt constraints.txt ./
 # A number needs no account; Debian has a user `proxy` of its own.
-RUN for extra in "" $EXTRAS; do pip install -r "requirements${extra:+-$extra}.txt" || exit; done \
+RUN for extra in "" $EXTRAS; do \
+        pip install -c constraints.txt -r "requirements${extra:+-$extra}.txt" || exit; \
+    done \
     && install -d -m 700 -o 10001 -g 10001 /cache
 COPY *.py ./
 COPY commands commands

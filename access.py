@@ -67,7 +67,8 @@ class Access:
 
     Secrets are compared as bytes and in constant time: compare_digest raises on text that is not
     ASCII. The first signing key signs and all of them are accepted, so that keys can be rotated.
-    Without signing keys, one is derived from `access_key`; without that, signing is off.
+    The last is derived from `access_key`: it signs where there is no other, and what it has signed
+    stays valid when there is. Without any, signing is off.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Access:
         ]
         self._admin_token = admin_token.encode() if admin_token else None
         self._signing_keys = [key.encode() for key in signing_keys]
-        if access_key and not signing_keys:
+        if access_key:
             derived = hmac.digest(access_key.encode(), _DERIVATION_LABEL, hashlib.sha256)
             self._signing_keys.append(derived)
         self.clock = clock
@@ -133,13 +134,9 @@ class Access:
         if not hmac.compare_digest(token.encode("latin-1"), self._admin_token):
             raise Unauthorised("admin_token_wrong")
 
-    def opens(self, named: Named) -> bool:
-        """Return whether a URL shows its picture."""
-        try:
-            self.authorise(named.credentials, "", named.request, named.literal)
-        except (Unauthorised, BadRequest):
-            return False
-        return True
+    def authorise_url(self, named: Named) -> Caller:
+        """Return for whom a URL shows its picture. Raises Unauthorised and BadRequest."""
+        return self.authorise(named.credentials, "", named.request, named.literal)
 
     @property
     def can_sign(self) -> bool:

@@ -47,7 +47,7 @@ from web.thumbnails import Thumbnails
 if TYPE_CHECKING:
     from images.convert import Converter
 
-__version__ = "1.0.0"
+__version__ = "1.0.0+dev"
 
 View = Callable[[], BaseResponse]
 
@@ -108,7 +108,7 @@ def make_services(
     places = Places(settings.threads - THREADS_KEPT_FREE, metrics)
     state, store, limit = choose_storage(settings, clock, metrics, places)
     cache = Cache(state, store, limit, clock, metrics)
-    upstream = _make_upstream(settings.network, metrics)
+    upstream = make_upstream(settings.network, metrics)
     llm = None
     if settings.llm:
         llm = Llm(settings.llm, upstream, state, timeout=settings.llm_timeout, metrics=metrics)
@@ -144,7 +144,8 @@ def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
     )
 
 
-def _make_upstream(network: NetworkSettings, metrics: Metrics) -> Upstream:
+def make_upstream(network: NetworkSettings, metrics: Metrics = OFF) -> Upstream:
+    """Build what makes outbound calls."""
     own = {origin(url): proxy for url, proxy in network.backend_proxies.items()}
     return Upstream(
         ca_bundle=network.ca_bundle,

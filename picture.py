@@ -6,7 +6,6 @@ Every other module may import this one, which itself imports only settings/parse
 from __future__ import annotations
 
 import hashlib
-import html
 import re
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -22,13 +21,13 @@ OPTIONS = ("quality", "style", "background", "negative_prompt")
 PARAMETERS = ("width", "height", "model", "seed", *OPTIONS)
 CREDENTIALS = ("key", "sig", "exp", "by")
 _KNOWN = frozenset((*PARAMETERS, *CREDENTIALS, "size"))
+_KNOWN_NAME = re.compile(rf"(?i)(?:^|[&;])\s*(?:{'|'.join(_KNOWN)})\s*(?:[=&;]|\Z)")
 MAX_FIELDS = 100
 MAX_OPTION = 200
 # Characters of a URL: four bytes for each character of an option, and three for each byte.
 MAX_ENCODED = 12 * MAX_OPTION
 # At the end of a URL's path they are for programs that want one, and not part of the prompt.
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "gif")
-_EXTENSION = re.compile(rf"(?ais)(?<=.)\.(?:{'|'.join(EXTENSIONS)})\Z")
 
 
 class Problem(Exception):
@@ -180,7 +179,8 @@ class Named(NamedTuple):
 
 
 def _without_extension(prompt: str) -> str:
-    return _EXTENSION.sub("", prompt).rstrip()
+    stem, _, extension = prompt.rpartition(".")
+    return stem.rstrip() if stem and extension.lower() in EXTENSIONS else prompt.rstrip()
 
 
 def _split_query(query: str) -> tuple[str, str]:
@@ -189,6 +189,8 @@ def _split_query(query: str) -> tuple[str, str]:
     In `/prompt/who is it??key=…` and `/prompt/what? why?key=…`, the query begins at the last `?`
     before which there is no parameter of ours: a credential never becomes part of a prompt.
     """
+    if query.count("?") > MAX_FIELDS:
+        raise BadRequest("too_many_parameters", limit=MAX_FIELDS)
     *parts, last = query.split("?")
     asked = list(takewhile(lambda part: not _has_known_name(part), parts))
     text = "".join(f"?{part}" for part in asked).encode("latin-1")
@@ -197,8 +199,7 @@ def _split_query(query: str) -> tuple[str, str]:
 
 def _has_known_name(text: str) -> bool:
     """Return whether a part of a query, decoded or not, has a name of ours, in any case."""
-    pairs = re.split("[&;]", unquote_plus(text))
-    return any(pair.partition("=")[0].strip().lower() in _KNOWN for pair in pairs)
+    return _KNOWN_NAME.search(unquote_plus(text)) is not None
 
 
 def _parse_query(query: str) -> dict[str, str]:
@@ -206,10 +207,9 @@ def _parse_query(query: str) -> dict[str, str]:
 
     `&amp;` separates parameters too, as in HTML that was copied.
     """
-    query = re.sub("&(?:amp;)+", "&", query, flags=re.IGNORECASE)
-    pairs = query.split("&", MAX_FIELDS)
-    if len(pairs) > MAX_FIELDS:
+    if query.count("&") >= MAX_FIELDS:
         raise BadRequest("too_many_parameters", limit=MAX_FIELDS)
+    pairs = re.sub("&(?:amp;)+", "&", query, flags=re.IGNORECASE).split("&")
     found: dict[str, str] = {}
     for pair in pairs:
         written, _, value = pair.partition("=")
@@ -225,10 +225,7 @@ def _parse_query(query: str) -> dict[str, str]:
 
 
 def _decoded(text: str) -> str:
-    """Return a name or a value decoded; one that is too long for any parameter, as it is written.
-
-    Decoding 64 KB would cost 5 ms. Raises BadRequest.
-    """
+    """Return a name or a value decoded; one too long for any, as it is: 64 KB would cost 5 ms."""
     if len(text) > MAX_ENCODED:
         return text
     try:
@@ -286,26 +283,3 @@ def _option(name: str, text: str | None) -> str | None:
     if text is not None and not (1 <= len(text) <= MAX_OPTION and text.isprintable()):
         raise BadRequest("not_an_option", name=name)
     return text
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A picture's URL, also as Markdown and HTML to paste into documents."""
-
-    request: ImageRequest
-    url: str
-
-    @property
-    def markdown(self) -> str:
-        alt = re.sub(r"([\\`*_\[\]<>&!])", r"\\\1", " ".join(self.request.prompt.split()))
-        return f"![{alt}]({self.url})"
-
-    @property
-    def html(self) -> str:
-        width, height = self.request.pixels or (None, None)
-        size = f' width="{width}" height="{height}"' if width else ""
-        alt = html.escape(" ".join(self.request.prompt.split()))
-        return f'<img src="{html.escape(self.url)}" alt="{alt}"{size} loading="lazy">'
-
-    def to_json(self) -> dict[str, str]:
-        return {"url": self.url, "markdown": self.markdown, "html": self.html}

@@ -1,1 +1,1 @@
-"""The command line: `python -m commands sign|warm|cache|keys|check …`."""
+"""The command line: `python -m commands sign|warm|links|cache|keys|check …`."""

@@ -8,15 +8,17 @@ from contextlib import closing, contextmanager
 import click
 
 import config
-from app import make_services
+from app import make_services, make_upstream
 from commands.cache_group import cache_group
 from commands.check import check
 from commands.keys import keys
+from commands.links import links
 from commands.output import Commands, logging_to_stderr
 from commands.session import Door, Session
 from commands.sign import sign
 from commands.warm import warm
 from config import Settings
+from upstream.client import Upstream
 
 
 @click.group(cls=Commands)
@@ -27,7 +29,7 @@ def cli() -> None:
     """
 
 
-for _command in (sign, warm, cache_group, keys, check):
+for _command in (sign, warm, links, cache_group, keys, check):
     cli.add_command(_command)
 
 
@@ -38,5 +40,9 @@ def open_session(settings: Settings) -> Iterator[Session]:
         yield Session(settings, services.access, services.cache, services.pipeline)
 
 
+def connect(settings: Settings) -> Upstream:
+    return make_upstream(settings.network)
+
+
 if __name__ == "__main__":
-    cli(obj=Door(config.load, open_session))
+    cli(obj=Door(config.load, open_session, connect))

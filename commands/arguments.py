@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import click
 
-from config import Settings
 from picture import PARAMETERS, BadRequest, ImageRequest
 from web.sentences import explain
 
@@ -18,7 +17,7 @@ T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 FILES = click.argument(
-    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+    "files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _HELP = {
@@ -68,13 +67,11 @@ def read_text(file: Path) -> str:
 
 
 def read_request(
-    prompt: str, settings: Settings, parameters: dict[str, str | None]
+    prompt: str, max_prompt_length: int, parameters: dict[str, str | None]
 ) -> ImageRequest:
     """Return the picture that a command's arguments name."""
     try:
-        return ImageRequest.from_text(
-            prompt, max_prompt_length=settings.max_prompt_length, **parameters
-        )
+        return ImageRequest.from_text(prompt, max_prompt_length=max_prompt_length, **parameters)
     except BadRequest as error:
         raise click.ClickException(explain(error)) from error
 

@@ -83,7 +83,8 @@ def delete(
         raise click.UsageError("Give a PROMPT, or --older-than or --match.")
     session.announce_cache()
     if prompt is not None:
-        keys = read_request(prompt, session.settings, parameters).keys_to_delete
+        length = session.settings.max_prompt_length
+        keys = read_request(prompt, length, parameters).keys_to_delete
         question = "Delete this picture?"
     else:
         before = float("inf") if older_than is None else time.time() - older_than

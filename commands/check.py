@@ -6,6 +6,7 @@ import re
 
 import click
 
+from commands.installed import outdated_files
 from commands.session import Door
 from config import Settings, SettingsError
 from storage.checks import Unusable, check_parts, connections
@@ -20,8 +21,11 @@ _OF_THE_CACHE = re.compile(r"CACHE_DIR|DATABASE_URL|STORAGE_URL|S3_|CA_BUNDLE|\w
 def check(door: Door, only_settings: bool) -> None:
     """Check the settings, and that the cache, the database and the bucket can be used.
 
-    Reports all faults together, with a remedy for each, and exits 1 if there are any.
+    Reports all faults together, with a remedy for each, and exits 1 if there are any. Warns of
+    installed files of systemd and nginx that belong to another version.
     """
+    for warning in outdated_files(door.root):
+        click.echo(f"Warning: {warning}.", err=True)
     faults = []
     try:
         settings: Settings | None = door.settings()

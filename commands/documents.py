@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
+from pathlib import Path
+from urllib.parse import quote, unquote_plus, unquote_to_bytes, urldefrag, urlencode, urlsplit
 
-from picture import BadRequest, ImageRequest, Named
+import click
+
+from picture import CREDENTIALS, BadRequest, ImageRequest, Named
 
 _SCHEME = re.compile(r"https?://", re.IGNORECASE)
-# The characters that cannot be part of a URL in Markdown or in an attribute, and parentheses.
-_BOUNDARY = re.compile(r"[\s<>\"'`\\()]")
+# What ends a URL depends on what stands before it: the delimiter that opened it closes it.
+# A backslash would be part of a URL in HTML, and none in Markdown: it ends every one.
+_IN_ANGLE_BRACKETS = re.compile(r"[^<>\n\\]*(?=>)")
+_BOUNDARIES = {
+    '"': re.compile(r"[\s<>\"`\\]"),
+    "'": re.compile(r"[\s<>\"'`\\]"),
+    "](": re.compile(r"[\s<>\\()]"),
+    # In prose, and in org-mode, AsciiDoc and LaTeX. Chinese has no spaces.
+    "": re.compile(r"[\s<>\"`\\()\[\]{}。，、；：！？（）【】《》〈〉「」『』“”‘’…]"),
+}
 # Character references, which Markdown and HTML decode in URLs.
 _REFERENCE = re.compile(r"&#?\w+;")
-_AND = r"&(?:amp|AMP|#0*38|#[xX]0*26);"
+_FRAGMENT = re.compile(r"(?<!&)#")
+_AND = r"&(?:amp|AMP|#0*38|#[xX]0*26);(?:amp;)*"
 # A parameter of a URL as it is written, after what separates it from the one before.
-_PARAMETER = re.compile(rf"(?:{_AND}|&)?((?:[^&#]|(?!{_AND})&#?\w+;)+)")
+_PARAMETER = re.compile(rf"(?:{_AND}|&)?(?:[^&#=]*\?)?((?:[^&#]|(?!{_AND})&#?\w+;)+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +64,44 @@ class FoundUrl:
         query = quote(parts.query, safe=string.printable, errors="surrogateescape")
         return cls(url, ImageRequest.from_url(latin, query, max_prompt_length))
 
+    @property
+    def address(self) -> str:
+        """The URL that a browser requests."""
+        return urldefrag(_dereferenced(self.url)).url
+
     def signed(self, credentials: Mapping[str, str | int]) -> str:
-        """Return the URL with `credentials` in place of its key, and nothing else changed."""
+        """Return the URL with `credentials` in place of its own, and nothing else changed."""
         separator = match[0] if (match := re.search(_AND, self.url)) else "&"
         written = [urlencode([pair], quote_via=quote, safe="") for pair in credentials.items()]
-        for pair in _PARAMETER.finditer(self.url, self.url.find("?") + 1):
-            # In `/prompt/who??key=k`, the query begins at the second.
-            asked = pair[1].partition("=")[0].rfind("?") + 1
-            if unquote_plus(_dereferenced(pair[1][asked:]).partition("=")[0]) == "key":
-                start = pair.start(1) + asked
-                return self.url[:start] + separator.join(written) + self.url[pair.end() :]
-        return self.url
+        end_of_query = match.start() if (match := _FRAGMENT.search(self.url)) else len(self.url)
+        parts: list[str] = []
+        position = 0
+        for pair in _PARAMETER.finditer(self.url, self.url.find("?") + 1, end_of_query):
+            if unquote_plus(_dereferenced(pair[1]).partition("=")[0]) in CREDENTIALS:
+                # The first gives its place to the new ones; the others go with their separators.
+                end = pair.start() if parts else pair.start(1)
+                parts += [self.url[position:end], separator.join(written)]
+                position, written = pair.end(), []
+        return "".join([*parts, self.url[position:]])
+
+
+def documents(paths: Iterable[Path]) -> list[Path]:
+    """Return the files, and each folder's Markdown files; hidden ones are left out."""
+    found: list[Path] = []
+    for path in paths:
+        inside = list(_markdown_files(path)) if path.is_dir() else [path]
+        if not inside:
+            raise click.ClickException(f"{path} contains no .md file.")
+        found += inside
+    return found
+
+
+def _markdown_files(path: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(".md") and not name.startswith("."):
+                yield Path(folder, name)
 
 
 def find_urls(
@@ -86,32 +126,38 @@ def replace_urls(
     public_url: str | None = None,
     max_prompt_length: int = 4000,
 ) -> tuple[str, int]:
-    """Return `text` with our URLs replaced, and how many were.
+    """Return `text` with our URLs replaced, and how many changed.
 
     `replace` returns the new URL, or None to leave one as it is.
     """
     parts, position, count = [], 0, 0
     for start, found in find_urls(text, public_url, max_prompt_length):
         replacement = replace(found)
-        if replacement is not None:
-            parts += [text[position:start], replacement]
+        if replacement not in (None, found.url):
+            parts += [text[position:start], str(replacement)]
             position, count = start + len(found.url), count + 1
     return "".join([*parts, text[position:]]), count
 
 
 def all_urls(text: str) -> Iterator[tuple[int, str]]:
-    """Yield every URL and its position. Each character is read twice at most."""
+    """Yield every URL and its position. Each character is read three times at most."""
     position = 0
     while scheme := _SCHEME.search(text, position):
-        position = _end_of_url(text, scheme.end())
+        start = scheme.start()
+        if text.endswith("<", 0, start) and (inside := _IN_ANGLE_BRACKETS.match(text, start)):
+            position = inside.end()
+            yield start, inside[0]
+            continue
+        position = _end_of_url(text, start, scheme.end())
         # A sentence's punctuation, emphasis, or the edge of a table's cell.
-        yield scheme.start(), text[scheme.start() : position].rstrip(".,;:!?*_~|]")
+        yield start, text[start:position].rstrip(".,;:!?*_~|'")
 
 
-def _end_of_url(text: str, position: int) -> int:
+def _end_of_url(text: str, start: int, position: int) -> int:
     """Return where a URL ends. A `)` that it has not opened closes a Markdown link."""
+    opener = next(opener for opener in _BOUNDARIES if text.endswith(opener, 0, start))
     depth = 0
-    for boundary in _BOUNDARY.finditer(text, position):
+    for boundary in _BOUNDARIES[opener].finditer(text, position):
         if boundary[0] == "(":
             depth += 1
         elif boundary[0] == ")" and depth:

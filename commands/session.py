@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import update_wrapper
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -18,6 +19,7 @@ from pipeline import Pipeline
 from settings.parsers import printable_url
 from storage import BeingDrawn, Unavailable
 from storage.local.folder import owner_fault
+from upstream.client import Upstream
 from web.sentences import explain
 
 R = TypeVar("R")
@@ -56,6 +58,9 @@ class Door:
 
     load: Callable[[], Settings]
     open: Callable[[Settings], AbstractContextManager[Session]]
+    connect: Callable[[Settings], Upstream]
+    # Below which files of deploy/ are installed.
+    root: Path = Path("/")
 
     def settings(self) -> Settings:
         """Return the settings, and print their warnings on stderr. Raises SettingsError."""
@@ -64,27 +69,39 @@ class Door:
             click.echo(f"Warning: {warning}", err=True)
         return settings
 
+    def client_settings(self) -> Settings:
+        """Return the settings of a machine that may run no service: faults count as not set."""
+        try:
+            return self.load()
+        except SettingsError as error:
+            if error.settings is None:
+                raise
+            return error.settings
+
 
 def with_session(command: Callable[..., R]) -> Callable[..., R]:
-    """Open a session before the command, pass it as the first argument, and close it after.
-
-    Settings, a cache or a file that cannot be used end the command with a sentence.
-    """
+    """Open a session before the command, pass it as the first argument, and close it after."""
 
     @click.pass_obj
     def run(door: Door, /, **arguments: Any) -> R:
-        try:
-            with door.open(door.settings()) as session:
-                return command(session, **arguments)
-        except SettingsError as error:
-            raise click.ClickException(str(error)) from error
-        except BeingDrawn as error:
-            raise click.ClickException(explain(error)) from error
-        except Unavailable as error:
-            raise click.ClickException(f"The cache cannot be used: {error}.") from error
-        except OSError as error:
-            if error.filename is None:  # of standard output, for click
-                raise
-            raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
+        with errors_as_sentences(), door.open(door.settings()) as session:
+            return command(session, **arguments)
 
     return update_wrapper(run, command)
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """Let settings, a cache or a file that cannot be used end a command with a sentence."""
+    try:
+        yield
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
+    except BeingDrawn as error:
+        raise click.ClickException(explain(error)) from error
+    except Unavailable as error:
+        raise click.ClickException(f"The cache cannot be used: {error}.") from error
+    except OSError as error:
+        if error.filename is None:  # of standard output, for click
+            raise
+        raise click.ClickException(f"{error.filename}: {error.strerror}.") from error

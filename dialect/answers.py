@@ -28,7 +28,7 @@ _PICTURE_KEYS = re.compile(
 )
 _TEXT_KEYS = re.compile(r"(?:content|text|message|answer|markdown|response)$", re.IGNORECASE)
 # Shown only where there is no other picture.
-_PREVIEW_KEYS = re.compile(r"thumb|preview|partial", re.IGNORECASE)
+_LAST_KEYS = re.compile(r"thumb|preview|partial|input|logo|icon|avatar|watermark", re.IGNORECASE)
 _OTHER_KEYS = re.compile(
     r"logo|icon|avatar|docs?[._]|documentation|help|support|hook|callback|cancel|status|error|reason|thought"
     r"|thinking|policy|terms|billing|pricing|website|input|prompt",
@@ -80,15 +80,15 @@ def find_pictures(
     format, but may be incomplete.
     """
     texts = list(_texts(answer if isinstance(answer, dict) else {"images": answer}))
-    previews = [text for text in texts if _PREVIEW_KEYS.search(text.place)]
-    others = [text for text in texts if not _PREVIEW_KEYS.search(text.place)]
+    last = [text for text in texts if _LAST_KEYS.search(text.place)]
+    others = [text for text in texts if not _LAST_KEYS.search(text.place)]
     folded = [_folded(text) for text in sent]
     found = False
     for candidate in _found_in(others, cut, folded):
         found = True
         yield candidate
     if not found:
-        yield from _found_in(previews, cut, folded)
+        yield from _found_in(last, cut, folded)
 
 
 def _found_in(texts: list[_Text], cut: bytes | None, sent: list[str]) -> Iterator[Found]:

@@ -16,22 +16,28 @@ ESSENTIAL = frozenset(("prompt", "messages", "model"))
 # Words of a rejection; the mere name of a parameter proves nothing.
 _REJECTION = re.compile(
     r"unknown|unsupported|not.{0,3}support|unrecogni[sz]ed|unexpected|invalid|cannot find|extra "
-    r"|not permitted|not allowed|not one of|not (?:a )?valid|must|should|have to be|need"
+    r"|not.{0,3}accept|not permitted|not allowed|prohibited|not one of|not (?:a )?valid"
+    r"|only (?:support|accept)|must|should|cannot (?:both )?be|have to be|need"
     r"|too (?:large|small|big|high|low)|required|missing|instead|divisible|multiples? of|less than"
     r"|greater than|at (?:least|most)|minimum|maximum|exceed|longest|out of range|incorrect"
     r"|no endpoints found"
-    r"|不支持|无效|非法|不合法|不正确|错误|必须|应[为该]|未知|不能|不允许|超[出过]|范围|需|至少|最[大小]|不[小大]于",
+    r"|不被?支持|无效|非法|不合法|不正确|错误|必须|应[为该]|未知|不能|不允许|超[出过]|范围|需|至少|最[大小]|不[小大]于",
     re.IGNORECASE,
 )
 # The parameter as such is unknown, whatever its value.
 _FIELD = r"(?:parameter|argument|field|propert|option|key\b|keys\b|key\(|name\b|input)"
 _UNKNOWN_FIELD = re.compile(
     rf"(?:unknown|unrecogni[sz]ed|unexpected|unsupported|extra|additional)[ _](?:\w+ |){_FIELD}"
-    rf"|{_FIELD}.{{0,20}}not.{{0,3}}(?:supported|permitted|allowed)"
-    rf"|not.{{0,3}}support.{{0,20}}{_FIELD}|cannot find|should not exist"
+    rf"|{_FIELD}.{{0,20}}(?:not.{{0,3}}(?:supported|permitted|allowed|accepted)|prohibited)"
+    rf"|not.{{0,3}}(?:support|accept).{{0,20}}{_FIELD}|cannot find|should not exist"
     rf"|not a (?:valid|recogni[sz]ed|known|supported) {_FIELD}|invalid {_FIELD} name"
-    r"|unsupported_?params?|未知的?(?:参数|字段)|不支持的?(?:参数|字段)|参数.{0,20}不支持|不支持.{0,20}参数|多余",
+    r"|unsupported_?params?|未知的?(?:参数|字段)|不支持的?(?:参数|字段)|参数.{0,20}不被?支持|不支持.{0,20}参数|多余",
     re.IGNORECASE,
+)
+# The name after these words is the unknown one: Rust and Java list the known ones, too.
+_BEFORE_UNKNOWN_NAME = (
+    r"(?:unknown|unrecogni[sz]ed|unexpected|unsupported|extraneous)[ _]"
+    r"(?:\w+ ){0,2}\w+(?:\(s\))?:? [\"'`“‘\[]*"
 )
 # These words also mean an unknown parameter, unless the message quotes the value.
 _UNKNOWN = re.compile(r"unknown|unrecogni[sz]ed|unexpected|not permitted", re.IGNORECASE)
@@ -44,7 +50,7 @@ _OF_VALUE = re.compile(
     r"(?:\b|_)values?(?:\b|_)|\benum|one of|\b(?:must|should) be\b|choose|取值|的值", re.IGNORECASE
 )
 _SIZE_WORDS = re.compile(
-    r"\b(?:size|resolution|width|height|longest edge|dimensions?|pixels?|aspect.?ratio)\b"
+    r"\b(?:size|resolution|width|height|longest edge|dimensions?|(?:mega)?pixels?|aspect.?ratio)\b"
     r"|ensure this value|input should be|尺寸|分辨率|像素|大小|长宽|宽高|宽度|高度|比例",
     re.IGNORECASE | re.ASCII,
 )
@@ -52,8 +58,10 @@ _ADVICE = re.compile(r"instead|\buse\b|required|missing|provide|specify|请使�
 
 
 def strength(error: ErrorText, name: str) -> int:
-    """Return how explicitly an error blames a field: 3 by `param`, 2 quoted, 1 named, 0 not."""
-    if name in error.params:
+    """Return how explicitly an error blames a field: 3 as the one, 2 quoted, 1 named, 0 not."""
+    if name in error.params or re.search(
+        rf"{_BEFORE_UNKNOWN_NAME}{re.escape(name)}(?![\w-])", error.text, re.IGNORECASE | re.ASCII
+    ):
         return 3
     if not _REJECTION.search(error.text):
         return 0
@@ -89,7 +97,11 @@ def is_unknown(error: ErrorText, name: str, value: str) -> bool:
         return True
     if is_chosen and is_of_value:
         return False
-    if _UNKNOWN_FIELD.search(error.text):
+    is_banned = not (is_chosen or name in SIZE_FIELDS) and re.search(
+        rf"(?<![\w-]){re.escape(name)}[\"'`”’」]? is (?:not (?:allowed|permitted|accepted)|banned)",
+        error.text,
+    )
+    if is_banned or _UNKNOWN_FIELD.search(error.text):
         return True
     return not (is_chosen or is_quoted or is_of_value) and bool(_UNKNOWN.search(error.text))
 

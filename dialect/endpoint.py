@@ -11,7 +11,7 @@ from dialect.doors import IMAGES, door_of
 from dialect.envelope import read_json
 from dialect.error_text import ErrorText, claimed_status, complaint
 from dialect.free_text import free_text
-from dialect.judging import Fault, Outcome, judge
+from dialect.judging import Fault, Outcome, judge, of_model
 from dialect.learning import Learned, teaches
 from dialect.sizes import Size
 from storage import State
@@ -116,6 +116,9 @@ class Endpoint:
             if news is None:
                 break
             learned = news
+        if answer.fault and answer.error:
+            fault = of_model(answer.fault, answer.error, body.get("model"))
+            answer = replace(answer, fault=fault)
         # Only lessons that helped are stored: an error may blame an innocent field.
         if learned != known and (answer.fault is None or answer.fault.outcome is Outcome.REFUSED):
             learned.store(self.state, key, recalled)

@@ -19,6 +19,7 @@ _BEGINNING = re.compile(rb'[{\["]|(?:data|event|id|retry)?:')
 _LINE = re.compile(
     r'[ \t\ufeff]*(?:event:[ \t]*(?P<name>[^\r\n]{0,100})|(?P<value>(?:data:[ \t]*)?(?=[{\["])))'
 )
+_DATA_LINES = re.compile(r"(?:data:[^\n]*+\n){2,}+")
 # Each may have been read to the end of the body, as `[DONE]` is not.
 _MAX_FAULTY = 20
 # Streamed chats have one for each token.
@@ -62,6 +63,12 @@ def _events(text: str) -> Iterator[tuple[str, Any]]:
             try:
                 value, position = _DECODER.raw_decode(text, line.end())
             except (ValueError, RecursionError):
+                # Tried once, since it reads far ahead.
+                spread = None if faulty else _spread(text, position)
+                if spread:
+                    yield name, spread[0]
+                    name, position = "", spread[1]
+                    continue
                 faulty += 1
             else:
                 yield name, value
@@ -72,6 +79,17 @@ def _events(text: str) -> Iterator[tuple[str, Any]]:
         position = text.find("\n", position) + 1
         if not position:
             return
+
+
+def _spread(text: str, position: int) -> tuple[Any, int] | None:
+    """Return the value of an event that is spread over several `data:` lines, and its end."""
+    lines = _DATA_LINES.match(text, position)
+    if lines is None:
+        return None
+    try:
+        return _DECODER.decode(re.sub(r"(?m)^data: ?", "", lines[0])), lines.end()
+    except (ValueError, RecursionError):
+        return None
 
 
 def _type(value: Any) -> str:

@@ -75,23 +75,27 @@ class ErrorText:
         codes, params = set[str](), set[str]()
         messages: list[str] = []
         facts = list(islice(_facts(answer), _MAX_FACTS))
-        for name, value in facts:
+        own: list[str] = []
+        for name, value, is_inside in facts:
+            if is_inside and client.could_forge(value):
+                continue
             if name in _PARAM_NAMES:
                 params.update(re.split(r"[./]", value))
-            elif name not in _PLAIN_CODE_NAMES:
+            if name in _PLAIN_CODE_NAMES | _PARAM_NAMES:
+                own.append(value)
+            else:
                 value, found = client.strike(value)
                 quoted |= found
                 messages.append(value)
             if name in _CODE_NAMES:
                 codes.add(value)
         is_echo = client.is_in(messages)
-        own = [value for name, value in facts if name in _PLAIN_CODE_NAMES | _PARAM_NAMES]
         return cls(
             status,
             frozenset(codes),
             frozenset(params),
             _joined(own if is_echo else own + messages),
-            _joined([value for _, value in facts]),
+            _joined([value for _, value, _ in facts]),
             _words(facts, secrets),
             frozenset(quoted),
             is_echo,
@@ -121,11 +125,11 @@ def claimed_status(error: Any) -> int:
     return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 400
 
 
-def nodes(answer: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (field, value) for the values in a JSON value, breadth first.
+def nodes(answer: Any) -> Iterator[tuple[str, Any, bool]]:
+    """Yield (field, value, whether it stood in a text) for what a JSON value holds, breadth first.
 
-    The JSON that a gateway quotes in its own message is read too. Fields that repeat the request
-    are left out, and so is the text that a chat model wrote.
+    The JSON that a gateway quotes in its own message is read too; it may be a client's. Fields
+    that repeat the request are left out, and so is the text that a chat model wrote.
     """
     waiting: list[tuple[str, Any, int]] = [("", answer, 0)]
     position = 0
@@ -134,7 +138,7 @@ def nodes(answer: Any) -> Iterator[tuple[str, Any]]:
         position += 1
         if name in _ECHOES or _is_prose(name, value):
             continue
-        yield name, value
+        yield name, value, nested > 0
         if isinstance(value, dict):
             waiting += [(field, item, nested) for field, item in islice(value.items(), _MAX_FACTS)]
         elif isinstance(value, list):
@@ -150,16 +154,16 @@ def _is_prose(name: str, value: Any) -> bool:
     return is_message and ("role" in value or "content" in value)
 
 
-def _facts(answer: Any) -> Iterator[tuple[str, str]]:
-    """Yield (field, text) for every string and number in a JSON value."""
-    for name, value in nodes(answer):
+def _facts(answer: Any) -> Iterator[tuple[str, str, bool]]:
+    """Yield (field, text, whether it stood in a text) for each string and number of a value."""
+    for name, value, is_inside in nodes(answer):
         if isinstance(value, dict) and name == "errors":
             # As Laravel and Rails write them: {"errors": {"size": […]}}
-            yield from (("param", field) for field in islice(value, _MAX_FACTS))
+            yield from (("param", field, is_inside) for field in islice(value, _MAX_FACTS))
         elif isinstance(value, str):
-            yield name, plain(value[:4000])
+            yield name, plain(value[:4000]), is_inside
         elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**12:
-            yield name, str(value)
+            yield name, str(value), is_inside
 
 
 def _joined(texts: list[str]) -> str:
@@ -167,10 +171,10 @@ def _joined(texts: list[str]) -> str:
     return "\n".join(text for text in texts if not text.isdecimal())[:_MAX_TEXT]
 
 
-def _words(facts: list[tuple[str, str]], secrets: Collection[str]) -> str:
+def _words(facts: list[tuple[str, str, bool]], secrets: Collection[str]) -> str:
     """Return the vendor's message on one line, or its codes if it has none."""
-    said = [value for name, value in facts if name in _MESSAGE_NAMES and value.strip()]
-    text = said[0] if said else ", ".join(value for _, value in facts)
+    said = [value for name, value, _ in facts if name in _MESSAGE_NAMES and value.strip()]
+    text = said[0] if said else ", ".join(value for _, value, _ in facts)
     for secret in secrets:
         secret = secret.removeprefix("Bearer ")
         text = text.replace(secret, "***") if len(secret) >= _MIN_SECRET else text

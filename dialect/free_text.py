@@ -57,6 +57,7 @@ class FreeText:
         kept = [form for form in forms if form and not _is_number(form)]
         longest = sorted(kept, key=len, reverse=True)
         self._patterns = [(forms[form], _pattern(form)) for form in longest]
+        self._quoting = [form.casefold() for form in kept if '"' in form]
         echoes = (_letters(form)[:_MAX_ECHO] for form in kept)
         self._echoes = [echo for echo in echoes if len(echo) >= _MIN_ECHO]
 
@@ -68,6 +69,10 @@ class FreeText:
             if count:
                 quoted.add(value)
         return message, quoted
+
+    def could_forge(self, fact: str) -> bool:
+        """Return whether a value holds JSON, perhaps, with this text in it."""
+        return any(fact.casefold() in form for form in self._quoting)
 
     def is_in(self, texts: Iterable[str]) -> bool:
         """Return whether a value still occurs, in another case or with other marks."""

@@ -49,10 +49,11 @@ class Fault:
 # LiteLLM without a database answers any key but its own with "No connected db."
 _KEY_WORDS = re.compile(
     r"api.?key|authenticat|unauthori[sz]ed|invalid.{0,12}\btoken|\btoken.{0,20}(?:invalid|expired)"
-    r"|must be verified|verif(?:y|ied|ication).{0,30}organi[sz]ation|access denied"
+    r"|must be verified|verif(?:y|ied|ication).{0,30}organi[sz]ation|(?<!model )access denied"
     r"|permission.denied|invalid credentials|no_db_connection"
+    r"|\b(?:location|country|region)[^.\n]{0,30} not supported"
     r"|(?:account|organi[sz]ation|resource)\b.{0,40}(?:suspended|disabled|deactivated|banned|blocked)"
-    r"|令牌(?!.{0,6}额度)|token.{0,6}过期|未授权|密钥|账[户号].{0,10}(?:封禁|冻结|禁用)|实名|鉴权",
+    r"|令牌(?!.{0,6}(?:额度|模型))|token.{0,6}过期|未授权|密钥|账[户号].{0,10}(?:封禁|冻结|禁用)|实名|鉴权",
     re.IGNORECASE,
 )
 _CREDIT_WORDS = re.compile(
@@ -70,7 +71,8 @@ _RATE_WORDS = re.compile(
 # Said only of unknown models; gateways say it even with a 401, 403 or 503.
 _UNKNOWN_MODEL = re.compile(
     r"model_?not_?(?:found|exist)|no available channel|no endpoints found|not supported model"
-    r"|access(?: to)?(?: the)? model|无可用渠道|没有可用.{0,4}渠道",
+    r"|access(?: to)?(?: the)? model|model (?:is )?disabled|model.?access.?denied"
+    r"|无可用渠道|没有可用.{0,4}渠道|无权(?:使用|访问).{0,4}模型",
     re.IGNORECASE,
 )
 # A model that "does not support the size" does exist.
@@ -81,7 +83,8 @@ _MODEL_WORDS = re.compile(
     rf"|not.support(?![^.\n]{{0,40}}{_OTHERS})"
     r"|deprecated|retired|decommissioned|has been shut down)"
     r"|(?:invalid|unknown|unsupported|unrecogni[sz]ed|no such|nonexistent) model"
-    r"|not a valid model|unknown_model|invalid_model|Model[A-Za-z]{0,12}NotFound"
+    r"|not a valid model|unknown_model|invalid_model|Model[A-Za-z]{0,12}Not(?:Found|Open)"
+    r"|not activated the model|(?:provide|specify) (?:a |the )model|model (?:\w+ )?is required"
     r"|模型[^,，。]{0,40}(?:不存在|未找到|未开通|已下线|不可用)|不支持.{0,8}模型"
     r"|模型[^,，。]{0,40}不支持(?!.{0,24}(?:尺寸|参数|分辨率|大小|比例))",
     re.IGNORECASE | re.DOTALL,
@@ -157,6 +160,14 @@ def judge(status: int, error: ErrorText, headers: Mapping[str, str], answer: Any
         wait=retry_after(headers),
         detail=error.words,
     )
+
+
+def of_model(fault: Fault, error: ErrorText, model: str | None) -> Fault:
+    """Return the fault of a request for `model`: it is of that model where a denial quotes it."""
+    if not fault.is_of_account or model not in error.quoted:
+        return fault
+    why = "unknown model" if fault.why == "not found" else fault.why
+    return replace(fault, why=why, is_of_model=True, is_of_account=False)
 
 
 def judge_without_picture(answer: Any, sent: Collection[str] = ()) -> Fault:

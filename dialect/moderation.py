@@ -15,7 +15,7 @@ _REFUSAL_CODES = re.compile(
     r"content[-_]?policy[-_]?violation|moderation_?(?:blocked|refused|rejected|flagged|failed)"
     r"|ResponsibleAIPolicyViolation|content_?filter|sensitive_words_detected"
     r"|SensitiveContentDetected|(?:IMAGE|PROMPT|CANDIDATE)_SAFETY|PROHIBITED_CONTENT"
-    r"|DataInspectionFailed|IPInfringementSuspect|content_moderat|IllegalDetected"
+    r"|DataInspectionFailed|IPInfringementSuspect|content_moderat\w{0,12}|IllegalDetected"
     r"|censorship_block|nsfw_(?:content|prompt|image|detected)",
     re.IGNORECASE,
 )
@@ -90,7 +90,7 @@ def is_refusal(status: int, error: ErrorText, answer: Any = None) -> bool:
 
 def _is_flagged(answer: Any) -> bool:
     """Return whether a field reports moderation, rather than a code or a sentence."""
-    for name, value in nodes(answer):
+    for name, value, _ in nodes(answer):
         if not isinstance(value, dict):
             continue
         match name:

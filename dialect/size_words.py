@@ -53,6 +53,14 @@ _RANGE = re.compile(
     rf"|(?<![\d,.]){_TO}\s?{_UNIT}之间",
     re.I | re.A,
 )
+# Of the longer side to the shorter: at most 3:1, or in [1/16, 16].
+_MOST_RATIO = re.compile(
+    r"(?:ratio|edge|side|比)[^\d\n.;。；]{0,60}"
+    r"(?:exceed|at most|\bmax|no (?:more|larger|greater) than|than or equal to|<=|≤|超过|大于)"
+    r"[^\d\n.;。；]{0,20}(\d{1,2})\s?[:：]\s?1\b"
+    r"|(?:between|from|介于|\[)\s?1\s?[/:]\s?(\d{1,2})\s?(?:,|to|and|至|到|~|～)\s?\2(?![\d.])",
+    re.I | re.A,
+)
 _TOO_SMALL = re.compile(
     r"below.{0,40}minimum|less than.{0,20}minimum|too small|too low|too few pixels"
     r"|[过太]小|低于最[小低]|小于最小",
@@ -74,6 +82,7 @@ class Limits:
     most_side: int = 0
     least_pixels: int = 0
     most_pixels: int = 0
+    most_ratio: int = 0
 
     def add_least(self, amount: int) -> None:
         if _MIN_SIDE <= amount <= MAX_SIDE:
@@ -93,7 +102,7 @@ def read(text: str) -> Limits:
 
     Messages say "pixels" of sides and of areas: a number's magnitude tells which is meant.
     """
-    found = Limits(multiple=_multiple(text))
+    found = Limits(multiple=_multiple(text), most_ratio=_most_ratio(text))
     for low, high in _ranges(text):
         found.add_least(low)
         found.add_most(high)
@@ -128,6 +137,12 @@ def _multiple(text: str) -> int:
     found = _MULTIPLE.search(text)
     multiple = int(next(filter(None, found.groups()))) if found else 0
     return multiple if 1 < multiple <= 1024 else 0
+
+
+def _most_ratio(text: str) -> int:
+    """Return the greatest ratio of the longer side to the shorter, 0 if the text names none."""
+    found = _MOST_RATIO.search(text)
+    return int(found[1] or found[2]) if found else 0
 
 
 def _ranges(text: str) -> Iterator[tuple[int, int]]:

@@ -25,7 +25,8 @@ MAX_GUESSES = 2
 class SizeRule:
     """The sizes a vendor allows. Sides and pixels in pixels; 0 means no limit is known.
 
-    `guesses`: the number of times that a limit was guessed because no message named it.
+    `most_ratio` is that of the longer side to the shorter. `guesses`: the number of times that a
+    limit was guessed because no message named it.
     """
 
     sizes: tuple[Size, ...] = ()
@@ -34,6 +35,7 @@ class SizeRule:
     most_side: int = 0
     least_pixels: int = 0
     most_pixels: int = 0
+    most_ratio: int = 0
     guesses: int = 0
 
     def fit(self, size: Size) -> Size:
@@ -56,6 +58,7 @@ class SizeRule:
             most_side=found.most_side or self.most_side,
             least_pixels=found.least_pixels or self.least_pixels,
             most_pixels=found.most_pixels or self.most_pixels,
+            most_ratio=found.most_ratio or self.most_ratio,
         )
         return named._guess(text, sent) if named.fit(sent) == sent else named
 
@@ -76,6 +79,7 @@ class SizeRule:
 
     def _candidates(self, size: Size) -> list[Size]:
         """Return sizes around the wanted shape, those within all limits if there are any."""
+        size = self._shaped(size)
         scale = self._scale(size)
         short, long = (self._within(side * scale) for side in sorted(size))
         if self.least_pixels > short * long:
@@ -87,6 +91,15 @@ class SizeRule:
         widths, heights = (_multiples_near(side, multiple) for side in sides)
         found = [(width, height) for width in widths for height in heights]
         return [candidate for candidate in found if self._allows(candidate)] or found
+
+    def _shaped(self, size: Size) -> Size:
+        """Return a size of the nearest shape that is allowed, and of the same area."""
+        short, long = sorted(size)
+        if not self.most_ratio or long <= short * self.most_ratio:
+            return size
+        short = math.ceil(math.sqrt(short * long / self.most_ratio))
+        long = short * self.most_ratio
+        return (long, short) if size[0] > size[1] else (short, long)
 
     def _within(self, side: float) -> float:
         return max(self.least_side, min(side, self.most_side or side))
@@ -116,6 +129,7 @@ class SizeRule:
             and pixels >= self.least_pixels
             and max(size) <= (self.most_side or max(size))
             and pixels <= (self.most_pixels or pixels)
+            and max(size) <= min(size) * (self.most_ratio or max(size))
         )
 
 

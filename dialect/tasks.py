@@ -61,7 +61,10 @@ def task_of(answer: Answer) -> AcceptedTask | None:
     if _status(answer.json) not in _RUNNING and _has_picture(answer):
         return None
     for part in _parts(answer.json):
-        id = part.get("task_id")
+        id = part.get("task_id") or part.get("taskId")
+        # Beside a status it is the task's; else it may be the request's.
+        if id is None and any(part.get(name) in _RUNNING for name in _STATUS_NAMES):
+            id = part.get("id")
         if isinstance(id, str | int) and _ID.fullmatch(str(id)):
             return AcceptedTask(str(id), _MODELSCOPE if "task_status" in part else ())
     return None

@@ -17,6 +17,6 @@ def check_extra(name: str) -> None:
     """Raise ValueError, with the command to run, if a package of an extra is not installed."""
     for package in _PACKAGES[name]:
         if importlib.util.find_spec(package) is None:
-            command = f".venv/bin/pip install -r requirements-{name}.txt"
+            command = f".venv/bin/pip install -c constraints.txt -r requirements-{name}.txt"
             docker = f"build the Docker image with EXTRAS={name}"
             raise ValueError(f"needs packages that are not installed; run {command}, or {docker}")

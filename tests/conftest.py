@@ -21,7 +21,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
 from app import create_app
-from commands.__main__ import cli, open_session
+from commands.__main__ import cli, connect, open_session
 from commands.session import Door
 from settings.buckets import ObjectSettings
 from storage import State
@@ -362,12 +362,18 @@ Run = Callable[..., click.testing.Result]
 
 
 @pytest.fixture
-def run(environment: dict[str, str], backend: ScriptedServer) -> Run:
+def root(tmp_path: Path) -> Path:
+    """The root directory in which `check` looks for installed files."""
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def run(environment: dict[str, str], backend: ScriptedServer, root: Path) -> Run:
     """Run `python -m commands …` in this process."""
 
     def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
         values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
-        door = Door(lambda: config.parse(values), open_session)
+        door = Door(lambda: config.parse(values), open_session, connect, root)
         return click.testing.CliRunner().invoke(cli, arguments, input=answer, obj=door)
 
     return invoke

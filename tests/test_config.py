@@ -168,7 +168,7 @@ def test_missing_package_is_a_fault(
 ) -> None:
     assert (ROOT / f"requirements-{extra}.txt").exists()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert_fault({variable: text}, variable, f"pip install -r requirements-{extra}.txt")
+    assert_fault({variable: text}, variable, f"-r requirements-{extra}.txt")
     assert read(METRICS="no", PICTURE_FORMAT="original") == read()
 
 

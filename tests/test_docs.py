@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from PIL import Image
 
 import config
 from app import create_app
@@ -154,6 +155,8 @@ def anchors(document: Path) -> set[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
+    for source in re.findall(r'\bsrc(?:set)?="(docs/[^"]+)"', document.read_text("utf-8")):
+        assert (document.parent / source).exists(), source
     for token in tokens(document):
         link = urlsplit(str(token.attrs.get("href") or token.attrs.get("src") or ""))
         if link.scheme:
@@ -161,6 +164,12 @@ def test_links_lead_somewhere(document: Path) -> None:
         target = (document.parent / link.path).resolve() if link.path else document
         assert target.exists(), link.geturl()
         assert not link.fragment or link.fragment in anchors(target), link.geturl()
+
+
+def test_film_of_the_readme_is_light() -> None:
+    with Image.open(ROOT / "docs" / "film.webp") as film:
+        assert getattr(film, "n_frames", 1) > 10
+    assert (ROOT / "docs" / "film.webp").stat().st_size < 1_000_000
 
 
 # --- lists

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
+from commands.document_faults import Examiner
 from commands.documents import FoundUrl, find_urls, replace_urls
-from commands.left_keys import find_keys
-from picture import ImageRequest
+from picture import BadRequest, ImageRequest
 
 BASE = "https://pics.example.org"
 URL = f"{BASE}/prompt/a?key=k"
@@ -30,12 +33,43 @@ URL = f"{BASE}/prompt/a?key=k"
         (f"{BASE}/sub/path/prompt/a/b?key=k#top", ImageRequest("a/b")),
         (f"![x]({BASE}/prompt/红苹果?key=k)", ImageRequest("红苹果")),
         (f"![x]({BASE}/prompt/a?sig={'0' * 32}&exp=5)", ImageRequest("a")),
+        (
+            f"![x](<{BASE}/prompt/a cat (it's red)，?key=k> 'title')",
+            ImageRequest("a cat (it's red)，"),
+        ),
+        (f"![x]({BASE}/prompt/it's,红苹果，red?key=k)", ImageRequest("it's,红苹果，red")),
+        (f'<img src="{BASE}/prompt/it\'s)，?key=k">', ImageRequest("it's)，")),
+        (f"<img srcset='{URL}&seed=1 1x, {URL}'>", ImageRequest("a", seed=1)),
+        (f"图片在{URL}。它很好看", ImageRequest("a")),
+        (f"图片（{URL}）、", ImageRequest("a")),
+        (f"见{URL}，", ImageRequest("a")),
+        (f"![{URL}]({URL})", ImageRequest("a")),
+        (f"[[{URL}][text]] image::{URL}[alt] \\href{{{URL}}}", ImageRequest("a")),
+        (f'![x]({BASE}/prompt/a[1]"`?key=k)', ImageRequest('a[1]"`')),
+        (f"a < {URL} and <{URL}\n", ImageRequest("a")),
     ],
 )
 def test_our_url_is_found_in_any_markup(text: str, expected: ImageRequest) -> None:
-    [(position, found)] = find_urls(text)
+    (position, found), *others = find_urls(text)
     assert found.request == expected
     assert text[position:].startswith(found.url)
+    for _, one in ((position, found), *others):
+        assert one.credentials in ({"key": "k"}, {"sig": "0" * 32, "exp": "5"})
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text("ab'\"，。（）() []{}*_~!&;#%?|`.,:$-/=中", max_size=8),
+    st.sampled_from(["![x]({})", "![x](<{}>)", "[![x]({})](https://o)", '![x]({} "title")']),
+)
+def test_url_of_an_image_is_what_markdown_makes_of_it(prompt: str, form: str) -> None:
+    text = form.format(f"{BASE}/prompt/{prompt}?key=k")
+    [inline] = [token for token in MarkdownIt().parse(text) if token.type == "inline"]
+    for image in (token for token in inline.children or [] if token.type == "image"):
+        with suppress(BadRequest, ValueError):
+            rendered = FoundUrl.read(str(image.attrs["src"]), 4000).named
+            if rendered.credentials:
+                assert rendered in [found.named for _, found in find_urls(text)]
 
 
 def test_urls_side_by_side_are_all_found() -> None:
@@ -91,13 +125,24 @@ def test_any_text_stays_where_nothing_is_replaced(pieces: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["http://", "http://(", "http://)", "http:// ", "http://x/prompt/", "(", URL, URL + ")"]
+    "unit",
+    [
+        "http://",
+        "<http://",
+        "http://(",
+        "http://)",
+        "http:// ",
+        "http://x/prompt/",
+        "(",
+        URL,
+        URL + ")",
+    ],
 )
 def test_long_lines_take_linear_time(unit: str) -> None:
     # Quadratic time would be minutes.
-    text = unit * (1_000_000 // len(unit))
+    text = unit * (200_000 // len(unit))
     assert replace_urls(text, lambda found: None) == (text, 0)
-    list(find_keys(text, ["k", "x" * 16], BASE))
+    list(Examiner(lambda found: None, ["k", "x" * 16], BASE).find_faults(text))
 
 
 @pytest.mark.parametrize(
@@ -105,6 +150,8 @@ def test_long_lines_take_linear_time(unit: str) -> None:
     [
         ("?k%65y=k", "?sig=S&by=a%20b"),
         ("?seed=1&key=%6B&width=9", "?seed=1&sig=S&by=a%20b&width=9"),
+        ("?exp=5&key=k&sig=T&width=9&by=x#y", "?sig=S&by=a%20b&width=9#y"),
+        ("?width=9&amp;by=x&amp;key=k", "?width=9&amp;sig=S&amp;by=a%20b"),
         ("?key=k&amp;width=9", "?sig=S&amp;by=a%20b&amp;width=9"),
         ("?key=k&#38;width=9", "?sig=S&#38;by=a%20b&#38;width=9"),
         ("?width=9&#038;key=k", "?width=9&#038;sig=S&#038;by=a%20b"),
@@ -115,11 +162,12 @@ def test_long_lines_take_linear_time(unit: str) -> None:
         ("?a?key=k", "?a?sig=S&by=a%20b"),
         ("?这??key=k&width=9", "?这??sig=S&by=a%20b&width=9"),
         ("?style=a?key=b&key=k", "?style=a?key=b&sig=S&by=a%20b"),
+        ("?width=9&amp;amp;key=k", "?width=9&amp;amp;sig=S&amp;amp;by=a%20b"),
     ],
 )
 def test_only_the_key_is_replaced_however_it_is_spelt(written: str, signed: str) -> None:
     found = FoundUrl.read(f"{BASE}/prompt/a{written}", 4000)
-    assert found.credentials == {"key": "k"}
+    assert found.credentials["key"] == "k"
     again = FoundUrl.read(found.signed({"sig": "S", "by": "a b"}), 4000)
     assert again.url == f"{BASE}/prompt/a{signed}"
     assert (again.request, again.credentials) == (found.request, {"sig": "S", "by": "a b"})

@@ -278,6 +278,25 @@ def test_only_a_rejection_is_asked_again(server: MakeServer, state: State, statu
     assert len(backend.seen) == 1
 
 
+@pytest.mark.parametrize("model", ["zz-top", "other"])
+@pytest.mark.parametrize(
+    ("status", "message", "why"),
+    [
+        (404, "Application zz-top was not found", "unknown model"),
+        (403, "Application zz-top is not for you", "unauthorised"),
+        (400, "The organization must be verified to use zz-top", "unauthorised"),
+    ],
+)
+def test_denial_that_quotes_the_model_is_of_the_model(
+    backend: ScriptedServer, state: State, model: str, status: int, message: str, why: str
+) -> None:
+    backend.say(Say({"error": message}, status))
+    fault = Asking(backend, state)(BODY | {"model": model, "style": "Application"}).fault
+    assert fault
+    assert (fault.is_of_model, fault.is_of_account) == (model == "zz-top", model != "zz-top")
+    assert fault.why == why or model != "zz-top"
+
+
 def test_error_inside_a_200_is_learned_from(backend: ScriptedServer, state: State) -> None:
     backend.say(Say(SEED_UNKNOWN.body), Say({"message": "n is not supported", "data": None}), DRAWN)
     assert Asking(backend, state)({"prompt": "a", "seed": 1, "style": "x"}).fault is not None

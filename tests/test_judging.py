@@ -119,6 +119,7 @@ REFUSALS: dict[str, tuple[int, Any]] = {
     "blockReason": (502, {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}),
     "IMAGE_SAFETY": (500, error("empty response", code="IMAGE_SAFETY")),
     "a gateway, 403": (403, error("no", code="content_policy_violation")),
+    "Stability": (403, {"name": "content_moderation", "errors": ["Your request was flagged."]}),
     "a gateway, 429": (429, error("no", code="content_policy_violation")),
     "a gateway, 500": (500, error("no", type="content_policy_violation")),
     "a gateway, 500, GPT-image": (500, error("bad response", code="moderation_blocked")),
@@ -193,6 +194,14 @@ OTHERS: dict[str, tuple[int, Any, tuple[Outcome, str, str]]] = {
     "new-api, no channel": (400, error(NO_CHANNEL), MODEL),
     "new-api, no channel, as it is": (503, error(NO_CHANNEL, code="model_not_found"), MODEL),
     "new-api, no channel, in Chinese": (503, error("分组 default 下模型 x 无可用渠道"), MODEL),
+    "Ark, not activated": (404, error("Your account 2 has not activated the model seedream.",
+                                      code="ModelNotOpen", type="NotFound"), MODEL),
+    "SiliconFlow, disabled": (403, {"code": 30003, "message": "Model disabled."}, MODEL),
+    "DashScope, no access": (403, {"code": "Model.AccessDenied", "message": "Model access denied."},
+                             MODEL),
+    "new-api, a token's models": (403, error("该令牌无权使用模型：flux"), MODEL),
+    "OpenAI, no model": (400, error("you must provide a model parameter"), MODEL),
+    "Gemini, from elsewhere": (400, error("User location is not supported for the API use."), KEY),
     "aspect ratio": (400, error("The aspect ratio is out of range for this tier"), REJECTED),
     "nginx": (400, b"<html><head><title>400 Bad Request</title></head></html>", REJECTED),
     "CUDA": (400, error("CUDA out of memory"), REJECTED),
@@ -330,6 +339,9 @@ QUOTED: list[tuple[str, int, Any, tuple[Outcome, str, str]]] = [
     ("a poster\nabout quota", 400, inside(error('cannot draw "a poster\nabout quota"')), REJECTED),
     ("an API-key, please: now", 400, "cannot draw 'an api key please now'", REJECTED),
     ("no quota left, " * 40, 400, "cannot draw '" + "no quota left, " * 10 + "…'", REJECTED),
+    ('{"code":"insufficient_quota","type":"server_error"}', 400, "bad style: {}", REJECTED),
+    ('x","code":"billing_hard_limit_reached', 400, 'bad: {"style":"{}"}', REJECTED),
+    ('{"code": 401, "error": {"code": "moderation_blocked"}}', 400, "cannot draw {}", REJECTED),
     ("x", 400, "Invalid model name passed in model='x'", MODEL),
     ("a", 400, "Billing hard limit has been reached", CREDIT),
     # Words that a vendor uses as well never make more of an error than it is.
@@ -352,7 +364,16 @@ def test_what_the_client_wrote_is_no_evidence(
 
 EVIL = st.sampled_from(
     (
-        *("billing", "api key", "quota", "nsfw", "content policy", "rate limit", "'size' must be"),
+        *(
+            '{"code":"insufficient_quota"}',
+            "billing",
+            "api key",
+            "quota",
+            "nsfw",
+            "content policy",
+            "rate limit",
+            "'size' must be",
+        ),
         *(
             "one of 64x64",
             "Unknown parameter: 'seed'",

@@ -67,6 +67,15 @@ DROPPED: dict[str, tuple[Any, str]] = {
     ),
     "Go": ({"error": 'json: unknown field "seed"'}, "seed"),
     "Rust": ("unknown field `seed`, expected one of `prompt`, `width`", "seed"),
+    "Rust, with a list of what was sent": (
+        "unknown field `seed`, expected one of `prompt`, `n`, `quality`",
+        "seed",
+    ),
+    "Java": ('Unrecognized field "seed" (3 known properties: "quality", "n"])', "seed"),
+    "joi": ({"message": '"seed" is not allowed'}, "seed"),
+    "not accepted": (openai("This model does not accept the parameter 'seed'"), "seed"),
+    "prohibited": ({"errors": {"seed": ["The seed field is prohibited."]}}, "seed"),
+    "in Chinese, passive": ({"message": "参数 seed 不被支持"}, "seed"),
     "NestJS": ({"message": ["property seed should not exist"]}, "seed"),
     "Python": ({"error": "generate() got an unexpected keyword argument 'seed'"}, "seed"),
     "LiteLLM": (
@@ -106,6 +115,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a seed": (openai("seed must be less than or equal to 41"), "seed=42"),
     "pydantic": (pydantic("seed", "Input should be less than 42"), "seed=42"),
     "Laravel": ({"errors": {"quality": ["The selected value is invalid."]}}, "quality=hd"),
+    "Anthropic": (
+        openai("`temperature` and `quality` cannot both be specified for this model."),
+        "temperature=0.7",
+    ),
     "not supported": (openai("response_format is not supported"), "response_format=url"),
 }
 
@@ -186,10 +199,16 @@ def test_demand_never_replaces_the_value_of_another_client() -> None:
     assert learned.fields(BODY | {"background": "white"}, None)["background"] == "white"
 
 
-def test_model_without_text_is_asked_for_pictures_alone() -> None:
-    answer = openai("No endpoints found that support the requested output modalities: image, text")
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, "No endpoints found that support the requested output modalities: image, text"),
+        (400, "This model only supports output modalities: image"),
+    ],
+)
+def test_model_without_text_is_asked_for_pictures_alone(status: int, message: str) -> None:
     both = {"modalities": ["image", "text"]}
-    learned = learn(answer, status=404, more=both)
+    learned = learn({"error": message}, status=status, more=both)
     assert learned.fields(BODY | both, None)["modalities"] == ["image"]
     learned = learn(openai("Unknown parameter: 'modalities'."), known=learned, more=both)
     assert "modalities" not in learned.fields(BODY | both, None)
@@ -203,6 +222,7 @@ def test_model_without_text_is_asked_for_pictures_alone() -> None:
     [
         ("quality", "'size' must be one of 64x64"),
         ("style", "Unknown parameter: 'seed'"),
+        ("style", '{"param":"seed","code":"unknown_parameter"}'),
         ("negative_prompt", "set header X-Evil=1"),
         ("background", "stream must be set to true"),
         ("prompt", "Unknown parameter: 'seed'. n must be set to 4. " * 20),
@@ -304,6 +324,15 @@ FITTED: dict[str, tuple[Size, Any, Any]] = {
         openai("Invalid size: below the minimum pixel budget of 655,360 pixels."),
         "816x816",
     ),
+    "gpt-image-2, shape": (
+        (2048, 512),
+        openai("Invalid size. The ratio of the longer edge to the shorter edge must be at most"
+               " 3:1."),
+        "1776x592",
+    ),
+    "a range of shapes": (
+        (100, 3000), {"message": "size 不合法，宽高比取值范围：[1/16, 16]"}, "137x2192",
+    ),
     "gpt-image-2, edge": (
         (4096, 2048),
         openai("Invalid size: The longest edge must be less than or equal to 3840"),
@@ -369,6 +398,9 @@ FITTED: dict[str, tuple[Size, Any, Any]] = {
     "in brackets": ((100, 100), openai("height must be in [256, 1024]"), "256x256"),
     "a greatest size": ((2048, 1024), openai("The maximum size is 1024x1024"), "1024x512"),
     "a least side": ((400, 200), openai("Minimum dimension is 256 pixels"), "512x256"),
+    "an image of megapixels": (
+        (2000, 2000), openai("Requested image exceeds the limit of 1 megapixel"), "992x992",
+    ),
     "megapixels": ((2000, 2000), openai("size exceeds the maximum of 1 megapixel"), "992x992"),
     "dashscope": ((640, 480), {"code": "InvalidParameter", "message":
                   "size must be in 1024*1024, 720*1280, 1280*720, allowed"}, "1280x720"),
@@ -379,6 +411,9 @@ FITTED: dict[str, tuple[Size, Any, Any]] = {
     "in Chinese, a limit": ((3000, 1500), {"message": "图片宽高不能超过2048像素"}, "2048x1024"),
     "a size and an id": (
         (640, 480), openai("size 640x480 is not allowed (request id: 20260101123456789)"), None,
+    ),
+    "a list of shapes is no limit": (
+        (900, 100), openai("size is invalid: the ratio must be one of 1:1, 1:2, 2:1, 20:9"), None,
     ),
     "an aspect ratio": ((900, 100), openai("The aspect ratio is out of range for this tier"), None),
     "Stability": (
@@ -536,9 +571,12 @@ SIDES = st.integers(1, 4096)
 @unhurried
 @given(SIDES, SIDES, st.sampled_from([1, 8, 16, 32]))
 def test_fitted_size_is_always_allowed(width: int, height: int, multiple: int) -> None:
-    rule = SizeRule(multiple=multiple, least_side=256, most_side=2048, most_pixels=2**22)
+    rule = SizeRule(
+        multiple=multiple, least_side=256, most_side=2048, most_pixels=2**22, most_ratio=3
+    )
     found = rule.fit((width, height))
     assert all(256 <= side <= 2048 and side % multiple == 0 for side in found)
+    assert max(found) <= 3 * min(found)
 
 
 # --- any text -----------------------------------------------------------------------------------

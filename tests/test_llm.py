@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm import Llm, RewriteFailed, message_in, read_prompt
+from llm import LLM_LIMIT, Llm, RewriteFailed, message_in, read_prompt
 from settings.servers import LlmSettings
 from storage import State
 from upstream.client import Deadline, Upstream
@@ -455,7 +455,7 @@ def test_answer_is_read_whatever_stands_around_it(
         (saying(None), "no message"),
         (saying("no"), "no prompt"),
         (saying("I'm sorry, I can't."), "no prompt"),
-        (Say(b" " * (2**20 + 1)), "answer too large"),
+        (Say(b" " * (LLM_LIMIT + 1)), "answer too large"),
     ],
 )
 def test_unusable_answer_is_a_failure(

@@ -47,18 +47,24 @@ def image(tmp_path: Path) -> Iterator[Path]:
         path.chmod(0o755)
 
 
-def requirements() -> set[str]:
-    """Return the distributions that `pip install -r requirements.txt` installs."""
-    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+def requirements(*extras: str) -> set[str]:
+    """Return the distributions that the requirements, and those of extras, need in all."""
+    files = ["requirements.txt", *(f"requirements-{extra}.txt" for extra in extras)]
+    lines = [line for name in files for line in (ROOT / name).read_text("utf-8").splitlines()]
     wanted = [Requirement(line) for line in lines if not line.startswith("#")]
     names: set[str] = set()
     while wanted:
         requirement = wanted.pop()
-        is_needed = not requirement.marker or requirement.marker.evaluate({"extra": ""})
         name = canonicalize_name(requirement.name)
-        if is_needed and name not in names:
+        if name not in names:
             names.add(name)
-            wanted += map(Requirement, distribution(name).requires or [])
+            needed = map(Requirement, distribution(name).requires or [])
+            extras_of_it = requirement.extras or {""}
+            wanted += [
+                one
+                for one in needed
+                if not one.marker or any(one.marker.evaluate({"extra": e}) for e in extras_of_it)
+            ]
     return names
 
 
@@ -164,6 +170,24 @@ def test_backup_runs_as_the_service_into_its_own_folder() -> None:
     program, folder = re.findall(r"(?m)^ExecStart=(\S+) -m commands cache backup (\S+)$", backup)[0]
     assert program == "/opt/prompt-image-proxy/.venv/bin/python"
     assert folder.removeprefix("/var/lib/") in re.findall(r"(?m)^StateDirectory=(.*)", backup)[0]
+
+
+def test_everything_that_requirements_need_is_pinned_as_tested() -> None:
+    pinned = [
+        Requirement(line)
+        for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+        if not line.startswith("#")
+    ]
+    versions = {str(canonicalize_name(one.name)): str(one.specifier) for one in pinned}
+    for name in requirements("cluster", "formats", "metrics", "socks"):
+        assert versions.get(name) == f"=={distribution(name).version}", f"{name}: make constraints"
+
+
+def test_every_install_uses_the_constraints() -> None:
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    for path in [*documents, ROOT / "Dockerfile", ROOT / "Makefile"]:
+        for options in re.findall(r"pip install (.*)-r ", path.read_text("utf-8")):
+            assert options.endswith("-c constraints.txt "), path
 
 
 def read_compose(name: str) -> dict[str, Any]:

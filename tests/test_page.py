@@ -502,6 +502,20 @@ def test_limit_is_said_before_and_at_its_picture(
     assert not page.shows("#variants")
 
 
+def test_failure_is_said_at_its_picture_and_tried_again_there(page: Page, studio: Studio) -> None:
+    studio.backend.say(lambda seen: REFUSAL if "dog" in seen.json["prompt"] else drawing())
+    page.open(studio.service)
+    page.draw("a dog", until="failed")
+    page.draw("x" * 4001, until="failed")
+    page.draw("an apple")
+    said = [tile.text for tile in page.all("#strip button")]
+    assert said[0] == ""
+    assert "invalid" in said[1]
+    assert "Moderation" in said[2]
+    page.click("#strip li:last-child button")
+    assert page.at("#error").get_attribute("data-status") == "422"
+
+
 def test_queue_goes_on_when_a_new_key_is_saved(page: Page, studio: Studio) -> None:
     page.open(studio.service, key="expired")
     page.wait_for_text("#key-wrong", "not accepted")

@@ -178,6 +178,8 @@ B64 = base64.b64encode(png()).decode()
         {"task_id": ["1"]},
         {"task_id": "1", "status": "FAILED"},
         {"data": [{"id": "1"}]},
+        {"id": "1", "data": {"status": "pending"}},
+        {"id": "1", "status": "completed"},
         [{"task_id": "1"}],
         None,
     ],
@@ -226,8 +228,16 @@ def ask_clone(seen: Seen) -> Say:
     return Say({"status": "completed", "images": [B64]})
 
 
+def ask_other_clone(seen: Seen) -> Say:
+    if seen.method == "POST":
+        return Say({"id": "task-9", "object": "image.task", "status": "queued"})
+    assert seen.path == "/v1/tasks/task-9"
+    return Say({"id": "task-9", "status": "succeeded", "result": {"b64_json": B64}})
+
+
 @pytest.mark.parametrize(
-    ("answer", "posts"), [(ask_apimart, 2), (ask_modelscope, 3), (ask_clone, 2)]
+    ("answer", "posts"),
+    [(ask_apimart, 2), (ask_modelscope, 3), (ask_clone, 2), (ask_other_clone, 2)],
 )
 def test_picture_of_a_task_is_drawn(
     backend: ScriptedServer, state: State, answer: Callable[[Seen], Say], posts: int

@@ -15,8 +15,9 @@ from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
 from cache import Cache
 from config import Settings
 from drawing.verdict import forget_failures
-from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest, Link
+from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest
 from storage import Filter, Row, Unavailable
+from web.links import Link
 from web.pictures import Pictures
 from web.problems import MAX_BODY, NotFound, TooLarge, as_json
 from web.status import Status

@@ -27,10 +27,11 @@ from drawing.record import GaveUp
 from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn
 from metrics import Metrics
-from picture import BadRequest, ImageRequest, Link, Problem
+from picture import BadRequest, ImageRequest, Problem
 from pipeline import Pipeline
 from storage import Unavailable
 from web.api import parse_body, read_bytes
+from web.links import Link
 from web.openai_errors import MAX_BODY, OPEN_HEADERS, may_retry, open_json
 from web.orders import MAX_PICTURES, Form, Order
 from web.pieces import Encoded, Part, joined, pieces, with_base64

@@ -80,7 +80,7 @@ function changeForm({ target, type }) {
 
 function retry() {
   if (isToBeChanged(view.error)) $('prompt').focus();
-  else queue.draw(view.wanted);
+  else queue.retry(view);
 }
 
 /** Show or hide the settings above the bar, on a narrow screen. */

@@ -36,6 +36,13 @@ export function draw(wanted, isHit = false) {
   if (view.state === 'waiting') say(t('waiting'), true);
 }
 
+/** Draw once more what failed, in its place. */
+export function retry(job) {
+  change(job, { state: 'queued' });
+  pump();
+  say(t('waiting'), true);
+}
+
 /** Draw the form's picture several times, with new seeds. */
 export function drawVariants(event) {
   const wanted = event.detail > 1 ? null : wantedOrComplain();

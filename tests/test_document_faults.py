@@ -1,4 +1,4 @@
-"""Access keys that documents still contain: found in any spelling, with a reason."""
+"""Faults in documents: keys in any spelling and URLs that do not open, each with a reason."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from commands.left_keys import find_keys
+from commands.document_faults import BROKEN, DocumentFault, Examiner
+from commands.documents import FoundUrl
 
 BASE = "https://pics.example.org"
 KEY = "a-long+secret of_钥匙&co"
+
+
+def find_faults(text: str, keys: list[str], public_url: str | None = BASE) -> list[DocumentFault]:
+    """Return what is wrong with a document whose URLs open if they have credentials."""
+
+    def why_closed(found: FoundUrl) -> str | None:
+        return None if found.credentials else "closed"
+
+    return list(Examiner(why_closed, keys, public_url).find_faults(text))
 
 
 @pytest.mark.parametrize(
@@ -22,8 +32,9 @@ KEY = "a-long+secret of_钥匙&co"
         (f"{BASE}/prompt/a b?key=k", "the URL ends at ' ', which must be percent-encoded"),
         (f"{BASE}/other?key=k.", "the URL does not begin with"),
         ("https://other.example/prompt/a?key=k", "the URL does not begin with"),
-        (f"{BASE}/prompt/a?q=a-key=k", "the key is not a parameter of its own"),
-        (f"{BASE}/prompt/a?sig=s&key=k", "its key is not accepted, or it has a signature as well"),
+        (f"{BASE}/prompt/a?q=a-key=k", "closed"),
+        (f"{BASE}/prompt/a?sig=s&q=a-key=k", "the key is not a parameter of its own"),
+        (f"{BASE}/prompt/a?key=k", "its key was not replaced"),
         (f"{BASE}/prompt/a?key=k&#38width=9", "the URL does not name a picture"),
         ("![](/prompt/a?key=k)", "the key is not part of a URL"),
         (f"{BASE}/prompt/a?sig=s\nkey=k", "the key is not part of a URL"),
@@ -31,7 +42,7 @@ KEY = "a-long+secret of_钥匙&co"
     ],
 )
 def test_key_that_is_left_has_a_reason(text: str, reason: str) -> None:
-    [left] = find_keys(f"{BASE}/prompt/a?key=kx k\n{text}", ["k"], BASE)
+    [left] = find_faults(f"{BASE}/prompt/a?key=kx k\n{text}", ["k"])
     assert left.line == 2 + text.count("\n")
     assert left.reason.startswith(reason)
 
@@ -51,7 +62,7 @@ def test_key_is_found_in_any_spelling(random: Random) -> None:
     encoded = "".join(map(percent_encoded, f"key={KEY}"))
     written = "".join(map(referenced, encoded))
     text = f"\n{BASE}/prompt/a?width=9&amp;{written}\n"
-    assert [left.line for left in find_keys(text, ["k", KEY], BASE)] == [2]
+    assert [left.line for left in find_faults(text, ["k", KEY])] == [2]
 
 
 @pytest.mark.parametrize(
@@ -65,9 +76,9 @@ def test_key_is_found_in_any_spelling(random: Random) -> None:
     ],
 )
 def test_key_is_found_wherever_it_stands(text: str) -> None:
-    assert len(list(find_keys(text, ["k", KEY], BASE))) == 1
+    assert len(find_faults(text, ["k", KEY])) == 1
 
 
 def test_short_key_is_an_ordinary_word_elsewhere() -> None:
     text = f"k is a letter; {BASE}/prompt/k?style=k&turkey=k key=k2 Bearer k-2"
-    assert list(find_keys(text, ["k"], BASE)) == []
+    assert find_faults(text, ["k"]) == [DocumentFault(1, "closed", BROKEN)]

@@ -1,0 +1,174 @@
+"""A service on another machine, for commands that read documents on this one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any
+
+import click
+
+from commands.documents import FoundUrl
+from commands.local_service import DRAWN, NOT_DRAWN, THERE, drawn_on
+from picture import PARAMETERS, ImageRequest
+from upstream.client import Deadline, Reply, Upstream, UpstreamError
+from web.links import Link
+from web.sentences import SENTENCES
+
+# No limit of ours: the service has its own. No URL is longer.
+_MAX_PROMPT_LENGTH = 65536
+_ANSWER_SECONDS, _DRAWING_SECONDS = 60.0, 600.0
+_MAX_WAIT = 30
+_SHOWN = (200, 206, 302)
+_EXPIRED = SENTENCES["signature_expired"].en
+
+
+class RemoteService:
+    """Asks a service over HTTP: POST /sign with an access key, and the URLs themselves."""
+
+    max_prompt_length = _MAX_PROMPT_LENGTH
+    max_jobs = 32
+
+    def __init__(
+        self,
+        server: str,
+        upstream: Upstream,
+        access_key: str | None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`server` is what the documents' URLs begin with. Without `access_key`, one is asked for
+        when it is needed.
+        """
+        self.public_url = server
+        self._upstream = upstream
+        self._access_key = access_key
+        self._sleep = sleep
+        self._looks: dict[str, Reply] = {}
+
+    @cached_property
+    def key(self) -> str:
+        return self._access_key or str(click.prompt("Access key", hide_input=True, err=True))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def announce_cache(self) -> None:
+        click.echo(f"Cache: that of {self.public_url}", err=True)
+
+    def why_closed(self, found: FoundUrl) -> str | None:
+        """Return why a URL does not show its picture, or None if it does."""
+        reply = self._look(found)
+        # The other errors come after the credentials have been accepted.
+        if reply.status in (*_SHOWN, 422, 429) or reply.status >= 500:
+            return None
+        return _detail(self._get(found, _ANSWER_SECONDS))
+
+    def link(self, request: ImageRequest, expires_in: int | None, extension: str | None) -> Link:
+        """Have the service sign a picture's URL."""
+        reply = self._sign(request, expires_in, extension)
+        if reply.status != 200:
+            raise click.ClickException(_detail(reply))
+        return Link(request, reply.json()["url"])
+
+    def sign_found(
+        self, found: FoundUrl, *, resign: bool, old_keys: tuple[str, ...], expires_in: int | None
+    ) -> dict[str, str | int] | None:
+        """Return a signature in place of a URL's credentials, or None to leave them.
+
+        It counts for our access key. With `resign`, signatures that the service accepts, or would
+        if they had not expired, and old keys are replaced, too.
+        """
+        key = found.credentials.get("key")
+        is_known = key == self.key or (resign and key in old_keys)
+        if not is_known and resign and "sig" in found.credentials:
+            is_known = self.why_closed(found) in (None, _EXPIRED)
+        if not is_known:
+            return None
+        reply = self._sign(found.request, expires_in)
+        if reply.status == 400:  # why_closed says what is wrong with it
+            return None
+        if reply.status != 200:
+            raise click.ClickException(_detail(reply))
+        signed = FoundUrl.read(reply.json()["url"], self.max_prompt_length)
+        return dict(signed.credentials)
+
+    def describe(self, found: FoundUrl) -> str:
+        """Return when a URL's picture was drawn."""
+        reply = self._look(found)
+        if reply.status == 302:
+            return "at an image host"
+        if "Last-Modified" in reply.headers:
+            return drawn_on(parsedate_to_datetime(reply.headers["Last-Modified"]).timestamp())
+        return NOT_DRAWN
+
+    def draw(self, found: FoundUrl) -> str:
+        """Draw a picture that is not cached yet; return DRAWN, THERE, or why it failed."""
+        try:
+            if self.describe(found) != NOT_DRAWN:
+                return THERE
+            reply = self._get(found, _DRAWING_SECONDS)
+        except click.ClickException as error:
+            return error.message
+        return DRAWN if reply.status in _SHOWN else _detail(reply)
+
+    def _look(self, found: FoundUrl) -> Reply:
+        """Ask for a URL without having it drawn, once."""
+        if found.address not in self._looks:
+            self._looks[found.address] = self._ask("HEAD", found.address, _ANSWER_SECONDS)
+        return self._looks[found.address]
+
+    def _get(self, found: FoundUrl, seconds: float) -> Reply:
+        """Ask for a URL's picture, or for its error as JSON. One byte of the picture is enough."""
+        headers = {"Accept": "application/json", "Range": "bytes=0-0"}
+        return self._ask("GET", found.address, seconds, headers=headers)
+
+    def _sign(
+        self, request: ImageRequest, expires_in: int | None, extension: str | None = None
+    ) -> Reply:
+        given = {name: getattr(request, name) for name in PARAMETERS}
+        body = {
+            "description": request.prompt,
+            **given,
+            "expires_in": expires_in,
+            "extension": extension,
+        }
+        # As WSGI will decode it.
+        headers = {"Authorization": f"Bearer {self.key}".encode().decode("latin-1")}
+        url = f"{self.public_url}/sign"
+        return self._ask("POST", url, _ANSWER_SECONDS, headers=headers, json=body)
+
+    def _ask(self, method: str, url: str, seconds: float, **more: Any) -> Reply:
+        """Send a request; repeat it when the service asks for a moment's patience.
+
+        Its 429 and 503 come before anything is paid for.
+        """
+        deadline = Deadline.after(seconds)
+        while True:
+            try:
+                reply = self._upstream.request(method, url, deadline=deadline, **more)
+            except UpstreamError as error:
+                raise click.ClickException(f"{self.public_url}: {error}.") from error
+            wait = _retry_after(reply)
+            if wait is None or wait > min(_MAX_WAIT, deadline.remaining()):
+                return reply
+            self._sleep(wait)
+
+
+def _retry_after(reply: Reply) -> int | None:
+    text = reply.headers.get("Retry-After", "")
+    return int(text) if reply.status in (429, 503) and text.isdecimal() else None
+
+
+def _detail(reply: Reply) -> str:
+    """Return what an error says of itself, or its status."""
+    try:
+        detail = json.loads(reply.body)["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = None
+    phrase = HTTPStatus(reply.status).phrase if reply.status in set(HTTPStatus) else ""
+    return detail if isinstance(detail, str) else f"The service answers {reply.status} {phrase}."

@@ -1,0 +1,204 @@
+"""The README's film: `python -m demo.film` records docs/film.webp, and docs/page.png as its still.
+
+In the page with the demo backend, a prompt becomes a picture and its Markdown is copied. This needs
+requirements-dev.txt and Debian's chromium and chromium-driver.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from demo.demo_backend import DemoServer
+from demo.start import DEMO_KEY, GUNICORN, ROOT, demo_environment, is_configured, stop, wait_for
+
+FILM, STILL = ROOT / "docs" / "film.webp", ROOT / "docs" / "page.png"
+MAX_BYTES = 1_000_000
+WIDTH, HEIGHT = 1280, 890  # pixels of the page, and of the still
+FILM_SIZE = (960, 667)
+PROMPT = "a red apple"
+DRAWING_SECONDS = 1.0
+PROMPT_FIELD, DRAW, COPY = "#prompt", "#draw", '[data-copy="markdown"]'
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --no-first-run --lang=en-US --hide-scrollbars"
+    f" --disable-background-networking --disable-dev-shm-usage --window-size={WIDTH},{HEIGHT}"
+)
+_POINTER = """
+const pointer = document.createElement('div');
+pointer.id = 'pointer';
+Object.assign(pointer.style, {position: 'fixed', zIndex: 99, width: '22px', height: '32px',
+  pointerEvents: 'none', background: '#111',
+  clipPath: 'polygon(0 0, 0 75%, 26% 58%, 46% 100%, 62% 93%, 43% 53%, 76% 51%)'});
+document.body.append(pointer);
+"""
+_MOVE = "Object.assign(pointer.style, {left: `${arguments[0]}px`, top: `${arguments[1]}px`})"
+_FADING = """
+return document.getAnimations().some((one) => one.playState === 'running'
+  && one.effect.getComputedTiming().endTime !== Infinity)
+"""
+
+
+class Camera:
+    """Records what a browser shows."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+        self.frames: list[Image.Image] = []
+        self.milliseconds: list[int] = []
+        self.pointer = (WIDTH * 0.6, HEIGHT * 0.5)
+
+    def see(self) -> Image.Image:
+        """Return what is displayed."""
+        return Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+
+    def see_without_pointer(self) -> Image.Image:
+        """Return what is displayed, but for the pointer."""
+        self.driver.execute_script("pointer.hidden = true")
+        picture = self.see()
+        self.driver.execute_script("pointer.hidden = false")
+        return picture
+
+    def shoot(self, milliseconds: int) -> None:
+        """Add what is displayed to the film, for so long."""
+        self.frames.append(self.see().resize(FILM_SIZE, Image.Resampling.LANCZOS))
+        self.milliseconds.append(milliseconds)
+
+    def click(self, selector: str) -> None:
+        """Move the pointer to an element, and click it."""
+        target = self.driver.find_element(By.CSS_SELECTOR, selector)
+        box = target.rect
+        end = (box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.6)
+        start, steps = self.pointer, 8
+        for step in range(1, steps + 1):
+            part = (step / steps) ** 2 * (3 - 2 * step / steps)  # slow at both ends
+            x, y = (a + (b - a) * part for a, b in zip(start, end, strict=True))
+            self.driver.execute_script(_MOVE, x, y)
+            self.shoot(50)
+        self.pointer = end
+        target.click()
+
+    def write(self, file: Path) -> None:
+        """Write the film; it begins again when it has ended."""
+        first, *others = self.frames
+        first.save(
+            file,
+            save_all=True,
+            append_images=others,
+            duration=self.milliseconds,
+            loop=0,
+            quality=80,
+            method=6,
+        )
+
+
+def is_drawn(driver: webdriver.Chrome) -> bool:
+    """Return whether the picture has appeared, and with it the button that copies its Markdown."""
+    is_there = any(one.is_displayed() for one in driver.find_elements(By.CSS_SELECTOR, COPY))
+    return is_there and not driver.execute_script(_FADING)
+
+
+def record(camera: Camera, url: str) -> Image.Image:
+    """Play the scene; return the still."""
+    driver = camera.driver
+    driver.get(f"{url}/robots.txt")
+    driver.execute_script("localStorage['pip.key'] = arguments[0]", DEMO_KEY)
+    driver.get(url)
+    WebDriverWait(driver, 10).until(lambda _: driver.find_element(By.CSS_SELECTOR, DRAW))
+    driver.execute_script(_POINTER)
+    driver.execute_script(_MOVE, *camera.pointer)
+    for landscape in driver.find_elements(By.CSS_SELECTOR, '[value="1024x768"]'):
+        driver.execute_script("arguments[0].click()", landscape)
+    camera.shoot(700)
+    camera.click(PROMPT_FIELD)
+    for letter in PROMPT:
+        driver.find_element(By.CSS_SELECTOR, PROMPT_FIELD).send_keys(letter)
+        camera.shoot(70)
+    camera.click(DRAW)
+    since = time.monotonic()
+    while not is_drawn(driver):
+        camera.shoot(0)
+        camera.milliseconds[-1] = round((time.monotonic() - since) * 1000)
+        since = time.monotonic()
+    camera.shoot(1200)
+    still = camera.see_without_pointer()
+    camera.click(COPY)
+    camera.shoot(300)
+    camera.shoot(2500)
+    return still
+
+
+@contextmanager
+def service(cache: str) -> Iterator[str]:
+    """Run the proxy with a demo backend that takes its time; its URL."""
+    with DemoServer(0, DRAWING_SECONDS) as backend, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        threading.Thread(target=backend.serve).start()
+        own = {"CACHE_DIR": cache, "HOST": "127.0.0.1", "PORT": str(port), "WORKERS": "1"}
+        environment = demo_environment(backend.url) | own
+        proxy = subprocess.Popen(GUNICORN, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        try:
+            if not wait_for(f"http://127.0.0.1:{port}/status", proxy):
+                raise SystemExit("The service does not start: see `make run`.")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            stop(proxy)
+            backend.is_stopping = True
+
+
+@contextmanager
+def chromium(home: str) -> Iterator[webdriver.Chrome]:
+    """Run a browser that writes into one folder only."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for flag in (*FLAGS.split(), f"--user-data-dir={home}/profile"):
+        options.add_argument(flag)
+    environment = {"PATH": os.environ["PATH"], "HOME": home, "TMPDIR": home}
+    chromedriver = Service(shutil.which("chromedriver"), env=environment)
+    driver = webdriver.Chrome(options=options, service=chromedriver)
+    try:
+        size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        yield driver
+    finally:
+        driver.quit()
+
+
+def main() -> int:
+    """Record both files; return the exit status."""
+    if is_configured():
+        print("It records the demo: unset BACKEND_API_URLS and move .env away.", file=sys.stderr)
+        return 1
+    with (
+        TemporaryDirectory(ignore_cleanup_errors=True) as home,
+        service(f"{home}/cache") as url,
+        chromium(home) as driver,
+    ):
+        camera = Camera(driver)
+        still = record(camera, url)
+    camera.write(FILM)
+    still.save(STILL, optimize=True)
+    seconds, size = sum(camera.milliseconds) / 1000, FILM.stat().st_size
+    print(f"{FILM.name}: {seconds:.1f} s, {len(camera.frames)} frames, {size:,} bytes")
+    return 0 if size < MAX_BYTES else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
