@@ -65,7 +65,7 @@ export default {
   'key.save': 'Save',
   'key.change': 'Change key',
   'key.saved': 'Key saved in this browser',
-  'key.limited': 'Drawings left for this key today: {left} of {limit}',
+  'key.limited': 'Drawings left today: {left} of {limit}',
   waiting: 'Your picture is being drawn.',
   'waiting.still': 'Still being drawn: {time}',
   lately: 'Recent pictures took about {time}',

@@ -9,6 +9,9 @@ export const jobs = [];
 const listeners = [];
 
 export const isUnfinished = ({ state }) => ['queued', 'waiting', 'key'].includes(state);
+/** Return whether its connection was lost: by the network, or because the page was left. */
+export const isCut = ({ state, error }) => state === 'failed' && !error.status;
+const isLeft = (job) => isUnfinished(job) || isCut(job);
 export const jobOf = (wanted) => jobs.findLast((job) => hashOf(job.wanted) === hashOf(wanted));
 
 /** Call `listener` with each job that changes. */
@@ -33,9 +36,9 @@ export function change(job, what) {
   for (const listener of listeners) listener(job);
 }
 
-/** Keep what a reload has to ask for again: unfinished jobs, and the other variants beside them. */
+/** Keep what a reload has to ask for again: jobs without an answer, and the variants beside them. */
 function keep() {
-  const left = jobs.filter((job) => isUnfinished(job) || (job.state === 'done' && job.group?.jobs.some(isUnfinished)));
+  const left = jobs.filter((job) => isLeft(job) || (job.state === 'done' && job.group?.jobs.some(isLeft)));
   const groups = [...new Set(left.map((job) => job.group))];
   const queue = left.map((job) => {
     const group = job.group ? groups.indexOf(job.group) : null;

@@ -1,7 +1,7 @@
 // The queue: several pictures are drawn at once, and others wait for their turn.
 import { isCached, run } from './drawing.js';
 import { hashOf, readForm } from './form.js';
-import { addJob, change, isUnfinished, jobOf, jobs, joinGroup, keptJobs, newGroup, onChange, removeJob } from './jobs.js';
+import { addJob, change, isCut, isUnfinished, jobOf, jobs, joinGroup, keptJobs, newGroup, onChange, removeJob } from './jobs.js';
 import { kept } from './kept.js';
 import { askForKey, keepKey, saveKey as keepNewKey, variantsLeft } from './key.js';
 import { focusStage, reveal, show, view } from './stage.js';
@@ -156,6 +156,15 @@ export function restoreQueue() {
   pump();
   return Boolean(left.length);
 }
+
+/** Ask again for what a lost connection cut: a telephone cuts it whenever it is put away. */
+function resume() {
+  if (document.hidden) return;
+  for (const job of jobs.filter(isCut)) change(job, { state: 'queued' });
+  pump();
+}
+addEventListener('online', resume);
+document.addEventListener('visibilitychange', resume);
 
 /** Show the form's picture if it is in the cache: a link by itself must never spend money. */
 export async function lookUp() {
