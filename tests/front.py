@@ -15,6 +15,7 @@ from .conftest import ROOT, _Client
 from .servers import free_port, wait_until
 
 SHIPPED = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
+CARDS = ROOT / "web" / "cards"
 MISSING = "these tests need nginx: apt-get install nginx"
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
@@ -83,10 +84,17 @@ def server_line(app_url: str) -> str:
 class Nginx(_Client):
     """nginx with the shipped file; only addresses and paths are replaced.
 
-    With a certificate it listens as the file's example for TLS does.
+    With a certificate it listens as the file's example for TLS does. `is_alone` means without
+    Debian's default page.
     """
 
-    def __init__(self, prefix: Path, *app_urls: str, certificate: Path | None = None) -> None:
+    def __init__(
+        self,
+        prefix: Path,
+        *app_urls: str,
+        certificate: Path | None = None,
+        is_alone: bool = False,
+    ) -> None:
         if NGINX is None:
             missing.skip(MISSING)
         port = free_port()
@@ -102,11 +110,13 @@ class Nginx(_Client):
             ("proxy_cache_path /var/cache/prompt-image-proxy ", f"proxy_cache_path {self.cache} "),
             ("\n    access_log /var/log/nginx/", f"\n    access_log {prefix}/"),
             ("\n    error_log /var/log/nginx/", f"\n    error_log {prefix}/"),
+            ("alias /opt/prompt-image-proxy/web/cards/", f"alias {CARDS}/"),
         )
         (prefix / "conf.d" / "prompt-image-proxy.conf").write_text(site, "utf-8")
         user = "user root;" if os.geteuid() == 0 else ""
         # Debian's default page is on port 80 only.
-        around = user + AROUND.format(prefix=prefix, port=free_port() if certificate else port)
+        other_port = free_port() if certificate or is_alone else port
+        around = user + AROUND.format(prefix=prefix, port=other_port)
         (prefix / "nginx.conf").write_text(around, "utf-8")
         self.process = subprocess.Popen(
             [NGINX, "-p", str(prefix), "-c", str(prefix / "nginx.conf")],

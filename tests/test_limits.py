@@ -66,7 +66,7 @@ def test_limit_ends_at_midnight_utc(service: InProcess) -> None:
     assert abs(left - (86400 - time.time() % 86400)) < 30
     assert (got.json["remedy"], got.json["title"]) == ("tomorrow", "Daily limit reached")
     card = service.get("/prompt/c?key=blog-key", headers={"Accept": "image/*"})
-    assert (card.status, b"limit of 2 drawings" in card.body) == (429, True)
+    assert (card.status, b"Daily limit reached" in card.body) == (429, True)
     service.ahead = left + 1.0
     assert blog(service, "c").status == 200
 

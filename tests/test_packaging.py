@@ -138,6 +138,8 @@ def test_image_serves_as_another_user_on_a_read_only_tree(
     assert fetch(f"{service}/prompt/x?key={KEY}").headers["Cache-Status"].endswith("; hit")
     for path in ("/", "/page/page.js", "/robots.txt"):
         assert fetch(service + path).status == 200
+    card = fetch(f"{service}/prompt/x", headers={"Accept": "image/*"})
+    assert (card.status, card.headers["Content-Type"]) == (401, "image/png")
     assert set(image.rglob("*")) == before
 
 
@@ -202,6 +204,12 @@ def test_both_compose_files_run_the_app_alike() -> None:
     limits = ("stop_grace_period", "read_only", "tmpfs", "cap_drop", "security_opt", "restart")
     assert {name: app[name] for name in limits} == {name: alone[name] for name in limits}
     assert app["volumes"][1] == alone["volumes"][1]
+
+
+def test_compose_mounts_the_cards_where_nginx_reads_them() -> None:
+    (folder,) = re.findall(r"alias (\S+)/;", (ROOT / "deploy" / "nginx.conf").read_text("utf-8"))
+    for name in ("compose.yaml", "compose-cluster.yaml"):
+        assert f"../web/cards:{folder}:ro" in read_compose(name)["services"]["nginx"]["volumes"]
 
 
 def test_compose_file_of_a_cluster_refers_to_what_it_defines() -> None:

@@ -7,15 +7,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from markdown_it import MarkdownIt
 from selenium.webdriver.common.keys import Keys
 
 from metrics.families import STAGES
-from web.cards import card
-from web.sentences import ADVICE, CLEARING, SENTENCES, Language
 
 from .browser import Page
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, drawing
@@ -259,26 +256,6 @@ def test_markdown_document_shows_twenty_signed_pictures_cold_and_warm(
         page.driver.get(elsewhere.url)
         page.wait(lambda: page.run(SHOWN) == 20, "twenty pictures")
     assert sorted(seen.json["prompt"] for seen in studio.backend.seen) == sorted(prompts)
-
-
-WIDEST = (
-    "return Math.max(...[...document.querySelectorAll('text')].map((one) => {"
-    " const box = one.getBBox(); return box.x + box.width; }))"
-)
-
-
-def test_text_of_a_card_stays_inside_it(page: Page, server: MakeServer) -> None:
-    elsewhere = server()
-    told = (SENTENCES["all_cooling_down"], ADVICE["operator"], CLEARING)
-    # As long as a line gets: each letter that a text may be full of, and what reads most often.
-    texts = [
-        " ".join(sentence.say(language) for sentence in told) for language in get_args(Language)
-    ]
-    texts += [letter * 200 for letter in "aeimsMWQ1"]
-    cards = "".join(card("Refused by moderation", text) for text in texts)
-    elsewhere.say(Say(f"<!doctype html>{cards}", 200, {"Content-Type": "text/html; charset=utf-8"}))
-    page.driver.get(elsewhere.url)
-    assert page.run(WIDEST) <= 470
 
 
 def test_broken_picture_in_a_document_says_why(

@@ -456,7 +456,7 @@ def test_answer_within_ends_the_wait_and_not_the_drawing(
     assert (first.status, first.headers["Retry-After"]) == (503, "2")
     assert (first.json["title"], first.json["remedy"]) == ("Being drawn", "reload")
     card = service.get(f"/prompt/x?key={KEY}", headers={"Accept": "image/*"})
-    assert (card.status, b"still being drawn" in card.body) == (503, True)
+    assert (card.status, b"Being drawn" in card.body) == (503, True)
     gate.opened.set()
     wait_until(lambda: service.picture("x").headers.get("Cache-Status") == HIT)
     assert len(backend.seen) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,8 @@ from picture import BadRequest, Problem
 from storage import Unavailable
 from web.cards import VARY, card, preferred_language, wants_picture
 from web.cross_origin import CROSS_ORIGIN, NOSNIFF
-from web.pictures import SANDBOX, VISIT, Visit
-from web.sentences import ADVICE, CLEARING, TITLES, Language, Sentence, explain, joined
+from web.pictures import VISIT, Visit
+from web.sentences import ADVICE, CLEARING, REASON, TITLES, Language, Sentence, explain, joined
 
 log = logging.getLogger("prompt_image_proxy.web")
 
@@ -72,13 +72,14 @@ def as_json(value: Any) -> Response:
 class Report:
     """How an error is answered: status, sentences, headers and more fields of problem+json.
 
-    `retry_after` is in seconds.
+    `retry_after` is in seconds. `administration` says what only an administrator can do.
     """
 
     status: int
     error: Problem
     retry_after: int | None = None
     advice: tuple[Sentence, ...] = ()
+    administration: tuple[Sentence, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     http_headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -91,6 +92,10 @@ class Report:
             found["WWW-Authenticate"] = 'Bearer realm="Prompt Image Proxy"'
         return found
 
+    @property
+    def remedy(self) -> str | None:
+        return self.fields.get("remedy")
+
     def title(self, language: Language) -> str:
         title = TITLES.get(self.error.code) or TITLES.get(self.status) or TITLES["other"]
         return title.say(language)
@@ -99,14 +104,18 @@ class Report:
         return explain(self.error, language)
 
     def advise(self, language: Language) -> str:
-        said = (sentence.say(language, seconds=self.retry_after) for sentence in self.advice)
+        return self._say(self.advice, language)
+
+    def _say(self, sentences: Iterable[Sentence], language: Language) -> str:
+        said = (sentence.say(language, seconds=self.retry_after) for sentence in sentences)
         return joined(said, language)
 
     def to_json(self, language: Language) -> dict[str, Any]:
         """Return problem+json."""
         about = {"type": "about:blank", "title": self.title(language), "status": self.status}
         about |= {"detail": self.detail(language), **self.fields}
-        return about | ({"advice": self.advise(language)} if self.advice else {})
+        advice = self._say((*self.advice, *self.administration), language)
+        return about | ({"advice": advice} if advice else {})
 
 
 def problem(error: Exception, *, has_cards: bool) -> Response:
@@ -117,10 +126,8 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
     report, language = report_of(error), preferred_language()
     headers = {**dict(CROSS_ORIGIN), "Cache-Control": "no-store", "Vary": VARY, **report.headers}
     if has_cards and wants_picture():
-        told = (report.detail(language), report.advise(language))
-        body = card(report.title(language), joined(filter(None, told), language))
-        headers |= dict([SANDBOX])
-        return Response(body, report.status, headers, content_type="image/svg+xml")
+        picture = card(report.error.code, report.remedy, report.status, language)
+        return Response(picture, report.status, headers, content_type="image/png")
     about = report.to_json(language)
     visit: Visit | None = request.environ.get(VISIT)
     if visit and visit.request:
@@ -147,23 +154,26 @@ def report_of(error: Exception) -> Report:
         code = _HTTP_CODES.get(status, "bad_request")
         return Report(status, Problem(code), http_headers=headers)
     log.error("Unhandled exception", exc_info=error)
-    return Report(500, Problem("internal_error"))
+    return Report(500, Problem("internal_error"), administration=(REASON,))
 
 
 def _report(status: int, error: Problem, remedy: str, seconds: int) -> Report:
-    return Report(status, error, seconds, (ADVICE[remedy],), {"remedy": remedy})
+    return Report(status, error, seconds, (ADVICE[remedy],), fields={"remedy": remedy})
 
 
 def _report_failure(error: GaveUp) -> Report:
     remedy = _remedy(error)
-    advice = (ADVICE[remedy], CLEARING) if error.is_lasting else (ADVICE[remedy],)
+    administration = [REASON] if remedy == "operator" else []
+    administration += [CLEARING] if error.is_lasting else []
     fields: dict[str, Any] = {"stages": [stage.to_json() for stage in error.stages]}
     if error.is_repeated:
         fields["remembered"] = True
     if error.until:
         fields["until"] = error.until.isoformat(timespec="seconds")
     status = _STATUS_OF_ENDING[error.code]
-    return Report(status, error, error.retry_after, advice, fields | {"remedy": remedy})
+    fields["remedy"] = remedy
+    advice = (ADVICE[remedy],)
+    return Report(status, error, error.retry_after, advice, tuple(administration), fields)
 
 
 def _remedy(error: GaveUp) -> str | None:

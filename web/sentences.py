@@ -56,10 +56,7 @@ TITLES: Mapping[int | str, Sentence] = {
 # By the remedy in problem+json; None for an error without a known remedy.
 ADVICE: Mapping[str | None, Sentence] = {
     "reword": Sentence("Change the description.", "请修改描述。"),
-    "operator": Sentence(
-        "Only the operator can fix this; see /status or the log.",
-        "请联系服务管理员，原因见 /status 或日志。",
-    ),
+    "operator": Sentence("Only the operator can fix this.", "请联系服务管理员。"),
     "wait": Sentence("Try again in {seconds} s.", "请在 {seconds} 秒后重试。"),
     "reload": Sentence(
         "It will be ready soon. Reload in {seconds} s.", "即将完成，请在 {seconds} 秒后重新加载。"
@@ -70,6 +67,8 @@ ADVICE: Mapping[str | None, Sentence] = {
     ),
     None: Sentence("Try again later.", "请稍后再试。"),
 }
+# For administrators: neither on a card nor under /v1.
+REASON = Sentence("See /status or the log.", "原因见 /status 或日志。")
 CLEARING = Sentence(
     "An administrator can clear it: POST /cache/delete or python -m commands cache delete.",
     "管理员可以清除它：POST /cache/delete 或 python -m commands cache delete。",
@@ -198,8 +197,7 @@ SENTENCES: Mapping[str, Sentence] = {
         "参数 size 须为 auto 或 WIDTHxHEIGHT，各为 1 到 {high}。",
     ),
     "not_a_host": Sentence(
-        "The Host of the request is not a host name; set PUBLIC_URL.",
-        "请求的 Host 不是主机名；请设置 PUBLIC_URL。",
+        "The Host of the request is not a host name.", "请求的 Host 不是主机名。"
     ),
     "no_streaming": Sentence(
         "Streaming is not supported: stream must be false.", "不支持流式输出：stream 须为 false。"
@@ -223,7 +221,5 @@ SENTENCES: Mapping[str, Sentence] = {
     ),
     "no_such_method": Sentence("This method is not allowed here.", "此处不允许这种请求方法。"),
     "not_satisfiable": Sentence("The range cannot be satisfied.", "无法提供请求的范围。"),
-    "internal_error": Sentence(
-        "Something went wrong. The log has the details.", "出错了，详情见日志。"
-    ),
+    "internal_error": Sentence("Something went wrong.", "出错了。"),
 }
