@@ -50,7 +50,8 @@ pytest_plugins = ["tests.npm", "tests.one_backend", "tests.studio"]
 # They come first, so that at the end no process is alone with one of them for minutes.
 SLOWEST_FILES = (
     *("test_gunicorn", "test_nginx", "test_faults", "test_metrics", "test_cluster", "test_page"),
-    *("test_docs", "test_postgres", "test_sqlite", "test_demo", "test_cache", "test_copies"),
+    *("test_fronts", "test_docs", "test_postgres", "test_sqlite", "test_demo", "test_cache"),
+    "test_copies",
 )
 
 ROOT = Path(__file__).resolve().parent.parent

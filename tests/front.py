@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +14,9 @@ from . import missing
 from .conftest import ROOT, _Client
 from .servers import free_port, wait_until
 
-SHIPPED = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
+SHIPPED, SHIPPED_TLS = (
+    (ROOT / "deploy" / name).read_text("utf-8") for name in ("nginx.conf", "nginx-tls.conf")
+)
 CARDS = ROOT / "web" / "cards"
 MISSING = "these tests need nginx: apt-get install nginx"
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -53,27 +55,40 @@ http {{
 def replaced(text: str, *pairs: tuple[str, str]) -> str:
     """Replace the first text of each pair, which must occur exactly once, by the second."""
     for old, new in pairs:
-        assert text.count(old) == 1, f"deploy/nginx.conf has {text.count(old)} of {old!r}"
+        assert text.count(old) == 1, f"the file has {text.count(old)} of {old!r}"
         text = text.replace(old, new)
     return text
 
 
-def tls_lines(port: int, certificate: Path) -> str:
-    """Return the lines of the file's TLS example in the form for the nginx at hand."""
-    example = re.search(r"replace `listen 80;` by\n#\n((?:#     .*\n)+)", SHIPPED)
-    assert example
-    listen, *rest = re.sub("(?m)^# +", "", example[1]).splitlines()
-    before, _, since = listen.partition("  # from nginx 1.25.1 on: ")
-    said = subprocess.run([str(NGINX), "-v"], capture_output=True, text=True, check=True).stderr
-    version = tuple(map(int, re.findall(r"\d+", said)[:3]))
-    text = "\n".join([before if version < (1, 25, 1) else since, *rest])
-    place = "/etc/letsencrypt/live/pics.example.org"
-    return replaced(
-        text,
-        ("listen 443 ", f"listen 127.0.0.1:{port} "),
+def prompts() -> Iterator[tuple[str, str]]:
+    """Yield each prompt as the URL has it and as the backend must receive it."""
+    yield "a%20red%20apple", "a red apple"
+    yield "/before", "/before"
+    yield "//a///b//", "//a///b//"
+    yield "c/../d/./e", "c/../d/./e"
+    yield "%2E%2E/f", "../f"
+    yield "g%2Fh", "g/h"
+    yield "i%2F%2F..%2fj", "i//../j"
+    yield "one%0Atwo%0D%0Athree", "one\ntwo\r\nthree"
+    yield "100%25%2041", "100% 41"
+    yield "what%3Fwidth=7%26x", "what?width=7&x"
+    yield "k%23l;m=n,o+p", "k#l;m=n,o+p"
+    yield "(q)'r'%22s%22%3Ct%3E%5Cu|v", "(q)'r'\"s\"<t>\\u|v"
+    yield "caf%C3%A9%20%E4%BD%A0%F0%9F%8D%8E", "café 你🍎"
+    yield "%7Btilde~%7D", "{tilde~}"
+
+
+def write_tls(folder: Path, port: int, certificate: Path) -> None:
+    """Write deploy/nginx-tls.conf where nginx.conf includes it, with the given certificate."""
+    place = "/etc/letsencrypt/live/prompt-image-proxy"
+    text = replaced(
+        SHIPPED_TLS,
+        ("\nlisten 443 ", f"\nlisten 127.0.0.1:{port} "),
         (f"{place}/fullchain.pem", str(certificate)),
         (f"{place}/privkey.pem", str(certificate)),
     )
+    folder.mkdir(parents=True)
+    (folder / "tls.conf").write_text(text, "utf-8")
 
 
 def server_line(app_url: str) -> str:
@@ -84,8 +99,8 @@ def server_line(app_url: str) -> str:
 class Nginx(_Client):
     """nginx with the shipped file; only addresses and paths are replaced.
 
-    With a certificate it listens as the file's example for TLS does. `is_alone` means without
-    Debian's default page.
+    With a certificate it speaks TLS at `tls_url`, as deploy/nginx-tls.conf says. `is_alone` means
+    without Debian's default page.
     """
 
     def __init__(
@@ -99,23 +114,27 @@ class Nginx(_Client):
             missing.skip(MISSING)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        listen = tls_lines(port, certificate) if certificate else f"listen 127.0.0.1:{port};"
+        self.webroot = prefix / "webroot"
         self.prefix = prefix
         self.cache = prefix / "cache"
         (prefix / "conf.d").mkdir(parents=True)
+        if certificate:
+            self.tls_url = f"https://127.0.0.1:{(tls_port := free_port())}"
+            write_tls(prefix / "tls", tls_port, certificate)
         site = replaced(
             SHIPPED,
-            ("\n    listen 80;  # CHANGE\n", f"\n    {listen}\n"),
+            ("\n    listen 80;  # CHANGE\n", f"\n    listen 127.0.0.1:{port};\n"),
             ("server 127.0.0.1:8080;", " ".join(map(server_line, app_urls))),
             ("proxy_cache_path /var/cache/prompt-image-proxy ", f"proxy_cache_path {self.cache} "),
+            ("include /etc/nginx/prompt-image-proxy/*.conf;", f"include {prefix}/tls/*.conf;"),
+            ("root /var/www/html;", f"root {self.webroot};"),
             ("\n    access_log /var/log/nginx/", f"\n    access_log {prefix}/"),
             ("\n    error_log /var/log/nginx/", f"\n    error_log {prefix}/"),
             ("alias /opt/prompt-image-proxy/web/cards/", f"alias {CARDS}/"),
         )
         (prefix / "conf.d" / "prompt-image-proxy.conf").write_text(site, "utf-8")
         user = "user root;" if os.geteuid() == 0 else ""
-        # Debian's default page is on port 80 only.
-        other_port = free_port() if certificate or is_alone else port
+        other_port = free_port() if is_alone else port
         around = user + AROUND.format(prefix=prefix, port=other_port)
         (prefix / "nginx.conf").write_text(around, "utf-8")
         self.process = subprocess.Popen(

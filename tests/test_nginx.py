@@ -29,7 +29,7 @@ import config
 from picture import ImageRequest
 
 from .conftest import ADMIN, KEY, REFUSAL, Gunicorn, InProcess, drawing
-from .front import CARDS, MISSING, NGINX, SHIPPED, Nginx
+from .front import CARDS, MISSING, NGINX, SHIPPED, Nginx, prompts
 from .servers import (
     Gate,
     Got,
@@ -43,7 +43,6 @@ from .servers import (
     wait_until,
 )
 from .states import orders
-from .wire import make_authority
 
 if NGINX is None and os.environ.get("CI") != "true":
     pytest.skip(MISSING, allow_module_level=True)
@@ -425,13 +424,17 @@ def test_cards_have_no_url_of_their_own(down: Nginx) -> None:
 # --- TLS
 
 
-def test_tls_example_speaks_http_2_and_takes_the_longest_prompt(
-    gunicorn: StartApp, backend: ScriptedServer, opened: list[Any], tmp_path: Path
+def test_tls_speaks_http_2_and_takes_the_longest_prompt(
+    gunicorn: StartApp,
+    backend: ScriptedServer,
+    opened: list[Any],
+    certificates: tuple[Path, Path],
+    tmp_path: Path,
 ) -> None:
-    authority, certificate = make_authority(tmp_path)
+    authority, certificate = certificates
     app = gunicorn(backend, NGINX_CACHE_SECONDS="60")
     opened.append(front := Nginx(tmp_path / "nginx", app.url, certificate=certificate))
-    url = f"{front.url.replace('http:', 'https:')}/prompt/{quote('🍎' * 4000)}?key={KEY}"
+    url = f"{front.tls_url}/prompt/{quote('🍎' * 4000)}?key={KEY}"
     curl = ["curl", "--silent", "--http2", "--cacert", str(authority), "--output", "/dev/null"]
     curl += ["--write-out", "%{http_version} %{http_code} %header{cache-status}", url]
     got = [
@@ -439,6 +442,22 @@ def test_tls_example_speaks_http_2_and_takes_the_longest_prompt(
     ]
     assert got[0].startswith("2 200 PromptImageProxy; fwd=miss; stored")
     assert got[1] == "2 200 nginx; hit"
+
+
+def test_port_80_serves_challenges_before_and_after_the_first_certificate(
+    opened: list[Any], certificates: tuple[Path, Path], backend: ScriptedServer, tmp_path: Path
+) -> None:
+    backend.say(Say("app"))
+    for number, certificate in enumerate((None, certificates[1])):
+        opened.append(front := Nginx(tmp_path / str(number), backend.url, certificate=certificate))
+        challenge = front.webroot / ".well-known" / "acme-challenge" / "token"
+        challenge.parent.mkdir(parents=True)
+        challenge.write_text("proof")
+        assert front.get("/.well-known/acme-challenge/token").body == b"proof"
+        got = front.get("/prompt/a%2Fb//c?key=k")
+        if certificate:
+            assert got.headers["Location"] == "https://127.0.0.1/prompt/a%2Fb//c?key=k"
+        assert got.status == (301 if certificate else 200)
 
 
 # --- load
@@ -500,24 +519,6 @@ def test_flood_of_pictures_is_a_card(down: Nginx) -> None:
 
 
 # --- what passes unchanged
-
-
-def prompts() -> Iterator[tuple[str, str]]:
-    """Yield each prompt as the URL has it and as the backend must receive it."""
-    yield "a%20red%20apple", "a red apple"
-    yield "/before", "/before"
-    yield "//a///b//", "//a///b//"
-    yield "c/../d/./e", "c/../d/./e"
-    yield "%2E%2E/f", "../f"
-    yield "g%2Fh", "g/h"
-    yield "i%2F%2F..%2fj", "i//../j"
-    yield "one%0Atwo%0D%0Athree", "one\ntwo\r\nthree"
-    yield "100%25%2041", "100% 41"
-    yield "what%3Fwidth=7%26x", "what?width=7&x"
-    yield "k%23l;m=n,o+p", "k#l;m=n,o+p"
-    yield "(q)'r'%22s%22%3Ct%3E%5Cu|v", "(q)'r'\"s\"<t>\\u|v"
-    yield "caf%C3%A9%20%E4%BD%A0%F0%9F%8D%8E", "café 你🍎"
-    yield "%7Btilde~%7D", "{tilde~}"
 
 
 def test_every_prompt_passes_unchanged(shared: Nginx, shared_backend: ScriptedServer) -> None:

@@ -212,6 +212,31 @@ def test_compose_mounts_the_cards_where_nginx_reads_them() -> None:
         assert f"../web/cards:{folder}:ro" in read_compose(name)["services"]["nginx"]["volumes"]
 
 
+def test_compose_with_tls_puts_files_where_nginx_reads_them() -> None:
+    alone, tls = (read_compose(name) for name in ("compose.yaml", "compose-tls.yaml"))
+    places = {}
+    for service in ("nginx", "certbot"):
+        volumes = [
+            *alone["services"].get(service, {}).get("volumes", ()),
+            *tls["services"][service]["volumes"],
+        ]
+        places[service] = {volume.split(":")[1]: name_of(volume) for volume in volumes}
+        assert {*filter(None, places[service].values())} <= {
+            **alone["volumes"],
+            **tls["volumes"],
+        }.keys()
+    for folder in ("/etc/letsencrypt", "/var/www/html"):
+        assert places["nginx"][folder] == places["certbot"][folder]
+    conf, tls_conf = (
+        (ROOT / "deploy" / name).read_text("utf-8") for name in ("nginx.conf", "nginx-tls.conf")
+    )
+    (included,) = re.findall(r"include (\S+/)\*\.conf;", conf)
+    assert f"{included}tls.conf" in places["nginx"]
+    (name,) = set(re.findall(r"ssl_certificate\w* /etc/letsencrypt/live/([\w-]+)/", tls_conf))
+    comments = (ROOT / "deploy" / "compose-tls.yaml").read_text("utf-8")
+    assert f"--cert-name {name} " in comments.replace("\n#", "")
+
+
 def test_compose_file_of_a_cluster_refers_to_what_it_defines() -> None:
     compose = read_compose("compose-cluster.yaml")
     services = compose["services"]

@@ -100,6 +100,8 @@ def test_installed_file_of_another_edition_is_noticed(tmp_path: Path) -> None:
         adapted = (ROOT / "deploy" / name).read_text("utf-8") + "# adapted\nlisten 8000;\n"
         place.write_text(adapted, "utf-8")
     assert not [*outdated_files(tmp_path)]
+    (tmp_path / "etc/caddy/Caddyfile").write_text("other.example {\n}\n")
+    assert not [*outdated_files(tmp_path)]
     without = re.sub(r"(?m)^# Edition .*", "", places[0].read_text("utf-8"))
     places[0].write_text(without, "utf-8")
     assert [text.split()[0] for text in outdated_files(tmp_path)] == [str(places[0])]
