@@ -17,7 +17,7 @@ from urllib.parse import quote
 from settings.access_keys import clashes
 from settings.buckets import ObjectSettings, make_objects
 from settings.dotenv import Dotenv
-from settings.network import NetworkSettings, make_network
+from settings.network import NetworkSettings, make_network, url_host
 from settings.parsers import check_folder
 from settings.reader import Reader
 from settings.secrets import secrets_in
@@ -71,7 +71,7 @@ class Settings(Table):
     @property
     def address(self) -> str:
         """Where the service listens, `host:port`."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = url_host(self.host)
         return f"{host}:{self.port}"
 
     @property
