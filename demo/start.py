@@ -74,7 +74,8 @@ def address_fault(host: str, port: str) -> str | None:
         fault = listen_fault(host, integer(1, 65535)(port))
     except ValueError as error:
         return f"PORT: {error}"
-    return f"{fault}, as in: PORT=8081 make run" if fault else None
+    is_taken = fault and fault.endswith("another PORT")
+    return f"{fault}, as in: PORT=8081 make run" if is_taken else fault
 
 
 def answers(url: str) -> bool:

@@ -178,6 +178,7 @@ def test_make_run_rejects_an_address_in_one_line(
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert sentence in said
+    assert "PORT=8081" not in said
     assert len(said.splitlines()) == 1
 
 
