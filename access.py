@@ -186,8 +186,13 @@ class Access:
 
     def usage(self, state: State) -> list[dict[str, Any]]:
         """Return for each key its name, its drawings today and its limits. Raises Unavailable."""
+        shared = [self.shared] if self.can_sign else []
+        callers = [*shared, *(own.caller for own in self._keys)]
+        return self.usage_of(list(dict.fromkeys(callers)), state)
+
+    def usage_of(self, callers: Sequence[Caller], state: State) -> list[dict[str, Any]]:
+        """Return the same for some callers. Raises Unavailable."""
         expires = {own.caller: own.expires for own in self._keys}
-        callers = list(dict.fromkeys([*([self.shared] if self.can_sign else []), *expires]))
         now = state.now()
         keys = {caller: caller.count_key(now) for caller in callers}
         counts = state.counts(list(keys.values()))

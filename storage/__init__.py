@@ -165,6 +165,18 @@ class Notes:
         return self._found.get((kind.kind, key))
 
 
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Rows of one model ("": of any), created from `since` on and before `until`, Unix times."""
+
+    model: str = ""
+    since: float = 0.0
+    until: float = float("inf")
+
+
+ALL = Filter()
+
+
 class State(Protocol):
     """Rows, notes and locks, shared by all processes that use the same database.
 
@@ -208,13 +220,17 @@ class State(Protocol):
     def delete(self, key: str) -> bool:
         """Remove a row here and in every backup of the state's own; return whether it was here."""
 
-    def newest(self, search: str, limit: int, before: tuple[float, str] | None) -> list[Row]:
+    def newest(
+        self, search: str, limit: int, before: tuple[float, str] | None, only: Filter = ALL
+    ) -> list[Row]:
         """Return rows, the newest first, whose prompt contains `search` in any case of ASCII.
 
         `before` is the `(created, key)` of the last row of the page before.
         """
 
-    def largest(self, search: str, limit: int, before: tuple[int, str] | None) -> list[Row]:
+    def largest(
+        self, search: str, limit: int, before: tuple[int, str] | None, only: Filter = ALL
+    ) -> list[Row]:
         """Return rows like `newest`, the largest first; `before` is `(bytes, key)`."""
 
     def oldest(self, limit: int) -> list[Row]:

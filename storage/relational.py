@@ -7,10 +7,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from metrics import Metrics
-from storage import N, Note, Notes, Recalled, Row, Unavailable, sql
+from storage import ALL, Filter, N, Note, Notes, Recalled, Row, Unavailable, sql
 from storage.rows import from_columns, to_columns
 from storage.store import Task
 
@@ -79,11 +80,17 @@ class RelationalState(ABC):
     def delete(self, key: str) -> bool:
         return self._write("delete", sql.DELETE, [{"key": key}]) > 0
 
-    def newest(self, search: str, limit: int, before: tuple[float, str] | None) -> list[Row]:
-        return self._listed("newest", sql.NEWEST, search, limit, before or (float("inf"), ""))
+    def newest(
+        self, search: str, limit: int, before: tuple[float, str] | None, only: Filter = ALL
+    ) -> list[Row]:
+        values = _wanted(search, limit, before or (float("inf"), ""), only)
+        return self._rows("newest", sql.NEWEST, values)
 
-    def largest(self, search: str, limit: int, before: tuple[int, str] | None) -> list[Row]:
-        return self._listed("largest", sql.LARGEST, search, limit, before or (sql.MAX_INTEGER, ""))
+    def largest(
+        self, search: str, limit: int, before: tuple[int, str] | None, only: Filter = ALL
+    ) -> list[Row]:
+        values = _wanted(search, limit, before or (sql.MAX_INTEGER, ""), only)
+        return self._rows("largest", sql.LARGEST, values)
 
     def oldest(self, limit: int) -> list[Row]:
         return self._rows("oldest", sql.OLDEST, {"limit": limit})
@@ -180,13 +187,6 @@ class RelationalState(ABC):
 
     # ---
 
-    def _listed(
-        self, name: str, statement: str, search: str, limit: int, before: tuple[float, str]
-    ) -> list[Row]:
-        pattern = "%" + re.sub(r"([!%_])", r"!\1", search) + "%"
-        values = {"search": search, "pattern": pattern, "limit": limit}
-        return self._rows(name, statement, values | {"before": before[0], "key": before[1]})
-
     def _rows(self, name: str, statement: str, values: Values) -> list[Row]:
         return [
             row for found in self._select(name, statement, values) if (row := from_columns(found))
@@ -194,6 +194,13 @@ class RelationalState(ABC):
 
     def _write(self, name: str, statement: str, values: Sequence[Values]) -> int:
         return self._execute(name, statement, values) if values else 0
+
+
+def _wanted(search: str, limit: int, before: tuple[float, str], only: Filter) -> Values:
+    """Return the parameters of a listing."""
+    pattern = "%" + re.sub(r"([!%_])", r"!\1", search) + "%"
+    values = {"search": search, "pattern": pattern, "limit": limit, **asdict(only)}
+    return values | {"before": before[0], "key": before[1]}
 
 
 def _text_of(note: Note) -> str:

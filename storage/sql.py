@@ -75,10 +75,12 @@ DELETE = "DELETE FROM entries WHERE key = :key"
 _LISTED = (
     f"SELECT {_COLUMNS} FROM entries WHERE ({{0}}, key) < (:before, :key)"
     " AND (:search = '' OR lower(prompt) LIKE lower(:pattern) ESCAPE '!')"
+    " AND (:model = '' OR model = :model) AND {1} >= :since AND {1} < :until"
     " ORDER BY {0} DESC, key DESC LIMIT :limit"
 )
-NEWEST = _LISTED.format("created")
-LARGEST = _LISTED.format("bytes")
+NEWEST = _LISTED.format("created", "created")
+# With the plus, SQLite does not prefer the index of `created`, and sort what it finds.
+LARGEST = _LISTED.format("bytes", "+created")
 OLDEST = f"SELECT {_COLUMNS} FROM entries WHERE file IS NOT NULL ORDER BY used LIMIT :limit"
 TOUCH = "UPDATE entries SET used = :now - :age WHERE key = :key"
 

@@ -76,8 +76,8 @@ class Page:
         **stored: str,
     ) -> None:
         """Open the page with nothing stored but the access key and `stored`."""
-        if not self.driver.current_url.startswith(f"{service.url}/"):
-            self.driver.get(f"{service.url}/robots.txt")
+        # First away: a page that is left keeps its queue.
+        self.driver.get(f"{service.url}/robots.txt")
         self.url = service.url
         given = {f"pip.{name}": value for name, value in {"key": key, **stored}.items() if value}
         self.run("localStorage.clear(); sessionStorage.clear()")

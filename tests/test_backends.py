@@ -139,13 +139,13 @@ def weighted(state: State, *weights: float) -> list[Backend]:
 
 @pytest.mark.parametrize("weights", [(1, 3), (1, 2, 7), (0.001, 0.002, 0.007)])
 def test_each_next_backend_is_chosen_by_weight(state: State, weights: tuple[float, ...]) -> None:
-    count = 8000
+    count = 2500
     drawn = orders(weighted(state, *weights), state, count)
     assert all(sorted(order) == list(range(len(weights))) for order in drawn)
     pairs = Counter((order[0], order[1]) for order in drawn)
     for one, other in itertools.permutations(range(len(weights)), 2):
         share = weights[one] / sum(weights) * weights[other] / (sum(weights) - weights[one])
-        assert pairs[one, other] / count == pytest.approx(share, abs=0.02)
+        assert pairs[one, other] / count == pytest.approx(share, abs=0.04)
 
 
 def test_backend_without_weight_is_drained(state: State) -> None:

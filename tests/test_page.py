@@ -59,7 +59,7 @@ def test_wrong_key_is_asked_for_again_before_drawing(page: Page, studio: Studio)
     page.open(studio.service, key=None)
     page.draw("a red apple", until="key")
     page.type("#key", "wrong" + Keys.ENTER)
-    page.wait_for_text("#key-wrong", "not accepted")
+    page.wait_for_text("#key-wrong", "The access key is wrong")
     assert not studio.backend.seen
     page.type("#key", KEY + Keys.ENTER)
     page.wait_for_state("done")
@@ -67,6 +67,7 @@ def test_wrong_key_is_asked_for_again_before_drawing(page: Page, studio: Studio)
     page.driver.refresh()
     page.wait_for_state("done")
     assert not page.shows("#key")
+    page.click("#open-preferences")
     page.click("#forget")
     page.wait_for_state("key")
     assert page.run("return localStorage.getItem('pip.key')") is None
@@ -78,7 +79,7 @@ def test_late_answer_to_a_wrong_key_spares_the_right_one(page: Page, studio: Stu
     # The list of models is asked for at once, and answered when the right key has been entered.
     page.run(HOLD_MODELS)
     page.type("#key", "wrong" + Keys.ENTER)
-    page.wait_for_text("#key-wrong", "not accepted")
+    page.wait_for_text("#key-wrong", "The access key is wrong")
     page.type("#key", KEY + Keys.ENTER)
     page.wait_for_state("done")
     page.driver.execute_async_script("window.releaseModels().then(arguments[0])")
@@ -214,7 +215,9 @@ def test_enter_and_n_draw_but_not_while_one_types(page: Page, studio: Studio) ->
     assert [seen.json["prompt"] for seen in studio.backend.seen] == ["an apple", "an apple"]
     seeds = [seen.json["seed"] for seen in studio.backend.seen]
     assert seeds[0] == 42 != seeds[1]
+    page.click("#open-preferences")
     page.click("#shortcuts")
+    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     page.press("n")
     assert page.run(STATE) == "done"
     page.click("#new-seed")
@@ -249,7 +252,8 @@ def test_rewriting_and_fallback_show_stages_and_final_prompt(
     page.open(serve(backend, **settings))
     page.draw("a forbidden apple")
     assert page.source() == "rewritten"
-    assert page.text("#final") == "Final prompt a gentle apple"
+    assert page.text("#final p") == "Final prompt a gentle apple"
+    assert page.text("#final ins") == "gentle"
     stages = [stage.text.rpartition(" ")[0].rpartition(" ")[0] for stage in page.all("figure li")]
     assert stages == ["draw refused", "rewrite", "draw"]
     # As if they had taken so long: widths are in proportion to durations, to a pixel.
@@ -262,7 +266,9 @@ def test_rewriting_and_fallback_show_stages_and_final_prompt(
     assert shares == pytest.approx([0.002, 0.869, 0.129], abs=0.003)
     page.driver.refresh()
     page.wait_for_state("done")
-    assert (page.source(), page.text("#final")) == ("cache", "Final prompt a gentle apple")
+    assert (page.source(), page.text("#final p")) == ("cache", "Final prompt a gentle apple")
+    page.click("#take-over")
+    assert (page.value("#prompt"), page.focused()) == ("a gentle apple", "prompt")
     page.draw("a forbidden pear")
     assert (page.source(), page.picture_width()) == ("fallback", 64)
 
@@ -367,6 +373,12 @@ def test_copied_links_are_those_of_sign(page: Page, studio: Studio) -> None:
     for kind in ("markdown", "html", "url"):
         assert page.copied(f'[data-copy="{kind}"]') == signed[kind]
     assert fetch(signed["url"]).body == png()
+    page.run(
+        "navigator.clipboard.write = async ([one]) => "
+        "{ window.pasted = (await one.getType('image/png')).size; }"
+    )
+    page.click("#copy-picture")
+    page.wait_until("window.pasted > 0")
     page.choose("#expiry", "86400")
     url = page.copied('[data-copy="url"]')
     left = int(parse_qs(urlsplit(url).query)["exp"][0]) - page.run("return Date.now() / 1000")

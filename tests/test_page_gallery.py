@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from zipfile import ZipFile
+
 import pytest
 from selenium.webdriver.common.keys import Keys
 
@@ -9,6 +12,15 @@ from .browser import Page
 from .conftest import ADMIN, drawing
 from .servers import png
 from .studio import Studio, picture_by_seed
+
+# Instead of a file, what would be in it.
+SAVING = """
+const blobs = {}, real = URL.createObjectURL;
+URL.createObjectURL = (blob) => { const url = real(blob); blobs[url] = blob; return url; };
+HTMLAnchorElement.prototype.click = function () {
+  window.saved = [this.download, blobs[this.href]];
+};
+"""
 
 # --- the history
 
@@ -67,7 +79,7 @@ def test_gallery_asks_for_the_token_lists_sorts_and_searches(page: Page, studio:
     assert stored == [None, ADMIN]
     assert page.text("#totals") == "3 pictures, 2 kB"
     facts = page.text("#gallery .card:first-child .facts")
-    assert facts.startswith("64 × 48 · 64 × 64 requested · 1 kB localhost · ")
+    assert facts.startswith("64 × 48 64 × 64 requested 1 kB localhost ")
     page.choose("#order", "largest")
     page.wait_for_prompts("two", "three", "one")
     page.type("#search", "zebra")
@@ -130,6 +142,63 @@ def test_selected_pictures_are_deleted_after_a_question(page: Page, studio: Stud
     assert not page.shows("#selection")
     assert page.focused() == "main"
     assert [entry["prompt"] for entry in studio.entries()] == ["three", "one"]
+
+
+def test_gallery_filters_and_shows_portraits_whole(page: Page, studio: Studio) -> None:
+    for prompt, model in (("one", "flux/1-schnell"), ("two", "gpt-image-1"), ("three", "")):
+        studio.service.picture(prompt, **({"model": model} if model else {}))
+    page.open(studio.service)
+    page.open_gallery()
+    page.wait_for_prompts("three", "two", "one")
+    page.type("#by-model", "gpt-image-1")
+    page.wait_for_prompts("two")
+    page.type("#by-model", "")
+    page.wait_for_prompts("three", "two", "one")
+    set_day = (
+        "const day = document.querySelector('#since');"
+        "day.value = arguments[0]; day.dispatchEvent(new Event('change'))"
+    )
+    page.run(set_day, "2999-01-01")
+    page.wait_for_text("#gallery-note", "No picture matches these filters")
+    page.run(set_day, "2001-01-01")
+    page.wait_for_prompts("three", "two", "one")
+    fit = "return getComputedStyle(document.querySelector('#gallery img')).objectFit"
+    assert page.run(fit) == "contain"
+
+
+def test_range_is_selected_saved_and_drawn_again(page: Page, studio: Studio) -> None:
+    studio.backend.say(picture_by_seed)
+    for name in ("one", "two", "three", "four"):
+        studio.service.picture(name)
+    page.open(studio.service)
+    page.open_gallery()
+    page.wait_for_prompts("four", "three", "two", "one")
+    page.click('[aria-label="Select: four"]')
+    page.run(
+        "document.querySelector('[aria-label=\"Select: two\"]')"
+        ".dispatchEvent(new MouseEvent('click', {bubbles: true, shiftKey: true}))"
+    )
+    assert page.text("#selected") == "3 selected"
+    page.run(SAVING)
+    page.click("#save")
+    page.wait_until("window.saved")
+    name, data = page.driver.execute_async_script(
+        "const done = arguments[0], [name, blob] = window.saved;"
+        "blob.arrayBuffer().then((it) => done([name, [...new Uint8Array(it)]]))"
+    )
+    assert name == "pictures.zip"
+    with ZipFile(BytesIO(bytes(data))) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["four-42.png", "three-42.png", "two-42.png"]
+        assert archive.read("four-42.png") == png(64, 48, shade=42)
+    page.click("#select-all")
+    assert page.text("#selected") == "4 selected"
+    page.click("#redraw")
+    assert "as many drawings: 4?" in page.text("#confirm-title")
+    page.click("#confirm-yes")
+    page.wait_until("document.querySelectorAll('#variant-tiles [data-state=done]').length === 4")
+    assert len(studio.backend.seen) == 8
+    assert len(studio.entries()) == 4
 
 
 # --- by keyboard alone

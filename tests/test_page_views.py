@@ -106,9 +106,16 @@ def test_every_view_is_accessible_and_fits_its_window(
     look("the key")
     page.type("#key", KEY + Keys.ENTER)
     page.wait_for_state("empty")
+    page.resize(360, 640)
+    page.click("#toggle-settings")
     page.click("#options summary")
     page.choose("#shapes", "own")
     look("the form")
+    page.resize(360, 640)
+    page.click("#toggle-settings")
+    page.click("#open-preferences")
+    look("the preferences")
+    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     page.open_history()
     look("an empty history")
     page.click("#draw-tab")
@@ -121,6 +128,9 @@ def test_every_view_is_accessible_and_fits_its_window(
     page.click("#enlarge")
     look("the full size")
     page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    page.click("#variants")
+    page.wait_until("document.querySelectorAll('#variant-tiles [data-state=done]').length === 4")
+    look("variants")
     studio.backend.say(REFUSAL)
     page.draw("禁", until="failed")
     look("a failure")
@@ -151,7 +161,7 @@ def test_gallery_and_links_that_are_not_configured_are_not_offered(
     inspect((360,))("no gallery")
     page.click("#draw-tab")
     page.draw("苹果")
-    assert page.text("#actions") == "下载"
+    assert page.text("#actions") == "复制图片 下载"
 
 
 def test_no_two_texts_are_the_same_and_none_is_missing(page: Page, studio: Studio) -> None:
@@ -191,24 +201,30 @@ def test_theme_follows_the_system_until_one_is_chosen(page: Page, studio: Studio
     assert (background("light"), background("dark")) == (light, dark)
 
 
-def test_telephone_scrolls_to_the_picture_and_hides_key_hints(page: Page, studio: Studio) -> None:
+def test_telephone_keeps_prompt_and_key_below_the_picture(page: Page, studio: Studio) -> None:
     page.resize(390, 844, is_phone=True)
     page.open(studio.service)
     studio.backend.say(drawing(png(768, 1024)))
+    assert not page.shows("#shapes")
+    page.click("#toggle-settings")
     page.choose("#shapes", "768x1024")
+    page.click("#toggle-settings")
     page.draw("a red apple")
     assert not page.all("kbd, #prompt-hint, #shortcuts")
     in_view = (
         "const box = document.querySelector('#picture').getBoundingClientRect();"
-        "return box.top >= 0 && box.bottom <= innerHeight && box.height > innerHeight / 2"
+        "const bar = document.querySelector('#draw-form').getBoundingClientRect();"
+        "return box.top >= 0 && box.bottom <= bar.top && box.height > innerHeight / 3"
     )
-    page.wait(lambda: page.run(in_view), "the picture in view")
-    below = (
-        "const bottom = (it) => document.querySelector(it).getBoundingClientRect().bottom;"
-        "return bottom('footer') - bottom('figcaption') -"
-        " document.querySelector('footer').offsetHeight"
-    )
-    assert page.run(below) < 44, "there is no void below"
+    page.wait(lambda: page.run(in_view), "the picture in view, above the bar")
+    for place in (0, 1000):
+        page.run("scrollTo(0, arguments[0])", place)
+        for control in ("#prompt", "#draw", "#change-key"):
+            bottom = page.run(
+                "return document.querySelector(arguments[0]).getBoundingClientRect().bottom",
+                control,
+            )
+            assert 0 < bottom <= 844, f"{control} is in reach"
 
 
 # --- pictures in documents

@@ -44,20 +44,20 @@ def test_file_that_is_shorter_than_it_should_be_ends_the_answer() -> None:
 def test_ten_large_pictures_take_no_memory_however_often_at_once(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
-    backend.say(lambda seen: drawing(png(shade=seen.json["seed"], size=5_000_000)))
+    backend.say(lambda seen: drawing(png(shade=seen.json["seed"], size=3_000_000)))
     service = gunicorn(backend, WORKERS="1")
     body = json.dumps({"prompt": "a cat", "n": 10, "seed": 0}).encode()
     headers = {"Authorization": f"Bearer {KEY}"}
     target = "/v1/images/generations"
     drawn = service.get(target, method="POST", headers=headers, body=body)
     shown = [base64.b64decode(picture["b64_json"]) for picture in drawn.json["data"]]
-    assert shown == [png(shade=shade, size=5_000_000) for shade in range(10)]
+    assert shown == [png(shade=shade, size=3_000_000) for shade in range(10)]
     [worker] = service.workers()
     before = reset_peak(worker)
     with ThreadPoolExecutor(6) as pool:
         received = [*pool.map(lambda _: length_of_answer(service, body), range(6))]
     assert received == [len(drawn.body)] * 6
-    assert peak(worker) - before < 20_000, "kilobytes, where an answer has 67,000"
+    assert peak(worker) - before < 20_000, "kilobytes, where an answer has 40,000"
 
 
 def reset_peak(pid: int) -> int:

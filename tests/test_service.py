@@ -423,6 +423,8 @@ def test_listing_searches_prompts_and_shows_final_ones(
     found = listing(service, "?q=CAT").json["entries"]
     assert [entry["prompt"] for entry in found] == ["100% cat", "a Cat"]
     assert found[0]["final_prompt"] == "a revised cat"
+    assert len(listing(service, "?since=1&until=999999999999").json["entries"]) == 3
+    assert listing(service, "?model=x").json["entries"] == []
     for description, final in (("a_dog", "a revised cat"), ("never drawn", None)):
         body = json.dumps({"description": description}).encode()
         signed = service.get(f"/sign?key={KEY}", method="POST", body=body).json
@@ -431,7 +433,15 @@ def test_listing_searches_prompts_and_shows_final_ones(
 
 @pytest.mark.parametrize(
     "query",
-    ["?limit=0", "?limit=201", "?limit=x", "?before=x", "?before=1e5-" + "a" * 64, "?order=oldest"],
+    [
+        "?limit=0",
+        "?limit=201",
+        "?limit=x",
+        "?before=x",
+        "?before=1e5-" + "a" * 64,
+        "?order=oldest",
+        "?since=x",
+    ],
 )
 def test_bad_parameter_of_the_listing_is_a_400(
     serve: Serve, backend: ScriptedServer, query: str

@@ -24,7 +24,7 @@ from storage.local.sqlite import SqliteState
 from upstream.client import Upstream
 from web.status import Status
 
-from .conftest import ADMIN, InProcess, saying
+from .conftest import ADMIN, KEY, InProcess, saying
 from .servers import Say, ScriptedServer
 from .states import Clock
 
@@ -132,3 +132,15 @@ def test_what_a_chat_model_wrote_is_its_last_error(
     assert (found["why"], found["model"], found["text"]) == (
         "rejected", "painter", "I can't draw that."
     )  # fmt: skip
+
+
+def test_key_sees_its_own_drawings_and_limit(
+    serve: Callable[..., InProcess], backend: ScriptedServer
+) -> None:
+    service = serve(backend, DRAWINGS_PER_DAY="5")
+    assert service.picture("x").status == 200
+    key = service.get("/status", headers={"Authorization": f"Bearer {KEY}"}).json["key"]
+    assert (key["drawings"], key["per_day"]) == (1, 5)
+    for authorization in ("Basic abc", "Bearer wrong", ""):
+        got = service.get("/status", headers={"Authorization": authorization})
+        assert (got.status, "key" in got.json) == (200, False)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from storage import LockTimeout, Note, Row, State, Totals
+from storage import Filter, LockTimeout, Note, Row, State, Totals
 from storage.store import Store
 
 from .postgres import Postgres
@@ -230,6 +230,20 @@ def test_search_takes_every_character_as_it_is(
     store(state, "a red Apple", "apple_pie", "100% wool!", "红苹果")
     store(state, "adopted", prompt=None)
     assert {row.prompt for row in state.newest(search, 10, None)} == expected
+
+
+def test_rows_are_filtered_by_model_and_time(state: State) -> None:
+    for text, model, created in (("a", "x", 1.0), ("b", "y", 2.0), ("c", "x", 3.0)):
+        store(state, text, model=model, created=created)
+
+    def found(only: Filter) -> list[str | None]:
+        rows = state.newest("", 9, None, only)
+        assert {row.key for row in state.largest("", 9, None, only)} == {row.key for row in rows}
+        return [row.prompt for row in rows]
+
+    assert found(Filter(model="x")) == ["c", "a"]
+    assert found(Filter(since=2.0)) == ["c", "b"]
+    assert found(Filter(model="x", until=3.0)) == ["a"]
 
 
 # --- what was used when

@@ -12,12 +12,12 @@ from typing import Any, TypeGuard
 from flask import Response, request
 from gunicorn.http.errors import ParseException
 
-from access import MAX_EXPIRES_IN, Access, Caller
+from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
 from cache import Cache
 from config import Settings
 from drawing.verdict import forget_failures
 from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest
-from storage import Row, Unavailable
+from storage import Filter, Row, Unavailable
 from web.links import Link
 from web.pictures import Pictures
 from web.problems import MAX_BODY, NotFound, TooLarge, as_json
@@ -63,16 +63,17 @@ class Api:
         return as_json(link.to_json() | {"final_prompt": row.final_prompt if row else None})
 
     def list_pictures(self) -> Response:
-        """GET /cache?q&order&limit&before: the cached pictures, newest or largest first."""
+        """GET /cache?q&model&since&until&order&limit&before: cached pictures, a page at a time."""
         self._authorise_admin()
         limit, by_size = _read_limit(request.args), _is_by_size(request.args)
         search, before = request.args.get("q", "").strip(), _read_cursor(request.args)
+        only = _read_filter(request.args)
         # One more than the page shows, to find out whether there is a next page.
         if by_size:
             smaller_than = before and (int(before[0]), before[1])
-            rows = self.cache.state.largest(search, limit + 1, smaller_than)
+            rows = self.cache.state.largest(search, limit + 1, smaller_than, only)
         else:
-            rows = self.cache.state.newest(search, limit + 1, before)
+            rows = self.cache.state.newest(search, limit + 1, before, only)
         last = rows[limit - 1] if len(rows) > limit else None
         answer = {
             "entries": [self._describe(row) for row in rows[:limit]],
@@ -111,13 +112,20 @@ class Api:
         return as_json({"deleted": True, "key": keys[-1]})
 
     def show_status(self) -> Response:
-        """GET /status: health and configuration, without any secret; more for the administrator."""
+        """GET /status: health and configuration, without any secret; more for the administrator.
+
+        A caller with an access key also sees what that key has drawn today, and its limit.
+        """
         is_admin = "X-Admin-Token" in request.headers
         if is_admin:
             self._authorise_admin()
         found = self.status.describe(for_admin=is_admin)
         if is_admin:
             found["keys"] = self.access.usage(self.cache.state)
+        # Whatever else a monitor or a proxy sends as Authorization is no reason to refuse it.
+        with suppress(Unauthorised, Unavailable):
+            caller = self.access.authorise({}, request.headers.get("Authorization", ""))
+            found["key"] = self.access.usage_of([caller], self.cache.state)[0]
         response = as_json(found)
         if found["cache"]["entries"] is None:
             # Without its index or database a machine serves nothing: balancers leave it out.
@@ -174,6 +182,17 @@ def _read_limit(query: Mapping[str, str]) -> int:
     if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_ENTRIES:
         raise BadRequest("not_in_range", name="limit", low=1, high=MAX_ENTRIES)
     return int(limit)
+
+
+def _read_filter(query: Mapping[str, str]) -> Filter:
+    """Read which model and which time, in Unix seconds, are wanted. Raises BadRequest."""
+    times: dict[str, float] = {}
+    for name in ("since", "until"):
+        if text := query.get(name):
+            if not re.fullmatch(r"[0-9]{1,12}", text):
+                raise BadRequest("not_in_range", name=name, low=0, high=10**12 - 1)
+            times[name] = float(text)
+    return Filter(query.get("model", "").strip(), **times)
 
 
 def _is_by_size(query: Mapping[str, str]) -> bool:

@@ -1,5 +1,6 @@
 // The caption under the picture: its parameters, where it came from, links and download.
 import { OPTIONS } from './form.js';
+import { markShare } from './share.js';
 import { $, duration, isText, reasonsOf, sizeFacts, t } from './words.js';
 
 const EXTENSIONS = { 'image/png': 'png', 'image/jpeg': 'jpg', 'image/webp': 'webp', 'image/gif': 'gif' };
@@ -22,14 +23,16 @@ export function fillCaption({ wanted, source, stages, seconds, type, signed }) {
   const facts = [...sizeFacts(wanted, naturalWidth, naturalHeight), wanted.model, ...options, t('seed.is', wanted)];
   $('picture').alt = $('title').textContent = wanted.prompt;
   $('final').hidden = !final;
-  $('final').lastElementChild.textContent = final;
+  $('final').querySelector('span').replaceChildren(...(final ? markShare(wanted.prompt, final) : []));
   $('facts').textContent = facts.filter(Boolean).join(' · ');
   $('how').textContent = t(`how.${source}`, { time: duration(seconds) });
   $('how').dataset.source = source;
   fillStages($('stage').querySelector('figcaption .stages'), stages);
   fillDownload(src, type && nameOf(wanted, type));
   const isSigningOff = signed.error?.status === 403;
-  for (const node of $('actions').children) node.hidden = isSigningOff && node !== $('download');
+  for (const node of $('actions').children) node.hidden = isSigningOff && !['download', 'copy-picture'].includes(node.id);
+  // From an image host, a script may not read it; and over plain http, nothing may be copied but text.
+  if (!type || !navigator.clipboard?.write) $('copy-picture').hidden = true;
 }
 
 /** Offer the picture as a file; from an image host, whose files a script may not save, as a page. */
@@ -41,7 +44,7 @@ function fillDownload(href, name) {
 }
 
 /** Name a file after its prompt and its seed, `a-red-apple-42.png`. */
-function nameOf({ prompt, seed }, type) {
+export function nameOf({ prompt, seed }, type) {
   const words = prompt.match(/[\p{L}\p{M}\p{N}]+/gu) ?? ['picture'];
   const start = [...words.join('-')].slice(0, 60).join('').replace(/-$/, '');
   return `${start}-${seed}.${EXTENSIONS[type] ?? 'png'}`;

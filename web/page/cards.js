@@ -9,18 +9,18 @@ function makeCard({ prompt, href, facts, by }) {
   const node = $('card').content.firstElementChild.cloneNode(true);
   const part = (selector) => node.querySelector(selector);
   part('.prompt').textContent = prompt;
-  part('.facts').textContent = facts;
-  part('.by').textContent = by;
+  part('.facts').replaceChildren(...facts);
+  part('.by').replaceChildren(...by);
   if (href) part('.open').href = href;
   return { node, part };
 }
 
-// No-break spaces: lines break between facts, not within one.
-const joined = (...facts) => facts.filter(Boolean).map((one) => one.replaceAll(' ', '\u00a0')).join(' · ');
+/** Return facts as elements: lines break between them, not within one. */
+const joined = (...facts) => facts.filter(Boolean).map((textContent) => Object.assign(document.createElement('span'), { textContent }));
 
 export function historyCard({ wanted, created, thumbnail }) {
   const facts = joined(...sizeFacts(wanted), wanted.model, t('seed.is', wanted));
-  const { node, part } = makeCard({ prompt: wanted.prompt, href: hashOf(wanted), facts, by: age(created) });
+  const { node, part } = makeCard({ prompt: wanted.prompt, href: hashOf(wanted), facts, by: joined(age(created)) });
   for (const selector of ['.select', '.copy']) part(selector).remove();
   if (thumbnail) part('img').src = thumbnail;
   return node;
@@ -67,7 +67,7 @@ async function loadThumbnail(node) {
   const image = node.querySelector('img');
   const run = new AbortController();
   fetching.set(node, run);
-  const src = await blobOf(`cache/${node.dataset.key}?thumbnail`, run.signal);
+  const src = await srcOf(`cache/${node.dataset.key}?thumbnail`, run.signal);
   if (run.signal.aborted) return;
   inView.unobserve(node);
   // A hosted picture has no file here, and its URL leads to its host.
@@ -75,11 +75,16 @@ async function loadThumbnail(node) {
   image.onload = () => URL.revokeObjectURL(image.src);
 }
 
-/** Return the URL of a picture that was fetched with the token, or nothing. */
-async function blobOf(path, signal) {
+async function srcOf(path, signal) {
+  const blob = await blobOf(path, signal);
+  return blob && URL.createObjectURL(blob);
+}
+
+/** Return a picture that was fetched with the token, or nothing. */
+export async function blobOf(path, signal) {
   try {
     const response = await ask(path, { headers: withToken(), signal });
-    return response.ok ? URL.createObjectURL(await response.blob()) : null;
+    return response.ok ? await response.blob() : null;
   } catch {
     return null;
   }
@@ -90,7 +95,7 @@ function openByKey(link, key, prompt) {
   link.href = '#view=gallery';
   link.addEventListener('click', async (event) => {
     event.preventDefault();
-    const src = await blobOf(`cache/${key}`);
+    const src = await srcOf(`cache/${key}`);
     if (!src) return;
     enlarge(src, prompt);
     $('enlarged').addEventListener('load', () => URL.revokeObjectURL(src), { once: true });

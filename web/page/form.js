@@ -11,6 +11,9 @@ export function wantedFrom(values) {
   return Object.fromEntries(pairs.filter(([, value]) => value).map(([name, value]) => [name, value.toWellFormed()]));
 }
 
+/** Return what an address's fragment asks for. */
+export const wantedIn = (hash) => wantedFrom(Object.fromEntries(new URLSearchParams(hash?.slice(1))));
+
 export const hashOf = (wanted) => `#${new URLSearchParams(wanted)}`;
 // An extension at the end of the path is not part of the prompt: one that ends in one needs another.
 const endOf = (prompt) => (/.\.(png|jpe?g|webp|gif)$/is.test(prompt) ? '.png' : '');
@@ -74,5 +77,6 @@ export function shapeFrame() {
 
 export function setShape(node, width, height) {
   node.style.setProperty('--ratio', width / height);
+  node.classList.toggle('tall', width <= height);
   node.style.setProperty('--natural', `${width}px`);
 }

@@ -41,7 +41,7 @@ async function load(before = null) {
   loading?.abort();
   loading = new AbortController();
   end.disconnect();
-  const query = { q: $('search').value.trim(), order: $('order').value, limit: 96, ...(before && { before }) };
+  const query = { ...filter(), order: $('order').value, limit: 96, ...(before && { before }) };
   try {
     const page = await list(query, loading.signal);
     following = page.next;
@@ -51,6 +51,16 @@ async function load(before = null) {
     if (error.name !== 'AbortError') failGallery(error);
   }
 }
+
+/** Return what is searched for: a prompt, a model, and days by this browser's clock. */
+function filter() {
+  const [since, until] = ['since', 'until'].map((id) => $(id).value && new Date(`${$(id).value}T00:00`));
+  if (until) until.setDate(until.getDate() + 1);
+  const found = { q: $('search').value.trim(), model: $('by-model').value.trim() };
+  for (const [name, day] of Object.entries({ since, until })) if (day > 0) found[name] = day / 1000;
+  return found;
+}
+
 export const reload = () => load();
 export const loadMore = () => load(following);
 
@@ -64,6 +74,7 @@ async function list(query, signal) {
 
 function showCards(found, isMore) {
   const cards = found.map(galleryCard);
+  offerSeen(found);
   $('gallery')[isMore ? 'append' : 'replaceChildren'](...cards);
   cards.forEach(loadInView);
   if (document.activeElement === $('more')) cards[0]?.querySelector('a').focus();
@@ -72,9 +83,17 @@ function showCards(found, isMore) {
   say(t('gallery.shown', { count: $('gallery').childElementCount }), true);
 }
 
+/** Offer the models of the pictures that are shown. */
+function offerSeen(found) {
+  const known = [...$('models-seen').options].map(({ value }) => value);
+  const models = new Set(found.map(({ model }) => model).filter((model) => model && !known.includes(model)));
+  $('models-seen').append(...[...models].map((model) => new Option(model, model)));
+}
+
 function describe(failure = '') {
   const q = $('search').value.trim();
-  const nothing = $('gallery').childElementCount ? '' : t(q ? 'gallery.none' : 'gallery.empty', { q });
+  const isFiltered = $('by-model').value.trim() || $('since').value || $('until').value;
+  const nothing = $('gallery').childElementCount ? '' : t(isFiltered ? 'gallery.filtered' : q ? 'gallery.none' : 'gallery.empty', { q });
   $('gallery-note').textContent = failure || nothing;
   $('more').textContent = t(failure ? 'error.retry' : 'gallery.more');
   $('more').hidden = !following && !failure;

@@ -1,7 +1,9 @@
-// The stage shows one state: key, empty, stopped, waiting, done or failed.
+// The stage shows a job or a group of them (jobs.js), asks for the key, or is empty.
 import { fillCaption } from './caption.js';
 import { fillError, fillCountdown } from './failure.js';
+import { setShape } from './form.js';
 import { lately } from './history.js';
+import { kept } from './kept.js';
 import { $, inSeconds, onLanguage, say, t } from './words.js';
 
 const isStill = matchMedia('(prefers-reduced-motion: reduce)');
@@ -9,6 +11,10 @@ const isNarrow = matchMedia('(max-width: 60rem)');
 
 export let view = { state: 'empty' };
 let ticker;
+const listeners = [];
+
+/** Call `listener` whenever something is shown. */
+export const onShow = (listener) => listeners.push(listener);
 
 export function show(next) {
   view = next;
@@ -19,14 +25,29 @@ export function show(next) {
   }
   // Where the focus is hidden, the keyboard would start at the top of the page again.
   if ($('stage').contains(focused) && focused.closest('[hidden]')) focusStage();
-  for (const id of ['draw', 'new-seed']) $(id).ariaDisabled = view.state === 'waiting';
-  $('key-wrong').textContent = view.isWrong ? t('key.wrong') : '';
+  $('key-wrong').textContent = view.wrong ?? '';
+  $('keep-key').hidden = !kept.get('key');
   if (view.state === 'waiting') fillLately();
-  if (view.state === 'done') fillCaption(view);
+  if (view.state === 'stopped') $('stopped').textContent = t(view.isUnsent ? 'stopped.unsent' : 'stopped');
+  if (view.state === 'done') hang(view);
   if (view.state === 'failed') fillError(view.error);
   clearInterval(ticker);
   if (view.state === 'waiting' || view.retryAt) ticker = setInterval(tick, 100);
   tick();
+  for (const listener of listeners) listener();
+}
+
+/** Put a picture into the frame, with its caption. */
+function hang(job) {
+  const { image } = job;
+  if ($('picture') !== image) {
+    const old = $('picture');
+    old.removeAttribute('id');
+    image.id = 'picture';
+    old.replaceWith(image);
+    setShape(image.closest('figure'), image.naturalWidth, image.naturalHeight);
+  }
+  fillCaption(job);
 }
 onLanguage(() => show(view));
 
