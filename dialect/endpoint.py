@@ -78,6 +78,7 @@ class Endpoint:
         self.url = self.door.url
         self.draws = operation == IMAGES
         self.headers = self.door.headers(token) | dict(headers or {})
+        self._access = upstream.access(self.url, self.headers)
 
     def note_key(self, *model: str | None) -> str:
         """Return the key of notes about this server, or about a model of it (None: its default).
@@ -92,7 +93,7 @@ class Endpoint:
         They count only under the URL, headers and proxy with which they came about, so that a
         corrected token is tried at once.
         """
-        return _digest(self.upstream.access(self.url, self.headers), *model)
+        return _digest(self._access, *model)
 
     def ask(
         self,

@@ -141,10 +141,23 @@ def _decoded(text: memoryview) -> bytes:
         if at:
             # Otherwise other threads wait 5 ms for the interpreter whenever they have released it.
             time.sleep(0.0001)
-        piece = rest + bytes(text[at : at + _PIECE])
-        groups, rest = _groups(piece, is_last=at + _PIECE >= len(text))
-        picture.write(binascii.a2b_base64(groups, strict_mode=True))
+        piece, is_last = rest + bytes(text[at : at + _PIECE]), at + _PIECE >= len(text)
+        if (decoded := _regular(piece, is_last=is_last)) is not None:
+            rest = b""
+        else:
+            groups, rest = _groups(piece, is_last=is_last)
+            decoded = binascii.a2b_base64(groups, strict_mode=True)
+        picture.write(decoded)
     return picture.getvalue()
+
+
+def _regular(piece: bytes, *, is_last: bool) -> bytes | None:
+    """Return a piece of base64 as bytes if it is whole groups as the standard has them."""
+    if len(piece) % 4 or (piece.endswith(b"=") and not is_last):
+        return None
+    with suppress(binascii.Error):
+        return binascii.a2b_base64(piece, strict_mode=True)
+    return None
 
 
 def _groups(text: bytes, *, is_last: bool) -> tuple[bytes, bytes]:
