@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
+from config import MIN_SECRET_LENGTH
 from picture import BadRequest, ImageRequest, Named, Problem
 from settings.access_keys import SHARED_NAME, KeySettings
 from storage import State
@@ -105,7 +106,8 @@ class Access:
 
         `credentials` are those of a URL (`key`, `sig`, `exp`, `by`), and a signature may be of
         either picture that the URL may name (`picture.Named`); `authorization` is the header,
-        decoded as Latin-1, as WSGI requires. Raises Unauthorised, and BadRequest for a bad `exp`.
+        decoded as Latin-1, as WSGI requires. Raises Unauthorised, and BadRequest for a bad `exp` or
+        a key that has also become part of the picture's prompt.
         """
         offered = [credentials["key"].encode()] if "key" in credentials else []
         scheme, _, token = authorization.partition(" ")
@@ -117,6 +119,7 @@ class Access:
         ]
         for own in matches:
             if not self._has_expired(own):
+                _reject_key_in([one for one in (request, literal) if one], own.key.decode())
                 return own.caller
         if request is not None and "sig" in credentials:
             return self._signer([one for one in (request, literal) if one], credentials)
@@ -206,6 +209,16 @@ class Access:
     def _has_expired(self, key: _Key) -> bool:
         today = datetime.fromtimestamp(self.clock(), UTC).date()
         return key.expires is not None and today > key.expires
+
+
+def _reject_key_in(pictures: Sequence[ImageRequest], key: str) -> None:
+    """Keep a key from backends and the index that a URL also has where it is no parameter.
+
+    As in `/prompt/cat%3Fkey=…`. A short key may be an ordinary word. Raises BadRequest.
+    """
+    texts = [text for one in pictures for text in (one.prompt, *one.options.values())]
+    if len(key) >= MIN_SECRET_LENGTH and any(key in text for text in texts):
+        raise BadRequest("prompt_has_key", name="description")
 
 
 def _signed_text(request: ImageRequest, credentials: Mapping[str, str]) -> str:

@@ -11,12 +11,13 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
+from pathlib import Path
 from urllib.parse import quote
 
 from settings.access_keys import clashes
 from settings.buckets import ObjectSettings, make_objects
 from settings.dotenv import Dotenv
-from settings.network import NetworkSettings, make_network
+from settings.network import NetworkSettings, make_network, url_host
 from settings.parsers import check_folder
 from settings.reader import Reader
 from settings.secrets import secrets_in
@@ -70,7 +71,7 @@ class Settings(Table):
     @property
     def address(self) -> str:
         """Where the service listens, `host:port`."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = url_host(self.host)
         return f"{host}:{self.port}"
 
     @property
@@ -164,7 +165,15 @@ def load() -> Settings:
         dotenv = Dotenv.read()
     except ValueError as error:
         raise SettingsError([str(error)]) from None
-    return parse(dotenv.under_environment(SECRETS), dotenv)
+    try:
+        return parse(dotenv.under_environment(SECRETS), dotenv)
+    except SettingsError as error:
+        # Whoever forgot the file is not helped by the names of single variables.
+        has_backends = not any(one.startswith("BACKEND_API_URLS: is not") for one in error.faults)
+        if has_backends or Path(".env").exists():
+            raise
+        sentence = f".env: is not in {printable(str(Path.cwd()))}; copy .env.example to it"
+        raise SettingsError([*error.faults, sentence], error.settings) from None
 
 
 def _check(settings: Settings, reader: Reader) -> None:

@@ -61,7 +61,7 @@ def stats(session: Session, as_json: bool) -> None:
         click.echo(f"{counted(totals.entries)}, {_size(totals.bytes)}{of}")
 
 
-@cache_group.command()
+@cache_group.command(short_help="Delete one picture, or many by age or prompt.")
 @click.argument("prompt", required=False)
 @picture_options
 @click.option("--older-than", metavar="AGE", callback=age, help="Such as 30d, 12h or 90m.")

@@ -18,7 +18,7 @@ from storage.checks import Unusable, check_parts, connections
 _OF_THE_CACHE = re.compile(r"CACHE_DIR|DATABASE_URL|STORAGE_URL|S3_|CA_BUNDLE|\w+_PROXY", re.I)
 
 
-@click.command()
+@click.command(short_help="Check the settings, the cache, and on request the backends.")
 @click.option("--settings", "only_settings", is_flag=True, help="Check the settings alone.")
 @click.option("--backends", "asks", is_flag=True, help="Ask the backends, the LLM, PUBLIC_URL.")
 @click.option("--draw", "draws", is_flag=True, help="Have each backend draw: it costs.")

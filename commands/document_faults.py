@@ -106,7 +106,16 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([!-/:-@[-`{-~])", r"\1", text)
 
 
-_DECODERS = (html.unescape, unquote, unquote_plus, _unescaped)
+def _from_script(text: str) -> str:
+    """Return JSON or a script without its escapes by number."""
+    return re.sub(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2}))", _character, text)
+
+
+def _character(match: re.Match[str]) -> str:
+    return chr(int(match[1] or match[2], 16))
+
+
+_DECODERS = (html.unescape, unquote, unquote_plus, _unescaped, _from_script)
 
 
 def _looks_cut(url: str, rest: str) -> bool:

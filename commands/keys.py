@@ -11,7 +11,7 @@ from commands.arguments import AS_JSON
 from commands.session import Session, with_session
 
 
-@click.command()
+@click.command(short_help="List the access keys and their drawings of today.")
 @AS_JSON
 @with_session
 def keys(session: Session, as_json: bool) -> None:

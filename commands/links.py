@@ -14,7 +14,7 @@ from commands.output import say
 from commands.service import AnyService, with_service
 
 
-@click.command()
+@click.command(short_help="List the URLs of this service in documents.")
 @FILES
 @with_service
 def links(service: AnyService, files: tuple[Path, ...]) -> None:

@@ -39,7 +39,7 @@ def import_directory(session: Session, directory: Path, as_json: bool) -> None:
         _transfer(source, Place(cache.state, cache.store), counts, as_json=as_json)
 
 
-@click.command()
+@click.command(short_help="Copy the whole cache to DIRECTORY.")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @AS_JSON
 @with_session
@@ -71,7 +71,7 @@ def adopt_pictures(session: Session, as_json: bool) -> None:
     click.echo(json.dumps({"adopted": count}) if as_json else f"{counted(count)} adopted")
 
 
-@click.command()
+@click.command(short_help="Make a copy of the cache in DIRECTORY, or update it.")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @AS_JSON
 @with_session

@@ -19,7 +19,7 @@ from commands.service import AnyService, with_service
 Outcomes = list[tuple[FoundUrl, str]]
 
 
-@click.command()
+@click.command(short_help="Draw the pictures in documents that are not cached yet.")
 @FILES
 @click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True)
 @AS_JSON

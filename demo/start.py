@@ -16,12 +16,15 @@ import urllib.request
 from pathlib import Path
 from types import FrameType
 
-from settings.network import listen_fault
+from settings.network import listen_fault, url_host
+from settings.parsers import integer
 
 ROOT = Path(__file__).resolve().parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn"]
 DEMO_KEY = "demo"
 START_SECONDS = 20.0
+# Where a server that listens on every address is reached from this machine.
+_LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -65,6 +68,16 @@ To use your own backends: cp .env.example .env, fill it in, and run this again. 
 """
 
 
+def address_fault(host: str, port: str) -> str | None:
+    """Return why nothing can listen there, and what to write; or None."""
+    try:
+        fault = listen_fault(host, integer(1, 65535)(port))
+    except ValueError as error:
+        return f"PORT: {error}"
+    is_taken = fault and fault.endswith("another PORT")
+    return f"{fault}, as in: PORT=8081 make run" if is_taken else fault
+
+
 def answers(url: str) -> bool:
     """Return whether an HTTP server answers at `url`."""
     try:
@@ -98,8 +111,8 @@ def run_demo() -> int:
     """Run both until gunicorn exits or Ctrl-C; return the exit status."""
     host, port = os.environ.get("HOST", "127.0.0.1"), os.environ.get("PORT", "8080")
     # Before gunicorn says so: what listens there may be another demo, which would answer.
-    if port.isdecimal() and (fault := listen_fault(host, int(port))):
-        print(f"{fault}, as in: PORT=8081 make run", file=sys.stderr)
+    if fault := address_fault(host, port):
+        print(fault, file=sys.stderr)
         return 1
     # It exits when its standard input, our pipe, is closed: even if we are killed.
     demo = subprocess.Popen(
@@ -111,7 +124,7 @@ def run_demo() -> int:
     assert demo.stdout
     backend_url = demo.stdout.readline().decode().rpartition(" ")[2].strip()
     environment = demo_environment(backend_url)
-    base = f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"
+    base = f"http://{url_host(_LOOPBACK.get(host, host))}:{port}"
     proxy = subprocess.Popen(GUNICORN, cwd=ROOT, env=environment)
     try:
         if wait_for(f"{base}/status", proxy):

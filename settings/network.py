@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Mapping
@@ -16,6 +17,11 @@ from settings.table import Table
 
 # By which gunicorn or systemd pass on a socket that listens already.
 _HANDED_SOCKETS = {"GUNICORN_FD", "LISTEN_FDS"}
+_HOST_ADVICE = "write an address of this machine as HOST"
+_LISTEN_ADVICE = {
+    errno.EADDRINUSE: "stop what listens there, or write another PORT",
+    errno.EACCES: "write a PORT above 1023",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,11 @@ def listen_fault(host: str, port: int) -> str | None:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((host, port))
     except OSError as error:
-        reason = f"{error.strerror}: {host}:{port}"
-        return f"HOST, PORT: {reason}; stop what listens there, or write another PORT"
+        reason = f"{error.strerror}: {url_host(host)}:{port}"
+        return f"HOST, PORT: {reason}; {_LISTEN_ADVICE.get(error.errno or 0, _HOST_ADVICE)}"
     return None
+
+
+def url_host(host: str) -> str:
+    """Return the host as a URL has it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host

@@ -116,8 +116,9 @@ def _url_problem(text: str) -> str | None:
 
 def _printable_start(text: str) -> str:
     """Return scheme and host of an invalid URL: a password may be anywhere else in it."""
-    scheme, separator, rest = text.rpartition("://")
-    return scheme + separator + re.split(r"[/:?#\s]", rest.rpartition("@")[2], maxsplit=1)[0]
+    scheme = found[0] if (found := re.match(r"\w*://", text)) else ""
+    rest = text.removeprefix(scheme).rpartition("@")[2]
+    return scheme + re.split(r"[/:?#\s]", rest, maxsplit=1)[0]
 
 
 def printable_url(url: str) -> str:
@@ -160,8 +161,8 @@ def hosting_url(text: str) -> str:
 
 def base_urls(text: str) -> tuple[str, ...]:
     """Return comma-separated URLs, each once."""
-    if re.search(r";\s*https?://", text):
-        raise ValueError("separates URLs by semicolons; write commas between them")
+    if found := re.search(r"([;；，、])\s*https?://", text, re.IGNORECASE):
+        raise ValueError(f"separates URLs by {found[1]!r}; write ',' between them")
     urls = tuple(dict.fromkeys(base_url(part.strip()) for part in text.split(",") if part.strip()))
     if not urls:
         raise ValueError("names no backend; write one or more URLs, separated by commas")
@@ -223,7 +224,11 @@ def json_object(text: str, example: str = '{"https://backend/v1": …}') -> dict
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        where = f" at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
+        where = ""
+        if isinstance(error, json.JSONDecodeError):
+            character = text[error.pos : error.pos + 1]
+            quote = "" if character.isascii() else f" ({character!r} is not ASCII)"
+            where = f" at character {error.pos + 1}{quote}"
         raise ValueError(f"is not JSON{where}; write {example}") from None
     if not isinstance(value, dict):
         raise ValueError(f"is JSON but not an object; write {example}")

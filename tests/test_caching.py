@@ -104,6 +104,14 @@ def test_no_answer_outlasts_the_exp_of_its_url(serve: Serve, backend: ScriptedSe
     assert lifetimes(service.get(f"{target}&key={KEY}".replace("exp=", "exp=9"))) == (31536000, 600)
 
 
+@pytest.mark.parametrize("left", [1, 2, 3, 19, 600])
+def test_exp_allows_for_the_second_that_nginx_adds(left: int) -> None:
+    headers = dict(Caching("public", 10, lambda: 1000.0).headers({}, str(1000 + left)))
+    max_age = int(headers["Cache-Control"].partition("max-age=")[2])
+    in_nginx = int(headers["X-Accel-Expires"])
+    assert 0 <= max_age <= left - (in_nginx + 1 if in_nginx else 0)
+
+
 def test_redirect_does_not_outlast_the_exp_of_its_url(
     serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
 ) -> None:
@@ -117,10 +125,10 @@ def test_redirect_does_not_outlast_the_exp_of_its_url(
 @pytest.mark.parametrize(
     ("cache_control", "bounded"),
     [
-        ("public", "public, max-age=45"),
+        ("public", "public, max-age=44"),
         ("public, max-age=30", "public, max-age=30"),
-        ("max-age=x, s-maxage=99, stale-if-error=9", "max-age=45, s-maxage=45"),
-        ("public, stale-while-revalidate=86400", "public, max-age=45"),
+        ("max-age=x, s-maxage=99, stale-if-error=9", "max-age=44, s-maxage=44"),
+        ("public, stale-while-revalidate=86400", "public, max-age=44"),
     ],
 )
 def test_no_directive_lets_an_answer_outlast_its_exp(cache_control: str, bounded: str) -> None:

@@ -499,7 +499,9 @@ def test_command_of_another_user_leaves_the_cache_alone(
 def test_every_command_has_help(run: Run) -> None:
     commands = {"sign", "warm", "links", "keys", "check", "cache"}
     assert commands <= set(run("--help").output.split())
-    of_cache = {"list", "stats", "delete", "import", "export", "adopt"}
+    of_cache = {"list", "stats", "delete", "import", "export", "adopt", "backup"}
     assert of_cache <= set(run("cache", "--help").output.split())
+    for group in (["--help"], ["cache", "--help"]):
+        assert "..." not in run(*group).output.partition("Commands:")[2]
     for name in (*commands, *(f"cache {name}" for name in of_cache)):
         assert run(*name.split(), "--help").exit_code == 0

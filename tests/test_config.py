@@ -470,6 +470,18 @@ def test_dotenv_may_have_a_byte_order_mark(dotenv: Path) -> None:
     assert (config.load().backends[0].url, config.load().access_key) == (URL, KEY)
 
 
+def test_missing_dotenv_is_named_where_nothing_is_set(dotenv: Path) -> None:
+    folder = dotenv.parent
+    dotenv.unlink()
+    with pytest.raises(SettingsError) as caught:
+        config.load()
+    assert caught.value.faults[-1] == f".env: is not in {folder}; copy .env.example to it"
+    dotenv.touch()
+    with pytest.raises(SettingsError) as caught:
+        config.load()
+    assert "is not in" not in str(caught.value)
+
+
 def test_unreadable_dotenv_is_a_fault(dotenv: Path) -> None:
     dotenv.write_bytes(b"PROXY_ACCESS_KEY=\xff\xfe")
     with pytest.raises(SettingsError, match=r"\.env: cannot be read \(not UTF-8\)"):

@@ -162,6 +162,40 @@ def test_make_run_says_that_its_port_is_taken(checkout: Path, more: dict[str, st
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ({"PORT": "80a"}, "PORT: '80a' is not usable; write an integer from 1 to 65535"),
+        ({"PORT": "99999"}, "PORT: '99999' is not usable"),
+        ({"HOST": "host.invalid"}, "; write an address of this machine as HOST"),
+        ({"HOST": "192.0.2.1"}, "; write an address of this machine as HOST"),
+    ],
+)
+def test_make_run_rejects_an_address_in_one_line(
+    checkout: Path, address: dict[str, str], sentence: str
+) -> None:
+    with start(checkout, **{"PORT": str(free_port())} | address) as process:
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert sentence in said
+    assert "PORT=8081" not in said
+    assert len(said.splitlines()) == 1
+
+
+def test_make_run_prints_ipv6_urls_in_brackets(checkout: Path) -> None:
+    port = free_port()
+    with start(checkout, HOST="::1", PORT=str(port)) as process:
+        assert process.stdout
+        said = ""
+        while "Ctrl-C stops it." not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+    assert f"http://[::1]:{port}/prompt/" in said
+
+
 def is_listening(url: str) -> bool:
     port = re.search(r":(\d+)", url.partition("//")[2])
     assert port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from random import Random
 
 import pytest
@@ -73,6 +74,8 @@ def test_key_is_found_in_any_spelling(random: Random) -> None:
         "https://proxy.example/?u=https%3A%2F%2Fx%2Fprompt%2Fa%3Fkey%3Dk",
         f"{BASE}/prompt/a?key=a-long%2Bsecret+of_%E9%92%A5%E5%8C%99%26co",
         "".join(f"{letter}\0" for letter in "?key=k"),
+        json.dumps(f"OPENAI_API_KEY={KEY}"),
+        r'<script>u = "/prompt/a?width=9\x26key\u003dk"</script>',
     ],
 )
 def test_key_is_found_wherever_it_stands(text: str) -> None:

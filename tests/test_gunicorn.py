@@ -141,6 +141,20 @@ def test_longer_request_line_is_a_quick_414(
     assert service.get("/robots.txt").status == 200
 
 
+@pytest.mark.parametrize("target", ["/sign", "/v1/images/generations"])
+@pytest.mark.parametrize("chunks", ["ZZ\r\n", "-1\r\n", "5\r\nabcdefgh\r\n", "5\r\nab", ""])
+def test_body_of_broken_chunks_is_a_400(
+    gunicorn: Start, backend: ScriptedServer, target: str, chunks: str
+) -> None:
+    service = gunicorn(backend, WORKERS="1")
+    head = f"POST {target} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    with socket.create_connection(("127.0.0.1", urlsplit(service.url).port or 0), 10) as client:
+        client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n{chunks}".encode())
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(100).startswith(b"HTTP/1.1 400")
+    assert "Traceback" not in service.said()
+
+
 # --- start, reload, stop
 
 

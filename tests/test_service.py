@@ -353,6 +353,23 @@ def test_bad_body_is_a_400(serve: Serve, backend: ScriptedServer, body: bytes) -
     assert (got.status, got.headers["Content-Type"]) == (400, "application/problem+json")
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        f"cat%3Fkey={KEY}",
+        f"cat&key={KEY}?key={KEY}",
+        f"cat?k%2565y={KEY}?key={KEY}",
+        f"cat?{KEY}.png?key={KEY}",
+        f"cat?style=a%26key={KEY}&key={KEY}",
+    ],
+)
+def test_key_in_a_prompt_is_a_400(serve: Serve, backend: ScriptedServer, target: str) -> None:
+    service = serve(backend)
+    got = service.get(f"/prompt/{target}", headers={"Authorization": f"Bearer {KEY}"})
+    assert (got.status, KEY in got.body.decode()) == (400, False)
+    assert not backend.seen
+
+
 def test_body_over_16_kib_is_a_413(serve: Serve, backend: ScriptedServer) -> None:
     service = serve(backend)
     assert [service.delete(b" " * size).status for size in (16_384, 16_385)] == [400, 413]

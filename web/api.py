@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any, TypeGuard
 
 from flask import Response, request
+from gunicorn.http.errors import ParseException
 
 from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
 from cache import Cache
@@ -232,9 +233,12 @@ def read_body(limit: int = MAX_BODY) -> dict[str, Any]:
 
 
 def read_bytes(limit: int) -> bytes:
-    """Return the request's body. Raises TooLarge."""
-    # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
-    data = request.stream.read(limit + 1)
+    """Return the request's body. Raises BadRequest and TooLarge."""
+    try:
+        # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
+        data = request.stream.read(limit + 1)
+    except (OSError, ParseException):  # its chunks are malformed, or not all of them came
+        raise BadRequest("body_cut") from None
     if len(data) > limit:
         raise TooLarge("body_too_large", limit=limit)
     return data

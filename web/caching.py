@@ -36,9 +36,10 @@ class Caching:
         if exp is None or not re.fullmatch(r"[0-9]{1,12}", exp):
             return self._private if is_private else self._shared
         left = max(0, int(int(exp) - self.clock()))
-        # nginx repeats max-age unchanged for as long as it keeps an answer.
+        # nginx repeats max-age unchanged for as long as it keeps an answer: up to a second longer
+        # than it is told to, since it counts whole ones.
         in_nginx = min(self.nginx_seconds, left // 2)
-        bounded = _bounded(self.cache_control, left - in_nginx)
+        bounded = _bounded(self.cache_control, left - in_nginx - (in_nginx > 0))
         return _headers(_as_private(bounded) if is_private else bounded, in_nginx)
 
 

@@ -87,6 +87,9 @@ SENTENCES: Mapping[str, Sentence] = {
         "The description is longer than {limit} characters.", "描述超过 {limit} 个字符。"
     ),
     "prompt_has_nul": Sentence("The description contains a NUL character.", "描述含有 NUL 字符。"),
+    "prompt_has_key": Sentence(
+        "The access key has become part of the description.", "访问密钥混进了描述。"
+    ),
     "prompt_not_utf8": Sentence("The description is not valid UTF-8.", "描述不是有效的 UTF-8。"),
     "prompt_not_unicode": Sentence(
         "The description is not valid Unicode.", "描述不是有效的 Unicode。"
@@ -179,6 +182,7 @@ SENTENCES: Mapping[str, Sentence] = {
     ),
     "cache_unavailable": Sentence("The cache cannot be used at the moment.", "缓存暂时无法使用。"),
     # the API
+    "body_cut": Sentence("The body did not arrive whole.", "请求体没有完整到达。"),
     "body_not_json": Sentence("The body is not JSON.", "请求体不是 JSON。"),
     "body_not_object": Sentence("The body is not a JSON object.", "请求体不是 JSON 对象。"),
     "body_too_large": Sentence(
