@@ -166,10 +166,11 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert not link.fragment or link.fragment in anchors(target), link.geturl()
 
 
-def test_film_of_the_readme_is_light() -> None:
+def test_pictures_of_the_readme_are_light() -> None:
     with Image.open(ROOT / "docs" / "film.webp") as film:
         assert getattr(film, "n_frames", 1) > 10
-    assert (ROOT / "docs" / "film.webp").stat().st_size < 1_000_000
+    for name in ("film.webp", "page.png", "gallery.png"):
+        assert (ROOT / "docs" / name).stat().st_size < 1_000_000, name
 
 
 # --- lists

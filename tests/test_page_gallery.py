@@ -207,7 +207,8 @@ STOP = (
     "const here = document.activeElement;"
     "const outlined = [here, here.closest('label')].filter(Boolean)"
     ".some((one) => getComputedStyle(one).outlineStyle !== 'none');"
-    "return [here.id || here.className || here.name || here.tagName, outlined]"
+    "const several = here.closest('ol, [role=group]');"
+    "return [here.id || here.className || here.name || several?.id || here.tagName, outlined]"
 )
 
 
@@ -269,3 +270,39 @@ def test_keyboard_alone_draws_enlarges_and_deletes(page: Page, studio: Studio) -
     keyboard.press(Keys.ENTER)
     page.wait_until("document.activeElement.id === given[0]", "main")
     assert studio.entries() == []
+
+
+def test_keyboard_alone_picks_a_variant_and_saves_a_range(page: Page, studio: Studio) -> None:
+    studio.backend.say(picture_by_seed)
+    page.open(studio.service)
+    keyboard = Keyboard(page)
+    keyboard.go("prompt")
+    keyboard.press("a red apple")
+    keyboard.go("variants")
+    keyboard.press(Keys.ENTER)
+    page.wait_until("document.querySelectorAll('#variant-tiles [data-state=done]').length === 4")
+    keyboard.go("variant-tiles")
+    keyboard.press(Keys.ENTER)
+    page.wait_for_state("done")
+    keyboard.go("siblings")
+    keyboard.press(Keys.ENTER)
+    page.wait_for_state("group")
+    keyboard.go("strip")
+    keyboard.press(Keys.ENTER)
+    page.wait_for_state("done")
+    keyboard.go("gallery-tab", Keys.SHIFT + Keys.TAB)
+    keyboard.press(Keys.ENTER)
+    page.wait_until("document.activeElement.id === given[0]", "admin-token")
+    keyboard.press(ADMIN, Keys.ENTER)
+    page.wait_for("#gallery .card")
+    keyboard.go("INPUT")
+    keyboard.press(Keys.SPACE)
+    for _ in range(2):
+        keyboard.go("INPUT")
+    keyboard.press(Keys.SHIFT + Keys.SPACE)
+    assert page.text("#selected") == "3 selected"
+    page.run(SAVING)
+    keyboard.go("save")
+    keyboard.press(Keys.ENTER)
+    page.wait_until("window.saved")
+    assert page.run("return window.saved[0]") == "pictures.zip"

@@ -147,6 +147,38 @@ def test_every_view_is_accessible_and_fits_its_window(
     look("the question")
 
 
+def test_every_state_of_the_queue_is_accessible(
+    page: Page, studio: Studio, inspect: Inspect
+) -> None:
+    look = inspect((1280, 360))
+    page.prefer(color_scheme="dark", reduced_motion="reduce")
+    studio.backend.say(gate := Gate(drawing(png(64, 48))))
+    page.open(studio.service, key=None, language="zh")
+    for prompt in ("苹果", "梨"):
+        page.draw(prompt, until="key")
+    look("pictures that need the key")
+    page.type("#key", KEY + Keys.ENTER)
+    page.wait_for_state("waiting")
+    page.click("#variants")
+    page.wait_for_state("group")
+    look("variants, drawn and queued")
+    page.draw("桃", until="queued")
+    look("a queued picture")
+    page.press(Keys.ESCAPE)
+    page.wait_for_state("stopped")
+    look("a stopped picture")
+    gate.opened.set()
+    page.wait_until("document.querySelectorAll('#strip [data-state=done]').length === 6")
+    page.click("#strip .variant button")
+    page.wait_for_state("done")
+    look("one of the variants")
+    studio.backend.say(REFUSAL)
+    page.type("#prompt", "禁")
+    page.click("#variants")
+    page.wait_until("document.querySelectorAll('#variant-tiles [data-state=failed]').length === 4")
+    look("variants that failed")
+
+
 def test_gallery_and_links_that_are_not_configured_are_not_offered(
     page: Page,
     serve: Serve,

@@ -1,6 +1,6 @@
 // The filmstrip, and variants side by side: each job as a button that puts it on the stage.
 import { errorText } from './failure.js';
-import { fillForm, hashOf, readForm } from './form.js';
+import { fillForm, hashOf, readForm, setShape } from './form.js';
 import { isUnfinished, jobs, onChange } from './jobs.js';
 import { focusStage, onShow, show, view } from './stage.js';
 import { $, inSeconds, onLanguage, t } from './words.js';
@@ -68,6 +68,8 @@ function addTiles(job) {
 onShow(() => {
   const group = view.state === 'group' ? view : null;
   if (group) {
+    const { width, height } = group.wanted;
+    setShape($('variant-tiles'), Number(width || height) || 1, Number(height || width) || 1);
     $('variant-tiles').replaceChildren(...group.jobs.filter((job) => tiles.has(job)).map((job) => tiles.get(job)[1]));
   }
   $('siblings').hidden = !view.group;
