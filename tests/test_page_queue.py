@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 
 from selenium.webdriver.common.keys import Keys
 
 from .browser import STATE, Page
-from .conftest import KEY, REFUSAL, InProcess, drawing
+from .conftest import KEY, REFUSAL, Gunicorn, InProcess, drawing
 from .servers import Gate, ScriptedServer, png
 from .studio import Studio, picture_by_seed
 
@@ -141,3 +143,28 @@ def test_picture_is_asked_for_again_when_the_network_is_back(page: Page, studio:
         be_online(is_online=True)
     page.wait_for_state("done")
     assert len(studio.backend.seen) == 1
+
+
+def test_worker_that_ends_is_said_at_its_pictures_and_others_go_on(
+    page: Page, gunicorn: Callable[..., Gunicorn], backend: ScriptedServer
+) -> None:
+    gate = Gate(drawing())
+    backend.say(gate)
+    service = gunicorn(backend, WORKERS="1")
+    page.open(service)
+    for number in range(5):
+        page.draw(f"apple {number}", until="waiting" if number < 4 else "queued")
+    page.wait(lambda: len(backend.seen) == 4, "four to be drawn at once")
+    backend.say(drawing())
+    os.kill(service.workers()[0], signal.SIGKILL)
+    # Chromium sends some of them again by itself.
+    page.wait_until(
+        "!document.querySelector('#strip [data-state=waiting], #strip [data-state=queued]')"
+    )
+    while failed := page.all("#strip [data-state=failed]"):
+        failed[0].click()
+        page.wait_for_text("#error-text", "cannot be reached")
+        page.click("#retry")
+        page.wait_for_state("done")
+    assert len(page.all("#strip [data-state=done]")) == 5
+    gate.opened.set()
