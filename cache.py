@@ -13,13 +13,13 @@ from dataclasses import asdict, replace
 from io import FileIO
 from typing import NamedTuple
 
-from images.formats import EXTENSIONS, pixels_of
+from images.formats import EXTENSIONS
 from metrics import OFF, Metrics
 from picture import ImageRequest
 from storage import BeingDrawn, LockTimeout, NoRoom, Row, State, Unavailable
 from storage.store import DAY, STALE_SECONDS, Store, Task
 from storage.upkeep import BATCH, adopt, repeat, store_errors
-from storage.verify import FileLost, open_verified
+from storage.verify import FileLost, drawn_size, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
 
@@ -98,7 +98,6 @@ class Cache:
 
         `created` is a Unix time, for a picture that was not made just now.
         """
-        width, height = pixels_of(data) or (None, None)
         row = Row(
             key=key,
             file=None if url else f"{key}-{secrets.token_hex(8)}.{EXTENSIONS[media_type]}",
@@ -112,8 +111,7 @@ class Cache:
             rewritten=rewritten,
             revised=revised,
             drawn_by=drawn_by,
-            drawn_width=width,
-            drawn_height=height,
+            **drawn_size(data),
         )
         if row.file and 0 < self.max_bytes < row.bytes:
             raise NotKept("the picture is larger than CACHE_MAX_BYTES")

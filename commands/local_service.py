@@ -12,7 +12,7 @@ from drawing.record import GaveUp
 from picture import BadRequest, ImageRequest
 from settings.table import THREADS_KEPT_FREE
 from storage import Unavailable
-from web.links import Link
+from web.picture_link import Link
 from web.sentences import explain
 
 DRAWN, THERE = "drawn", "there"

@@ -16,7 +16,7 @@ from commands.documents import FoundUrl
 from commands.local_service import DRAWN, NOT_DRAWN, THERE, drawn_on
 from picture import PARAMETERS, ImageRequest
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
-from web.links import Link
+from web.picture_link import Link
 from web.sentences import SENTENCES
 
 # No limit of ours: the service has its own. No URL is longer.

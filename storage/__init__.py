@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from picture import OPTIONS, ImageRequest, Problem
+from storage.listing import ALL, Filter
 from storage.store import Task
 
 
@@ -163,18 +164,6 @@ class Notes:
 
     def get(self, kind: type[N], key: str) -> Recalled[N] | None:
         return self._found.get((kind.kind, key))
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Rows of one model ("": of any), created from `since` on and before `until`, Unix times."""
-
-    model: str = ""
-    since: float = 0.0
-    until: float = float("inf")
-
-
-ALL = Filter()
 
 
 class State(Protocol):

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 from metrics import Metrics
-from storage import ALL, Filter, N, Note, Notes, Recalled, Row, Unavailable, sql
+from storage import N, Note, Notes, Recalled, Row, Unavailable, sql
+from storage.listing import ALL, Filter
 from storage.rows import from_columns, to_columns
 from storage.store import Task
 

@@ -6,6 +6,7 @@ import hashlib
 from contextlib import ExitStack
 from dataclasses import replace
 from io import FileIO
+from typing import Any
 
 from images.formats import media_type_of, pixels_of
 from storage import Row, Unavailable
@@ -38,13 +39,14 @@ def open_verified(store: Store, row: Row) -> tuple[Row, FileIO]:
 def _examined(row: Row, file: FileIO) -> Row:
     data = file.readall()
     file.seek(0)
-    media_type, pixels = media_type_of(data), pixels_of(data)
-    if media_type is None or pixels is None:
+    media_type = media_type_of(data)
+    if media_type is None:
         raise FileLost("is missing or damaged")
-    return replace(
-        row,
-        media_type=media_type,
-        digest=row.digest or hashlib.sha256(data).hexdigest(),
-        drawn_width=pixels[0],
-        drawn_height=pixels[1],
-    )
+    digest = row.digest or hashlib.sha256(data).hexdigest()
+    return replace(row, media_type=media_type, digest=digest, **drawn_size(data))
+
+
+def drawn_size(data: bytes) -> dict[str, Any]:
+    """Return the fields of a row that say how large its picture is."""
+    width, height = pixels_of(data) or (None, None)
+    return {"drawn_width": width, "drawn_height": height}

@@ -175,6 +175,7 @@ def test_invalid_settings_end_the_start_with_a_sentence_each(tmp_path: Path) -> 
         "BACKEND_API_URLS",
         "PROXY_ACCESS_KEY",
         "PORT",
+        ".env",
     }
 
 

@@ -31,9 +31,9 @@ from picture import BadRequest, ImageRequest, Problem
 from pipeline import Pipeline
 from storage import Unavailable
 from web.api import parse_body, read_bytes
-from web.links import Link
 from web.openai_errors import MAX_BODY, OPEN_HEADERS, may_retry, open_json
 from web.orders import MAX_PICTURES, Form, Order
+from web.picture_link import Link
 from web.pieces import Encoded, Part, joined, pieces, with_base64
 from web.problems import NotFound
 from web.repeats import Claim, claim, send

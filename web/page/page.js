@@ -141,7 +141,7 @@ const LISTENERS = {
   enlarge: { click: () => enlarge($('picture').src, $('picture').alt) },
   copy: { click: copySigned },
   'copy-picture': { click: copyPicture },
-  'take-over': { click: takeOver },
+  'take-over': { click: () => takeOver(view.signed.final_prompt) },
   expiry: { change: signAgain },
   extension: { change: changeExtension },
   history: { click: drawAgain },

@@ -1,5 +1,4 @@
 // The LLM's share of a prompt: which words of the final prompt are not the user's.
-import { view } from './stage.js';
 import { $, say, t } from './words.js';
 
 const wordsOf = (text) => Array.from(new Intl.Segmenter(undefined, { granularity: 'word' }).segment(text), ({ segment }) => segment);
@@ -35,8 +34,8 @@ export function markShare(prompt, final) {
 }
 
 /** Take the final prompt over into the form; its seed and settings stay. */
-export function takeOver() {
-  $('prompt').value = view.signed.final_prompt;
+export function takeOver(final) {
+  $('prompt').value = final;
   $('prompt').dispatchEvent(new Event('change', { bubbles: true }));
   $('prompt').focus();
   say(t('final.taken'));
