@@ -663,8 +663,8 @@ def test_no_log_contains_a_query(nginx: Start, gunicorn: StartApp, backend: Scri
     app.close()
     service.picture("d")
     wait_until(lambda: is_stale(service.picture("a%20red%20apple", seed=7)))
-    wait_until(lambda: "upstream=502" in service.logged())
-    assert '"GET /prompt/d" 502' in service.logged()
+    wait_until(lambda: "cache=STALE upstream=502" in service.logged())
+    wait_until(lambda: '"GET /prompt/d" 502' in service.logged())
     assert '"GET /prompt/a%20red%20apple" 200' in service.logged()
     logs = sorted(service.prefix.glob("*.log"))
     assert len(logs) == 4
