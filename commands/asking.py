@@ -107,7 +107,7 @@ def _probe_llm(llm: Llm) -> Probe:
 
 
 def _with_unlisted(found: Probe, wanted: set[str]) -> Probe:
-    """Say which models a list lacks. It may be incomplete, so that is no fault."""
+    """Name the configured models that a list lacks: a remark, since lists are often incomplete."""
     missing = sorted(wanted - {*found.models}) if found.models else []
     if not missing or found.why:
         return found

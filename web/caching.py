@@ -61,7 +61,7 @@ def _as_private(cache_control: str) -> str:
 
 @lru_cache(256)
 def _bounded(cache_control: str, seconds: int) -> str:
-    """Return a Cache-Control under which nobody shows the answer after `seconds`."""
+    """Return a Cache-Control that lets no cache show the answer after `seconds`."""
     found = {name: value for name, value in _parse(cache_control).items() if "stale" not in name}
     found.setdefault("max-age", str(seconds))
     for name in ("max-age", "s-maxage"):

@@ -50,7 +50,7 @@ def beginning(headers: Headers, name: str) -> str:
 def qualities(text: str) -> dict[str, float]:
     """Return the quality, 0 to 1, of each choice in Accept, Accept-Language or Accept-Encoding.
 
-    In lower case and without parameters; a quality that is no number counts as 1.
+    In lower case and without parameters; an invalid quality counts as 1.
     """
     found = {}
     for item in text.split(","):

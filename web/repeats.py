@@ -78,7 +78,7 @@ class Claim:
         self._end(max(ORDER_TTL, seconds))
 
     def unpaid(self) -> None:
-        """The order has failed and cost nothing, which nobody needs to remember."""
+        """Drop the note of an order that failed and cost nothing."""
         self._end(0.0 if self._is_new else ORDER_TTL)
 
     def _end(self, ttl: float) -> None:

@@ -17,7 +17,7 @@ log = logging.getLogger("prompt_image_proxy.locks")
 
 
 class Locks(ProcessLocks):
-    """A lock for each key: one byte of the file at `path`, which nobody may delete meanwhile.
+    """A lock for each key: one byte of the file at `path`, which must not be deleted meanwhile.
 
     See fcntl(2), "Advisory record locking". Where the file system has no locks, each process works
     alone.
