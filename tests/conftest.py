@@ -238,6 +238,22 @@ class Gunicorn(_Client):
                 self.process.wait()
 
 
+def with_backend(
+    folder: Path, things: list[Any], **settings: str
+) -> tuple[Gunicorn, ScriptedServer]:
+    """Start a service, in a folder of its own, and its backend, both to be closed as `things`."""
+    things.append(backend := ScriptedServer())
+    own = {
+        "BACKEND_API_URLS": backend.url,
+        "PROXY_ACCESS_KEY": KEY,
+        "ADMIN_TOKEN": ADMIN,
+        "CACHE_DIR": str(folder / "pictures"),
+        "POLLINATIONS_ENABLED": "false",
+    }
+    things.append(service := Gunicorn(own | settings, folder / "gunicorn.log"))
+    return service, backend
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: number for number, name in enumerate(SLOWEST_FILES)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))

@@ -16,7 +16,7 @@ import pytest
 
 import config
 
-from .conftest import ADMIN, KEY, ROOT, Gunicorn, InProcess, drawing
+from .conftest import ADMIN, KEY, ROOT, Gunicorn, InProcess, drawing, with_backend
 from .front import prompts
 from .fronts import Apache, Caddy, Front, Haproxy, Varnish
 from .servers import Gate, Got, Say, ScriptedServer, closing_all, free_port, png, wait_until
@@ -33,18 +33,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gunicorn, Sc
     folder = tmp_path_factory.mktemp("app")
     things: list[Any] = []
     with closing_all(things):
-        things.append(backend := ScriptedServer())
-        settings = {
-            "BACKEND_API_URLS": backend.url,
-            "PROXY_ACCESS_KEY": KEY,
-            "ADMIN_TOKEN": ADMIN,
-            "CACHE_DIR": str(folder / "pictures"),
-            "POLLINATIONS_ENABLED": "false",
-            "WORKERS": "1",
-            "NGINX_CACHE_SECONDS": "1",
-        }
-        things.append(service := Gunicorn(settings, folder / "gunicorn.log"))
-        yield service, backend
+        yield with_backend(folder, things, WORKERS="1", NGINX_CACHE_SECONDS="1")
 
 
 @pytest.fixture(scope="module", params=FRONTS, ids=lambda kind: kind.package)

@@ -28,7 +28,7 @@ import pytest
 import config
 from picture import ImageRequest
 
-from .conftest import ADMIN, KEY, REFUSAL, Gunicorn, InProcess, drawing
+from .conftest import ADMIN, KEY, REFUSAL, Gunicorn, InProcess, drawing, with_backend
 from .front import CARDS, MISSING, NGINX, SHIPPED, Nginx, prompts
 from .servers import (
     Gate,
@@ -80,17 +80,7 @@ def shared_stack(
     folder = tmp_path_factory.mktemp("shared")
     things: list[Any] = []
     with closing_all(things):
-        things.append(backend := ScriptedServer())
-        settings = {
-            "BACKEND_API_URLS": backend.url,
-            "PROXY_ACCESS_KEY": KEY,
-            "ADMIN_TOKEN": ADMIN,
-            "CACHE_DIR": str(folder / "pictures"),
-            "POLLINATIONS_ENABLED": "false",
-            "WORKERS": "2",
-            "NGINX_CACHE_SECONDS": "600",
-        }
-        things.append(app := Gunicorn(settings, folder / "gunicorn.log"))
+        app, backend = with_backend(folder, things, WORKERS="2", NGINX_CACHE_SECONDS="600")
         things.append(front := Nginx(folder / "nginx", app.url))
         yield front, backend
 

@@ -77,7 +77,7 @@ def cut_picture(body: bytes) -> tuple[bytes, bytes | None]:
     """Cut a long picture in base64 out of a body: the first of JSON, the last of an event stream.
 
     Returns the body, with STAND_IN for the base64 and its data-URI prefix, and the decoded bytes.
-    If there is none, or it cannot be decoded, returns the body as it came, and None.
+    Without a picture that can be decoded, returns the body unchanged, and None.
     """
     place = None if announced_type(body) else _place(body)
     picture = decode_base64(body, *place[1:]) if place else None

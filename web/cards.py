@@ -48,7 +48,7 @@ def wants_picture() -> bool:
 
 
 def _quality(accepted: Mapping[str, float], media_type: str) -> float:
-    """Return the quality of the most specific range that a media type is in; 0 if there is none."""
+    """Return the quality of the most specific range that covers a media type, 0 without one."""
     ranges = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
     return next((accepted[one] for one in ranges if one in accepted), 0.0)
 
