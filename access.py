@@ -19,8 +19,8 @@ from typing import Any
 
 from config import MIN_SECRET_LENGTH
 from picture import BadRequest, ImageRequest, Named, Problem
-from settings.access_keys import SHARED_NAME, KeySettings
-from storage import State
+from settings.maps import SHARED_NAME, KeySettings
+from storage.state import State
 
 SIGNATURE_LENGTH = 32
 MAX_EXPIRES_IN = 10 * 365 * 86400

@@ -24,21 +24,20 @@ from hosting import image_host
 from llm import Llm
 from metrics import OFF, Metrics
 from pipeline import Pipeline
-from settings.network import NetworkSettings
 from settings.proxies import Proxies
+from settings.servers import NetworkSettings
 from settings.table import THREADS_KEPT_FREE
-from storage import State
 from storage.choose import choose_storage
 from storage.local.folder import Folder
-from storage.places import Places
+from storage.state import State
+from storage.waiting import Places
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.counting import counting
-from web.cross_origin import answer_preflight
 from web.files import page_file
+from web.headers import answer_preflight
 from web.openai import OpenAi, edit
-from web.openai_errors import openai_error
-from web.openai_paths import PREFIX, with_openai_paths
+from web.openai_forms import PREFIX, openai_error, with_openai_paths
 from web.pictures import Pictures
 from web.problems import problem
 from web.status import Status

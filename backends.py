@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dialect.judging import UNKNOWN_MODEL, Outcome
 from drawing.backend import Backend, NotDrawn
 from drawing.cooldowns import Cooldown
+from drawing.pool import first_free
 from drawing.record import Attempt, Round
-from drawing.slots import first_free
 from metrics import OFF, Metrics
 from picture import ImageRequest
-from storage import LockTimeout, State
+from storage import LockTimeout
+from storage.state import State
 from upstream.client import Deadline
 
 # A page of twenty pictures survives one hiccup of the only backend.

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from images.formats import EXTENSIONS
 from metrics import OFF, Metrics
 from picture import ImageRequest
-from storage import BeingDrawn, LockTimeout, NoRoom, Row, State, Unavailable
-from storage.store import DAY, STALE_SECONDS, Store, Task
+from storage import BeingDrawn, LockTimeout, NoRoom, Row, Unavailable
+from storage.state import State
+from storage.store import DAY, STALE_SECONDS, FileLost, Store, Task, drawn_size, open_verified
 from storage.upkeep import BATCH, adopt, repeat, store_errors
-from storage.verify import FileLost, drawn_size, open_verified
 
 log = logging.getLogger("prompt_image_proxy.cache")
 

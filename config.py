@@ -14,25 +14,27 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from settings.access_keys import clashes
-from settings.buckets import ObjectSettings, make_objects
 from settings.dotenv import Dotenv
-from settings.network import NetworkSettings, make_network, url_host
+from settings.maps import clashes
 from settings.parsers import check_folder
 from settings.reader import Reader
-from settings.secrets import secrets_in
+from settings.redaction import printable, secrets_in
 from settings.servers import (
     BackendSettings,
     HostingSettings,
     LlmSettings,
+    NetworkSettings,
+    ObjectSettings,
     PollinationsSettings,
     make_backends,
     make_hosting,
     make_llm,
+    make_network,
+    make_objects,
     make_pollinations,
+    url_host,
 )
 from settings.table import ROWS, Table
-from settings.terminal import printable
 
 # Each can also be read from a file: NAME_FILE.
 SECRETS = tuple(row.name for row in ROWS if row.is_secret)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urljoin, urlsplit
 
 from dialect.endpoint import clean_text
-from settings.network import NetworkSettings
-from settings.servers import HostingSettings
+from settings.servers import HostingSettings, NetworkSettings
 from upstream.client import Deadline, Upstream, UpstreamError
 
 if TYPE_CHECKING:

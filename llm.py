@@ -15,8 +15,9 @@ from drawing.cooldowns import Outages
 from drawing.verdict import FAILURE_TTL, FIRST_FAILURE_SECONDS, MAX_FAILURE_SECONDS
 from metrics import OFF, Metrics
 from settings.servers import PLACEHOLDER, LlmSettings
-from storage import LockTimeout, Note, State, Unavailable
-from storage.single_flight import SingleFlight
+from storage import LockTimeout, Note, Unavailable
+from storage.state import State
+from storage.waiting import SingleFlight
 from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
 
 MIN_LENGTH = 5
@@ -81,7 +82,7 @@ class Declined(Note):
         with suppress(Unavailable):
             if before := state.recall(cls, key):
                 seconds = min(MAX_FAILURE_SECONDS, 2 * before.note.seconds)
-        cls(str(failed), failed.why, seconds).write(state, key, FAILURE_TTL)
+        state.try_remember(cls(str(failed), failed.why, seconds), key, FAILURE_TTL)
 
 
 class Llm:
@@ -135,7 +136,7 @@ class Llm:
                 if error.fault.outcome is Outcome.REFUSED:
                     Declined.remember(self.state, key, error)
                 raise
-            Rewritten(answer).write(self.state, key, ANSWER_TTL)
+            self.state.try_remember(Rewritten(answer), key, ANSWER_TTL)
             return answer
 
         try:

@@ -180,7 +180,7 @@ class Pipeline:
             drawing = self._generate(self._optimise(drawing))
             if is_blocked(drawing):
                 note = Blocked(drawing.optimized, drawing.rewritten, self.fingerprint)
-                note.write(self.cache.state, drawing.key, self.blocked_ttl)
+                self.cache.state.try_remember(note, drawing.key, self.blocked_ttl)
                 drawing = replace(drawing, blocked_for=self.blocked_ttl)
         return drawing if drawing.image else self._fall_back(drawing)
 

@@ -11,12 +11,11 @@ import config
 from app import make_services, make_upstream
 from commands.cache_group import cache_group
 from commands.check import check
+from commands.console import Commands, logging_to_stderr
 from commands.keys import keys
-from commands.links import links
-from commands.output import Commands, logging_to_stderr
+from commands.links import links, warm
 from commands.session import Door, Session
 from commands.sign import sign
-from commands.warm import warm
 from config import Settings
 from upstream.client import Upstream
 

@@ -11,9 +11,17 @@ from itertools import islice
 import click
 
 from cache import Cache
-from commands.arguments import AS_JSON, age, counted, picture_options, read_request, valid_text
+from commands.console import (
+    AS_JSON,
+    age,
+    counted,
+    picture_options,
+    read_request,
+    say,
+    say_json,
+    valid_text,
+)
 from commands.migrate import adopt_pictures, backup, export, import_directory
-from commands.output import say, say_json
 from commands.session import Session, with_session
 from drawing.verdict import forget_failures
 from storage import Row

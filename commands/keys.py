@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from commands.arguments import AS_JSON
+from commands.console import AS_JSON
 from commands.session import Session, with_session
 
 

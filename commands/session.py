@@ -13,7 +13,7 @@ import click
 
 from access import Access
 from cache import Cache
-from commands.arguments import counted
+from commands.console import counted
 from config import Settings, SettingsError
 from pipeline import Pipeline
 from settings.parsers import printable_url

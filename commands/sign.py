@@ -12,12 +12,10 @@ from pathlib import Path
 import click
 
 from access import MAX_EXPIRES_IN, Forbidden
-from commands.arguments import AS_JSON, picture_options, read_request, read_text
+from commands.console import AS_JSON, picture_options, read_request, read_text, say
 from commands.document_faults import DocumentFault, Examiner
-from commands.documents import FoundUrl, all_urls, documents, replace_urls
-from commands.output import say
-from commands.rewriting import rewrite
-from commands.service import AnyService, with_service
+from commands.documents import FoundUrl, all_urls, documents, replace_urls, rewrite
+from commands.services import AnyService, with_service
 from picture import EXTENSIONS, BadRequest
 from web.sentences import explain
 

@@ -16,8 +16,8 @@ import urllib.request
 from pathlib import Path
 from types import FrameType
 
-from settings.network import listen_fault, url_host
 from settings.parsers import integer
+from settings.servers import listen_fault, url_host
 
 ROOT = Path(__file__).resolve().parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn"]

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dialect.error_text import ErrorText
-from dialect.free_text import FREE_TEXT
+from dialect.error_text import FREE_TEXT, ErrorText
 
 SIZE_FIELDS = ("size", "image_size", "width", "height", "aspect_ratio", "image_config")
 # Never dropped: a request without them is pointless.

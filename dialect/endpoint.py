@@ -9,12 +9,11 @@ from typing import Any
 
 from dialect.doors import IMAGES, door_of
 from dialect.envelope import read_json
-from dialect.error_text import ErrorText, claimed_status, complaint
-from dialect.free_text import free_text
+from dialect.error_text import ErrorText, claimed_status, complaint, free_text
 from dialect.judging import Fault, Outcome, judge, of_model
 from dialect.learning import Learned, teaches
 from dialect.sizes import Size
-from storage import State
+from storage.state import State
 from upstream.client import Deadline, Reply, Upstream
 
 # A limit for vendors that reject one field after the other.

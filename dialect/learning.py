@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Self
 
 from dialect import blame
 from dialect.blame import ESSENTIAL, SIZE_FIELDS
-from dialect.error_text import ErrorText
-from dialect.free_text import FREE_TEXT
+from dialect.error_text import FREE_TEXT, ErrorText
 from dialect.sizes import ASPECT_RATIOS, CHAT_RATIOS, Size, SizeRule, listed_ratios, nearest_ratio
-from storage import Note, Recalled, State, Unavailable
+from storage import Note, Recalled, Unavailable
+from storage.state import State
 
 # A server may be upgraded, or another one may move in at its URL.
 LEARNED_TTL = 86400.0

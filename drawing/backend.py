@@ -15,14 +15,15 @@ from dialect.judging import Fault, Outcome, judge_without_picture
 from dialect.tasks import poll, task_of
 from drawing.cooldowns import Outages
 from drawing.downloads import fetch
+from drawing.pool import Slots, first_free
 from drawing.record import NO_MODEL, Image
-from drawing.slots import Slots, first_free
 from images.formats import foreign_type, media_type_of
 from metrics import OFF, Metrics
 from picture import ImageRequest
 from settings.parsers import printable_url
 from settings.servers import BackendSettings
-from storage import LockTimeout, State
+from storage import LockTimeout
+from storage.state import State
 from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
 
 # Gateways and LocalAI return picture URLs on their own network, but can send the bytes instead.

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from dialect.judging import TOO_LONG, Fault, Outcome
-from storage import Note, Recalled, State, Unavailable
+from storage import Note, Recalled, Unavailable
+from storage.state import State
 
 log = logging.getLogger("prompt_image_proxy.backends")
 

@@ -176,7 +176,7 @@ class Pollinations:
         if found is None or found.note.prompt == mine.prompt:
             return
         if found.note.prompt:
-            FallbackPicture("", "").write(self.cache.state, digest, SAME_BYTES_TTL)
+            self.cache.state.try_remember(FallbackPicture("", ""), digest, SAME_BYTES_TTL)
             self._delete(found.note.key)
         raise _placeholder("sent the same picture for two prompts", None)
 

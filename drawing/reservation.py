@@ -10,7 +10,8 @@ from typing import Self
 
 from access import Caller
 from picture import Problem
-from storage import State, Unavailable
+from storage import Unavailable
+from storage.state import State
 
 _DAY = 86400.0
 # A day's count is read on that day only; the rest allows for differing clocks.

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Self
 
 from dialect.judging import Outcome
 from drawing.record import Drawing, Ending, GaveUp, Stage
-from storage import Note, Recalled, State, Unavailable
+from storage import Note, Recalled, Unavailable
+from storage.state import State
 
 FIRST_FAILURE_SECONDS = 2.0
 MAX_FAILURE_SECONDS = 300.0
@@ -116,7 +117,7 @@ class Failure(Note):
             if before and before.note.fingerprint == fingerprint:
                 seconds = min(MAX_FAILURE_SECONDS, 2 * before.note.seconds)
         note = cls(gave_up.code, gave_up.stages, seconds, fingerprint)
-        note.write(state, key, FAILURE_TTL)
+        state.try_remember(note, key, FAILURE_TTL)
         return note._answer(seconds, is_repeated=False)
 
     def _answer(self, left: float, *, is_repeated: bool) -> GaveUp:

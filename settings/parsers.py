@@ -7,6 +7,7 @@ a secret.
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import json
 import os
@@ -17,7 +18,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from settings.extras import check_extra
+# By the end of the name of the file that installs them: requirements-cluster.txt.
+_PACKAGES = {
+    "cluster": ("psycopg", "psycopg_pool", "obstore"),
+    "formats": ("PIL",),
+    "metrics": ("prometheus_client",),
+    "socks": ("socks",),
+}
+
+
+def check_extra(name: str) -> None:
+    """Raise ValueError, with the command to run, if a package of an extra is not installed."""
+    for package in _PACKAGES[name]:
+        if importlib.util.find_spec(package) is None:
+            command = f".venv/bin/pip install -c constraints.txt -r requirements-{name}.txt"
+            docker = f"build the Docker image with EXTRAS={name}"
+            raise ValueError(f"needs packages that are not installed; run {command}, or {docker}")
+
 
 # A model's name, as requests write it. `def` stands for no model in cache keys.
 MODEL = r"(?!def\Z)[A-Za-z0-9._:/@+-]{1,100}"

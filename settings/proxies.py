@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
-from settings.extras import check_extra
+from settings.parsers import check_extra
 
 _PORTS = {"http": 80, "socks5": 1080, "socks5h": 1080}
 

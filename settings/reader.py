@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from settings.extras import check_extra
-from settings.parsers import base_url, json_object, printable_url
+from settings.parsers import base_url, check_extra, json_object, printable_url
 from settings.setting import Setting
 from settings.table import ROWS
 

@@ -1,16 +1,109 @@
-"""Settings of the servers that are called: backends, LLM, image host, Pollinations."""
+"""Settings of the network and of the servers that are called."""
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from settings.buckets import ObjectSettings, make_objects
-from settings.parsers import HOSTING_PROVIDERS
+from settings.parsers import HOSTING_PROVIDERS, IpNetwork, printable_url
+from settings.proxies import Proxy
 from settings.reader import Reader
 from settings.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSettings:
+    """A bucket and a prefix in it, as a URL; the rest is for S3 and compatible stores alone."""
+
+    url: str
+    endpoint_url: str | None = field(default=None, repr=False)
+    region: str | None = None
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+
+
+def make_objects(name: str, url: str | None, table: Table, reader: Reader) -> ObjectSettings | None:
+    """Return the bucket at `url`, the value of the variable `name`."""
+    if not url:
+        return None
+    if url.startswith("s3://"):
+        for credential in ("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"):
+            reader.require(credential, f"{name} needs it: write the access key for the bucket")
+    return ObjectSettings(
+        url,
+        table.s3_endpoint_url,
+        table.s3_region,
+        table.s3_access_key_id,
+        table.s3_secret_access_key,
+    )
+
+
+# By which gunicorn or systemd pass on a socket that listens already.
+_HANDED_SOCKETS = {"GUNICORN_FD", "LISTEN_FDS"}
+_HOST_ADVICE = "write an address of this machine as HOST"
+_LISTEN_ADVICE = {
+    errno.EADDRINUSE: "stop what listens there, or write another PORT",
+    errno.EACCES: "write a PORT above 1023",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """How other servers are reached.
+
+    `proxies` maps `http`, `https` and `all` to a proxy, with the exceptions in `no_proxy`;
+    `backend_proxies` maps a backend's URL to its own, or to None for a direct connection.
+    """
+
+    ca_bundle: Path | None
+    proxies: Mapping[str, Proxy]
+    no_proxy: str
+    backend_proxies: Mapping[str, Proxy | None]
+    picture_networks: tuple[IpNetwork, ...]
+
+
+def make_network(table: Table, reader: Reader) -> NetworkSettings:
+    proxies = {"http": table.http_proxy, "https": table.https_proxy, "all": table.all_proxy}
+    by_server: dict[str, Proxy | None] = {}
+    for url, proxy in table.backend_proxies.items():
+        server = urlsplit(printable_url(url))._replace(path="").geturl()
+        if by_server.setdefault(server, proxy) != proxy:
+            reader.fault("BACKEND_PROXIES", f"{server!r} has two proxies; write the same for both")
+    return NetworkSettings(
+        ca_bundle=table.ca_bundle,
+        proxies={scheme: proxy for scheme, proxy in proxies.items() if proxy},
+        no_proxy=table.no_proxy,
+        backend_proxies=table.backend_proxies,
+        picture_networks=table.picture_networks,
+    )
+
+
+def listen_fault(host: str, port: int) -> str | None:
+    """Return why nothing can listen there, such as another server, and what to write; or None."""
+    if not _HANDED_SOCKETS.isdisjoint(os.environ):
+        return None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as trial:
+            # As gunicorn does: connections of a server that has just ended are no obstacle.
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+    except OSError as error:
+        reason = f"{error.strerror}: {url_host(host)}:{port}"
+        return f"HOST, PORT: {reason}; {_LISTEN_ADVICE.get(error.errno or 0, _HOST_ADVICE)}"
+    return None
+
+
+def url_host(host: str) -> str:
+    """Return the host as a URL has it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 PLACEHOLDER = "{ORIGINAL_PROMPT}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from settings import maps
 from settings import parsers as p
-from settings.access_keys import MAX_PER_DAY, KeySettings, named_keys
+from settings.maps import MAX_PER_DAY, KeySettings, named_keys
 from settings.proxies import Proxy
 from settings.setting import by_backend, rows, setting
 

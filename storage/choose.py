@@ -1,17 +1,28 @@
-"""Which state and which store the settings describe."""
+"""Which state and store the settings describe, and whether they can be used.
+
+The checks run in a process of their own (`python -m storage.choose`): workers would inherit what
+the master had opened, and not every library survives a fork.
+"""
 
 from __future__ import annotations
 
+import os
+import pickle
+import re
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from config import Settings
 from metrics import OFF, Metrics
-from storage import State
+from storage import Unavailable
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
-from storage.places import Places
+from storage.state import State
 from storage.store import Store
+from storage.waiting import Places
 
 
 def choose_storage(
@@ -44,3 +55,110 @@ def choose_storage(
     # The limit is that of the copies: nothing is deleted from the bucket to make room.
     places = places or Places(settings.threads)
     return shared, Copies(objects, folder, shared.files, places, limit, clock, metrics), 0
+
+
+# A start reports faults within 10 s. Most checks end earlier, with a better reason.
+_SECONDS = 9.0
+_CHILD_SECONDS = 15.0
+
+# The setting to blame for an object store's answer, and the remedy.
+_STORE_FAULTS = (
+    ("NoSuchBucket", "STORAGE_URL", "create the bucket, or write the URL of another one"),
+    (
+        "HTTP 40[13]",
+        "S3_ACCESS_KEY_ID",
+        "write it and S3_SECRET_ACCESS_KEY so that they may read, write, list and delete objects",
+    ),
+    ("HTTP 30|HTTP 400", "S3_REGION", "write the region in which the bucket is"),
+    ("certificate", "CA_BUNDLE", "write the path of a file with the authority's certificate"),
+    ("", "S3_ENDPOINT_URL", "write the URL of an S3 server that answers"),
+)
+# The remedy for other stores, whose credentials are not among our settings.
+_STORE_ADVICE = {
+    "gs": "create the bucket, and set GOOGLE_APPLICATION_CREDENTIALS in the environment (not in"
+    " .env)",
+    "az": "create the container, and set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+    " in the environment (not in .env)",
+}
+
+
+def connections(settings: Settings) -> dict[str, object]:
+    """Return the settings that each connection depends on: those of `state` and `store`."""
+    network = settings.network
+    reached = (network.ca_bundle, network.proxies, network.no_proxy) if settings.storage else None
+    return {
+        "state": settings.database_url or settings.cache_dir,
+        "store": (settings.storage, settings.cache_dir, reached),
+    }
+
+
+class Unusable(Exception):
+    """Parts of the cache cannot be used; `faults` has a sentence for each, setting first."""
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__("The cache cannot be used:" + "".join(f"\n  {fault}" for fault in faults))
+
+
+def check_parts(settings: Settings, parts: Collection[str]) -> None:
+    """Open these parts in another process. Raises Unusable."""
+    if parts and (faults := _find_faults(settings, parts)):
+        raise Unusable(faults)
+
+
+def _find_faults(settings: Settings, parts: Iterable[str]) -> list[str]:
+    command = [sys.executable, "-m", "storage.choose", *parts]
+    try:
+        child = subprocess.run(
+            command,
+            input=pickle.dumps(settings),
+            capture_output=True,
+            timeout=_CHILD_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return [f"CACHE_DIR: no answer within {_CHILD_SECONDS:g} s"]
+    if child.returncode:
+        said = child.stderr.decode("utf-8", "replace").splitlines()
+        return [f"the check failed: {said[-1] if said else f'status {child.returncode}'}"]
+    return child.stdout.decode().splitlines()
+
+
+def _check(settings: Settings, parts: Iterable[str]) -> Iterator[str]:
+    """Do the work of `check_parts` in this process, in which calls that hang go on."""
+    state, store, _ = choose_storage(settings)
+    opened = {
+        "state": ("DATABASE_URL" if settings.database_url else "CACHE_DIR", state.check),
+        "store": ("STORAGE_URL" if settings.storage else "CACHE_DIR", store.check),
+    }
+    pool = ThreadPoolExecutor()
+    checks = [(opened[part][0], pool.submit(opened[part][1])) for part in parts]
+    wait([check for _, check in checks], _SECONDS)
+    for setting, check in checks:
+        try:
+            check.result(0)
+        except TimeoutError:
+            yield f"{setting}: no answer within {_SECONDS:g} s"
+        except Unavailable as error:
+            yield f"{setting}: {error}"
+        except OSError as error:
+            yield _fault_of_store(setting, str(error.strerror), settings)
+    state.close()
+
+
+def _fault_of_store(setting: str, reason: str, settings: Settings) -> str:
+    scheme = settings.storage.url.partition(":")[0] if settings.storage else ""
+    advice = _STORE_ADVICE.get(scheme, "write another one")
+    if scheme == "s3":
+        setting, advice = next(
+            (blamed, remedy)
+            for pattern, blamed, remedy in _STORE_FAULTS
+            if re.search(pattern, reason)
+        )
+    return f"{setting}: {reason}; {advice}"
+
+
+if __name__ == "__main__":
+    for fault in _check(pickle.load(sys.stdin.buffer), sys.argv[1:]):
+        print(fault, flush=True)
+    os._exit(0)  # without waiting for calls that hang

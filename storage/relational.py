@@ -11,9 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 from metrics import Metrics
-from storage import N, Note, Notes, Recalled, Row, Unavailable, sql
-from storage.listing import ALL, Filter
-from storage.rows import from_columns, to_columns
+from storage import ALL, Filter, N, Note, Notes, Recalled, Row, Unavailable, sql
+from storage.sql import from_columns, to_columns
 from storage.store import Task
 
 _NO_LIMIT = 2**53
@@ -152,6 +151,10 @@ class RelationalState(ABC):
     def remember(self, note: Note, key: str, ttl: float) -> None:
         values = {"kind": note.kind, "key": key, "value": _text_of(note), "ttl": ttl}
         self._write("remember", sql.REMEMBER, [values])
+
+    def try_remember(self, note: Note, key: str, ttl: float) -> None:
+        with suppress(Unavailable):
+            self.remember(note, key, ttl)
 
     def exchange(self, before: Recalled[N] | None, after: N, key: str, ttl: float) -> bool:
         values = {"kind": after.kind, "key": key, "value": _text_of(after), "ttl": ttl}

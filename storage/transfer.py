@@ -17,12 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from storage import Row, State, Unavailable
+from storage import Row, Unavailable
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
-from storage.store import Store
+from storage.state import State
+from storage.store import FileLost, Store, open_verified
 from storage.upkeep import has_file, store_errors
-from storage.verify import FileLost, open_verified
 
 _PAGE = 200
 # An object store answers in tens of milliseconds; each copy holds one picture in memory.

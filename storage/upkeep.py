@@ -15,7 +15,8 @@ from dataclasses import asdict, replace
 from itertools import islice
 
 from images.formats import EXTENSIONS, announced_type
-from storage import LockTimeout, Row, State, Unavailable
+from storage import LockTimeout, Row, Unavailable
+from storage.state import State
 from storage.store import Store, Stored, Task
 
 log = logging.getLogger("prompt_image_proxy.cache")

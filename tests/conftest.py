@@ -23,9 +23,9 @@ import config
 from app import create_app
 from commands.__main__ import cli, connect, open_session
 from commands.session import Door
-from settings.buckets import ObjectSettings
-from storage import State
+from settings.servers import ObjectSettings
 from storage.local.sqlite import SqliteState
+from storage.state import State
 
 from . import missing
 from .objectstore import ObjectServer

@@ -6,7 +6,7 @@ import itertools
 import subprocess
 import sys
 
-from settings.buckets import ObjectSettings
+from settings.servers import ObjectSettings
 
 from .servers import fetch, free_port, wait_until
 

@@ -12,7 +12,7 @@ from drawing.backend import Backend, NotDrawn
 from drawing.record import Image
 from picture import ImageRequest
 from settings.servers import BackendSettings
-from storage import State
+from storage.state import State
 from upstream.client import Deadline, Upstream
 
 from .servers import png

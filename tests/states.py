@@ -17,15 +17,16 @@ from typing import Any, ClassVar
 
 import psycopg
 
-from settings.buckets import ObjectSettings
-from storage import Note, Row, State
+from settings.servers import ObjectSettings
+from storage import Note, Row
 from storage.cluster.copies import Copies
 from storage.cluster.objects import Objects
 from storage.cluster.postgres import PostgresState
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
-from storage.places import Places
+from storage.state import State
 from storage.store import Store
+from storage.waiting import Places
 
 from .link import Link
 

@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 
 from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
 from picture import BadRequest, ImageRequest
-from settings.access_keys import KeySettings
+from settings.maps import KeySettings
 
 from .conftest import ADMIN, KEY, InProcess
 from .servers import Got, ScriptedServer, png

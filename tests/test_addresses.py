@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upstream.addresses import is_public
+from upstream.adapters import is_public
 from upstream.client import Upstream, UpstreamError, origin
 
 from .servers import RawServer, Say, ScriptedServer, png

@@ -21,8 +21,8 @@ from drawing.record import Round
 from metrics import Metrics
 from picture import ImageRequest
 from settings.servers import BackendSettings
-from storage import State
 from storage.local.sqlite import SqliteState
+from storage.state import State
 from upstream.client import Deadline, Upstream
 
 from .conftest import REFUSAL, drawing

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from web.caching import Caching
+from web.headers import Caching
 
 from .conftest import KEY, InProcess, hosting_settings
 from .servers import Got, Say, ScriptedServer

@@ -18,7 +18,7 @@ import pytest
 import config
 from cache import Cache
 from picture import ImageRequest
-from storage.checks import Unusable, check_parts
+from storage.choose import Unusable, check_parts
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 

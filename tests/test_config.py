@@ -17,11 +17,16 @@ import pytest
 
 import config
 from config import Settings, SettingsError
-from settings.buckets import ObjectSettings
 from settings.dotenv import Dotenv
-from settings.network import NetworkSettings
 from settings.proxies import Proxy
-from settings.servers import BackendSettings, HostingSettings, LlmSettings, PollinationsSettings
+from settings.servers import (
+    BackendSettings,
+    HostingSettings,
+    LlmSettings,
+    NetworkSettings,
+    ObjectSettings,
+    PollinationsSettings,
+)
 from settings.table import ROWS, usable_cores
 
 from .conftest import ROOT

@@ -11,8 +11,8 @@ import pytest
 
 from dialect.judging import TOO_LONG, Fault, Outcome
 from drawing.cooldowns import Cooldown, Outages
-from storage import State
 from storage.local.sqlite import SqliteState
+from storage.state import State
 
 from .states import Clock
 

@@ -13,14 +13,13 @@ import pytest
 
 from cache import Cache
 from picture import ImageRequest
-from settings.buckets import ObjectSettings
+from settings.servers import ObjectSettings
 from storage import Row, Totals, Unavailable
-from storage.cluster.copies import Copies
+from storage.cluster.copies import Copies, Recent
 from storage.cluster.objects import Objects
-from storage.cluster.recent import Recent
 from storage.local.sqlite import SqliteState
-from storage.places import Places
 from storage.store import STALE_SECONDS
+from storage.waiting import Places
 
 from .link import Link
 from .servers import png, wait_until

@@ -15,7 +15,7 @@ from dialect.endpoint import MAX_REQUESTS, Answer, Endpoint
 from dialect.judging import Outcome
 from dialect.learning import LEARNED_TTL, Learned
 from dialect.sizes import Size
-from storage import State
+from storage.state import State
 from upstream.client import Deadline, Upstream, UpstreamError, Why
 
 from .servers import RawServer, Say, ScriptedServer, Seen, read_request

@@ -18,8 +18,8 @@ from drawing.fallback import Pollinations
 from drawing.record import Image
 from picture import ImageRequest
 from settings.servers import PollinationsSettings
-from storage import State
 from storage.cluster.copies import Nowhere
+from storage.state import State
 from upstream.client import Deadline, Upstream
 
 from .servers import JPEG, Gate, Say, png

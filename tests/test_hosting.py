@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from hosting import ImageHost, UploadFailed, image_host
-from settings.buckets import ObjectSettings
-from settings.servers import HostingSettings
+from settings.servers import HostingSettings, ObjectSettings
 from upstream.client import Deadline, Upstream
 
 from .conftest import KEY

@@ -13,7 +13,7 @@ from werkzeug.test import EnvironBuilder
 
 import config
 from app import create_app
-from web.limits import qualities
+from web.headers import qualities
 
 from .conftest import KEY, InProcess
 from .servers import ScriptedServer

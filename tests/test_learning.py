@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dialect.error_text import ErrorText
-from dialect.free_text import free_text
+from dialect.error_text import ErrorText, free_text
 from dialect.learning import Learned
 from dialect.sizes import ASPECT_RATIOS, Size, SizeRule, listed_ratios, nearest_ratio
 

@@ -16,7 +16,8 @@ from access import Caller
 from drawing.pool import Pool
 from drawing.reservation import OverLimit, Reservation
 from drawing.storing import Drawn
-from storage import State, Unavailable
+from storage import Unavailable
+from storage.state import State
 
 from .conftest import ADMIN, BROKEN, KEY, REFUSAL, Gunicorn, InProcess, drawing
 from .servers import Gate, Got, Say, ScriptedServer, wait_until

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from llm import LLM_LIMIT, Llm, RewriteFailed, message_in, read_prompt
 from settings.servers import LlmSettings
-from storage import State
+from storage.state import State
 from upstream.client import Deadline, Upstream
 
 from .conftest import saying

@@ -20,8 +20,8 @@ from urllib.parse import quote
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from metrics.families import COUNTERS, FACTS, GAUGES, PREFIX, TIMINGS
 from metrics.multiprocess import CountFiles
+from metrics.prometheus import COUNTERS, FACTS, GAUGES, PREFIX, TIMINGS
 
 from . import missing
 from .conftest import (

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from settings.buckets import ObjectSettings
-from settings.network import NetworkSettings
 from settings.proxies import Proxy
+from settings.servers import NetworkSettings, ObjectSettings
 from storage.cluster.objects import Objects
 
 from .link import Link
@@ -132,7 +131,7 @@ def test_bucket_that_takes_nothing_is_still_read(answering: ScriptedServer) -> N
 
 FORKING = """
 import os, sys
-from settings.buckets import ObjectSettings
+from settings.servers import ObjectSettings
 from storage.cluster.objects import Objects
 objects = Objects(ObjectSettings(*sys.argv[1:]))
 if child := os.fork():

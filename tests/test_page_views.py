@@ -12,7 +12,7 @@ import pytest
 from markdown_it import MarkdownIt
 from selenium.webdriver.common.keys import Keys
 
-from metrics.families import STAGES
+from metrics.prometheus import STAGES
 
 from .browser import Page
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, drawing

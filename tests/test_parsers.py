@@ -14,7 +14,7 @@ import pytest
 
 from settings import maps, table
 from settings import parsers as p
-from settings.access_keys import KeySettings, named_keys
+from settings.maps import KeySettings, named_keys
 
 Parse = Callable[[str], Any]
 

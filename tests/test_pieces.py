@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from web.pieces import Encoded, joined, pieces, with_base64
+from web.openai_forms import Encoded, joined, pieces, with_base64
 
 from .conftest import KEY, Gunicorn, drawing
 from .servers import ScriptedServer, png

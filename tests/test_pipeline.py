@@ -20,9 +20,10 @@ from llm import Llm
 from picture import ImageRequest
 from pipeline import Pipeline
 from settings.servers import BackendSettings, LlmSettings
-from storage import NoRoom, State
+from storage import NoRoom
 from storage.cluster.copies import Nowhere
-from storage.places import Places
+from storage.state import State
+from storage.waiting import Places
 from upstream.client import Upstream
 
 from .conftest import (

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from storage.places import NoPlace, Places
+from storage.waiting import NoPlace, Places
 
 
 def test_one_key_takes_at_most_half_of_the_places() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from drawing.pool import Busy, Pool, StillRunning
 from storage.local.sqlite import SqliteState
-from storage.places import Places
-from upstream.deadline import Deadline
+from storage.waiting import Places
+from upstream.calls import Deadline
 
 from .servers import wait_until
 from .states import Clock, SqlitePlace, held_elsewhere

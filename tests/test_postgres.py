@@ -15,9 +15,10 @@ from dataclasses import replace
 import psycopg
 import pytest
 
-from storage import IncompatibleSchema, LockTimeout, Row, State, Totals, Unavailable
-from storage.cluster.connection import Connection
+from storage import IncompatibleSchema, LockTimeout, Row, Totals, Unavailable
 from storage.cluster.postgres import CONNECTIONS, PostgresState
+from storage.cluster.server import Connection
+from storage.state import State
 
 from .link import Link
 from .postgres import Postgres

@@ -16,7 +16,7 @@ from PIL import Image
 
 from demo.render_cards import FOLDER, describe, parts_of_each
 from picture import ImageRequest
-from web.cards import VARY, card
+from web.problems import VARY, card
 from web.sentences import ADVICE, CLEARING, REASON, SENTENCES, TITLES, Language
 from web.status import Status
 

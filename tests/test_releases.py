@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app import __version__
-from commands.installed import INSTALLED, outdated_files
+from commands.check import INSTALLED, outdated_files
 
 from .conftest import ROOT
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
-from storage import State
+from storage.state import State
 from web.repeats import ORDER_TTL, claim
 
 from .conftest import BROKEN, KEY, REFUSAL, Gunicorn, InProcess, Service, drawing

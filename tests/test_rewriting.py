@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from commands.rewriting import rewrite
+from commands.documents import rewrite
 
 from .conftest import KEY, ROOT, Run
 from .disks import disk, full, read_only
@@ -74,7 +74,7 @@ def test_file_that_cannot_be_written_stays_with_a_sentence(
 
 _REWRITE_FOR_EVER = """
 import pathlib, sys
-from commands.rewriting import rewrite
+from commands.documents import rewrite
 while True:
     for letter in b"ab":
         rewrite(pathlib.Path(sys.argv[1]), bytes([letter]) * 2**25)

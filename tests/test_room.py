@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.local.folder import Folder
-from storage.local.room import DRAWING_BYTES, Room
+from storage.local.folder import DRAWING_BYTES, Folder, Room
 
 from .disks import disk, full, read_only
 from .states import Clock

@@ -15,7 +15,7 @@ import pytest
 
 from access import Access, Caller
 from picture import ImageRequest, Named
-from settings.access_keys import KeySettings
+from settings.maps import KeySettings
 
 from .conftest import KEY, ROOT, InProcess, Run
 from .servers import ScriptedServer

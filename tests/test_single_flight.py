@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from storage import LockTimeout, State, Unavailable
-from storage.single_flight import SingleFlight
+from storage import LockTimeout, Unavailable
+from storage.state import State
+from storage.waiting import SingleFlight
 
 from .servers import wait_until
 

@@ -13,11 +13,12 @@ import pytest
 
 from backends import Backends
 from drawing.backend import Backend
+from drawing.pool import Slots, first_free
 from drawing.record import Round
-from drawing.slots import Slots, first_free
 from picture import ImageRequest
 from settings.servers import BackendSettings
-from storage import LockTimeout, State
+from storage import LockTimeout
+from storage.state import State
 from upstream.client import Deadline, Upstream
 
 from .conftest import Gunicorn, drawing

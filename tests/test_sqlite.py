@@ -24,8 +24,7 @@ import pytest
 from storage import IncompatibleSchema, Row, Totals, Unavailable, sql
 from storage.local.database import PATIENCE_SECONDS
 from storage.local.sqlite import SqliteState
-from storage.rows import to_columns
-from storage.sql import MAX_NOTES, SCHEMA_VERSION
+from storage.sql import MAX_NOTES, SCHEMA_VERSION, to_columns
 from storage.store import DAY, HOUR
 
 from .disks import disk, file_sizes_limited, full, read_only

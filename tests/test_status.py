@@ -18,9 +18,9 @@ from drawing.cooldowns import Cooldown, Outages
 from drawing.storing import HOST_KEY
 from picture import ImageRequest
 from settings.servers import BackendSettings
-from storage import State
 from storage.cluster.copies import Nowhere
 from storage.local.sqlite import SqliteState
+from storage.state import State
 from upstream.client import Upstream
 from web.status import Status
 

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from storage import LockTimeout, Note, Row, State, Totals
-from storage.listing import Filter
+from storage import Filter, LockTimeout, Note, Row, Totals
+from storage.state import State
 from storage.store import Store
 
 from .postgres import Postgres

@@ -10,8 +10,9 @@ from drawing.record import Drawing, Image
 from drawing.storing import Storing
 from hosting import UploadFailed
 from picture import ImageRequest
-from storage import NoRoom, State
+from storage import NoRoom
 from storage.cluster.copies import Nowhere
+from storage.state import State
 from upstream.client import Deadline
 
 from .servers import png

@@ -17,7 +17,7 @@ from dialect.tasks import poll, task_of
 from drawing.backend import Backend
 from picture import ImageRequest
 from settings.servers import BackendSettings
-from storage import State
+from storage.state import State
 from upstream.client import Deadline, Upstream, UpstreamError, Why
 
 from .servers import Say, ScriptedServer, Seen, png

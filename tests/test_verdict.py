@@ -11,7 +11,7 @@ from dialect.judging import TOO_LONG, Outcome
 from drawing.record import Attempt, Drawing, Ending, GaveUp, Image, Round, Stage
 from drawing.verdict import Blocked, Failure, forget_failures, is_blocked, verdict
 from picture import ImageRequest
-from storage import State
+from storage.state import State
 from upstream.client import Deadline
 
 from .states import Clock
@@ -231,7 +231,7 @@ def test_clock_that_is_set_back_prolongs_no_failure(state: State, clock: Clock) 
 
 
 def test_refusal_is_recalled_under_its_settings_and_forgotten(state: State) -> None:
-    Blocked("better", "safer", "settings").write(state, "k", 60)
+    state.remember(Blocked("better", "safer", "settings"), "k", 60)
     assert (found := Blocked.recall(state, "k", "settings"))
     assert (found.note.rewritten, found.left) == ("safer", 60)
     assert Blocked.recall(state, "k", "other settings") is None

@@ -9,13 +9,37 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TypeVar
 
 from urllib3.connection import HTTPConnection
 
 from metrics import Metrics
-from upstream.deadline import Deadline
 from upstream.failure import UpstreamError, Why, causes
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A moment on the monotonic clock, in seconds. Nothing that is given one outlives it."""
+
+    at: float
+    clock: Callable[[], float] = time.monotonic
+
+    @classmethod
+    def after(cls, seconds: float, clock: Callable[[], float] = time.monotonic) -> Deadline:
+        return cls(clock() + seconds, clock)
+
+    def within(self, seconds: float) -> Deadline:
+        """Return the earlier of this deadline and `seconds` from now."""
+        return Deadline(min(self.at, self.clock() + seconds), self.clock)
+
+    def remaining(self) -> float:
+        return max(0.0, self.at - self.clock())
+
+    @property
+    def is_over(self) -> bool:
+        return self.clock() >= self.at
+
 
 T = TypeVar("T")
 

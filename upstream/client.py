@@ -19,11 +19,9 @@ import requests
 
 from metrics import OFF, Metrics
 from settings.proxies import Origin, Proxies
-from upstream.adapters import Adapter, PictureAdapter
-from upstream.addresses import IpNetwork
+from upstream.adapters import Adapter, IpNetwork, PictureAdapter
 from upstream.bodies import cut_picture, has_more_values, read_body
-from upstream.calls import Calls, current_call
-from upstream.deadline import Deadline
+from upstream.calls import Calls, Deadline, current_call
 from upstream.failure import UpstreamError, Why, translated
 
 __all__ = [

@@ -17,8 +17,7 @@ from cache import Cache
 from config import Settings
 from drawing.verdict import forget_failures
 from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest
-from storage import Row, Unavailable
-from storage.listing import Filter
+from storage import Filter, Row, Unavailable
 from web.picture_link import Link
 from web.pictures import Pictures
 from web.problems import MAX_BODY, NotFound, TooLarge, as_json

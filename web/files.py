@@ -9,8 +9,7 @@ from pathlib import Path
 
 from flask import Response, request
 
-from web.cross_origin import NOSNIFF
-from web.limits import beginning, qualities
+from web.headers import NOSNIFF, beginning, qualities
 from web.problems import NotFound
 
 _FOLDER = Path(__file__).resolve().parent / "page"

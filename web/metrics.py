@@ -13,10 +13,9 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from werkzeug.wrappers import Response
 
 from access import Access
-from metrics.families import FACTS, PREFIX
-from metrics.prometheus import Prometheus
+from metrics.prometheus import FACTS, PREFIX, Prometheus
 from storage import Unavailable
-from web.cross_origin import NOSNIFF
+from web.headers import NOSNIFF
 from web.status import Status
 
 _STATES = ("ready", "cooling", "drained")

@@ -31,10 +31,21 @@ from picture import BadRequest, ImageRequest, Problem
 from pipeline import Pipeline
 from storage import Unavailable
 from web.api import parse_body, read_bytes
-from web.openai_errors import MAX_BODY, OPEN_HEADERS, may_retry, open_json
-from web.orders import MAX_PICTURES, Form, Order
+from web.openai_forms import (
+    MAX_BODY,
+    MAX_PICTURES,
+    OPEN_HEADERS,
+    Encoded,
+    Form,
+    Order,
+    Part,
+    joined,
+    may_retry,
+    open_json,
+    pieces,
+    with_base64,
+)
 from web.picture_link import Link
-from web.pieces import Encoded, Part, joined, pieces, with_base64
 from web.problems import NotFound
 from web.repeats import Claim, claim, send
 

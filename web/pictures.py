@@ -29,9 +29,7 @@ from metrics import Metrics
 from picture import BadRequest, ImageRequest, Named
 from pipeline import Pipeline
 from storage import Row, Unavailable
-from web.caching import Caching, Headers
-from web.cross_origin import CROSS_ORIGIN
-from web.limits import CONDITIONS, cut_url, drop_long_conditions
+from web.headers import CONDITIONS, CROSS_ORIGIN, Caching, Headers, cut_url, drop_long_conditions
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from storage import Note, Recalled, State, Unavailable
+from storage import Note, Recalled, Unavailable
+from storage.state import State
 
 # How long seeds are remembered, from the beginning of an order and again from its end.
 ORDER_TTL = 600.0

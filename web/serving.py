@@ -18,9 +18,9 @@ from gunicorn.workers.gthread import ThreadWorker
 
 import config
 from config import Settings, SettingsError
-from settings.network import listen_fault
-from settings.terminal import printable_lines
-from storage.checks import Unusable, check_parts, connections
+from settings.redaction import printable_lines
+from settings.servers import listen_fault
+from storage.choose import Unusable, check_parts, connections
 
 if TYPE_CHECKING:
     from metrics.multiprocess import CountFiles

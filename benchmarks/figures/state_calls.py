@@ -12,10 +12,11 @@ from benchmarks.figures.plan import Figure, Plan, median
 from benchmarks.figures.two_services import quantiles
 from drawing.cooldowns import Cooldown
 from picture import ImageRequest
-from storage import Row, State
+from storage import Row
 from storage.cluster.postgres import PostgresState
 from storage.cluster.tables import translate
 from storage.local.sqlite import SqliteState
+from storage.state import State
 
 MEASURED = 500
 CALLS = 1000

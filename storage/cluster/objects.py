@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
-from settings.buckets import ObjectSettings
-from settings.network import NetworkSettings
+from settings.servers import NetworkSettings, ObjectSettings
 from storage.gate import Down, Gate
 from storage.store import Stored
 

@@ -6,20 +6,150 @@ Nothing is opened before the first call, so that processes can be forked until t
 from __future__ import annotations
 
 import logging
+import math
+import re
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any, Self, TypeVar
 
 import psycopg
+from psycopg import errors
+from psycopg.abc import RV, PQGen
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.types.numeric import Int8Dumper
+from psycopg.types.string import StrDumper
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from storage import Unavailable
-from storage.cluster.connection import Connection
-from storage.cluster.diagnosis import explain, explained
-from storage.gate import Down, Gate
-from storage.lasting_fault import LastingFault
+from storage.cluster.tables import ensure_tables
+from storage.gate import Down, Gate, LastingFault
+
+UNREACHABLE = (
+    "no server answers at the host and port in DATABASE_URL: correct them (a / or @ in the password"
+    " is written %2F, %40), start PostgreSQL, or open the firewall"
+)
+# libpq reports failed connections without a code, in English.
+_CONNECTING = (
+    (
+        r"password authentication failed|no password supplied|role .* does not exist",
+        "the user or the password in DATABASE_URL is wrong: correct them",
+    ),
+    (
+        r"database .* does not exist",
+        "the database in DATABASE_URL does not exist: run CREATE DATABASE, or correct its name",
+    ),
+    (
+        r"resolve host|Connection refused|No such file|timeout expired|timed out|unreachable",
+        UNREACHABLE,
+    ),
+)
+_REPORTED: tuple[tuple[type[psycopg.Error], str], ...] = (
+    (
+        errors.ReadOnlySqlTransaction,
+        "the database is read-only: DATABASE_URL has to lead to the primary",
+    ),
+    (
+        errors.InsufficientPrivilege,
+        "the user in DATABASE_URL may not create or use our tables: run GRANT CREATE ON SCHEMA"
+        " public TO that user, or make it the owner of the database",
+    ),
+)
+
+
+def explain(error: psycopg.Error) -> str:
+    """Return what is wrong: the commonest faults with what to do, others in the server's words."""
+    for kind, sentence in _REPORTED:
+        if isinstance(error, kind):
+            return sentence
+    text = str(error)
+    for pattern, sentence in _CONNECTING:
+        if not error.sqlstate and re.search(pattern, text):
+            return sentence
+    # The host precedes the reason, values follow it in lines of their own, names are quoted.
+    reason = text.partition("\n")[0].rpartition(" failed: ")[2].removeprefix("FATAL:").strip()
+    return "PostgreSQL reports: " + re.sub(r"\"[^\"]*\"|'[^']*'", "…", reason)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn errors of PostgreSQL into Unavailable."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise Unavailable(explain(error)) from error
+
+
+# For each address of each host, unless the URL says otherwise; libpq takes no less.
+_CONNECT_SECONDS = 2
+# Of the time for a call, so that a slow statement does not look like a server that is down.
+_STATEMENT_SHARE = 0.8
+# The server drops the locks of a machine that lost its power or its network when these give up,
+# after 11 s; its default is two hours.
+_KEEPALIVES = "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
+
+
+class _Text(StrDumper):
+    """Text as PostgreSQL can store it: without NUL and halves of surrogate pairs."""
+
+    def dump(self, obj: str) -> bytes:
+        return obj.encode("utf-8", "replace").replace(b"\0", b"?")
+
+
+class Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that waits for the server until `deadline` (monotonic), and no longer."""
+
+    deadline = math.inf
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """Connect, and create or migrate the tables. Raises Unavailable.
+
+        `seconds` is how long a call may take. `report` is told why this failed, or None: a pool
+        tells only its log.
+        """
+        seconds: float = kwargs["seconds"]
+        report: Callable[[str | None], object] = kwargs["report"]
+        try:
+            with explained(), ExitStack() as stack:
+                connection = super().connect(conninfo, **_parameters(conninfo, seconds))
+                stack.callback(connection.close)
+                connection.deadline = time.monotonic() + seconds
+                ensure_tables(connection)
+                stack.pop_all()
+        except Unavailable as error:
+            report(str(error))
+            raise
+        report(None)
+        return connection
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        # A statement is prepared once for each combination of types, and psycopg would send
+        # small and large numbers as different ones.
+        self.adapters.register_dumper(str, _Text)
+        self.adapters.register_dumper(int, Int8Dumper)
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        # tcp_user_timeout would not end the wait for a server, or a proxy in between, that
+        # acknowledges every packet and answers none.
+        left = max(0.0, self.deadline - time.monotonic())
+        return super().wait(gen, interval, left if timeout is None else min(left, timeout))
+
+
+def _parameters(url: str, seconds: float) -> dict[str, Any]:
+    given = conninfo_to_dict(url)
+    timeout = f"-c statement_timeout={seconds * _STATEMENT_SHARE * 1000:.0f}"
+    return {
+        "autocommit": True,
+        "prepare_threshold": 0,
+        "connect_timeout": given.get("connect_timeout", _CONNECT_SECONDS),
+        "client_encoding": "utf8",
+        "fallback_application_name": "prompt-image-proxy",
+        "options": f"{given.get('options', '')} {timeout} {_KEEPALIVES}",
+    }
+
 
 log = logging.getLogger("prompt_image_proxy.database")
 

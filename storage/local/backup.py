@@ -17,10 +17,10 @@ from typing import ClassVar
 from urllib.parse import quote
 
 from storage import Note, sql
+from storage.local.folder import free_bytes
 from storage.local.locks import exclusive
-from storage.local.room import free_bytes
 from storage.local.schema import create, is_current, migrate
-from storage.rows import decode_text
+from storage.sql import decode_text
 from storage.store import DAY
 
 log = logging.getLogger("prompt_image_proxy.index")

@@ -13,10 +13,10 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from storage import IncompatibleSchema, Unavailable
-from storage.lasting_fault import LastingFault
+from storage.gate import LastingFault
 from storage.local.locks import exclusive
 from storage.local.schema import is_current, migrate
-from storage.rows import decode_text
+from storage.sql import decode_text
 
 log = logging.getLogger("prompt_image_proxy.index")
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage.key_locks import ProcessLocks
+from storage.waiting import ProcessLocks
 
 log = logging.getLogger("prompt_image_proxy.locks")
 
