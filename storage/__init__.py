@@ -7,7 +7,6 @@ implementation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -147,16 +146,6 @@ class Recalled(Generic[N]):
     note: N
     age: float
     left: float
-
-
-class Notes:
-    """The notes that one call of `State.recall_all` found."""
-
-    def __init__(self, found: Mapping[tuple[str, str], Recalled[Any]] | None = None) -> None:
-        self._found = found or {}
-
-    def get(self, kind: type[N], key: str) -> Recalled[N] | None:
-        return self._found.get((kind.kind, key))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from storage import Totals, Unavailable, sql
 from storage.cluster.server import Connection, Server, log
 from storage.cluster.tables import FOLD_TOTALS, NOW, TOTALS, ensure_writable, translate
 from storage.gate import Gate
-from storage.relational import Found, RelationalState, Step, Values
+from storage.state import Found, State, Step, Values
 from storage.waiting import ProcessLocks
 
 
@@ -71,7 +71,7 @@ _CHECK_SECONDS = 8.0
 _TRANSACTION_LOCK = "SELECT pg_advisory_xact_lock(:lock)"
 
 
-class PostgresState(RelationalState):
+class PostgresState(State):
     """The state in the database at `url`, in the schema that its search_path leads to."""
 
     # It never changes: whoever replaces the database, say by a backup, restarts the service.
