@@ -8,46 +8,40 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from storage import Unavailable
 
 PERIOD_SECONDS = 60.0
 
 
+@dataclass
 class LastingFault:
     """What is wrong with something at the moment: logged when it begins, and when it has ended.
 
-    One that comes and goes is logged once a minute.
+    One that comes and goes is logged once a minute. `begun` has one `%s` for the reason.
     """
 
-    def __init__(
-        self,
-        log: logging.Logger,
-        begun: str,
-        ended: str,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`begun` has one `%s` for the reason."""
-        self.reason: str | None = None
-        self._log = log
-        self._begun = begun
-        self._ended = ended
-        self._monotonic = monotonic
-        self._logged_at = -PERIOD_SECONDS
-        self._is_logged = False
+    log: logging.Logger
+    begun: str
+    ended: str
+    monotonic: Callable[[], float] = time.monotonic
+    reason: str | None = field(default=None, init=False)
+    _logged_at: float = field(default=-PERIOD_SECONDS, init=False)
+    _is_logged: bool = field(default=False, init=False)
 
     def begin(self, reason: str) -> None:
-        now = self._monotonic()
+        now = self.monotonic()
         if self.reason is None and now - self._logged_at >= PERIOD_SECONDS:
             self._logged_at, self._is_logged = now, True
-            self._log.error(self._begun, reason)
+            self.log.error(self.begun, reason)
         self.reason = reason
 
     def end(self) -> None:
         self.reason = None
         if self._is_logged:
             self._is_logged = False
-            self._log.warning(self._ended)
+            self.log.warning(self.ended)
 
 
 PAUSE_SECONDS = 0.5

@@ -20,7 +20,7 @@ from storage.cluster.objects import READ_SECONDS, Objects
 from storage.local.folder import PICTURE, Folder
 from storage.store import STALE_SECONDS, Stored, Task
 from storage.upkeep import BATCH
-from storage.waiting import KeyLocks, NoPlace, Places, SingleFlight
+from storage.waiting import NoPlace, Places, SingleFlight
 
 # What is left when room is made.
 _TARGET = 0.9
@@ -95,7 +95,7 @@ class Copies:
         self._copies = Recent(directory, max_bytes, clock)
         self._files = files
         self._places = places
-        self._fetches: SingleFlight[bytes] = SingleFlight(KeyLocks())
+        self._fetches: SingleFlight[bytes] = SingleFlight()
         self._clock = clock
 
     @property
