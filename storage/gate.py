@@ -51,33 +51,16 @@ class Down(Unavailable):
     """The server cannot be used at the moment. The text says why."""
 
 
-class Gate:
+@dataclass
+class Gate(LastingFault):
     """Lets callers ask a server. While it is down, one at a time does, as a probe, after a pause.
 
-    The log says when the server goes down and when it can be used again.
+    `reason` is why it cannot be used at the moment, None while it can.
     """
 
-    def __init__(
-        self,
-        log: logging.Logger,
-        server: str,
-        purpose: str = "used",
-        pause: float = PAUSE_SECONDS,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`server` and `purpose` are words for the log: "The bucket", "read"."""
-        begun, ended = f"{server} cannot be {purpose}: %s", f"{server} can be {purpose} again"
-        self._trouble = LastingFault(log, begun, ended, monotonic)
-        self._pause = pause
-        self._monotonic = monotonic
-        self._mutex = threading.Lock()
-        self._answered_at = 0.0
-        self._probe_at = 0.0
-
-    @property
-    def fault(self) -> str | None:
-        """Why the server cannot be used at the moment, None while it can. Asks nobody."""
-        return self._trouble.reason
+    _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _answered_at: float = field(default=0.0, init=False)
+    _probe_at: float = field(default=0.0, init=False)
 
     @contextmanager
     def ask(self) -> Iterator[bool]:
@@ -86,9 +69,9 @@ class Gate:
         Yields whether this is a probe. While the server is down, raises Down at once otherwise.
         """
         with self._mutex:
-            began, is_probe = self._monotonic(), self.fault is not None
+            began, is_probe = self.monotonic(), self.reason is not None
             if is_probe and began < self._probe_at:
-                raise Down(str(self.fault))
+                raise Down(str(self.reason))
             self._probe_at = math.inf
         fault = None
         try:
@@ -105,15 +88,16 @@ class Gate:
         A failure counts only if the server has not answered since.
         """
         with self._mutex:
-            now = self._monotonic()
+            now = self.monotonic()
             if fault is None:
                 self._answered_at = now
-                self._trouble.end()
+                self.end()
                 return
-            took = now - began if began is not None else 0.0
-            if now - took < self._answered_at:
+            began = now if began is None else began
+            if began < self._answered_at:
                 return
             # A short accident costs other callers nothing. But a request should not wait for a
             # server that hangs in one call after the other.
-            self._probe_at = now + (self._pause if self.fault else min(took, self._pause))
-            self._trouble.begin(fault)
+            pause = PAUSE_SECONDS if self.reason else min(now - began, PAUSE_SECONDS)
+            self._probe_at = now + pause
+            self.begin(fault)
