@@ -14,13 +14,11 @@ from typing import TypeVar
 from storage import IncompatibleSchema, Unavailable
 from storage.gate import LastingFault
 from storage.local.locks import exclusive
-from storage.local.schema import connect, migrate
+from storage.local.schema import Connection, Identity, connect, migrate
 
 log = logging.getLogger("prompt_image_proxy.index")
 
 T = TypeVar("T")
-
-Identity = tuple[int, int]
 
 # How long a statement waits for the lock of another one, or of a backup program.
 PATIENCE_SECONDS = 30.0
@@ -34,13 +32,6 @@ PRAGMA synchronous = NORMAL;
 PRAGMA cache_size = -1024;
 PRAGMA journal_size_limit = 4194304;
 """
-
-_NOWHERE = (0, 0)
-
-
-class _Connection(sqlite3.Connection):
-    identity: Identity = _NOWHERE
-    is_prepared = False
 
 
 class Database:
@@ -57,9 +48,9 @@ class Database:
             log, "The index cannot be used: %s", "The index can be used again"
         )
         # Last in, first out: few connections are ever open, however many threads there are.
-        self._idle: deque[_Connection] = deque()
+        self._idle: deque[Connection] = deque()
 
-    def read(self, work: Callable[[_Connection], T]) -> T:
+    def read(self, work: Callable[[Connection], T]) -> T:
         """Return `work(connection)`. Raises Unavailable."""
         for may_mend in (True, False):
             identity = failed = None
@@ -121,22 +112,22 @@ class Database:
 
     # --- connections
 
-    def _borrow(self, identity: Identity | None) -> _Connection:
+    def _borrow(self, identity: Identity | None) -> Connection:
         if identity is None:
             self._replace(None)
-            identity = self._find() or _NOWHERE
+            identity = self._find() or Connection.identity
         with contextlib.suppress(IndexError):
             while True:
                 connection = self._idle.pop()
                 if connection.identity == identity:
                     return connection
                 connection.close()
-        connection = connect(self.path, _Connection, PATIENCE_SECONDS)
+        connection = connect(self.path, PATIENCE_SECONDS)
         # Of the file before, if another one was put in its place just now: it is used once.
         connection.identity = identity
         return connection
 
-    def _prepare(self, connection: _Connection) -> None:
+    def _prepare(self, connection: Connection) -> None:
         if connection.is_prepared:
             return
         connection.row_factory = sqlite3.Row

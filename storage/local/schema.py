@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import quote
 
 from storage import IncompatibleSchema
@@ -58,19 +57,27 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
 # A text that is not UTF-8 must not hide the rows beside its own.
 _decode = partial(str, encoding="utf-8", errors="replace")
 
-C = TypeVar("C", bound=sqlite3.Connection)
+# Which file a database is in: its device and inode.
+Identity = tuple[int, int]
 
 
-def connect(path: Path, factory: type[C] = sqlite3.Connection, timeout: float = 5.0) -> C:
+class Connection(sqlite3.Connection):
+    """A connection to the database in a file of this identity, if that is known."""
+
+    identity: Identity = (0, 0)
+    is_prepared = False
+
+
+def connect(path: Path, timeout: float = 5.0) -> Connection:
     """Open an existing database, in autocommit mode, for any thread."""
-    # mode=rw: the default would quietly make an empty database without tables.
-    connection: C = sqlite3.connect(
+    connection = sqlite3.connect(
+        # mode=rw: the default would quietly make an empty database without tables.
         f"file:{quote(str(path))}?mode=rw",
         uri=True,
         timeout=timeout,
         isolation_level=None,
         check_same_thread=False,
-        factory=factory,
+        factory=Connection,
     )
     connection.text_factory = _decode
     return connection
