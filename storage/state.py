@@ -134,7 +134,7 @@ class State(ABC):
         return self._rows("newest", sql.NEWEST, values)
 
     def largest(
-        self, search: str, limit: int, before: tuple[int, str] | None, only: Filter = ALL
+        self, search: str, limit: int, before: tuple[float, str] | None, only: Filter = ALL
     ) -> list[Row]:
         """Return rows like `newest`, the largest first; `before` is `(bytes, key)`."""
         values = _wanted(search, limit, before or (sql.MAX_INTEGER, ""), only)
