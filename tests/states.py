@@ -134,7 +134,7 @@ class PostgresPlace(StatePlace):
     """A schema of a database; its server's clock is the test's once that is `set_clock`."""
 
     def _open(self) -> State:
-        return PostgresState(self.address, now="test_now()")
+        return PostgresState(self.address, clock="test_now()")
 
     def set_clock(self) -> None:
         connection = psycopg.connect(self.address, autocommit=True)

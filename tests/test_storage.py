@@ -195,8 +195,7 @@ def test_newest_picture_of_each_backend_says_when_it_last_drew(state: State) -> 
     for text, created, name in [("a", 1.0, "x"), ("b", 3.5, "x"), ("c", 2.0, "x"), ("d", 4.0, "y")]:
         store(state, text, created=created, drawn_by=name)
     store(state, "e", created=9.0)
-    assert state.last_drawn(["x", "y", "idle"]) == {"x": 3.5, "y": 4.0}
-    assert state.last_drawn([]) == {}
+    assert [state.last_drawn(name) for name in ("x", "y", "idle")] == [3.5, 4.0, None]
 
 
 # --- the gallery

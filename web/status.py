@@ -61,10 +61,10 @@ class Status:
         The administrator also sees each server's last error, in its own words.
         """
         state, fault = self.cache.state, None
-        notes, totals, drew = Notes(), None, dict[str, float]()
+        notes, totals, drew = Notes(), None, dict[str, float | None]()
         try:
             notes, totals = self._recall(for_admin=for_admin), state.totals()
-            drew = state.last_drawn([backend.name for backend in self.backends.all])
+            drew = {b.name: state.last_drawn(b.name) for b in self.backends.all}
         except Unavailable as error:
             fault = str(error)
         # While the image host takes the pictures, it does not matter whether the store could.
