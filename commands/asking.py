@@ -11,6 +11,7 @@ from commands.session import Session
 from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Outcome
 from drawing.backend import Backend, NotDrawn
+from drawing.record import Drawing
 from images.formats import pixels_of
 from llm import Llm
 from picture import ImageRequest
@@ -184,7 +185,7 @@ def _draw(session: Session, backend: Backend) -> Probe:
     began = time.monotonic()
     deadline = Deadline.after(session.settings.generation_deadline)
     try:
-        image = backend.draw(_DRAWN.prompt, _DRAWN, deadline)
+        image = backend.draw(Drawing(_DRAWN, deadline))
     except NotDrawn as error:
         return Probe(str(error), error.fault.detail, error.fault.why)
     seconds = time.monotonic() - began

@@ -23,9 +23,8 @@ from access import Access, Caller, Forbidden
 from cache import Cache, Picture
 from config import Settings
 from drawing.pool import Busy
-from drawing.record import GaveUp
+from drawing.record import Drawing, GaveUp
 from drawing.reservation import OverLimit, Reservation
-from drawing.storing import Drawn
 from metrics import Metrics
 from picture import BadRequest, ImageRequest, Problem
 from pipeline import Pipeline
@@ -130,7 +129,7 @@ class OpenAi:
         places = 0 if claimed.joins else self._missing(order)
         with ExitStack() as stack:
             # If several drawings would exceed the day's limit, none begins.
-            with self.pipeline.reserve(caller, places if places > 1 else 0) as reserved:
+            with Reservation(self.cache.state, caller, places if places > 1 else 0) as reserved:
                 found = self._draw_all(order, reserved)
             for obtained in found.values():
                 if obtained.encoded:
@@ -188,7 +187,7 @@ class OpenAi:
         except (Busy, GaveUp, OverLimit, Unavailable) as error:
             return error
 
-    def _found(self, wanted: ImageRequest, drawn: Drawn) -> Obtained:
+    def _found(self, wanted: ImageRequest, drawn: Drawing) -> Obtained:
         """Return a picture just drawn, from its file if it has one: that takes no memory."""
         image = drawn.image
         if image is None or (drawn.row and drawn.row.file):

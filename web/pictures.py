@@ -22,8 +22,7 @@ from werkzeug.wsgi import FileWrapper
 from access import Access, Caller, Unauthorised
 from cache import Cache, Picture
 from config import Settings
-from drawing.record import Image, Stage
-from drawing.storing import Drawn
+from drawing.record import Drawing, Image, Stage
 from images.formats import EXTENSIONS
 from metrics import Metrics
 from picture import BadRequest, ImageRequest, Named
@@ -154,7 +153,7 @@ class Pictures:
                 picture.close()
         return response
 
-    def _serve_drawn(self, wanted: ImageRequest, drawn: Drawn) -> Response:
+    def _serve_drawn(self, wanted: ImageRequest, drawn: Drawing) -> Response:
         """Answer with a picture just drawn, whether or not it could be cached."""
         cache_status = f"{MISS}{'; stored' if drawn.row else ''}; detail={drawn.source}"
         if drawn.hosted_url:
