@@ -31,9 +31,12 @@ class IncompatibleSchema(Unavailable):
 
 
 class NoRoom(Unavailable):
-    """A new picture could not be stored, so none is drawn. The text says why."""
+    """A new picture could not be stored, so none is drawn. `why` is part of the text."""
 
     _code = "no_room"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"new pictures cannot be stored: {why}")
 
 
 class BeingDrawn(Unavailable):

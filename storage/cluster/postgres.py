@@ -86,14 +86,14 @@ class PostgresState(State):
     ) -> None:
         """`now` is the server's time in SQL: seconds since the epoch. `seconds` bound each call."""
         super().__init__(metrics)
-        self._gate = Gate(log, "The database")
+        self._gate = Gate(log, "The database cannot be used: %s", "The database can be used again")
         self._server = Server(url, CONNECTIONS, self._gate, seconds)
         self._locks = AdvisoryLocks(Server(url, 1, self._gate, seconds, lifetime=math.inf))
         self._now = now
 
     @property
     def fault(self) -> str | None:
-        return self._gate.fault
+        return self._gate.reason
 
     # --- rows
 
