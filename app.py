@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, request
@@ -23,7 +22,7 @@ from drawing.storing import Drawn
 from hosting import image_host
 from llm import Llm
 from metrics import OFF, Metrics
-from pipeline import Pipeline
+from pipeline import Pipeline, Services
 from settings.proxies import Proxies
 from settings.servers import NetworkSettings
 from settings.table import THREADS_KEPT_FREE
@@ -56,24 +55,6 @@ class WholePath(BaseConverter):
 
     regex = "(?s:.*)"
     part_isolating = False
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """The parts that requests and commands work with."""
-
-    access: Access
-    cache: Cache
-    upstream: Upstream
-    backends: Backends
-    llm: Llm | None
-    pipeline: Pipeline
-
-    def close(self) -> None:
-        """Finish the drawings under way, and close every connection and file."""
-        self.pipeline.close()
-        self.upstream.close()
-        self.cache.close()
 
 
 def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Flask:
@@ -117,7 +98,7 @@ def make_services(
     pool: Pool[Drawn] = Pool(state, settings.drawings, places, metrics)
     pipeline = _make_pipeline(settings, upstream, cache, backends, pool, llm, metrics)
     access = _make_access(settings, clock)
-    return Services(access, cache, upstream, backends, llm, pipeline)
+    return Services(settings, access, cache, upstream, backends, llm, pipeline)
 
 
 def _make_metrics() -> Metrics:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from access import COMMAND_LINE, Caller
+from access import COMMAND_LINE, Access, Caller
 from backends import MAX_WAIT, Backends
 from cache import Cache
+from config import Settings
 from drawing.backend import NotDrawn
 from drawing.fallback import Pollinations
 from drawing.pool import Pool, StillRunning
@@ -25,7 +26,7 @@ from hosting import ImageHost
 from llm import Llm, RewriteFailed
 from metrics import OFF, Metrics
 from picture import ImageRequest
-from upstream.client import Deadline, Why
+from upstream.client import Deadline, Upstream, Why
 
 if TYPE_CHECKING:
     from images.convert import Converter  # needs Pillow
@@ -273,3 +274,22 @@ def _ask(llm: Llm, task: str, drawing: Drawing) -> tuple[Drawing, str | None]:
     except RewriteFailed as error:
         return drawing.after(Stage.since(began, task, "failed", error.why)), None
     return drawing.after(Stage.since(began, task, "ok")), prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts that requests and commands work with."""
+
+    settings: Settings
+    access: Access
+    cache: Cache
+    upstream: Upstream
+    backends: Backends
+    llm: Llm | None
+    pipeline: Pipeline
+
+    def close(self) -> None:
+        """Finish the drawings under way, and close every connection and file."""
+        self.pipeline.close()
+        self.upstream.close()
+        self.cache.close()

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from commands.session import Session
 from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Outcome
 from drawing.backend import Backend, NotDrawn
 from images.formats import pixels_of
 from llm import Llm
 from picture import ImageRequest
+from pipeline import Services
 from settings.parsers import printable_url
-from upstream.client import Deadline, Reply, UpstreamError
+from upstream.client import Deadline, UpstreamError
 from web.status import vendor_words
 
 # OpenRouter's list is over a megabyte.
@@ -121,40 +121,28 @@ _REFUSED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What came from a server, and what to write if that is a fault."""
-
-    name: str
-    came: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.came}" + (f"\n  {self.remedy}" if self.remedy else "")
-
-
-def ask_all(session: Session, *, draws: bool) -> Iterator[Finding]:
+def ask_all(services: Services, *, draws: bool) -> Iterator[tuple[str, str]]:
     """Ask each backend and the LLM once, then the service through PUBLIC_URL.
 
-    `draws`: each backend draws a picture, which is not stored. Raises Unavailable.
+    Yield a line for each, and what to write if it is a fault, else "". `draws`: each backend draws
+    a picture, which is not stored. Raises Unavailable.
     """
-    secrets = session.settings.secrets()
-    for backend in session.pipeline.backends.all:
-        found = _draw(session, backend) if draws else _probe_backend(backend)
+    secrets = services.settings.secrets()
+    for backend in services.backends.all:
+        found = _draw(services, backend) if draws else _probe_backend(backend)
         yield _finding(f"Backend {backend.name}", found, _BACKEND_REMEDIES, secrets)
-    if llm := session.pipeline.llm:
+    if llm := services.llm:
         name = f"LLM {printable_url(llm.settings.url)}"
         yield _finding(name, _probe_llm(llm), _LLM_REMEDIES, secrets)
-    yield _pass_through(session)
+    yield _pass_through(services)
 
 
 def _finding(
     name: str, found: Probe, remedies: Mapping[str, str], secrets: tuple[str, ...]
-) -> Finding:
+) -> tuple[str, str]:
     words = vendor_words(found.words, secrets)
-    came = found.came + (f": “{words}”" if words else "")
-    remedy = (_REMEDIES | {**remedies}).get(found.why, _OTHER) if found.why else ""
-    return Finding(name, came, remedy)
+    line = f"{name}: {found.came}" + (f": “{words}”" if words else "")
+    return line, (_REMEDIES | {**remedies}).get(found.why, _OTHER) if found.why else ""
 
 
 def _probe_backend(backend: Backend) -> Probe:
@@ -180,9 +168,9 @@ def _with_unlisted(found: Probe, wanted: set[str]) -> Probe:
     return Probe(f"{found.came}; not in its list: {', '.join(missing)}", found.words)
 
 
-def _draw(session: Session, backend: Backend) -> Probe:
+def _draw(services: Services, backend: Backend) -> Probe:
     began = time.monotonic()
-    deadline = Deadline.after(session.settings.generation_deadline)
+    deadline = Deadline.after(services.settings.generation_deadline)
     try:
         image = backend.draw(_DRAWN.prompt, _DRAWN, deadline)
     except NotDrawn as error:
@@ -193,40 +181,35 @@ def _draw(session: Session, backend: Backend) -> Probe:
     return Probe(f"drew {size}, in {seconds:.1f} s")
 
 
-def _pass_through(session: Session) -> Finding:
+def _pass_through(services: Services) -> tuple[str, str]:
     """Ask for a picture whose prompt is hard to pass on; HEAD never draws it.
 
     The signature is of this very prompt, so a changed one is a 401.
     """
-    base = session.settings.public_url
+    base = services.settings.public_url
     if not base:
-        return Finding("PUBLIC_URL", "not set; links take the host of the request")
-    name = f"PUBLIC_URL {base}"
-    refused = _why_refused(session, base, _HARD)
+        return "PUBLIC_URL: not set; links take the host of the request", ""
+    refused = _why_refused(services, base, _HARD)
     if refused is None:
-        return Finding(name, "passes prompts on unchanged")
-    if (plain := _why_refused(session, base, _PLAIN)) is None:
-        return Finding(name, f"{refused}, for a prompt with / ? # % and Chinese", _REFUSED)
-    return Finding(name, plain, _ELSEWHERE)
+        return f"PUBLIC_URL {base}: passes prompts on unchanged", ""
+    if (plain := _why_refused(services, base, _PLAIN)) is None:
+        return f"PUBLIC_URL {base}: {refused}, for a prompt with / ? # % and Chinese", _REFUSED
+    return f"PUBLIC_URL {base}: {plain}", _ELSEWHERE
 
 
-def _why_refused(session: Session, base: str, request: ImageRequest) -> str | None:
+def _why_refused(services: Services, base: str, request: ImageRequest) -> str | None:
     """Return what came in place of an answer of ours, or None."""
-    access, key = session.access, session.settings.all_access_keys[0]
+    access, key = services.access, services.settings.all_access_keys[0]
     signed = access.sign(request, access.shared) if access.can_sign else {}
     headers = {} if signed else {"Authorization": f"Bearer {key}"}
     url = base + request.to_url(**signed)
     deadline = Deadline.after(PROBE_SECONDS)
     try:
-        reply = session.upstream.request("HEAD", url, headers=headers, deadline=deadline)
+        reply = services.upstream.request("HEAD", url, headers=headers, deadline=deadline)
     except UpstreamError as error:
         return str(error)
-    is_ours = reply.status == 200 and "PromptImageProxy" in reply.headers.get("Cache-Status", "")
-    return None if is_ours else _described(reply)
-
-
-def _described(reply: Reply) -> str:
+    if reply.status == 200 and "PromptImageProxy" in reply.headers.get("Cache-Status", ""):
+        return None
     names = ("Server", "Location", "WWW-Authenticate")
-    said = [f"{name}: {reply.headers[name]}" for name in names if name in reply.headers]
-    text = f"HTTP {reply.status}" + (f" ({', '.join(said)})" if said else "")
-    return vendor_words(text, ())
+    said = ", ".join(f"{name}: {reply.headers[name]}" for name in names if name in reply.headers)
+    return vendor_words(f"HTTP {reply.status}" + (f" ({said})" if said else ""), ())

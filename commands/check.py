@@ -12,13 +12,15 @@ import click
 
 from commands.asking import ask_all
 from commands.console import say
-from commands.session import Door
+from commands.session import MakeServices, load_settings, opened
 from config import Settings, SettingsError
+from pipeline import Services
 from storage.choose import Unusable, check_parts, connections
 
 # A digest of the file without its comments, so that an installed file may be adapted.
 _EDITION = re.compile(r"(?m)^# Edition ([0-9a-f]{8})\b")
 _DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
+ROOT = Path("/")
 # Where the documents install each file, below the root directory.
 INSTALLED = {
     "prompt-image-proxy.service": "etc/systemd/system/prompt-image-proxy.service",
@@ -70,7 +72,7 @@ _OF_THE_CACHE = re.compile(r"CACHE_DIR|DATABASE_URL|STORAGE_URL|S3_|CA_BUNDLE|\w
 @click.option("--backends", "asks", is_flag=True, help="Ask the backends, the LLM, PUBLIC_URL.")
 @click.option("--draw", "draws", is_flag=True, help="Have each backend draw: it costs.")
 @click.pass_obj
-def check(door: Door, only_settings: bool, asks: bool, draws: bool) -> None:
+def check(make_services: MakeServices, only_settings: bool, asks: bool, draws: bool) -> None:
     """Check the settings, and that the cache, the database and the bucket can be used.
 
     Reports all faults together, with a remedy for each, and exits 1 if there are any. Warns of
@@ -78,11 +80,11 @@ def check(door: Door, only_settings: bool, asks: bool, draws: bool) -> None:
     backend and the LLM is asked once, for its models or an empty prompt, which draws nothing; and
     the service through PUBLIC_URL.
     """
-    for warning in outdated_files(door.root):
+    for warning in outdated_files(ROOT):
         click.echo(f"Warning: {warning}.", err=True)
     faults = []
     try:
-        settings: Settings | None = door.settings()
+        settings: Settings | None = load_settings()
     except SettingsError as error:
         faults = [str(error)]
         settings = None if any(map(_OF_THE_CACHE.match, error.faults)) else error.settings
@@ -95,15 +97,16 @@ def check(door: Door, only_settings: bool, asks: bool, draws: bool) -> None:
         raise click.ClickException("\n".join(faults))
     click.echo(f"The settings are valid{'' if only_settings else ', and the cache can be used'}.")
     if settings and (asks or draws):
-        _ask(door, settings, draws=draws)
+        with opened(make_services, settings) as services:
+            sys.exit(_ask(services, draws=draws))
 
 
-def _ask(door: Door, settings: Settings, *, draws: bool) -> None:
-    """Print what each server answers; exit 1 if one cannot be used."""
+def _ask(services: Services, *, draws: bool) -> bool:
+    """Print what each server answers; return whether one cannot be used."""
     has_faults = False
-    with door.open(settings) as session:
-        for finding in ask_all(session, draws=draws):
-            say(str(finding))
-            has_faults |= bool(finding.remedy)
-    if has_faults:
-        sys.exit(1)
+    for line, remedy in ask_all(services, draws=draws):
+        say(line)
+        if remedy:
+            say(f"  {remedy}")
+            has_faults = True
+    return has_faults

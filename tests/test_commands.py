@@ -107,10 +107,9 @@ def test_link_is_printed_in_three_formats(run: Run) -> None:
         ("sign", "x", "--expires-in", "0"),
         ("sign", "x", "--format", "gif"),
         ("sign", "--in-place", "no-such-file"),
-        ("sign", "--in-place", "storage"),
+        ("sign", "--in-place", "."),
         ("sign", "x", "--resign"),
         ("sign", "x", "--server", "pics.example.org"),
-        ("cache", "list", "--match", "\udcff"),
         ("cache", "delete", "--older-than", "soon"),
         ("cache", "delete"),
         ("cache", "delete", "x", "--match", "y"),
@@ -449,14 +448,16 @@ def test_faults_and_warnings_of_settings_are_sentences(tmp_path: Path) -> None:
     assert result.stderr.startswith("Warning: PROXY_ACCESS_KEY: under 16 characters;")
 
 
-def test_check_warns_of_a_unit_of_another_version(run: Run, root: Path) -> None:
-    unit = root / "etc/systemd/system/prompt-image-proxy.service"
+def test_check_warns_of_a_unit_of_another_version(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.check.ROOT", tmp_path)
+    unit = tmp_path / "etc/systemd/system/prompt-image-proxy.service"
     unit.parent.mkdir(parents=True)
     unit.write_text("# Prompt Image Proxy under systemd\n[Service]")
-    for options in ((), ("--settings",)):
-        result = run("check", *options)
-        assert result.exit_code == 0
-        assert result.stderr.startswith(f"Warning: {unit} is of another version than this code")
+    result = run("check", "--settings")
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"Warning: {unit} is of another version than this code")
 
 
 def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
