@@ -68,8 +68,8 @@ class Cooldown(Note):
     def recall_all(state: State, keys: Iterable[str]) -> dict[str, Cooldown]:
         """Return the cooldowns under these keys. Raises Unavailable."""
         keys = tuple(keys)
-        notes = state.recall_all((Cooldown, key) for key in keys)
-        return {key: Cooldown.of(notes.get(Cooldown, key)) for key in keys}
+        notes = state.recall_all(Cooldown, keys)
+        return {key: Cooldown.of(notes.get(key)) for key in keys}
 
     def failed(self, fault: Fault, picture: str, now: float) -> Cooldown:
         """Return the cooldown after a failure: unchanged if this picture has failed before."""

@@ -12,7 +12,7 @@ from metrics import OFF, Metrics
 from picture import Problem
 from storage import LockTimeout
 from storage.state import State
-from storage.waiting import Holder, NoPlace, Places, SingleFlight
+from storage.waiting import NoPlace, Places, SingleFlight
 from upstream.client import Deadline
 
 # Seconds between two looks at the slots; each look costs a round trip to a shared database.
@@ -88,13 +88,11 @@ class Pool(Generic[T]):
     that is queued or running.
     """
 
-    def __init__(
-        self, holder: Holder, threads: int, places: Places, metrics: Metrics = OFF
-    ) -> None:
+    def __init__(self, state: State, threads: int, places: Places, metrics: Metrics = OFF) -> None:
         self.places = places
         self.metrics = metrics
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="drawing")
-        self._drawings: SingleFlight[T] = SingleFlight(holder, self._threads)
+        self._drawings: SingleFlight[T] = SingleFlight(state.hold, self._threads)
         metrics.limits(threads, places.size)
 
     def run(self, key: str, until: Deadline, work: Callable[[], T]) -> T:

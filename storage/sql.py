@@ -176,30 +176,27 @@ DELETE FROM notes WHERE created <=
 
 @cache
 def files(count: int) -> str:
-    """Parameters: `key0`, `key1` …"""
+    """Parameters, as of the others: `key0`, `key1` …"""
     return f"SELECT key, file FROM entries WHERE key IN ({_numbered(':key{0}', ', ', count)})"
 
 
 @cache
 def last_drawn(count: int) -> str:
-    """Parameters: `name0`, `name1` … One seek in the index each: GROUP BY would read every row."""
-    form = "SELECT :name{0} AS name, max(created) AS created FROM entries WHERE drawn_by = :name{0}"
+    """One seek in the index each: GROUP BY would read every row."""
+    form = "SELECT :key{0} AS name, max(created) AS created FROM entries WHERE drawn_by = :key{0}"
     return _numbered(form, " UNION ALL ", count)
 
 
 @cache
 def recall(count: int) -> str:
-    """Parameters: `now`, `kind0`, `key0`, `kind1`, `key1` …"""
-    wanted = _numbered("kind = :kind{0} AND key = :key{0}", " OR ", count)
     return (
-        "SELECT kind, key, value, :now - created AS age, expires - :now AS remaining"
-        f" FROM notes WHERE NOT {_IS_OVER} AND ({wanted})"
+        "SELECT key, value, :now - created AS age, expires - :now AS remaining FROM notes"
+        f" WHERE NOT {_IS_OVER} AND kind = :kind AND key IN ({_numbered(':key{0}', ', ', count)})"
     )
 
 
 @cache
 def counts(count: int) -> str:
-    """Parameters: `now`, `key0`, `key1` …"""
     return (
         "SELECT key, CAST(value AS BIGINT) AS count FROM notes WHERE kind = 'count'"
         f" AND expires > :now AND key IN ({_numbered(':key{0}', ', ', count)})"

@@ -37,12 +37,6 @@ class Placed(Note):
     turn: int = 1
     has_ended: bool = False
 
-    @classmethod
-    def recall(cls, state: State, keys: Iterable[str]) -> dict[str, Recalled[Placed]]:
-        """Return the orders that are noted under some of these keys. Raises Unavailable."""
-        notes = state.recall_all((cls, key) for key in keys)
-        return {key: found for key in keys if (found := notes.get(cls, key))}
-
 
 class Claim:
     """The claim of an order to its seeds, until its end or until another order takes them over.
@@ -101,7 +95,7 @@ def claim(
     """
     keys = [f"{order_key}-{number}" for number in range(_SLOTS)]
     while True:
-        known = Placed.recall(state, keys)
+        known = state.recall_all(Placed, keys)
         if key := _repeated(known, retry):
             before = known[key].note
             if before.has_ended and is_failing(before.seed):

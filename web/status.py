@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,10 +17,22 @@ from drawing.fallback import Pollinations
 from drawing.storing import HOST_KEY
 from llm import Llm
 from settings.parsers import printable_url
-from storage import Note, Notes, Totals, Unavailable
+from storage import Recalled, Totals, Unavailable
 
 # Of a vendor's error.
 MAX_TEXT = 300
+
+
+@dataclass
+class Notes:
+    """What the state knows of servers and models, by their keys."""
+
+    cooldowns: dict[str, Cooldown] = field(default_factory=dict)
+    learned: dict[str, Recalled[Learned]] = field(default_factory=dict)
+    errors: dict[str, Recalled[LastError]] = field(default_factory=dict)
+
+    def cooldown(self, key: str) -> Cooldown:
+        return self.cooldowns.get(key, Cooldown())
 
 
 class Status:
@@ -43,19 +56,19 @@ class Status:
         self.secrets = settings.secrets()
 
     def describe(self, *, for_admin: bool = False) -> dict[str, Any]:
-        """Return the whole answer, in three calls of the state.
+        """Return the whole answer, in a handful of calls of the state.
 
         The administrator also sees each server's last error, in its own words.
         """
         state, fault = self.cache.state, None
         notes, totals, drew = Notes(), None, dict[str, float]()
         try:
-            notes, totals = state.recall_all(self._wanted(for_admin=for_admin)), state.totals()
+            notes, totals = self._recall(for_admin=for_admin), state.totals()
             drew = state.last_drawn([backend.name for backend in self.backends.all])
         except Unavailable as error:
             fault = str(error)
         # While the image host takes the pictures, it does not matter whether the store could.
-        is_hosted = bool(self.settings.hosting) and not _cooldown(HOST_KEY, notes).seconds
+        is_hosted = bool(self.settings.hosting) and not notes.cooldown(HOST_KEY).seconds
         fault = fault or self.cache.fault(is_hosted=is_hosted)
         backends = [self._backend(b, notes, drew.get(b.name)) for b in self.backends.all]
         is_ready = any(backend["state"] == "ready" for backend in backends)
@@ -111,15 +124,17 @@ class Status:
             },
         }
 
-    def _wanted(self, *, for_admin: bool) -> list[tuple[type[Note], str]]:
+    def _recall(self, *, for_admin: bool) -> Notes:
+        state = self.cache.state
         servers = [HOST_KEY, *(one.outages.key for one in (self.llm, self.fallback) if one)]
         servers += [backend.endpoint.outage_key() for backend in self.backends.all]
-        wanted: list[tuple[type[Note], str]] = [(Cooldown, key) for key in servers]
-        for backend in self.backends.all:
-            for name in _models(backend):
-                wanted.append((Cooldown, backend.endpoint.outage_key(name)))
-                wanted.append((Learned, backend.endpoint.note_key(name)))
-        return wanted + ([(LastError, key) for key in servers] if for_admin else [])
+        models = [(one.endpoint, name) for one in self.backends.all for name in _models(one)]
+        outages = [*servers, *(endpoint.outage_key(name) for endpoint, name in models)]
+        return Notes(
+            Cooldown.recall_all(state, outages),
+            state.recall_all(Learned, [endpoint.note_key(name) for endpoint, name in models]),
+            state.recall_all(LastError, servers if for_admin else ()),
+        )
 
     def _backend(self, backend: Backend, notes: Notes, drew: float | None) -> dict[str, Any]:
         key = backend.endpoint.outage_key()
@@ -135,7 +150,7 @@ class Status:
 
     def _last_error(self, key: str, notes: Notes) -> dict[str, Any]:
         """Return the last error of a server in its own words, if it was asked for."""
-        found = notes.get(LastError, key)
+        found = notes.errors.get(key)
         if found is None:
             return {}
         error = found.note
@@ -156,9 +171,9 @@ def _models(backend: Backend) -> Iterable[str | None]:
 
 def _model(backend: Backend, name: str | None, notes: Notes) -> dict[str, Any]:
     """Describe a model that is cooling down or of which something was learned; else empty."""
-    learned = notes.get(Learned, backend.endpoint.note_key(name))
+    learned = notes.learned.get(backend.endpoint.note_key(name))
     key = backend.endpoint.outage_key(name)
-    wait = _cooldown(key, notes).seconds
+    wait = notes.cooldown(key).seconds
     found: dict[str, Any] = {"learned": learned.note.describe()} if learned else {}
     found |= {"ready_in": round(wait, 1)} if wait else {}
     return found | _last_failure(key, notes)
@@ -166,18 +181,14 @@ def _model(backend: Backend, name: str | None, notes: Notes) -> dict[str, Any]:
 
 def _readiness(key: str, notes: Notes) -> dict[str, Any]:
     """Return whether a server is ready or cooling down, and how long the latter takes."""
-    wait = _cooldown(key, notes).seconds
+    wait = notes.cooldown(key).seconds
     return {"state": "cooling", "ready_in": round(wait, 1)} if wait else {"state": "ready"}
 
 
 def _last_failure(key: str, notes: Notes) -> dict[str, Any]:
     """Return why and when a server last failed, if it did recently."""
-    known = _cooldown(key, notes)
+    known = notes.cooldown(key)
     return {"why": known.why, "last_failed": _iso(known.failed_at)} if known.why else {}
-
-
-def _cooldown(key: str, notes: Notes) -> Cooldown:
-    return Cooldown.of(notes.get(Cooldown, key))
 
 
 def _iso(moment: float) -> str:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from images.formats import media_type_of
 from metrics import OFF, Metrics
-from storage import LockTimeout
+from storage import LockTimeout, NoRoom
 from storage.cluster.objects import READ_SECONDS, Objects
 from storage.local.folder import PICTURE, Folder
 from storage.store import STALE_SECONDS, Stored, Task
 from storage.upkeep import BATCH
-from storage.waiting import KeyLocks, NoPlace, Places, SingleFlight
+from storage.waiting import NoPlace, Places, SingleFlight
 
 # What is left when room is made.
 _TARGET = 0.9
@@ -46,7 +46,7 @@ class Recent(Folder):
         self._room = 0.0
 
     def open(self, name: str, size: int | None = None) -> FileIO:
-        file, now = super().open(name, size), self._clock()
+        file, now = super().open(name, size), self.clock()
         with contextlib.suppress(OSError):  # a read-only folder
             if now - os.fstat(file.fileno()).st_mtime >= _USE_SECONDS:
                 os.utime(file.fileno(), (now, now))
@@ -95,7 +95,7 @@ class Copies:
         self._copies = Recent(directory, max_bytes, clock)
         self._files = files
         self._places = places
-        self._fetches: SingleFlight[bytes] = SingleFlight(KeyLocks())
+        self._fetches: SingleFlight[bytes] = SingleFlight()
         self._clock = clock
 
     @property
@@ -104,7 +104,7 @@ class Copies:
 
     def reserve(self) -> AbstractContextManager[None]:
         if fault := self.fault:
-            raise OSError(errno.EIO, fault)
+            raise NoRoom(fault)
         return nullcontext()
 
     def check(self) -> None:
@@ -203,7 +203,7 @@ class Nowhere:
         pass
 
     def reserve(self) -> AbstractContextManager[None]:
-        raise OSError(errno.EROFS, self.fault)
+        raise NoRoom(self.fault)
 
     def write(self, name: str, data: bytes, created: float) -> None:
         raise OSError(errno.EROFS, self.fault)

@@ -58,13 +58,15 @@ class Objects:
         self._settings = settings
         self._network = network
         self._seconds = seconds
-        self._reading = Gate(log, "The bucket", "read")
-        self._writing = Gate(log, "The bucket", "written to")
+        self._reading = Gate(log, "The bucket cannot be read: %s", "The bucket can be read again")
+        self._writing = Gate(
+            log, "The bucket cannot be written to: %s", "The bucket can be written to again"
+        )
 
     @property
     def fault(self) -> str | None:
         """Why objects cannot be read or written at the moment, None while they can."""
-        fault = self._writing.fault or self._reading.fault
+        fault = self._writing.reason or self._reading.reason
         return fault and f"object store: {fault}"
 
     def put(self, name: str, data: bytes, media_type: str, cache_control: str = "") -> None:

@@ -15,7 +15,7 @@ from storage import Totals, Unavailable, sql
 from storage.cluster.server import Connection, Server, log
 from storage.cluster.tables import FOLD_TOTALS, NOW, TOTALS, ensure_writable, translate
 from storage.gate import Gate
-from storage.relational import Found, RelationalState, Step, Values
+from storage.state import Found, State, Step, Values
 from storage.waiting import ProcessLocks
 
 
@@ -71,7 +71,7 @@ _CHECK_SECONDS = 8.0
 _TRANSACTION_LOCK = "SELECT pg_advisory_xact_lock(:lock)"
 
 
-class PostgresState(RelationalState):
+class PostgresState(State):
     """The state in the database at `url`, in the schema that its search_path leads to."""
 
     # It never changes: whoever replaces the database, say by a backup, restarts the service.
@@ -86,14 +86,14 @@ class PostgresState(RelationalState):
     ) -> None:
         """`now` is the server's time in SQL: seconds since the epoch. `seconds` bound each call."""
         super().__init__(metrics)
-        self._gate = Gate(log, "The database")
+        self._gate = Gate(log, "The database cannot be used: %s", "The database can be used again")
         self._server = Server(url, CONNECTIONS, self._gate, seconds)
         self._locks = AdvisoryLocks(Server(url, 1, self._gate, seconds, lifetime=math.inf))
         self._now = now
 
     @property
     def fault(self) -> str | None:
-        return self._gate.fault
+        return self._gate.reason
 
     # --- rows
 

@@ -216,7 +216,7 @@ class Server:
                 connection.deadline = deadline
                 result = work(connection)
         except PoolTimeout as error:
-            raise Down(self._gate.fault or _SILENT) from error
+            raise Down(self._gate.reason or _SILENT) from error
         except psycopg.Error as error:
             # The server has answered, and not that it ends the session (57P01 …).
             if error.sqlstate and not error.sqlstate.startswith("57P"):
