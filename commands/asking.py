@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Outcome
 from drawing.backend import Backend, NotDrawn
 from images.formats import pixels_of
-from llm import Llm
 from picture import ImageRequest
 from pipeline import Services
 from settings.parsers import printable_url
@@ -22,64 +20,55 @@ from web.status import vendor_words
 LIST_LIMIT = 2**23
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a server answered: what came, its own words, and why it cannot be used, if it cannot.
-
-    `models` are the names of its models, empty if it lists none.
-    """
+class Probe(NamedTuple):
+    """What a server answered: what came, its own words, and why it cannot be used, if it cannot."""
 
     came: str
     words: str = ""
     why: str | None = None
-    models: tuple[str, ...] = ()
 
 
-def probe(endpoint: Endpoint, fields: Mapping[str, Any], deadline: Deadline) -> Probe:
+def probe(endpoint: Endpoint, fields: Mapping[str, Any], wanted: set[str]) -> Probe:
     """Ask for the list of models; where that proves nothing, for an empty prompt.
 
-    A server that refuses only the empty prompt has accepted the credentials. Raises Unavailable.
+    A server that refuses only the empty prompt has accepted the credentials. The models `wanted`
+    that a list lacks are a remark, since lists are often incomplete. Raises Unavailable.
     """
-    models = _models(endpoint, endpoint.headers, deadline)
+    deadline = Deadline.after(PROBE_SECONDS)
+    listed = _models(endpoint, endpoint.headers, deadline)
     # Many gateways show their list to everybody.
-    is_open = bool(models and endpoint.headers and _models(endpoint, {}, deadline))
-    if models and not is_open:
-        count = f"{len(models)} model{'' if len(models) == 1 else 's'}"
-        return Probe(f"answers, with {count}", models=models)
+    is_open = bool(listed and endpoint.headers and _models(endpoint, {}, deadline))
+    if listed and not is_open:
+        missing = ", ".join(sorted(wanted - listed))
+        remark = f"; not in its list: {missing}" if missing else ""
+        return Probe(f"answers, with {len(listed)} model{'' if len(listed) == 1 else 's'}{remark}")
     try:
-        body = endpoint.door.body("", fields)
-        answer = endpoint.ask(body, deadline=deadline, limit=LIST_LIMIT)
+        answer = endpoint.ask(endpoint.door.body("", fields), deadline=deadline, limit=LIST_LIMIT)
     except UpstreamError as error:
-        return Probe(str(error), why=error.why, models=models)
-    return _read(answer, models)
-
-
-def _read(answer: Answer, models: tuple[str, ...]) -> Probe:
+        return Probe(str(error), why=error.why)
     fault, status = answer.fault, f"HTTP {answer.reply.status}"
     if fault is None:
-        return Probe(f"answers ({status})", models=models)
+        return Probe(f"answers ({status})")
     if fault.outcome is Outcome.FAILED:
-        return Probe(f"{fault.why} ({status})", fault.detail, fault.why, models)
-    return Probe(f"answers, and rejects an empty prompt ({status})", fault.detail, models=models)
+        return Probe(f"{fault.why} ({status})", fault.detail, fault.why)
+    return Probe(f"answers, and rejects an empty prompt ({status})", fault.detail)
 
 
-def _models(endpoint: Endpoint, headers: Mapping[str, str], deadline: Deadline) -> tuple[str, ...]:
+def _models(endpoint: Endpoint, headers: Mapping[str, str], deadline: Deadline) -> set[str]:
     """Return the names in the list of models, none if it cannot be read."""
+    url = endpoint.door.beside("/models")
     try:
-        reply = endpoint.upstream.request(
-            "GET",
-            endpoint.door.beside("/models"),
-            headers=headers,
-            deadline=deadline,
-            limit=LIST_LIMIT,
+        found = Answer.of(
+            endpoint.upstream.request(
+                "GET", url, headers=headers, deadline=deadline, limit=LIST_LIMIT
+            )
         )
-        found = Answer.of(reply)
     except UpstreamError:
-        return ()
+        return set()
     data = found.json.get("data") if isinstance(found.json, dict) else found.json
     if found.fault or not isinstance(data, list):
-        return ()
-    return tuple(str(one["id"]) for one in data if isinstance(one, dict) and "id" in one)
+        return set()
+    return {str(one["id"]) for one in data if isinstance(one, dict) and "id" in one}
 
 
 PROBE_SECONDS = 20.0
@@ -132,8 +121,9 @@ def ask_all(services: Services, *, draws: bool) -> Iterator[tuple[str, str]]:
         found = _draw(services, backend) if draws else _probe_backend(backend)
         yield _finding(f"Backend {backend.name}", found, _BACKEND_REMEDIES, secrets)
     if llm := services.llm:
-        name = f"LLM {printable_url(llm.settings.url)}"
-        yield _finding(name, _probe_llm(llm), _LLM_REMEDIES, secrets)
+        model = llm.settings.model
+        found = probe(llm.endpoint, {"model": model, **llm.settings.params}, {model})
+        yield _finding(f"LLM {printable_url(llm.settings.url)}", found, _LLM_REMEDIES, secrets)
     yield _pass_through(services)
 
 
@@ -146,26 +136,12 @@ def _finding(
 
 
 def _probe_backend(backend: Backend) -> Probe:
-    fields = {**backend.settings.extra(None), "model": backend.model(_PLAIN)}
-    if backend.endpoint.door.needs_model and not fields["model"]:
+    model = backend.model(_PLAIN)
+    if backend.endpoint.door.needs_model and not model:
         return Probe("no model", why="no model")
-    found = probe(backend.endpoint, fields, Deadline.after(PROBE_SECONDS))
-    wanted = {fields["model"], *backend.settings.models.values()} - {None}
-    return _with_unlisted(found, wanted)
-
-
-def _probe_llm(llm: Llm) -> Probe:
-    fields = {"model": llm.settings.model, **llm.settings.params}
-    found = probe(llm.endpoint, fields, Deadline.after(PROBE_SECONDS))
-    return _with_unlisted(found, {llm.settings.model})
-
-
-def _with_unlisted(found: Probe, wanted: set[str]) -> Probe:
-    """Name the configured models that a list lacks: a remark, since lists are often incomplete."""
-    missing = sorted(wanted - {*found.models}) if found.models else []
-    if not missing or found.why:
-        return found
-    return Probe(f"{found.came}; not in its list: {', '.join(missing)}", found.words)
+    fields = {**backend.settings.extra(None), "model": model}
+    wanted = {name for name in (model, *backend.settings.models.values()) if name}
+    return probe(backend.endpoint, fields, wanted)
 
 
 def _draw(services: Services, backend: Backend) -> Probe:

@@ -12,9 +12,8 @@ import click
 
 from commands.asking import ask_all
 from commands.console import say
-from commands.session import MakeServices, load_settings, opened
+from commands.session import MakeServices, built, load_settings
 from config import Settings, SettingsError
-from pipeline import Services
 from storage.choose import Unusable, check_parts, connections
 
 # A digest of the file without its comments, so that an installed file may be adapted.
@@ -46,21 +45,14 @@ def outdated_files(root: Path) -> Iterator[str]:
     for name, place in INSTALLED.items():
         installed = root / place
         with suppress(OSError):
-            text, shipped = (_read(path) for path in (installed, _DEPLOY / name))
-            if "prompt image proxy" in text.lower() and _edition(text) != _edition(shipped):
+            paths = installed, _DEPLOY / name
+            text, shipped = (path.read_text("utf-8", "replace") for path in paths)
+            is_ours = "prompt image proxy" in text.lower()
+            if is_ours and _EDITION.findall(text) != _EDITION.findall(shipped):
                 yield (
                     f"{installed} is of another version than this code: compare it with"
                     f" deploy/{name}, as docs/upgrading.md describes"
                 )
-
-
-def _read(path: Path) -> str:
-    return path.read_text("utf-8", "replace")
-
-
-def _edition(text: str) -> str | None:
-    found = _EDITION.search(text)
-    return found and found[1]
 
 
 # The settings by which the cache is opened. If one of these is wrong, opening it proves nothing.
@@ -97,16 +89,9 @@ def check(make_services: MakeServices, only_settings: bool, asks: bool, draws: b
         raise click.ClickException("\n".join(faults))
     click.echo(f"The settings are valid{'' if only_settings else ', and the cache can be used'}.")
     if settings and (asks or draws):
-        with opened(make_services, settings) as services:
-            sys.exit(_ask(services, draws=draws))
-
-
-def _ask(services: Services, *, draws: bool) -> bool:
-    """Print what each server answers; return whether one cannot be used."""
-    has_faults = False
-    for line, remedy in ask_all(services, draws=draws):
-        say(line)
-        if remedy:
-            say(f"  {remedy}")
-            has_faults = True
-    return has_faults
+        has_faults = False
+        with built(make_services, settings) as services:
+            for line, remedy in ask_all(services, draws=draws):
+                say(f"{line}\n  {remedy}" if remedy else line)
+                has_faults |= bool(remedy)
+        sys.exit(1 if has_faults else 0)

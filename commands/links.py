@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -24,26 +26,34 @@ def links(service: AnyService, files: tuple[Path, ...]) -> None:
     For each, its picture and when it was drawn, or why it does not open; then it exits with 1.
     Nothing is drawn.
     """
+    has_faults = False
+    for place, one in _examine(service, files):
+        if isinstance(one, DocumentFault):
+            has_faults, text = True, one.reason
+        else:
+            text = _describe(service, one)
+        say(f"{place}: {text}")
+    sys.exit(1 if has_faults else 0)
+
+
+def _examine(
+    service: AnyService, files: tuple[Path, ...]
+) -> Iterator[tuple[str, FoundUrl | DocumentFault]]:
+    """Yield the URLs of ours that open in documents, and the faults, each with its place."""
     service.announce_cache()
     examiner = Examiner(service.why_closed, public_url=service.public_url)
-    has_faults = False
     for file in documents(files):
         for line, one in examiner.examine(read(file)):
-            if isinstance(one, DocumentFault):
-                has_faults, text = True, one.reason
-            else:
-                text = _describe(service, one)
-            say(f"{file}:{line}: {text}")
-    sys.exit(has_faults)
+            yield f"{file}:{line}", one
 
 
 def _describe(service: AnyService, found: FoundUrl) -> str:
     size = f", {found.request.size}" if found.request.size else ""
-    return f"{_shortened(found)}{size}, {service.describe(found)}"
+    return f"{_shortened(found.request.prompt)}{size}, {service.describe(found)}"
 
 
-def _shortened(found: FoundUrl) -> str:
-    return " ".join(found.request.prompt.split())[:50]
+def _shortened(prompt: str) -> str:
+    return " ".join(prompt.split())[:50]
 
 
 @click.command(short_help="Draw the pictures in documents that are not cached yet.")
@@ -57,18 +67,15 @@ def warm(service: AnyService, files: tuple[Path, ...], jobs: int, as_json: bool)
     Folders count for their Markdown files. URLs that do not open are named. It can be
     interrupted and run again. A running server shares its locks: nothing is drawn twice.
     """
-    service.announce_cache()
-    examiner = Examiner(service.why_closed, public_url=service.public_url)
     wanted: dict[str, FoundUrl] = {}
     broken: list[str] = []
-    for file in documents(files):
-        for line, one in examiner.examine(read(file)):
-            if isinstance(one, DocumentFault):
-                broken.append(f"{file}:{line}: {one.reason}")
-            else:
-                wanted[one.named.pictures[0].key] = one
+    for place, one in _examine(service, files):
+        if isinstance(one, DocumentFault):
+            broken.append(f"{place}: {one.reason}")
+        else:
+            wanted[one.named.pictures[0].key] = one
     outcomes = _draw_all(service, list(wanted.values()), jobs, is_quiet=as_json)
-    sys.exit(_report(outcomes, broken, as_json=as_json))
+    _report(outcomes, broken, as_json=as_json)
 
 
 Outcomes = list[tuple[FoundUrl, str]]
@@ -88,8 +95,8 @@ def _draw_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _report(outcomes: Outcomes, broken: list[str], *, as_json: bool) -> bool:
-    """Print the outcomes; return whether any URL failed."""
+def _report(outcomes: Outcomes, broken: list[str], *, as_json: bool) -> NoReturn:
+    """Print the outcomes, and exit."""
     counts = {how: sum(outcome == how for _, outcome in outcomes) for how in (DRAWN, THERE)}
     failed = {found.request.prompt: how for found, how in outcomes if how not in counts}
     if as_json:
@@ -98,7 +105,7 @@ def _report(outcomes: Outcomes, broken: list[str], *, as_json: bool) -> bool:
         more = f", {len(broken)} broken" if broken else ""
         click.echo(f"{counts[DRAWN]} drawn, {counts[THERE]} there, {len(failed)} failed{more}")
         for prompt, why in failed.items():
-            say(f"  {' '.join(prompt.split())[:50]:<50}  {why}")
+            say(f"  {_shortened(prompt):<50}  {why}")
     for line in broken:
         say(line, err=True)
-    return bool(failed or broken)
+    sys.exit(1 if failed or broken else 0)

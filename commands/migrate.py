@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,13 +69,10 @@ def _read_object(file: Path) -> dict[str, Any] | None:
 
 def _created_at(value: Any, meta: Path) -> float:
     """Read a time as JavaScript writes it, in milliseconds or ISO 8601; else take the file's."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e14:
-        return value / 1000
-    if isinstance(value, str):
-        try:
+    with suppress(TypeError, ValueError):
+        if isinstance(value, str):
             return datetime.fromisoformat(value).timestamp()
-        except ValueError:
-            pass
+        return float(value) / 1000
     return meta.stat().st_mtime
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cached_property, update_wrapper
-from http import HTTPStatus
 from typing import Any
 
 import click
@@ -21,9 +20,9 @@ from commands.session import (
     LocalService,
     MakeServices,
     R,
+    built,
     drawn_on,
     load_settings,
-    opened,
 )
 from config import Settings, SettingsError
 from picture import PARAMETERS, ImageRequest
@@ -50,7 +49,6 @@ class RemoteService:
     upstream: Upstream
     access_key: str | None
     max_jobs = 32
-    _looks: dict[str, Reply] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:
@@ -65,11 +63,11 @@ class RemoteService:
 
     def why_closed(self, found: FoundUrl) -> str | None:
         """Return why a URL does not show its picture, or None if it does."""
-        reply = self._look(found)
+        status = self._ask("HEAD", found.address).status
         # The other errors come after the credentials have been accepted.
-        if reply.status in (*_SHOWN, 422, 429) or reply.status >= 500:
+        if status in (*_SHOWN, 422, 429) or status >= 500:
             return None
-        return _detail(self._get(found, _ANSWER_SECONDS))
+        return _detail(self._get(found))
 
     def link(self, request: ImageRequest, expires_in: int | None, extension: str | None) -> Link:
         """Have the service sign a picture's URL."""
@@ -101,7 +99,7 @@ class RemoteService:
 
     def describe(self, found: FoundUrl) -> str:
         """Return when a URL's picture was drawn."""
-        reply = self._look(found)
+        reply = self._ask("HEAD", found.address)
         if reply.status == 302:
             return "at an image host"
         if "Last-Modified" in reply.headers:
@@ -111,40 +109,28 @@ class RemoteService:
     def draw(self, found: FoundUrl) -> str:
         """Draw a picture that is not cached yet; return DRAWN, THERE, or why it failed."""
         try:
-            if self.describe(found) != NOT_DRAWN:
-                return THERE
-            reply = self._get(found, _DRAWING_SECONDS)
+            reply = self._get(found)
         except click.ClickException as error:
             return error.message
-        return DRAWN if reply.status in _SHOWN else _detail(reply)
+        if reply.status not in _SHOWN:
+            return _detail(reply)
+        return THERE if "hit" in reply.headers.get("Cache-Status", "") else DRAWN
 
-    def _look(self, found: FoundUrl) -> Reply:
-        """Ask for a URL without having it drawn, once."""
-        if found.address not in self._looks:
-            self._looks[found.address] = self._ask("HEAD", found.address, _ANSWER_SECONDS)
-        return self._looks[found.address]
-
-    def _get(self, found: FoundUrl, seconds: float) -> Reply:
+    def _get(self, found: FoundUrl) -> Reply:
         """Ask for a URL's picture, or for its error as JSON. One byte of the picture is enough."""
         headers = {"Accept": "application/json", "Range": "bytes=0-0"}
-        return self._ask("GET", found.address, seconds, headers=headers)
+        return self._ask("GET", found.address, _DRAWING_SECONDS, headers=headers)
 
     def _sign(
         self, request: ImageRequest, expires_in: int | None, extension: str | None = None
     ) -> Reply:
-        given = {name: getattr(request, name) for name in PARAMETERS}
-        body = {
-            "description": request.prompt,
-            **given,
-            "expires_in": expires_in,
-            "extension": extension,
-        }
+        body = {name: getattr(request, name) for name in PARAMETERS}
+        body |= {"description": request.prompt, "expires_in": expires_in, "extension": extension}
         # As WSGI will decode it.
         headers = {"Authorization": f"Bearer {self.key}".encode().decode("latin-1")}
-        url = f"{self.public_url}/sign"
-        return self._ask("POST", url, _ANSWER_SECONDS, headers=headers, json=body)
+        return self._ask("POST", f"{self.public_url}/sign", headers=headers, json=body)
 
-    def _ask(self, method: str, url: str, seconds: float, **more: Any) -> Reply:
+    def _ask(self, method: str, url: str, seconds: float = _ANSWER_SECONDS, **more: Any) -> Reply:
         """Send a request; repeat it when the service asks for a moment's patience.
 
         Its 429 and 503 come before anything is paid for.
@@ -167,8 +153,7 @@ def _detail(reply: Reply) -> str:
         detail = reply.json()["detail"]
     except (UpstreamError, KeyError, TypeError):
         detail = None
-    phrase = HTTPStatus(reply.status).phrase if reply.status in set(HTTPStatus) else ""
-    return detail if isinstance(detail, str) else f"The service answers {reply.status} {phrase}."
+    return detail if isinstance(detail, str) else f"The service answers HTTP {reply.status}."
 
 
 AnyService = LocalService | RemoteService
@@ -187,7 +172,7 @@ def with_service(command: Callable[..., R]) -> Callable[..., R]:
     @click.pass_obj
     def run(make_services: MakeServices, /, server: str | None, **arguments: Any) -> R:
         settings = _client_settings() if server else load_settings()
-        with opened(make_services, settings) as services:
+        with built(make_services, settings) as services:
             if server is None:
                 return command(LocalService(services), **arguments)
             service = RemoteService(server, services.upstream, settings.access_key)

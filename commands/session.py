@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import update_wrapper
 from typing import Any, TypeVar
@@ -26,8 +26,6 @@ from storage.local.folder import owner_fault
 from web.picture_link import Link
 from web.sentences import explain
 
-log = logging.getLogger("prompt_image_proxy")
-
 R = TypeVar("R")
 # The object of click's context.
 MakeServices = Callable[[Settings], Services]
@@ -41,18 +39,12 @@ def load_settings() -> Settings:
     return settings
 
 
-@contextmanager
-def opened(make_services: MakeServices, settings: Settings) -> Iterator[Services]:
-    """Build the parts of the service, close them after, and print its warnings on stderr."""
-    handler = logging.StreamHandler()
+def built(make_services: MakeServices, settings: Settings) -> closing[Services]:
+    """Build the parts of the service, to be closed after; their warnings appear on stderr."""
+    handler = logging.lastResort
+    assert handler
     handler.setFormatter(RedactingFormatter(settings))
-    handler.setLevel(logging.WARNING)
-    log.addHandler(handler)
-    try:
-        with closing(make_services(settings)) as services:
-            yield services
-    finally:
-        log.removeHandler(handler)
+    return closing(make_services(settings))
 
 
 def with_cache(command: Callable[..., R]) -> Callable[..., R]:
@@ -60,7 +52,7 @@ def with_cache(command: Callable[..., R]) -> Callable[..., R]:
 
     @click.pass_obj
     def run(make_services: MakeServices, /, **arguments: Any) -> R:
-        with opened(make_services, load_settings()) as services:
+        with built(make_services, load_settings()) as services:
             announce_cache(services)
             return command(services, **arguments)
 

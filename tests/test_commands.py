@@ -242,7 +242,11 @@ def test_list_shows_the_newest_first(run: Run, cache: Cache) -> None:
 
 
 def test_no_stranger_commands_the_terminal(
-    run: Run, cache: Cache, backend: ScriptedServer, tmp_path: Path
+    run: Run,
+    cache: Cache,
+    backend: ScriptedServer,
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     prompt, escaped = "a\x1b]0;x\a\x9b\u202e\x7fb", r"a\x1b]0;x\x07\x9b\u202e\x7fb"
     put(cache, prompt)
@@ -254,7 +258,7 @@ def test_no_stranger_commands_the_terminal(
     backend.say(Say({"error": {"message": "\x1b[2J"}}, 500))
     page = str(write_page(tmp_path, "%1b]0;y%07%c2%9b"))
     assert r"\x1b]0;y\x07\x9b, " in run("links", page).stdout
-    said = run("warm", page, "--jobs", "1")
+    said = command("warm", page, folder=tmp_path, BACKEND_API_URLS=backend.url, **environment)
     assert r"\x1b]0;y\x07\x9b " in said.stdout
     assert re.search("HTTP 500", said.stderr)
     assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f]", said.stdout + said.stderr)
