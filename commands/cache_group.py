@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 
 import click
 
-from cache import Cache
 from commands.console import (
     AS_JSON,
     counted,
@@ -22,6 +20,7 @@ from commands.console import (
 )
 from commands.migrate import adopt_pictures, backup, export, import_directory
 from commands.session import with_cache
+from commands.transfer import pages
 from drawing.verdict import forget_failures
 from pipeline import Services
 from storage import Row
@@ -43,7 +42,7 @@ for _command in (import_directory, export, adopt_pictures, backup):
 @with_cache
 def list_pictures(services: Services, match: str, limit: int, as_json: bool) -> None:
     """List the cached pictures, newest first."""
-    for row in islice(_rows(services.cache, match), limit):
+    for row in islice(chain.from_iterable(pages(services.cache.state, match)), limit):
         if as_json:
             say_json(row.to_json())
         else:
@@ -103,7 +102,8 @@ def delete(
         question = "Delete this picture?"
     else:
         before = float("inf") if older_than is None else time.time() - older_than
-        keys = [row.key for row in _rows(services.cache, match or "") if row.created < before]
+        rows = chain.from_iterable(pages(services.cache.state, match or ""))
+        keys = [row.key for row in rows if row.created < before]
         question = f"Delete {counted(len(keys))}?"
     if keys and not yes:
         click.confirm(question, abort=True)
@@ -114,14 +114,6 @@ def delete(
     click.echo(json.dumps({"deleted": count}) if as_json else f"{count} deleted")
     if prompt is not None and not count:
         raise click.ClickException("There is no such picture in the cache.")
-
-
-def _rows(cache: Cache, match: str) -> Iterator[Row]:
-    """Yield all rows, a page at a time."""
-    last: Row | None = None
-    while rows := cache.state.newest(match, 200, (last.created, last.key) if last else None):
-        yield from rows
-        last = rows[-1]
 
 
 def _line(row: Row) -> str:

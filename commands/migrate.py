@@ -17,11 +17,11 @@ import click
 from cache import Cache, NotKept
 from commands.console import AS_JSON, count_outcomes, counted
 from commands.session import with_cache
+from commands.transfer import opened, prune, transfer
 from drawing.verdict import Blocked
 from images.formats import media_type_of
 from pipeline import Services
-from storage.transfer import Place, opened, prune, transfer
-from storage.upkeep import adopt
+from storage import Row
 
 
 def _import_typescript(directory: Path, services: Services, *, as_json: bool) -> NoReturn:
@@ -113,9 +113,9 @@ def import_directory(services: Services, directory: Path, as_json: bool) -> None
     if not (directory / "index.sqlite3").exists():
         _import_typescript(directory, services, as_json=as_json)
     with opened(directory) as source:
-        adopt(*source)
+        source.adopt()
         counts = Counter(imported=0, there=0, unusable=0)
-        _transfer(source, _place(services), counts, as_json=as_json)
+        _transfer(source, services.cache, counts, as_json=as_json)
 
 
 @click.command(short_help="Copy the whole cache to DIRECTORY.")
@@ -131,7 +131,7 @@ def export(services: Services, directory: Path, as_json: bool) -> None:
         raise click.UsageError("DIRECTORY is CACHE_DIR; give another one.")
     with opened(directory) as target:
         counts = Counter(exported=0, there=0, unusable=0)
-        _transfer(_place(services), target, counts, as_json=as_json)
+        _transfer(services.cache, target, counts, as_json=as_json)
 
 
 @click.command("adopt")
@@ -163,7 +163,7 @@ def backup(services: Services, directory: Path, as_json: bool) -> None:
             " versioning or replication; CACHE_DIR holds copies only."
         )
     _claim(services.settings.cache_dir.resolve(), directory)
-    source = _place(services)
+    source = services.cache
     with opened(directory) as target:
         if target.state.totals().entries and not source.state.totals().entries:
             raise click.ClickException(
@@ -171,10 +171,6 @@ def backup(services: Services, directory: Path, as_json: bool) -> None:
             )
         counts = Counter(copied=0, there=0, deleted=prune(source, target))
         _transfer(source, target, counts, as_json=as_json)
-
-
-def _place(services: Services) -> Place:
-    return Place(services.cache.state, services.cache.store)
 
 
 def _claim(source: Path, directory: Path) -> None:
@@ -191,11 +187,11 @@ def _claim(source: Path, directory: Path) -> None:
         raise click.UsageError(f"{directory} is the backup of {mark.read_text().strip()}.")
 
 
-def _transfer(source: Place, target: Place, counts: Counter[str], *, as_json: bool) -> NoReturn:
+def _transfer(source: Cache, target: Cache, counts: Counter[str], *, as_json: bool) -> NoReturn:
     """Copy all pictures, and exit with how many; the first of `counts` is of the copied ones."""
-    done = next(iter(counts))
+    copied = next(iter(counts))
     outcomes = (
-        copied.problem or (done if copied.row else "there") for copied in transfer(source, target)
+        copied if isinstance(found, Row) else found or "there" for found in transfer(source, target)
     )
     total = source.state.totals().entries
     count_outcomes(outcomes, counts, "Copying", total, as_json=as_json)

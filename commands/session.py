@@ -15,11 +15,12 @@ import config
 from access import Access, Unauthorised
 from commands.console import counted
 from commands.documents import FoundUrl
-from config import RedactingFormatter, Settings
+from config import Settings
 from drawing.record import GaveUp
 from picture import BadRequest, ImageRequest
 from pipeline import Services
 from settings.parsers import printable_url
+from settings.redaction import RedactingFormatter
 from settings.table import THREADS_KEPT_FREE
 from storage import Unavailable
 from storage.local.folder import owner_fault
@@ -43,7 +44,7 @@ def built(make_services: MakeServices, settings: Settings) -> closing[Services]:
     """Build the parts of the service, to be closed after; their warnings appear on stderr."""
     handler = logging.lastResort
     assert handler
-    handler.setFormatter(RedactingFormatter(settings))
+    handler.setFormatter(RedactingFormatter(settings.secrets()))
     return closing(make_services(settings))
 
 
@@ -99,7 +100,7 @@ class LocalService:
         """Return why a URL does not show its picture, or None if it does."""
         try:
             self._check_length(found.request)
-            self.access.authorise_url(found.named)
+            self.access.authorise(found.credentials, pictures=found.named.pictures)
         except (Unauthorised, BadRequest) as error:
             return explain(error)
         return None
@@ -126,7 +127,7 @@ class LocalService:
         if not (resign or "key" in found.credentials):
             return None
         try:
-            caller = self.access.authorise_url(found.named)
+            caller = self.access.authorise(found.credentials, pictures=found.named.pictures)
         except (Unauthorised, BadRequest):
             if not (resign and self._was_accepted(found, old_keys)):
                 return None
@@ -146,7 +147,7 @@ class LocalService:
                 clock=lambda: -1.0,  # before anything expired
             )
             try:
-                past.authorise_url(found.named)
+                past.authorise(found.credentials, pictures=found.named.pictures)
                 return True
             except BadRequest:
                 return False
