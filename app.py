@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, request
@@ -24,7 +23,7 @@ from drawing.storing import Storing
 from hosting import image_host
 from llm import Llm
 from metrics import OFF, Metrics
-from pipeline import Pipeline
+from pipeline import Pipeline, Services
 from settings.proxies import Proxies
 from settings.servers import NetworkSettings
 from settings.table import THREADS_KEPT_FREE
@@ -55,22 +54,6 @@ class WholePath(BaseConverter):
 
     regex = "(?s:.*)"
     part_isolating = False
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """The parts that requests and commands work with."""
-
-    access: Access
-    cache: Cache
-    upstream: Upstream
-    pipeline: Pipeline
-
-    def close(self) -> None:
-        """Finish the drawings under way, drop the queue, and close every connection and file."""
-        self.pipeline.pool.close()
-        self.upstream.close()
-        self.cache.close()
 
 
 def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Flask:
@@ -128,7 +111,7 @@ def make_services(
     pool: Pool[Drawing] = Pool(state, settings.drawings, places, metrics)
     storing = Storing(cache, host, settings.upload_timeout, _make_converter(settings), metrics)
     pipeline = Pipeline(settings, cache, backends, pool, storing, llm, fallback, metrics)
-    return Services(_make_access(settings, clock), cache, upstream, pipeline)
+    return Services(settings, _make_access(settings, clock), cache, upstream, pipeline)
 
 
 def _make_metrics() -> Metrics:

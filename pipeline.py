@@ -9,7 +9,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from access import COMMAND_LINE, Caller
+from access import COMMAND_LINE, Access, Caller
 from backends import MAX_WAIT, Backends
 from cache import Cache
 from config import Settings
@@ -23,7 +23,7 @@ from drawing.verdict import Blocked, Failure, is_blocked, verdict
 from llm import Llm, RewriteFailed
 from metrics import OFF, Metrics
 from picture import ImageRequest
-from upstream.client import Deadline, Why
+from upstream.client import Deadline, Upstream, Why
 
 log = logging.getLogger("prompt_image_proxy.pipeline")
 
@@ -231,3 +231,20 @@ def _ask(llm: Llm, task: str, drawing: Drawing) -> str | None:
         return None
     drawing.add(task, began)
     return prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts that requests and commands work with."""
+
+    settings: Settings
+    access: Access
+    cache: Cache
+    upstream: Upstream
+    pipeline: Pipeline
+
+    def close(self) -> None:
+        """Finish the drawings under way, drop the queue, and close every connection and file."""
+        self.pipeline.pool.close()
+        self.upstream.close()
+        self.cache.close()
