@@ -30,7 +30,7 @@ from storage.upkeep import repeat
 
 from .disks import disk, full, read_only
 from .servers import GIF, png, wait_until
-from .states import ROOT, Clock, SqlitePlace, held_elsewhere, refusing
+from .states import ROOT, Clock, held_elsewhere, refusing
 
 Make = Callable[..., Cache]
 REQUEST = ImageRequest("a red apple")
@@ -99,7 +99,7 @@ def got(cache: Cache, request: ImageRequest = REQUEST) -> tuple[Row, bytes] | No
         return None
     assert picture.file
     with picture.file as file:
-        return picture.row, file.readall()
+        return picture.row, file.read()
 
 
 def read(cache: Cache, request: ImageRequest = REQUEST) -> bytes | None:
@@ -237,7 +237,7 @@ def test_deletion_waits_for_no_drawing_and_undoes_none(
     make: Make, folder: Path, clock: Clock
 ) -> None:
     put(cache := make())
-    with held_elsewhere(SqlitePlace(folder, clock), REQUEST.key):
+    with held_elsewhere(folder, REQUEST.key):
         with pytest.raises(BeingDrawn):
             cache.delete(REQUEST.key)
         assert read(cache) == png()
@@ -453,7 +453,7 @@ def test_file_that_may_be_being_drawn_is_not_deleted(
     """The clock may have been set back, so that it is older than the one it replaces."""
     put(cache)
     drawn = add_file(folder, REQUEST, GIF)
-    with held_elsewhere(SqlitePlace(folder, clock), REQUEST.key):
+    with held_elsewhere(folder, REQUEST.key):
         cache.adopt()
         assert drawn.exists()
     cache.adopt()
