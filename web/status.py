@@ -10,7 +10,7 @@ from typing import Any
 
 from backends import Backends
 from cache import Cache
-from config import Settings, redacted
+from config import Settings
 from dialect.learning import Learned
 from drawing.backend import Backend
 from drawing.cooldowns import Cooldown, LastError
@@ -18,6 +18,7 @@ from drawing.fallback import Pollinations
 from drawing.storing import HOST_KEY
 from llm import Llm
 from settings.parsers import printable_url
+from settings.redaction import redacted
 from storage import N, Recalled, Unavailable
 
 # Of a vendor's error.
