@@ -46,7 +46,6 @@ def is_public(address: str, networks: Iterable[IpNetwork] = ()) -> bool:
 
 
 # Servers to which connections are kept, and connections to each: as many as drawings at once.
-SERVERS = 64
 KEPT = 64
 # For each address of a host, so that a dead one leaves time for the next.
 CONNECT_SECONDS = 10.0
@@ -64,7 +63,7 @@ class Adapter(HTTPAdapter):
     """Connections to servers that the settings name, kept for later calls."""
 
     def __init__(self, ca_bundle: Path | None) -> None:
-        super().__init__(pool_connections=SERVERS, pool_maxsize=KEPT)
+        super().__init__(pool_connections=KEPT, pool_maxsize=KEPT)
         self.ca_bundle = ca_bundle
 
     def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
@@ -165,12 +164,7 @@ class ObservedConnection(HTTPConnection):
             call.calls.metrics.connected(is_new=False)
             call.stale_until = time.monotonic() + STALE_SECONDS
         super().request(*args, **more)
-        call.socket = self.sock
-
-    def getresponse(self) -> Any:
-        response = super().getresponse()
-        self.is_kept = True
-        return response
+        call.socket, self.is_kept = self.sock, True
 
 
 @functools.cache
