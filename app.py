@@ -33,11 +33,10 @@ from storage.state import State
 from storage.waiting import Places
 from upstream.client import Upstream, origin
 from web.api import Api
-from web.counting import counting
 from web.files import page_file
-from web.headers import answer_preflight
+from web.headers import OPENAI_PREFIX, answer_preflight, counting
 from web.openai import OpenAi, edit
-from web.openai_forms import PREFIX, openai_error, with_openai_paths
+from web.openai_forms import openai_error
 from web.pictures import Pictures
 from web.problems import problem
 from web.status import Status
@@ -84,8 +83,7 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Fl
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.url_map.converters["whole_path"] = WholePath
-    rest = with_openai_paths(app.wsgi_app)
-    pictures = Pictures(rest, settings, access, cache, pipeline, metrics)
+    pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline, metrics)
     app.wsgi_app = pictures  # type: ignore[method-assign]
     app.before_request(answer_preflight)
     app.after_request(counting(metrics))
@@ -160,7 +158,7 @@ def _error_handler(*, has_cards: bool) -> Callable[[Exception], Response]:
     def answer(error: Exception) -> Response:
         # A client whose base URL is wrong posts to any path.
         is_lost = isinstance(error, NotFound) and request.method == "POST"
-        if is_lost or request.path.startswith(PREFIX):
+        if is_lost or request.path.startswith(OPENAI_PREFIX):
             return openai_error(error)
         return problem(error, has_cards=has_cards)
 

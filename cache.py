@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
-from io import FileIO
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from images.formats import EXTENSIONS
 from metrics import OFF, Metrics
@@ -29,10 +28,14 @@ class NotKept(Exception):
 
 
 class Picture(NamedTuple):
-    """A cache hit: its row and, unless it is hosted, its open file, which the receiver closes."""
+    """A cache hit: its row and, unless it is hosted, its open file, which the receiver closes.
+
+    `is_kept` is False for a picture that was drawn but could not be cached.
+    """
 
     row: Row
-    file: FileIO | None
+    file: BinaryIO | None
+    is_kept: bool = True
 
     def close(self) -> None:
         if self.file:

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import click
 
-from config import RedactingFormatter, Settings
+from config import Settings
 from picture import PARAMETERS, BadRequest, ImageRequest
-from settings.redaction import printable_lines
+from settings.redaction import RedactingFormatter, printable_lines
 from web.sentences import explain
 
 log = logging.getLogger("prompt_image_proxy")
@@ -46,7 +46,7 @@ class Commands(click.Group):
 def logging_to_stderr(settings: Settings) -> Iterator[None]:
     """Print the program's warnings on stderr, redacted and printable."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(RedactingFormatter(settings))
+    handler.setFormatter(RedactingFormatter(settings.secrets()))
     handler.setLevel(logging.WARNING)
     log.addHandler(handler)
     try:

@@ -38,7 +38,7 @@ class LocalService:
     def why_closed(self, found: FoundUrl) -> str | None:
         """Return why a URL does not show its picture, or None if it does."""
         try:
-            self.access.authorise_url(found.named)
+            self.access.authorise(found.credentials, pictures=found.named.pictures)
         except (Unauthorised, BadRequest) as error:
             return explain(error)
         return None
@@ -58,7 +58,7 @@ class LocalService:
         and what the settings or an old key have ever accepted; the latter counts for the service.
         """
         try:
-            caller = self.access.authorise_url(found.named)
+            caller = self.access.authorise(found.credentials, pictures=found.named.pictures)
         except (Unauthorised, BadRequest):
             if not (resign and self._was_accepted(found, old_keys)):
                 return None
@@ -71,7 +71,7 @@ class LocalService:
         """Return whether a URL has opened at some time, whatever has expired since."""
         for access in self._past(old_keys):
             try:
-                access.authorise_url(found.named)
+                access.authorise(found.credentials, pictures=found.named.pictures)
                 return True
             except BadRequest:
                 return False

@@ -17,11 +17,10 @@ import click
 from cache import Cache, NotKept
 from commands.console import AS_JSON, counted, echo_counts, progress, say
 from commands.session import Session, with_session
+from commands.transfer import opened, prune, transfer
 from config import Settings
 from drawing.verdict import Blocked
 from images.formats import media_type_of
-from storage.transfer import Place, opened, prune, transfer
-from storage.upkeep import adopt
 
 
 class BadEntry(Exception):
@@ -134,9 +133,9 @@ def import_directory(session: Session, directory: Path, as_json: bool) -> None:
         import_typescript(directory, session.settings, cache, as_json=as_json)
         return
     with opened(directory) as source:
-        adopt(*source)
+        source.adopt()
         counts = Counter(imported=0, there=0, unusable=0)
-        _transfer(source, Place(cache.state, cache.store), counts, as_json=as_json)
+        _transfer(source, cache, counts, as_json=as_json)
 
 
 @click.command(short_help="Copy the whole cache to DIRECTORY.")
@@ -154,7 +153,7 @@ def export(session: Session, directory: Path, as_json: bool) -> None:
         raise click.UsageError("DIRECTORY is CACHE_DIR; give another one.")
     with opened(directory) as target:
         counts = Counter(exported=0, there=0, unusable=0)
-        _transfer(Place(cache.state, cache.store), target, counts, as_json=as_json)
+        _transfer(cache, target, counts, as_json=as_json)
 
 
 @click.command("adopt")
@@ -188,7 +187,7 @@ def backup(session: Session, directory: Path, as_json: bool) -> None:
         )
     session.announce_cache()
     _claim(session.settings.cache_dir.resolve(), directory)
-    source = Place(session.cache.state, session.cache.store)
+    source = session.cache
     with opened(directory) as target:
         if target.state.totals().entries and not source.state.totals().entries:
             raise click.ClickException(
@@ -212,7 +211,7 @@ def _claim(source: Path, directory: Path) -> None:
         raise click.UsageError(f"{directory} is the backup of {mark.read_text().strip()}.")
 
 
-def _transfer(source: Place, target: Place, counts: Counter[str], *, as_json: bool) -> None:
+def _transfer(source: Cache, target: Cache, counts: Counter[str], *, as_json: bool) -> None:
     """Copy all pictures with a progress bar, print how many, and exit.
 
     The first of `counts` is that of the copied ones.
@@ -220,9 +219,10 @@ def _transfer(source: Place, target: Place, counts: Counter[str], *, as_json: bo
     done, problems = next(iter(counts)), []
     total = source.state.totals().entries
     with progress(transfer(source, target), "Copying", total, is_quiet=as_json) as outcomes:
-        for copied in outcomes:
-            counts["unusable" if copied.problem else done if copied.row else "there"] += 1
-            problems += [copied.problem] if copied.problem else []
+        for outcome in outcomes:
+            is_problem = isinstance(outcome, str)
+            counts["unusable" if is_problem else done if outcome else "there"] += 1
+            problems += [outcome] if is_problem else []
     for problem in problems:
         say(problem, err=True)
     echo_counts(counts, as_json=as_json)

@@ -36,7 +36,7 @@ def signed_by(of: Access) -> dict[str, str | int]:
 def opens(of: Access, credentials: dict[str, str | int], request: ImageRequest = CAT) -> Caller:
     """Return for whom a URL with these credentials opens a picture."""
     given = {name: str(value) for name, value in credentials.items()}
-    return of.authorise(given, request=request)
+    return of.authorise(given, pictures=[request])
 
 
 def sign(service: InProcess, body: object, **headers: str) -> Got:

@@ -56,7 +56,7 @@ class Machine:
             return None
         assert picture.file
         with picture.file as file:
-            return file.readall()
+            return file.read()
 
     def reserve(self) -> bool:
         with self.cache.reserve(is_hosted=False):

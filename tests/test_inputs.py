@@ -13,7 +13,6 @@ from werkzeug.test import EnvironBuilder
 
 import config
 from app import create_app
-from web.headers import qualities
 
 from .conftest import KEY, InProcess
 from .servers import ScriptedServer
@@ -95,16 +94,6 @@ def test_long_query_costs_little_more_than_a_short_one(
         end = "" if "%" in piece else "?"
         lines = count_lines(target + piece * (SIZE // len(piece)) + end, {})
         assert lines < count_lines(target, {}) + 12_000, piece
-
-
-def test_qualities_are_read_as_rfc_9110_writes_them() -> None:
-    assert qualities("Text/HTML;level=1;q=0.5, */* ; Q=0.25,b;q=1.0,c;q=x,d") == {
-        "text/html": 0.5,
-        "*/*": 0.25,
-        "b": 1.0,
-        "c": 1.0,
-        "d": 1.0,
-    }
 
 
 def test_conditions_too_long_are_ignored(serve: Serve, backend: ScriptedServer) -> None:

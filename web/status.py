@@ -9,7 +9,7 @@ from typing import Any
 
 from backends import Backends
 from cache import Cache
-from config import Settings, redacted
+from config import Settings
 from dialect.learning import Learned
 from drawing.backend import Backend
 from drawing.cooldowns import Cooldown, LastError
@@ -17,6 +17,7 @@ from drawing.fallback import Pollinations
 from drawing.storing import HOST_KEY
 from llm import Llm
 from settings.parsers import printable_url
+from settings.redaction import redacted
 from storage import Recalled, Totals, Unavailable
 
 # Of a vendor's error.

@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from io import FileIO
+from typing import BinaryIO
 
 from cache import Picture
 from images.formats import Inconvertible
@@ -43,7 +44,7 @@ class Thumbnails:
             return self.folder.open(name)
         return None
 
-    def _make(self, name: str, source: FileIO, row: Row) -> FileIO | None:
+    def _make(self, name: str, source: BinaryIO, row: Row) -> FileIO | None:
         try:
             from images.convert import thumbnail  # needs Pillow, which need not be installed
 
