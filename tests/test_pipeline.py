@@ -535,7 +535,7 @@ def test_nothing_is_paid_for_unless_there_is_room(
     )
     pool: Pool[Drawn] = Pool(state, 1, Places(4))
     pipeline = Pipeline(
-        Cache(state, Nowhere()),
+        Cache(state, Nowhere(Path())),
         Backends([there], state),
         pool,
         llm=Llm(chat, upstream, state, timeout=10),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from access import COMMAND_LINE
 from cache import Cache
 from drawing.record import Drawing, Image
 from drawing.storing import Storing
-from hosting import UploadFailed
+from hosting import ImageHost, UploadFailed
 from picture import ImageRequest
 from storage import NoRoom
 from storage.cluster.copies import Nowhere
@@ -21,7 +23,7 @@ from .states import Clock
 IMAGE = Image(png(), "image/png", "b")
 
 
-class Host:
+class Host(ImageHost):
     """An image host that takes pictures while `is_up`."""
 
     is_up = True
@@ -34,7 +36,7 @@ class Host:
 
 def test_cache_needs_room_only_while_uploads_fail(state: State, clock: Clock) -> None:
     host = Host()
-    storing = Storing(Cache(state, Nowhere()), host, upload_timeout=10)
+    storing = Storing(Cache(state, Nowhere(Path())), host, upload_timeout=10)
     drawing = Drawing(ImageRequest("x"), Deadline.after(10), COMMAND_LINE)
     with storing.reserve():
         assert storing.store(drawing, IMAGE).hosted_url
