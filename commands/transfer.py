@@ -53,7 +53,7 @@ def transfer(source: Cache, target: Cache) -> Iterator[Row | str | None]:
     Raises Unavailable if a state or the target fails.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
-        for rows in _pages(source.state):
+        for rows in pages(source.state):
             known = target.state.files([row.key for row in rows])
             fresh = [row for row in rows if row.key not in known]
             copied = [found for found in pool.map(partial(_copy, source, target), fresh) if found]
@@ -69,7 +69,7 @@ def prune(source: Cache, target: Cache) -> int:
     Raises Unavailable.
     """
     count = 0
-    for rows in _pages(target.state):
+    for rows in pages(target.state):
         for row in rows:
             with store_errors():
                 if _is_current(source, target, row):
@@ -89,9 +89,10 @@ def _is_current(source: Cache, target: Cache, row: Row) -> bool:
     return is_same and (row.file is None or has_file(target.store, row))
 
 
-def _pages(state: State) -> Iterator[list[Row]]:
+def pages(state: State, match: str = "") -> Iterator[list[Row]]:
+    """Yield all rows whose prompt contains `match`, the newest first, a page at a time."""
     before = None
-    while rows := state.newest("", _PAGE, before):
+    while rows := state.newest(match, _PAGE, before):
         yield rows
         before = rows[-1].created, rows[-1].key
 
