@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from images.formats import EXTENSIONS
 from metrics import OFF, Metrics
@@ -85,15 +85,14 @@ class Cache:
         url: str | None = None,
         created: float | None = None,
         request: ImageRequest | None = None,
-        optimized: str | None = None,
-        rewritten: str | None = None,
-        revised: str | None = None,
-        drawn_by: str | None = None,
+        **drawn: str | None,
     ) -> Row:
         """Cache a picture: as a file, or by its `url` alone if it is hosted. Raises NotKept.
 
-        `created` is a Unix time, for a picture that was not made just now.
+        `created` is a Unix time, for a picture that was not made just now. `drawn` says how it
+        was drawn: its prompts and `drawn_by`, as the row names them.
         """
+        about: dict[str, Any] = {**drawn, **(asdict(request) if request else {})}
         row = Row(
             key=key,
             file=None if url else f"{key}-{secrets.token_hex(8)}.{EXTENSIONS[media_type]}",
@@ -102,12 +101,8 @@ class Cache:
             bytes=len(data),
             digest=hashlib.sha256(data).hexdigest(),
             created=self.clock() if created is None else float(created),
-            **(asdict(request) if request else {}),
-            optimized=optimized,
-            rewritten=rewritten,
-            revised=revised,
-            drawn_by=drawn_by,
             **drawn_size(data),
+            **about,
         )
         if row.file and 0 < self.max_bytes < row.bytes:
             raise NotKept("the picture is larger than CACHE_MAX_BYTES")

@@ -496,7 +496,7 @@ def test_upkeep_survives_an_unavailable_state_and_flushes_at_its_end(
 ) -> None:
     put(make())
     cache = make(max_bytes=1)
-    with maintained(cache), refusing(folder, "DELETE ON entries"):
+    with refusing(folder, "DELETE ON entries"), maintained(cache):
         wait_until(lambda: calls.counts["remove"] >= 2, what="evictions that fail")
         cache.max_bytes = 0
         assert read(cache) == png()

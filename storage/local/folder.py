@@ -155,25 +155,22 @@ class Folder:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, data: bytes, created: float) -> None:
-        with self.metrics.store_call("write"):
-            self._write(name, data, created)
-
-    def _write(self, name: str, data: bytes, created: float) -> None:
         temporary = self.directory / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
-            self.check()
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.utime(file.fileno(), (int(created), int(created)))
-            temporary.rename(self.directory / name)
-        except BaseException as error:
-            if isinstance(error, OSError):
-                self.room.has_failed(error)
+            with self.metrics.store_call("write"):
+                self.check()
+                with temporary.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.utime(file.fileno(), (int(created), int(created)))
+                temporary.rename(self.directory / name)
+        except OSError as error:
+            self.room.has_failed(error)
+            raise
+        finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise
 
     def open(self, name: str, size: int | None = None) -> FileIO:
         with self.metrics.store_call("open"):
