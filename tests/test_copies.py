@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cache import Cache
+from cache import Cache, NotKept
 from picture import ImageRequest
 from settings.servers import ObjectSettings
 from storage import Row, Totals, Unavailable
@@ -205,6 +205,9 @@ def test_nothing_is_drawn_for_a_bucket_that_is_down(here: Machine, there: Machin
     there.link.cut()
     assert not works(there.read)
     assert not works(there.reserve)
+    with pytest.raises(NotKept):
+        there.put(OTHER)
+    assert there.copies() == []
     there.keep_up()
     assert not works(there.reserve)
     there.link.mend()
