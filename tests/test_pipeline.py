@@ -518,7 +518,7 @@ def test_nothing_is_paid_for_unless_there_is_room(
     serve: Serve, backend: ScriptedServer, llm: ScriptedServer
 ) -> None:
     service = serve(backend, **llm_settings(llm, optimise=True))
-    service.services.cache.store = Nowhere()
+    service.services.cache.store = Nowhere(Path())
     got = service.picture("x")
     assert (got.status, "cannot be stored" in got.detail) == (503, True)
     assert backend.seen == llm.seen == []
