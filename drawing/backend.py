@@ -11,8 +11,8 @@ from dialect.answers import Found, find_pictures
 from dialect.doors import IMAGES, has_size
 from dialect.endpoint import Answer, Endpoint
 from dialect.envelope import BLANK
-from dialect.judging import Fault, Outcome, judge_without_picture
-from dialect.tasks import poll, task_of
+from dialect.judging import Fault, Outcome
+from dialect.tasks import poll
 from drawing.cooldowns import Outages
 from drawing.downloads import fetch
 from drawing.pool import Slots, first_free
@@ -180,7 +180,7 @@ class Backend:
         if answer.fault is not None:
             raise _not_drawn(answer.fault, answer)
         if not problems:
-            fault = judge_without_picture(answer.json, answer.sent)
+            fault = answer.without_picture()
             raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
         raise problems[0]
 
@@ -221,13 +221,9 @@ class Backend:
             base64=base64,
             texts=(request.prompt,),
         )
-        task = task_of(answer)
-        if task is None:
-            return answer
         return poll(
             self.endpoint,
-            task,
-            answer.sent,
+            answer,
             deadline=deadline,
             timeout=self.timeout,
             limit=limit,

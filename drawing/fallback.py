@@ -151,20 +151,16 @@ class Pollinations:
             raise _placeholder("sent a placeholder", retry_after(reply.headers))
         media_type = media_type_of(reply.body)
         if media_type is None:
-            fault = self._read(reply, prompt).fault or Fault(Outcome.FAILED, "not a picture")
+            fault = Answer.of(reply, (prompt,)).fault or Fault(Outcome.FAILED, "not a picture")
             raise NotDrawn(fault, "its answer is not a complete picture")
         return Image(reply.body, media_type, self.name)
 
     def _fault_of(self, reply: Reply, prompt: str) -> Fault:
-        answer = self._read(reply, prompt)
+        answer = Answer.of(reply, (prompt,))
         fault = answer.fault or Fault(Outcome.FAILED, "down")
         if reply.status == 402 and answer.error and "queue full" in answer.error.text.lower():
-            return replace(fault, why="rate limited", is_of_account=False)
+            return replace(fault, why="rate limited")
         return fault
-
-    def _read(self, reply: Reply, prompt: str) -> Answer:
-        token = self.settings.token
-        return Answer.of(reply, (prompt,), (token,) if token else ())
 
     def _check_bytes(self, image: Image, prompt: str, request: ImageRequest) -> None:
         """Raise NotDrawn if another prompt has got these bytes; its picture is then deleted."""

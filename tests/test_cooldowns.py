@@ -84,7 +84,7 @@ def test_retry_after_is_honoured_up_to_five_minutes(site: Site, asked: float, le
 
 
 def test_fault_of_the_account_cools_for_a_minute(site: Site) -> None:
-    fault = Fault(Outcome.FAILED, "unauthorised", is_of_account=True, wait=7.0)
+    fault = Fault(Outcome.FAILED, "unauthorised", wait=7.0)
     assert [site.fail("a", fault), site.fail("b", fault)] == [60, 60]
 
 
@@ -224,7 +224,7 @@ def test_change_of_state_is_one_warning(site: Site, caplog: pytest.LogCaptureFix
     caplog.set_level(logging.INFO)
     for picture in "aabc":
         site.fail(picture)
-    site.fail("d", Fault(Outcome.FAILED, "unauthorised", is_of_account=True))
+    site.fail("d", Fault(Outcome.FAILED, "unauthorised"))
     site.draw()
     site.draw()
     changes = [record.message for record in caplog.records if record.levelname == "WARNING"]
