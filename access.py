@@ -13,12 +13,12 @@ import hmac
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from dataclasses import KW_ONLY, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from config import MIN_SECRET_LENGTH
-from picture import BadRequest, ImageRequest, Named, Problem
+from picture import BadRequest, ImageRequest, Problem
 from settings.maps import SHARED_NAME, KeySettings
 from storage.state import State
 
@@ -56,58 +56,47 @@ class Caller:
 COMMAND_LINE = Caller("(command line)")
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
-    key: bytes
-    caller: Caller
-    expires: date | None = None  # the last day on which it is accepted
-
-
+@dataclass
 class Access:
     """Authorises the views, the page's API and the command line.
 
-    Secrets are compared as bytes and in constant time: compare_digest raises on text that is not
-    ASCII. The first signing key signs and all of them are accepted, so that keys can be rotated.
-    The last is derived from `access_key`: it signs where there is no other, and what it has signed
-    stays valid when there is. Without any, signing is off.
+    `drawings_per_day` is the limit of `access_key` and its signed URLs together. Secrets are
+    compared as bytes and in constant time: compare_digest raises on text that is not ASCII. The
+    first signing key signs and all of them are accepted, so that keys can be rotated. The last is
+    derived from `access_key`: it signs where there is no other, and what it has signed stays valid
+    when there is. Without any, signing is off.
     """
 
-    def __init__(
-        self,
-        access_key: str | None,
-        *,
-        named_keys: Sequence[KeySettings] = (),
-        drawings_per_day: int | None = None,
-        admin_token: str | None = None,
-        signing_keys: Sequence[str] = (),
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        """`drawings_per_day` is the limit of `access_key` and its signed URLs together."""
-        self.shared = Caller(SHARED_NAME, drawings_per_day)
-        self._keys = [_Key(access_key.encode(), self.shared)] if access_key else []
-        self._keys += [
-            _Key(own.key.encode(), Caller(own.name, own.per_day), own.expires) for own in named_keys
-        ]
-        self._admin_token = admin_token.encode() if admin_token else None
-        self._signing_keys = [key.encode() for key in signing_keys]
-        if access_key:
-            derived = hmac.digest(access_key.encode(), _DERIVATION_LABEL, hashlib.sha256)
+    access_key: str | None
+    _: KW_ONLY
+    named_keys: Sequence[KeySettings] = ()
+    drawings_per_day: int | None = None
+    admin_token: str | None = None
+    signing_keys: Sequence[str] = ()
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        self.shared = Caller(SHARED_NAME, self.drawings_per_day)
+        self._keys = list(self.named_keys)
+        self._signing_keys = [key.encode() for key in self.signing_keys]
+        if self.access_key:
+            own = KeySettings(SHARED_NAME, self.access_key, self.drawings_per_day)
+            self._keys.insert(0, own)
+            derived = hmac.digest(self.access_key.encode(), _DERIVATION_LABEL, hashlib.sha256)
             self._signing_keys.append(derived)
-        self.clock = clock
 
     def authorise(
         self,
         credentials: Mapping[str, str],
         authorization: str = "",
-        request: ImageRequest | None = None,
-        literal: ImageRequest | None = None,
+        pictures: Sequence[ImageRequest] = (),
     ) -> Caller:
         """Accept an access key or, for a picture, a valid signature; return the caller.
 
-        `credentials` are those of a URL (`key`, `sig`, `exp`, `by`), and a signature may be of
-        either picture that the URL may name (`picture.Named`); `authorization` is the header,
-        decoded as Latin-1, as WSGI requires. Raises Unauthorised, and BadRequest for a bad `exp` or
-        a key that has also become part of the picture's prompt.
+        `credentials` are those of a URL (`key`, `sig`, `exp`, `by`), and a signature may be of any
+        of the `pictures` that the URL may name; `authorization` is the header, decoded as Latin-1,
+        as WSGI requires. Raises Unauthorised, and BadRequest for a bad `exp` or a key that has also
+        become part of a picture's prompt.
         """
         offered = [credentials["key"].encode()] if "key" in credentials else []
         scheme, _, token = authorization.partition(" ")
@@ -115,31 +104,30 @@ class Access:
             offered.append(token.strip().encode("latin-1"))
         # Every key is compared, even after a match: timing must reveal nothing about the others.
         matches = [
-            own for own in self._keys for key in offered if hmac.compare_digest(key, own.key)
+            own
+            for own in self._keys
+            for key in offered
+            if hmac.compare_digest(key, own.key.encode())
         ]
         for own in matches:
             if not self._has_expired(own):
-                _reject_key_in([one for one in (request, literal) if one], own.key.decode())
-                return own.caller
-        if request is not None and "sig" in credentials:
-            return self._signer([one for one in (request, literal) if one], credentials)
+                _reject_key_in(pictures, own.key)
+                return Caller(own.name, own.per_day)
+        if pictures and "sig" in credentials:
+            return self._signer(pictures, credentials)
         if matches:
             raise Unauthorised("key_expired", day=matches[0].expires)
         if offered:
             raise Unauthorised("key_wrong")
-        is_bare_url = request is not None and not credentials
+        is_bare_url = pictures and not credentials
         raise Unauthorised("credentials_missing" if is_bare_url else "key_missing")
 
     def authorise_admin(self, token: str) -> None:
         """Accept the admin token, decoded as Latin-1. Raises Unauthorised and Forbidden."""
-        if self._admin_token is None:
+        if not self.admin_token:
             raise Forbidden("administration_off")
-        if not hmac.compare_digest(token.encode("latin-1"), self._admin_token):
+        if not hmac.compare_digest(token.encode("latin-1"), self.admin_token.encode()):
             raise Unauthorised("admin_token_wrong")
-
-    def authorise_url(self, named: Named) -> Caller:
-        """Return for whom a URL shows its picture. Raises Unauthorised and BadRequest."""
-        return self.authorise(named.credentials, "", named.request, named.literal)
 
     @property
     def can_sign(self) -> bool:
@@ -173,40 +161,33 @@ class Access:
             raise Unauthorised("signature_wrong")
         if exp is not None and int(exp) <= self.clock():
             raise Unauthorised("signature_expired")
-        return self._named(credentials["by"]) if "by" in credentials else self.shared
-
-    def _named(self, name: str) -> Caller:
-        """Return the caller of a named key that has not expired. Raises Unauthorised."""
+        if "by" not in credentials:
+            return self.shared
         for own in self._keys:
-            if own.caller.name == name:
+            if own.name == credentials["by"]:
                 if self._has_expired(own):
                     raise Unauthorised("key_expired", day=own.expires)
-                return own.caller
+                return Caller(own.name, own.per_day)
         raise Unauthorised("signer_removed")
 
     def usage(self, state: State) -> list[dict[str, Any]]:
         """Return for each key its name, its drawings today and its limits. Raises Unavailable."""
-        shared = [self.shared] if self.can_sign else []
-        callers = [*shared, *(own.caller for own in self._keys)]
-        return self.usage_of(list(dict.fromkeys(callers)), state)
-
-    def usage_of(self, callers: Sequence[Caller], state: State) -> list[dict[str, Any]]:
-        """Return the same for some callers. Raises Unavailable."""
-        expires = {own.caller: own.expires for own in self._keys}
+        shared = [KeySettings(SHARED_NAME, "", self.drawings_per_day)] if self.can_sign else []
+        own = {key.name: key for key in (*shared, *self._keys)}
         now = state.now()
-        keys = {caller: caller.count_key(now) for caller in callers}
-        counts = state.counts(list(keys.values()))
+        names = {name: Caller(name).count_key(now) for name in own}
+        counts = state.counts(list(names.values()))
         return [
             {
-                "name": caller.name,
-                "drawings": counts.get(keys[caller], 0),
-                "per_day": caller.per_day,
-                "expires": last.isoformat() if (last := expires.get(caller)) else None,
+                "name": name,
+                "drawings": counts.get(names[name], 0),
+                "per_day": key.per_day,
+                "expires": key.expires.isoformat() if key.expires else None,
             }
-            for caller in callers
+            for name, key in own.items()
         ]
 
-    def _has_expired(self, key: _Key) -> bool:
+    def _has_expired(self, key: KeySettings) -> bool:
         today = datetime.fromtimestamp(self.clock(), UTC).date()
         return key.expires is not None and today > key.expires
 

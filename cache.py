@@ -7,16 +7,15 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
-from io import FileIO
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import BinaryIO, NamedTuple
 
 from images.formats import EXTENSIONS
 from metrics import OFF, Metrics
 from picture import ImageRequest
-from storage import BeingDrawn, LockTimeout, NoRoom, Row, Unavailable
+from storage import BeingDrawn, LockTimeout, Row, Unavailable
 from storage.state import State
 from storage.store import DAY, STALE_SECONDS, FileLost, Store, Task, drawn_size, open_verified
 from storage.upkeep import BATCH, adopt, repeat, store_errors
@@ -29,36 +28,33 @@ class NotKept(Exception):
 
 
 class Picture(NamedTuple):
-    """A cache hit: its row and, unless it is hosted, its open file, which the receiver closes."""
+    """A cache hit: its row and, unless it is hosted, its open file, which the receiver closes.
+
+    `is_kept` is False for a picture that was drawn but could not be cached.
+    """
 
     row: Row
-    file: FileIO | None
+    file: BinaryIO | None
+    is_kept: bool = True
 
     def close(self) -> None:
         if self.file:
             self.file.close()
 
 
+@dataclass
 class Cache:
     """Pictures by key. `max_bytes` bounds the files of the store; 0 means no limit."""
 
-    def __init__(
-        self,
-        state: State,
-        store: Store,
-        max_bytes: int = 0,
-        clock: Callable[[], float] = time.time,
-        metrics: Metrics = OFF,
-    ) -> None:
-        self.state = state
-        self.store = store
-        self.max_bytes = max_bytes
-        self.clock = clock
-        self.metrics = metrics
-        self._used: dict[str, float] = {}
-        self._learned: dict[str, tuple[Row, Row]] = {}
-        self._settled: object = None
-        self._settling = threading.Lock()
+    state: State
+    store: Store
+    max_bytes: int = 0
+    clock: Callable[[], float] = time.time
+    metrics: Metrics = OFF
+    _used: dict[str, float] = field(default_factory=dict, init=False)
+    _learned: dict[str, tuple[Row, Row]] = field(default_factory=dict, init=False)
+    _settled: object = field(default=None, init=False)
+    _settling: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     # --- pictures
 
@@ -128,33 +124,18 @@ class Cache:
         with suppress(Unavailable):
             self.state.find(key)  # puts another index in the place of a damaged one
             self.settle()
-        with self._locked(key):
-            row = self.state.find(key)
-            if row is None or row.file is None:
-                return self.state.delete(key)
-            with store_errors():
-                self.store.delete(row.file)  # first, which makes room on a full disk
-            try:
-                self.state.delete(key)
-            except Unavailable:
-                # Without its file, the row counts for nothing; but other machines have copies.
-                if self.store.is_shared:
-                    raise
-            return True
+        try:
+            with self.state.hold(key, 0.0):
+                return self._delete(key)
+        except LockTimeout as error:
+            raise BeingDrawn("the picture is being drawn") from error
 
-    @contextmanager
-    def reserve(self, *, is_hosted: bool) -> Iterator[None]:
+    def reserve(self, *, is_hosted: bool) -> AbstractContextManager[None]:
         """Raise NoRoom unless a picture drawn in the block could be stored.
 
         `is_hosted`: an image host takes it, so that the store does not matter.
         """
-        with ExitStack() as stack:
-            if not is_hosted:
-                try:
-                    stack.enter_context(self.store.reserve())
-                except OSError as error:
-                    raise NoRoom(f"new pictures cannot be stored: {error.strerror}") from error
-            yield
+        return nullcontext() if is_hosted else self.store.reserve()
 
     def fault(self, *, is_hosted: bool) -> str | None:
         """Return what is wrong with the state, or why new pictures could not be stored."""
@@ -183,7 +164,7 @@ class Cache:
             log.error("Picture %s could not be stored: %s", row.key, reason)
             self._settled = None  # its file may wait to be adopted
             raise NotKept(str(reason)) from error
-        if replaced and replaced != row.file:
+        if replaced:
             with suppress(OSError):
                 self.store.delete(replaced)
 
@@ -196,14 +177,19 @@ class Cache:
                     self.store.delete(row.file)
         return removed
 
-    @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self.state.hold(key, 0.0))
-            except LockTimeout as error:
-                raise BeingDrawn("the picture is being drawn") from error
-            yield
+    def _delete(self, key: str) -> bool:
+        row = self.state.find(key)
+        if row is None or row.file is None:
+            return self.state.delete(key)
+        with store_errors():
+            self.store.delete(row.file)  # first, which makes room on a full disk
+        try:
+            self.state.delete(key)
+        except Unavailable:
+            # Without its file, the row counts for nothing; but other machines have copies.
+            if self.store.is_shared:
+                raise
+        return True
 
     # --- adoption
 
@@ -259,10 +245,8 @@ class Cache:
 
     def evict(self) -> None:
         """Hold `max_bytes`, least recently used first. Raises Unavailable."""
-        if not self.max_bytes or (total := self.state.totals().bytes) <= self.max_bytes:
-            return
-        self.flush()
-        while total > self.max_bytes:
+        while 0 < self.max_bytes < (total := self.state.totals().bytes):
+            self.flush()
             victims = []
             for row in self.state.oldest(BATCH):
                 if total > self.max_bytes:
@@ -272,7 +256,6 @@ class Cache:
             self.metrics.evicted(removed)
             if not removed:
                 return
-            total = self.state.totals().bytes
 
     def close(self) -> None:
         """Write down when pictures were used, and close the state."""

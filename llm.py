@@ -81,7 +81,7 @@ class Llm:
         self.outages = Outages(
             state, self.endpoint.outage_key(), "The LLM", is_avoided=False, model=settings.model
         )
-        self._answers: SingleFlight[str] = SingleFlight(state)
+        self._answers: SingleFlight[str] = SingleFlight(state.hold)
 
     def template(self, task: str) -> str | None:
         """Return the template of `task` ("optimise" or "rewrite"), or None if the task is off."""

@@ -67,25 +67,12 @@ class ImageRequest:
 
     @classmethod
     def from_text(
-        cls,
-        description: str,
-        *,
-        width: str | None = None,
-        height: str | None = None,
-        model: str | None = None,
-        seed: str | None = None,
-        max_prompt_length: int = 4000,
-        **options: str | None,
+        cls, description: str, max_prompt_length: int = 4000, **parameters: str | None
     ) -> ImageRequest:
-        """Parse a description and parameters from a client. Raises BadRequest."""
-        return cls(
-            _prompt(description, max_prompt_length),
-            _side("width", width),
-            _side("height", height),
-            _model(model),
-            _seed(seed),
-            **{name: _option(name, text) for name, text in options.items()},
-        )
+        """Parse a description and PARAMETERS from a client. Raises BadRequest."""
+        given = {name: text for name, text in parameters.items() if text is not None}
+        values: dict[str, Any] = {name: _value(name, text) for name, text in given.items()}
+        return cls(_prompt(description, max_prompt_length), **values)
 
     @classmethod
     def from_url(cls, path: str, query: str, max_prompt_length: int = 4000) -> Named:
@@ -103,7 +90,7 @@ class ImageRequest:
         credentials = {name: found.pop(name) for name in CREDENTIALS if name in found}
         written = description.strip()
         prompt = _without_extension(written)
-        request = cls.from_text(prompt, max_prompt_length=max_prompt_length, **found)
+        request = cls.from_text(prompt, max_prompt_length, **found)
         literal = None if prompt == written else replace(request, prompt=written)
         return Named(request, credentials, literal)
 
@@ -187,19 +174,15 @@ def _split_query(query: str) -> tuple[str, str]:
     """Return the beginning of a query that belongs to the prompt, decoded like a path; the rest.
 
     In `/prompt/who is it??key=…` and `/prompt/what? why?key=…`, the query begins at the last `?`
-    before which there is no parameter of ours: a credential never becomes part of a prompt.
+    before which there is no parameter of ours, decoded or not and in any case: a credential never
+    becomes part of a prompt.
     """
     if query.count("?") > MAX_FIELDS:
         raise BadRequest("too_many_parameters", limit=MAX_FIELDS)
     *parts, last = query.split("?")
-    asked = list(takewhile(lambda part: not _has_known_name(part), parts))
+    asked = list(takewhile(lambda part: not _KNOWN_NAME.search(unquote_plus(part)), parts))
     text = "".join(f"?{part}" for part in asked).encode("latin-1")
     return unquote_to_bytes(text).decode("latin-1"), "?".join([*parts[len(asked) :], last])
-
-
-def _has_known_name(text: str) -> bool:
-    """Return whether a part of a query, decoded or not, has a name of ours, in any case."""
-    return _KNOWN_NAME.search(unquote_plus(text)) is not None
 
 
 def _parse_query(query: str) -> dict[str, str]:
@@ -256,30 +239,22 @@ def _prompt(description: str, max_length: int) -> str:
     return prompt
 
 
-def _side(name: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    # [0-9] first: int() alone would take '٣', '1_000' and ' 5 '.
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_SIDE:
-        raise BadRequest("not_in_range", name=name, low=1, high=MAX_SIDE)
-    return int(text)
-
-
-def _model(text: str | None) -> str | None:
-    if text is not None and not re.fullmatch(MODEL, text):
-        raise BadRequest("not_a_model", name="model")
-    return text
-
-
-def _seed(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_SEED
-    if not re.fullmatch(r"-?[0-9]{1,18}", text):
-        raise BadRequest("not_a_seed", name="seed")
-    return int(text)
-
-
-def _option(name: str, text: str | None) -> str | None:
-    if text is not None and not (1 <= len(text) <= MAX_OPTION and text.isprintable()):
-        raise BadRequest("not_an_option", name=name)
+def _value(name: str, text: str) -> int | str:
+    """Parse one of the PARAMETERS. Raises BadRequest."""
+    match name:
+        case "width" | "height":
+            # [0-9] first: int() alone would take '٣', '1_000' and ' 5 '.
+            if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_SIDE:
+                raise BadRequest("not_in_range", name=name, low=1, high=MAX_SIDE)
+            return int(text)
+        case "seed":
+            if not re.fullmatch(r"-?[0-9]{1,18}", text):
+                raise BadRequest("not_a_seed", name=name)
+            return int(text)
+        case "model":
+            if not re.fullmatch(MODEL, text):
+                raise BadRequest("not_a_model", name=name)
+        case _:
+            if not (1 <= len(text) <= MAX_OPTION and text.isprintable()):
+                raise BadRequest("not_an_option", name=name)
     return text

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dialect.doors import IMAGES, door_of
+from dialect.doors import door_of
 from dialect.envelope import message_of, read_json
 from dialect.error_text import ErrorText, claimed_status, complaint, free_text
 from dialect.judging import Fault, Outcome, judge, of_model
@@ -84,7 +84,6 @@ class Endpoint:
         self.state = state
         self.door = door_of(base, operation)
         self.url = self.door.url
-        self.draws = operation == IMAGES
         self.headers = self.door.headers(token) | dict(headers or {})
         self._access = upstream.access(self.url, self.headers)
 
@@ -152,7 +151,7 @@ class Endpoint:
         Upstream.request.
         """
         headers = _ACCEPT | self.headers | {**headers}
-        reply = self.upstream.request(method, url, headers=headers, cut_picture=self.draws, **more)
+        reply = self.upstream.request(method, url, headers=headers, **more)
         return Answer.of(reply, sent)
 
 

@@ -7,7 +7,6 @@ implementation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -32,9 +31,12 @@ class IncompatibleSchema(Unavailable):
 
 
 class NoRoom(Unavailable):
-    """A new picture could not be stored, so none is drawn. The text says why."""
+    """A new picture could not be stored, so none is drawn. `why` is part of the text."""
 
     _code = "no_room"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"new pictures cannot be stored: {why}")
 
 
 class BeingDrawn(Unavailable):
@@ -147,16 +149,6 @@ class Recalled(Generic[N]):
     note: N
     age: float
     left: float
-
-
-class Notes:
-    """The notes that one call of `State.recall_all` found."""
-
-    def __init__(self, found: Mapping[tuple[str, str], Recalled[Any]] | None = None) -> None:
-        self._found = found or {}
-
-    def get(self, kind: type[N], key: str) -> Recalled[N] | None:
-        return self._found.get((kind.kind, key))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,46 +8,40 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from storage import Unavailable
 
 PERIOD_SECONDS = 60.0
 
 
+@dataclass
 class LastingFault:
     """What is wrong with something at the moment: logged when it begins, and when it has ended.
 
-    One that comes and goes is logged once a minute.
+    One that comes and goes is logged once a minute. `begun` has one `%s` for the reason.
     """
 
-    def __init__(
-        self,
-        log: logging.Logger,
-        begun: str,
-        ended: str,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`begun` has one `%s` for the reason."""
-        self.reason: str | None = None
-        self._log = log
-        self._begun = begun
-        self._ended = ended
-        self._monotonic = monotonic
-        self._logged_at = -PERIOD_SECONDS
-        self._is_logged = False
+    log: logging.Logger
+    begun: str
+    ended: str
+    monotonic: Callable[[], float] = time.monotonic
+    reason: str | None = field(default=None, init=False)
+    _logged_at: float = field(default=-PERIOD_SECONDS, init=False)
+    _is_logged: bool = field(default=False, init=False)
 
     def begin(self, reason: str) -> None:
-        now = self._monotonic()
+        now = self.monotonic()
         if self.reason is None and now - self._logged_at >= PERIOD_SECONDS:
             self._logged_at, self._is_logged = now, True
-            self._log.error(self._begun, reason)
+            self.log.error(self.begun, reason)
         self.reason = reason
 
     def end(self) -> None:
         self.reason = None
         if self._is_logged:
             self._is_logged = False
-            self._log.warning(self._ended)
+            self.log.warning(self.ended)
 
 
 PAUSE_SECONDS = 0.5
@@ -57,33 +51,16 @@ class Down(Unavailable):
     """The server cannot be used at the moment. The text says why."""
 
 
-class Gate:
+@dataclass
+class Gate(LastingFault):
     """Lets callers ask a server. While it is down, one at a time does, as a probe, after a pause.
 
-    The log says when the server goes down and when it can be used again.
+    `reason` is why it cannot be used at the moment, None while it can.
     """
 
-    def __init__(
-        self,
-        log: logging.Logger,
-        server: str,
-        purpose: str = "used",
-        pause: float = PAUSE_SECONDS,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`server` and `purpose` are words for the log: "The bucket", "read"."""
-        begun, ended = f"{server} cannot be {purpose}: %s", f"{server} can be {purpose} again"
-        self._trouble = LastingFault(log, begun, ended, monotonic)
-        self._pause = pause
-        self._monotonic = monotonic
-        self._mutex = threading.Lock()
-        self._answered_at = 0.0
-        self._probe_at = 0.0
-
-    @property
-    def fault(self) -> str | None:
-        """Why the server cannot be used at the moment, None while it can. Asks nobody."""
-        return self._trouble.reason
+    _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _answered_at: float = field(default=0.0, init=False)
+    _probe_at: float = field(default=0.0, init=False)
 
     @contextmanager
     def ask(self) -> Iterator[bool]:
@@ -92,9 +69,9 @@ class Gate:
         Yields whether this is a probe. While the server is down, raises Down at once otherwise.
         """
         with self._mutex:
-            began, is_probe = self._monotonic(), self.fault is not None
+            began, is_probe = self.monotonic(), self.reason is not None
             if is_probe and began < self._probe_at:
-                raise Down(str(self.fault))
+                raise Down(str(self.reason))
             self._probe_at = math.inf
         fault = None
         try:
@@ -111,15 +88,16 @@ class Gate:
         A failure counts only if the server has not answered since.
         """
         with self._mutex:
-            now = self._monotonic()
+            now = self.monotonic()
             if fault is None:
                 self._answered_at = now
-                self._trouble.end()
+                self.end()
                 return
-            took = now - began if began is not None else 0.0
-            if now - took < self._answered_at:
+            began = now if began is None else began
+            if began < self._answered_at:
                 return
             # A short accident costs other callers nothing. But a request should not wait for a
             # server that hangs in one call after the other.
-            self._probe_at = now + (self._pause if self.fault else min(took, self._pause))
-            self._trouble.begin(fault)
+            pause = PAUSE_SECONDS if self.reason else min(now - began, PAUSE_SECONDS)
+            self._probe_at = now + pause
+            self.begin(fault)

@@ -41,7 +41,7 @@ class Stored(NamedTuple):
 class Store(Protocol):
     """Bytes under immutable names, `{key}-{16 hex digits}.{extension}`. Thread-safe.
 
-    A name never stands for half of its bytes. All methods raise OSError.
+    A name never stands for half of its bytes. All methods but `reserve` raise OSError.
     """
 
     @property
@@ -59,7 +59,7 @@ class Store(Protocol):
         """Raise OSError unless pictures can be stored."""
 
     def reserve(self) -> AbstractContextManager[None]:
-        """Raise OSError unless one more picture could be written, while in the block."""
+        """Raise NoRoom unless one more picture could be written, while in the block."""
 
     def write(self, name: str, data: bytes, created: float) -> None:
         """Store new bytes durably, as created at the Unix time `created` (whole seconds)."""

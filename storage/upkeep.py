@@ -65,21 +65,16 @@ def adopt(state: State, store: Store) -> int:
     """
     names, count = store.names(), 0
     while batch := list(islice(names, _ROWS)):
-        count += _adopt(state, store, batch)
+        batch.sort(key=lambda stored: stored.created, reverse=True)
+        keys = [stored.key for stored in batch]
+        known = state.files(keys)
+        found = (_row_of(store, stored) for stored in batch if stored.key not in known)
+        count += state.add([row for row in found if row])
+        known = state.files(keys)
+        for stored in batch:
+            if known.get(stored.key) not in (None, stored.name):
+                count += _prefer(state, store, stored)
     return count
-
-
-def _adopt(state: State, store: Store, batch: list[Stored]) -> int:
-    known = state.files([stored.key for stored in batch])
-    batch.sort(key=lambda stored: stored.created)
-    fresh = {}
-    for stored in batch:
-        if stored.key not in known and (row := _row_of(store, stored)):
-            fresh[row.key] = row  # the newest comes last
-    count = state.add(list(fresh.values()))
-    kept = known | {key: row.file for key, row in fresh.items()}
-    rivals = [stored for stored in batch if kept.get(stored.key, stored.name) != stored.name]
-    return count + sum(_prefer(state, store, rival) for rival in rivals)
 
 
 def _prefer(state: State, store: Store, rival: Stored) -> bool:

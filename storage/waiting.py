@@ -8,9 +8,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from metrics import OFF, Metrics
 from storage import LockTimeout
@@ -18,38 +20,15 @@ from storage import LockTimeout
 _FIRST_PAUSE = 0.01
 
 
-class KeyLocks:
-    """A lock for each key. It belongs to no thread: another one may release it."""
-
-    def __init__(self) -> None:
-        self._held: set[str] = set()
-        self._released = threading.Condition()
-
-    @contextmanager
-    def hold(self, key: str, seconds: float) -> Iterator[None]:
-        """Hold the lock of `key`. Raises LockTimeout after `seconds`."""
-        with self._released:
-            if not self._released.wait_for(lambda: key not in self._held, seconds):
-                raise LockTimeout
-            self._held.add(key)
-        try:
-            yield
-        finally:
-            with self._released:
-                self._held.remove(key)
-                self._released.notify_all()
-
-
 class ProcessLocks(ABC):
-    """A lock for each key between processes; while another one has it, asks again and again.
-
-    To the system, all threads of a process are one holder: locks of their own keep them apart.
-    """
+    """A lock for each key between processes; while another one has it, asks again and again."""
 
     longest_pause: float
 
     def __init__(self) -> None:
-        self._threads = KeyLocks()
+        # To the system, all threads of a process are one holder: these keep them apart.
+        self._threads: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._mutex = threading.Lock()
 
     @abstractmethod
     def _take(self, key: str) -> bool:
@@ -62,7 +41,11 @@ class ProcessLocks(ABC):
     def hold(self, key: str, seconds: float) -> Iterator[None]:
         """Hold the lock of `key` (hex digits). Raises LockTimeout after `seconds`."""
         end, pause = time.monotonic() + seconds, _FIRST_PAUSE
-        with self._threads.hold(key, seconds):
+        with self._mutex:
+            own = self._threads.setdefault(key, threading.Lock())
+        if not own.acquire(timeout=seconds):
+            raise LockTimeout
+        try:
             while not self._take(key):
                 if (left := end - time.monotonic()) <= 0:
                     raise LockTimeout
@@ -72,12 +55,15 @@ class ProcessLocks(ABC):
                 yield
             finally:
                 self._release(key)
+        finally:
+            own.release()
 
 
 class NoPlace(Exception):
     """As many requests wait as may."""
 
 
+@dataclass
 class Places:
     """At most `size` places, of which at most half for the same key.
 
@@ -85,11 +71,10 @@ class Places:
     serve cache hits.
     """
 
-    def __init__(self, size: int, metrics: Metrics = OFF) -> None:
-        self.size = size
-        self._metrics = metrics
-        self._taken: Counter[str] = Counter()
-        self._mutex = threading.Lock()
+    size: int
+    metrics: Metrics = OFF
+    _taken: Counter[str] = field(default_factory=Counter, init=False)
+    _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     @property
     def taken(self) -> int:
@@ -106,36 +91,31 @@ class Places:
                 raise NoPlace
             self._taken[key] += 1
         try:
-            with self._metrics.waiting():
+            with self.metrics.waiting():
                 yield
         finally:
             with self._mutex:
-                self._taken[key] -= 1
-                if not self._taken[key]:
-                    del self._taken[key]
+                self._taken -= Counter((key,))
 
 
 T = TypeVar("T")
 
 
-class Holder(Protocol):
-    """Whatever has locks between processes: see `State.hold`."""
-
-    def hold(self, key: str, seconds: float) -> AbstractContextManager[None]: ...
+Hold = Callable[[str, float], AbstractContextManager[None]]
 
 
+@dataclass
 class SingleFlight(Generic[T]):
     """Runs work once for all callers that want the same at the same time.
 
     It runs in the thread of the first caller or, with an `executor`, in one of its threads, where
-    it goes on even if every caller stops waiting.
+    it goes on even if every caller stops waiting. `hold` keeps other processes out: State.hold.
     """
 
-    def __init__(self, holder: Holder, executor: Executor | None = None) -> None:
-        self._holder = holder
-        self._executor = executor
-        self._running: dict[str, Future[T]] = {}
-        self._mutex = threading.Lock()
+    hold: Hold = lambda key, seconds: nullcontext()
+    executor: Executor | None = None
+    _running: dict[str, Future[T]] = field(default_factory=dict, init=False)
+    _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     @property
     def keys(self) -> set[str]:
@@ -165,9 +145,9 @@ class SingleFlight(Generic[T]):
     def _start(self, key: str, seconds: float, work: Callable[[], T], shared: Future[T]) -> None:
         lock, done = ExitStack(), Future[T]()
         try:
-            lock.enter_context(self._holder.hold(key, seconds))
-            if self._executor:
-                done = _submit(self._executor, work)
+            lock.enter_context(self.hold(key, seconds))
+            if self.executor:
+                done = _submit(self.executor, work)
             else:
                 done.set_result(work())
         except BaseException as error:

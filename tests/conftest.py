@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import click.testing
@@ -20,9 +21,8 @@ import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
-from app import create_app
-from commands.__main__ import cli, connect, open_session
-from commands.session import Door
+from app import create_app, make_services
+from commands.__main__ import cli
 from settings.servers import ObjectSettings
 from storage.local.sqlite import SqliteState
 from storage.state import State
@@ -111,19 +111,9 @@ def hosting_settings(host: ScriptedServer) -> dict[str, str]:
     }
 
 
-class Service(Protocol):
+class Service:
     """The proxy as a client sees it."""
 
-    url: str
-
-    def get(self, target: str, **more: Any) -> Got: ...
-
-    def picture(self, description: str, method: str = "GET", **query: Any) -> Got: ...
-
-    def delete(self, body: bytes, token: str | None = ADMIN) -> Got: ...
-
-
-class _Client:
     url: str
 
     def get(self, target: str, **more: Any) -> Got:
@@ -134,11 +124,28 @@ class _Client:
         pairs = "&".join(f"{name}={value}" for name, value in {"key": KEY, **query}.items())
         return self.get(f"/prompt/{description}?{pairs}", method=method)
 
-    def delete(self, body: bytes, token: str | None = ADMIN) -> Got:
-        headers = {"Content-Type": "application/json"}
-        if token is not None:
-            headers["X-Admin-Token"] = token
-        return self.get("/cache/delete", method="POST", headers=headers, body=body)
+    def post(self, target: str, body: Any, key: str = KEY, **headers: str) -> Got:
+        """Send a body, as JSON unless it is bytes, with an access key."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {key}", **headers}
+        return self.get(target, method="POST", headers=headers, body=data)
+
+    def order(self, body: Any, key: str = KEY, **headers: str) -> Got:
+        """Order pictures as OpenAI's clients do."""
+        return self.post("/v1/images/generations", body, key, **headers)
+
+    def sign(self, body: Any, key: str = KEY, **headers: str) -> Got:
+        return self.post("/sign", body, key, **headers)
+
+    def sign_target(self, body: Any, key: str = KEY) -> str:
+        """Return the path and query of a signed URL."""
+        return str(self.sign(body, key).json["url"]).removeprefix(self.url)
+
+    def as_admin(self, target: str, **headers: str) -> Got:
+        return self.get(target, headers={"X-Admin-Token": ADMIN, **headers})
+
+    def delete(self, body: Any, token: str = ADMIN) -> Got:
+        return self.post("/cache/delete", body, **{"X-Admin-Token": token})
 
 
 class _Handler(WSGIRequestHandler):
@@ -154,7 +161,7 @@ class _Handler(WSGIRequestHandler):
         pass
 
 
-class InProcess(_Client):
+class InProcess(Service):
     """The app in this process, behind Werkzeug's threaded HTTP server: starts in no time.
 
     `ahead` is how many seconds its clock is ahead of the real one.
@@ -177,7 +184,7 @@ class InProcess(_Client):
         self.services.close()
 
 
-class Gunicorn(_Client):
+class Gunicorn(Service):
     """The shipped gunicorn.conf.py in a process of its own, on a free port."""
 
     def __init__(self, environment: dict[str, str], log: Path, root: Path = ROOT) -> None:
@@ -360,6 +367,12 @@ def serve(environment: dict[str, str], opened: list[Any]) -> Callable[..., InPro
 
 
 @pytest.fixture
+def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
+    """The app in this process, with one backend and the settings of `environment`."""
+    return serve(backend)
+
+
+@pytest.fixture
 def gunicorn(
     environment: dict[str, str], opened: list[Any], tmp_path: Path
 ) -> Callable[..., Gunicorn]:
@@ -379,19 +392,20 @@ Run = Callable[..., click.testing.Result]
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The root directory in which `check` looks for installed files."""
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def run(environment: dict[str, str], backend: ScriptedServer, root: Path) -> Run:
-    """Run `python -m commands …` in this process."""
+def run(
+    environment: dict[str, str],
+    backend: ScriptedServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    """Run `python -m commands …` in this process, in a folder without `.env`."""
+    monkeypatch.chdir(tmp_path)
 
     def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
-        values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
-        door = Door(lambda: config.parse(values), open_session, connect, root)
-        return click.testing.CliRunner().invoke(cli, arguments, input=answer, obj=door)
+        own = {"PYTHONPATH": str(ROOT), "BACKEND_API_URLS": backend.url}
+        variables = dict.fromkeys(os.environ) | own | environment | settings
+        runner = click.testing.CliRunner(env=variables)
+        return runner.invoke(cli, arguments, input=answer, obj=make_services)
 
     return invoke
 

@@ -104,7 +104,7 @@ def read(cache: Cache, request: ImageRequest = REQUEST) -> bytes | None:
         return None
     assert picture.file
     with picture.file as file:
-        return file.readall()
+        return file.read()
 
 
 def row_of(cache: Cache, request: ImageRequest = REQUEST) -> Row:

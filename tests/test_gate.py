@@ -16,7 +16,7 @@ log = logging.getLogger("prompt_image_proxy.tests")
 
 @pytest.fixture
 def gate(clock: Clock) -> Gate:
-    return Gate(log, "The server", monotonic=clock)
+    return Gate(log, "The server cannot be used: %s", "The server can be used again", clock)
 
 
 def ask(gate: Gate, fault: str = "", meanwhile: Callable[[], object] = lambda: None) -> bool:
@@ -35,7 +35,7 @@ def ask(gate: Gate, fault: str = "", meanwhile: Callable[[], object] = lambda: N
 
 def test_down_server_is_asked_once_in_a_while(gate: Gate, clock: Clock) -> None:
     ask(gate, "broken")
-    assert gate.fault == "broken"
+    assert gate.reason == "broken"
     assert ask(gate, "still broken"), "a short accident costs other callers nothing"
     for _ in range(3):
         assert not ask(gate)
@@ -43,7 +43,7 @@ def test_down_server_is_asked_once_in_a_while(gate: Gate, clock: Clock) -> None:
         assert ask(gate, "still broken")
     clock.now += PAUSE_SECONDS
     assert [ask(gate) for _ in range(3)] == [True] * 3
-    assert gate.fault is None
+    assert gate.reason is None
 
 
 def test_request_waits_for_a_hanging_server_once(gate: Gate, clock: Clock) -> None:
@@ -72,7 +72,7 @@ def test_any_other_error_is_an_answer(gate: Gate, error: type[BaseException]) ->
     ask(gate, "broken")
     with pytest.raises(error), gate.ask():
         raise error
-    assert gate.fault is None
+    assert gate.reason is None
 
 
 def test_failure_from_before_the_last_success_is_old(gate: Gate, clock: Clock) -> None:
@@ -81,9 +81,9 @@ def test_failure_from_before_the_last_success_is_old(gate: Gate, clock: Clock) -
         ask(gate)
 
     ask(gate, "timed out", meanwhile=answer)
-    assert gate.fault is None
+    assert gate.reason is None
     ask(gate, "timed out")
-    assert gate.fault == "timed out"
+    assert gate.reason == "timed out"
 
 
 def test_outage_is_logged_once(gate: Gate, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

@@ -185,9 +185,7 @@ def test_demanded_field_or_header_is_learned(vendor: str) -> None:
 
 
 def test_demanded_field_that_is_rejected_is_left_out() -> None:
-    learned = learn(
-        openai("Unknown parameter: 'stream'."), known=Learned(forced={"stream": True})
-    )
+    learned = learn(openai("Unknown parameter: 'stream'."), known=Learned(forced={"stream": True}))
     assert "stream" not in learned.fields(BODY, None)
 
 

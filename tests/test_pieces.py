@@ -14,31 +14,36 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from web.openai_forms import Encoded, joined, pieces, with_base64
+from cache import Picture
+from web.openai_forms import PLACE, length_with_base64, with_base64
 
 from .conftest import KEY, Gunicorn, drawing
 from .servers import ScriptedServer, png
+from .states import row_of
 
 Start = Callable[..., Gunicorn]
+
+
+def picture_of(data: bytes, size: int) -> Picture:
+    return Picture(row_of("a cat", bytes=size), BytesIO(data))
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 49_151, 49_152, 49_153, 200_000])
 def test_pieces_are_the_json_of_the_whole(size: int) -> None:
     data = bytes(number % 251 for number in range(size))
-    items = [with_base64(Encoded(BytesIO(data), size), {"seed": seed}) for seed in (1, 2)]
-    parts = joined(items, b"[", b"]")
-    found = list(pieces(parts))
-    text = b"".join(found)
+    text = json.dumps([{"b64_json": PLACE, "seed": seed} for seed in (1, 2)])
+    pictures = [picture_of(data, size) for _ in range(2)]
+    found = list(with_base64(text, pictures))
+    whole = b"".join(found)
     encoded = base64.b64encode(data).decode()
-    assert json.loads(text) == [{"b64_json": encoded, "seed": seed} for seed in (1, 2)]
-    assert sum(map(len, parts)) == len(text)
+    assert json.loads(whole) == [{"b64_json": encoded, "seed": seed} for seed in (1, 2)]
+    assert length_with_base64(text, pictures) == len(whole)
     assert max(map(len, found)) <= 65_536
 
 
 def test_file_that_is_shorter_than_it_should_be_ends_the_answer() -> None:
-    encoded = Encoded(BytesIO(b"x" * 50_000), 50_001)
     with pytest.raises(OSError, match="shorter"):
-        list(encoded)
+        list(with_base64(PLACE, [picture_of(b"x" * 50_000, 50_001)]))
 
 
 def test_ten_large_pictures_take_no_memory_however_often_at_once(

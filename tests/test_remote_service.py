@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from access import Access
-from picture import ImageRequest, Named
+from picture import ImageRequest
 
 from .conftest import KEY, InProcess, Run
 from .servers import Say, ScriptedServer
@@ -77,7 +77,7 @@ def test_resigning_elsewhere_replaces_what_the_server_knows(
     only = Access(None, signing_keys=["new"])
     for number, url in enumerate(urls[:3]):
         credentials = dict(re.findall(r"(sig)=(\w+)", url))
-        assert only.authorise_url(Named(ImageRequest(f"picture {number}"), credentials))
+        assert only.authorise(credentials, pictures=[ImageRequest(f"picture {number}")])
 
 
 def test_key_is_asked_for_where_it_is_not_set(run: Run, service: InProcess) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from storage import NoRoom
 from storage.local.folder import DRAWING_BYTES, Folder, Room
 
 from .disks import disk, full, read_only
@@ -41,7 +42,7 @@ def room(folder: Path, seconds: Clock) -> Room:
 
 
 def has_room(room: Room) -> bool:
-    with suppress(OSError), room.reserve():
+    with suppress(NoRoom), room.reserve():
         return True
     return False
 
@@ -67,7 +68,7 @@ def test_only_one_of_64_drawings_gets_the_last_room(small: Path, room: Room) -> 
     with ExitStack() as drawings:
         drawings.enter_context(room.reserve())
         for _ in range(63):
-            with pytest.raises(OSError, match="needed"):
+            with pytest.raises(NoRoom, match="needed"):
                 drawings.enter_context(room.reserve())
     assert has_room(room)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from access import Access, Caller
-from picture import ImageRequest, Named
+from picture import ImageRequest
 from settings.maps import KeySettings
 
 from .conftest import KEY, ROOT, InProcess, Run
@@ -69,7 +69,7 @@ def test_resigning_replaces_whatever_was_ever_accepted(run: Run, tmp_path: Path)
     credentials = [dict(re.findall(r"(by|sig)=(\w+)", line)) for line in after.splitlines()]
     prompts = [line.split("/prompt/")[1].split("?")[0] for line in after.splitlines()]
     for prompt, own in zip(prompts[:-1], credentials, strict=False):
-        assert only.authorise_url(Named(ImageRequest(prompt.replace("%20", " ")), own))
+        assert only.authorise(own, pictures=[ImageRequest(prompt.replace("%20", " "))])
     assert [own.get("by") for own in credentials].index("blog") == prompts.index("named")
     assert after.count("by=") == 1
     assert "exp=" not in after

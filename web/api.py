@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeGuard
 
 from flask import Response, request
@@ -18,46 +18,37 @@ from config import Settings
 from drawing.verdict import forget_failures
 from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest
 from storage import Filter, Row, Unavailable
+from storage.local.folder import Folder
 from web.picture_link import Link
 from web.pictures import Pictures
 from web.problems import MAX_BODY, NotFound, TooLarge, as_json
 from web.status import Status
-from web.thumbnails import Thumbnails
+from web.thumbnails import shrink
 
-MAX_ENTRIES = 200
 ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
-# The end of a page of the listing: the time or size of its last picture, and its key.
-Cursor = tuple[float, str]
 
 
+@dataclass
 class Api:
     """Every view except pictures, the OpenAI API and the page's files."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        access: Access,
-        cache: Cache,
-        status: Status,
-        pictures: Pictures,
-        thumbnails: Thumbnails,
-    ) -> None:
-        self.settings = settings
-        self.access = access
-        self.cache = cache
-        self.status = status
-        self.pictures = pictures
-        self.thumbnails = thumbnails
+    settings: Settings
+    access: Access
+    cache: Cache
+    status: Status
+    pictures: Pictures
+    thumbnails: Folder
 
     def sign(self) -> Response:
         """POST /sign: a URL that shows one picture without the access key, and its final prompt."""
-        authorization = request.headers.get("Authorization", "")
-        caller = self.access.authorise(request.args.to_dict(), authorization)
-        body = read_body()
+        caller = self.access.authorise(request.args, request.headers.get("Authorization", ""))
+        body = parse_body(read_bytes())
         wanted = read_image_request(body, self.settings.max_prompt_length)
         expires_in = read_integer(body, "expires_in", 1, MAX_EXPIRES_IN)
-        link = self.link(wanted, caller, expires_in, _read_extension(body))
-        row = self._find(wanted)
+        link = self.link(wanted, caller, expires_in, read_choice(body, "extension", EXTENSIONS))
+        row = None
+        with suppress(Unavailable):
+            row = self.cache.state.find(wanted.key)
         if row:
             link = replace(link, drawn=row.pixels)
         return as_json(link.to_json() | {"final_prompt": row.final_prompt if row else None})
@@ -65,20 +56,20 @@ class Api:
     def list_pictures(self) -> Response:
         """GET /cache?q&model&since&until&order&limit&before: cached pictures, a page at a time."""
         self._authorise_admin()
-        limit, by_size = _read_limit(request.args), _is_by_size(request.args)
-        search, before = request.args.get("q", "").strip(), _read_cursor(request.args)
-        only = _read_filter(request.args)
+        query, state = request.args, self.cache.state
+        search, limit = query.get("q", "").strip(), _read_number(query, "limit", 1, 200) or 50
+        times = {name: _read_number(query, name, 0, 10**12 - 1) for name in ("since", "until")}
+        given = {name: float(time) for name, time in times.items() if time is not None}
+        only = Filter(query.get("model", "").strip(), **given)
+        is_by_size = read_choice(query, "order", ("newest", "largest")) == "largest"
+        find = state.largest if is_by_size else state.newest
         # One more than the page shows, to find out whether there is a next page.
-        if by_size:
-            smaller_than = before and (int(before[0]), before[1])
-            rows = self.cache.state.largest(search, limit + 1, smaller_than, only)
-        else:
-            rows = self.cache.state.newest(search, limit + 1, before, only)
+        rows = find(search, limit + 1, _read_cursor(query), only)
         last = rows[limit - 1] if len(rows) > limit else None
         answer = {
             "entries": [self._describe(row) for row in rows[:limit]],
-            "next": f"{last.bytes if by_size else last.created!r}-{last.key}" if last else None,
-            "totals": asdict(self.cache.state.totals()),
+            "next": f"{last.bytes if is_by_size else last.created!r}-{last.key}" if last else None,
+            "totals": asdict(state.totals()),
         }
         return as_json(answer)
 
@@ -89,7 +80,7 @@ class Api:
         if picture is None:
             raise NotFound("no_such_picture")
         if "thumbnail" in request.args:
-            picture = self.thumbnails.shrink(picture)
+            picture = shrink(picture, self.thumbnails)
         response = self.pictures.serve(picture.row.prompt or "", picture)
         response.headers["Cache-Control"] = "private, no-cache"
         response.headers["X-Accel-Expires"] = "0"
@@ -98,7 +89,7 @@ class Api:
     def delete_picture(self) -> Response:
         """POST /cache/delete: delete one picture, and forget its refusal or failure."""
         self._authorise_admin()
-        body = read_body()
+        body = parse_body(read_bytes())
         key = body.get("key")
         # An adopted picture has a key and no prompt.
         if _is_key(key):
@@ -125,7 +116,8 @@ class Api:
         # Whatever else a monitor or a proxy sends as Authorization is no reason to refuse it.
         with suppress(Unauthorised, Unavailable):
             caller = self.access.authorise({}, request.headers.get("Authorization", ""))
-            found["key"] = self.access.usage_of([caller], self.cache.state)[0]
+            usage = self.access.usage(self.cache.state)
+            [found["key"]] = [one for one in usage if one["name"] == caller.name]
         response = as_json(found)
         if found["cache"]["entries"] is None:
             # Without its index or database a machine serves nothing: balancers leave it out.
@@ -154,12 +146,6 @@ class Api:
         signature = self.access.sign(wanted, caller, expires_in)
         return Link(wanted, base + wanted.to_url(extension, **signature))
 
-    def _find(self, wanted: ImageRequest) -> Row | None:
-        """Return what is known of a picture in the cache, or None."""
-        with suppress(Unavailable):
-            return self.cache.state.find(wanted.key)
-        return None
-
     def _describe(self, row: Row) -> dict[str, Any]:
         link = None
         if row.request and self.access.can_sign:
@@ -170,45 +156,23 @@ class Api:
         }
 
 
-def _read_extension(body: Mapping[str, Any]) -> str | None:
-    extension = body.get("extension")
-    if extension is not None and extension not in EXTENSIONS:
-        raise BadRequest("not_an_extension", name="extension", known=", ".join(EXTENSIONS))
-    return extension
+def _read_number(query: Mapping[str, str], name: str, low: int, high: int) -> int | None:
+    """Return a parameter of the query, None if it is not given. Raises BadRequest."""
+    if not (text := query.get(name)):
+        return None
+    if not re.fullmatch(r"[0-9]{1,12}", text) or not low <= int(text) <= high:
+        raise BadRequest("not_in_range", name=name, low=low, high=high)
+    return int(text)
 
 
-def _read_limit(query: Mapping[str, str]) -> int:
-    limit = query.get("limit", "50")
-    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= MAX_ENTRIES:
-        raise BadRequest("not_in_range", name="limit", low=1, high=MAX_ENTRIES)
-    return int(limit)
-
-
-def _read_filter(query: Mapping[str, str]) -> Filter:
-    """Read which model and which time, in Unix seconds, are wanted. Raises BadRequest."""
-    times: dict[str, float] = {}
-    for name in ("since", "until"):
-        if text := query.get(name):
-            if not re.fullmatch(r"[0-9]{1,12}", text):
-                raise BadRequest("not_in_range", name=name, low=0, high=10**12 - 1)
-            times[name] = float(text)
-    return Filter(query.get("model", "").strip(), **times)
-
-
-def _is_by_size(query: Mapping[str, str]) -> bool:
-    order = query.get("order", "newest")
-    if order not in ("newest", "largest"):
-        raise BadRequest("not_a_choice", name="order", one="newest", other="largest")
-    return order == "largest"
-
-
-def _read_cursor(query: Mapping[str, str]) -> Cursor | None:
+def _read_cursor(query: Mapping[str, str]) -> tuple[float, str] | None:
+    """Return the time or size of the last picture of the page before, and its key."""
     if not (text := query.get("before")):
         return None
     match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)-([0-9a-f]{64})", text)
     if not match:
         raise BadRequest("not_a_cursor", name="before")
-    return float(match[1]), match[2]
+    return float(match[1]) if "." in text else int(match[1]), match[2]
 
 
 def _is_key(value: Any) -> TypeGuard[str]:
@@ -224,16 +188,8 @@ def _forwarded_base() -> str:
     return f"{scheme}://{host}"
 
 
-def read_body(limit: int = MAX_BODY) -> dict[str, Any]:
-    """Return the request's body, a JSON object of at most `limit` bytes.
-
-    Raises BadRequest and TooLarge.
-    """
-    return parse_body(read_bytes(limit))
-
-
-def read_bytes(limit: int) -> bytes:
-    """Return the request's body. Raises BadRequest and TooLarge."""
+def read_bytes(limit: int = MAX_BODY) -> bytes:
+    """Return the request's body, of at most `limit` bytes. Raises BadRequest and TooLarge."""
     try:
         # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
         data = request.stream.read(limit + 1)
@@ -257,10 +213,10 @@ def parse_body(data: bytes) -> dict[str, Any]:
 
 def read_image_request(body: dict[str, Any], max_prompt_length: int) -> ImageRequest:
     """Read the description and parameters of a picture from JSON. Raises BadRequest."""
-    if not isinstance(body.get("description"), str):
-        raise BadRequest("not_a_string", name="description")
+    if (description := read_text(body, "description")) is None:
+        raise BadRequest("parameter_missing", name="description")
     own = {name: _as_text(name, body.get(name)) for name in PARAMETERS}
-    return ImageRequest.from_text(body["description"], max_prompt_length=max_prompt_length, **own)
+    return ImageRequest.from_text(description, max_prompt_length, **own)
 
 
 def _as_text(name: str, value: Any) -> str | None:
@@ -278,4 +234,20 @@ def read_integer(body: Mapping[str, Any], name: str, low: int, high: int) -> int
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise BadRequest("not_in_range", name=name, low=low, high=high)
+    return value
+
+
+def read_text(body: Mapping[str, Any], name: str) -> str | None:
+    """Return a string field of a body, None if it is not given. Raises BadRequest."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadRequest("not_a_string", name=name)
+    return value
+
+
+def read_choice(body: Mapping[str, Any], name: str, known: Sequence[str]) -> str | None:
+    """Return a field of a body or a query, None if it is not given. Raises BadRequest."""
+    value = body.get(name)
+    if value is not None and value not in known:
+        raise BadRequest("not_a_choice", name=name, known=", ".join(known))
     return value

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 from functools import cache
 from pathlib import Path
 
 from flask import Response, request
 
-from web.headers import NOSNIFF, beginning, qualities
+from web.headers import NOSNIFF
 from web.problems import NotFound
 
 _FOLDER = Path(__file__).resolve().parent / "page"
@@ -40,20 +39,15 @@ def page_file(name: str = "page.html") -> Response:
     """GET / and /page/{name}: the page and its files."""
     if name not in _FILES:
         raise NotFound("no_such_file")
-    accepted = qualities(beginning(request.headers, "Accept-Encoding"))
-    is_compressed = accepted.get("gzip", accepted.get("*", 0.0)) > 0
-    data, etag = _encoded(name, is_compressed)
-    response = Response(data, headers=_HEADERS, mimetype=_TYPES[Path(name).suffix])
-    if is_compressed:
+    response = Response(_FILES[name], headers=_HEADERS, mimetype=_TYPES[Path(name).suffix])
+    if request.accept_encodings["gzip"]:
+        response.set_data(_compressed(name))
         response.content_encoding = "gzip"
-    response.set_etag(etag)
+    response.add_etag()
     response.make_conditional(request)
     return response
 
 
 @cache
-def _encoded(name: str, is_compressed: bool) -> tuple[bytes, str]:
-    """Return a file's bytes and their ETag."""
-    data = _FILES[name]
-    data = gzip.compress(data, mtime=0) if is_compressed else data
-    return data, hashlib.sha256(data).hexdigest()[:32]
+def _compressed(name: str) -> bytes:
+    return gzip.compress(_FILES[name], mtime=0)

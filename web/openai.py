@@ -10,11 +10,10 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any, NoReturn
 
 from flask import Response, request
@@ -25,7 +24,6 @@ from config import Settings
 from drawing.pool import Busy
 from drawing.record import GaveUp
 from drawing.reservation import OverLimit, Reservation
-from drawing.storing import Drawn
 from metrics import Metrics
 from picture import BadRequest, ImageRequest, Problem
 from pipeline import Pipeline
@@ -35,49 +33,28 @@ from web.openai_forms import (
     MAX_BODY,
     MAX_PICTURES,
     OPEN_HEADERS,
-    Encoded,
-    Form,
+    PLACE,
     Order,
-    Part,
-    joined,
+    length_with_base64,
     may_retry,
-    open_json,
-    pieces,
     with_base64,
 )
 from web.picture_link import Link
-from web.problems import NotFound
+from web.pictures import open_drawn
+from web.problems import NotFound, as_json
 from web.repeats import Claim, claim, send
 
 
-@dataclass(frozen=True, slots=True)
-class Obtained:
-    """A picture from the cache or just drawn; `encoded` is None where only its host has it."""
-
-    encoded: Encoded | None
-    hosted_url: str | None
-    is_stored: bool
-    revised_prompt: str | None
-
-
+@dataclass
 class OpenAi:
     """The views under /v1/. `link` returns the signed URL of a picture."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        access: Access,
-        cache: Cache,
-        pipeline: Pipeline,
-        link: Callable[[ImageRequest, Caller], Link],
-        metrics: Metrics,
-    ) -> None:
-        self.settings = settings
-        self.access = access
-        self.cache = cache
-        self.pipeline = pipeline
-        self.link = link
-        self.metrics = metrics
+    settings: Settings
+    access: Access
+    cache: Cache
+    pipeline: Pipeline
+    link: Callable[[ImageRequest, Caller], Link]
+    metrics: Metrics
 
     def generate(self) -> Response:
         """POST /v1/images/generations: draw pictures, or find those of a given seed."""
@@ -100,14 +77,14 @@ class OpenAi:
         """GET /v1/models: the models that are offered."""
         self._authorise()
         data = [_describe_model(model) for model in self.settings.models]
-        return open_json({"object": "list", "data": data})
+        return as_json({"object": "list", "data": data}, OPEN_HEADERS)
 
     def show_model(self, id: str) -> Response:
         """GET /v1/models/{id}: one of the models that are offered."""
         self._authorise()
         if id not in self.settings.models:
             raise NotFound("no_such_model")
-        return open_json(_describe_model(id))
+        return as_json(_describe_model(id), OPEN_HEADERS)
 
     def _authorise(self) -> Caller:
         return self.access.authorise({}, request.headers.get("Authorization", ""))
@@ -127,21 +104,22 @@ class OpenAi:
 
     def _answer(self, order: Order, caller: Caller, claimed: Claim) -> Response:
         urls = self._sign(order, caller)
-        places = 0 if claimed.joins else self._missing(order)
+        places = 0
+        if order.count > 1 and not claimed.joins:
+            keys = [picture.key for picture in order.pictures]
+            places = len(keys) - len(self.cache.state.files(keys))
         with ExitStack() as stack:
             # If several drawings would exceed the day's limit, none begins.
-            with self.pipeline.reserve(caller, places if places > 1 else 0) as reserved:
+            with Reservation(self.cache.state, caller, places if places > 1 else 0) as reserved:
                 found = self._draw_all(order, reserved)
-            for obtained in found.values():
-                if obtained.encoded:
-                    stack.callback(obtained.encoded.file.close)
+            for picture in found.values():
+                stack.callback(picture.close)
             stack.callback(claimed.undelivered)
             items = [
-                _describe_picture(picture, found[picture], order.form, urls.get(picture))
-                for picture in order.pictures
-                if picture in found
+                _describe_picture(wanted, picture, order.form, urls.get(wanted))
+                for wanted, picture in found.items()
             ]
-            response = _respond(items, claimed)
+            response = _respond(items, found.values(), claimed)
             response.call_on_close(stack.pop_all().close)
         return response
 
@@ -156,50 +134,28 @@ class OpenAi:
                 raise BadRequest(error.code, name="response_format") from error
             return {}
 
-    def _missing(self, order: Order) -> int:
-        """Return how many pictures of an order are not in the cache."""
-        keys = [picture.key for picture in order.pictures]
-        return len(keys) - len(self.cache.state.files(keys))
-
-    def _draw_all(self, order: Order, reserved: Reservation) -> dict[ImageRequest, Obtained]:
+    def _draw_all(self, order: Order, reserved: Reservation) -> dict[ImageRequest, Picture]:
         """Return the pictures that could be drawn. Raises an error only if all drawings failed."""
-        pictures = order.pictures
-        first, *others = pictures
         # Each waits in a thread of its own and takes one of the pipeline's waiting places.
         with ThreadPoolExecutor(MAX_PICTURES, thread_name_prefix="openai") as threads:
-            drawing = threads.map(lambda other: self._draw(other, reserved), others)
-            outcomes = [self._draw(first, reserved), *drawing]
-        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+            drawing = threads.map(lambda wanted: self._draw(wanted, reserved), order.pictures)
+            outcomes = dict(zip(order.pictures, drawing, strict=True))
+        errors = [outcome for outcome in outcomes.values() if isinstance(outcome, Exception)]
         if len(errors) == len(outcomes):
             raise next((error for error in errors if not may_retry(error)), errors[0])
         return {
-            picture: outcome
-            for picture, outcome in zip(pictures, outcomes, strict=True)
-            if isinstance(outcome, Obtained)
+            wanted: outcome for wanted, outcome in outcomes.items() if isinstance(outcome, Picture)
         }
 
-    def _draw(self, wanted: ImageRequest, reserved: Reservation) -> Obtained | Exception:
+    def _draw(self, wanted: ImageRequest, reserved: Reservation) -> Picture | Exception:
         """Return a picture from the cache or draw it; return the error if that fails."""
         try:
             if picture := self.cache.get(wanted.key, wanted):
                 self.metrics.hit()
-                return _from_cache(picture)
-            return self._found(wanted, self.pipeline.draw(wanted, reserved=reserved))
+                return picture
+            return open_drawn(self.pipeline.draw(wanted, reserved=reserved), wanted, self.cache)
         except (Busy, GaveUp, OverLimit, Unavailable) as error:
             return error
-
-    def _found(self, wanted: ImageRequest, drawn: Drawn) -> Obtained:
-        """Return a picture just drawn, from its file if it has one: that takes no memory."""
-        image = drawn.image
-        if image is None or (drawn.row and drawn.row.file):
-            with suppress(Unavailable):
-                if picture := self.cache.get(wanted.key, wanted):
-                    return _from_cache(picture)
-        if image is None:
-            raise Unavailable("the picture was drawn by another process and is gone")
-        revised = drawn.row.final_prompt if drawn.row else image.revised_prompt
-        encoded = Encoded(BytesIO(image.data), len(image.data))
-        return Obtained(encoded, drawn.hosted_url, drawn.row is not None, revised)
 
 
 def edit() -> NoReturn:
@@ -213,31 +169,26 @@ def _retry_count() -> int:
     return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else 0
 
 
-def _from_cache(picture: Picture) -> Obtained:
-    encoded = Encoded(picture.file, picture.row.bytes) if picture.file else None
-    return Obtained(encoded, picture.row.url, True, picture.row.final_prompt)
+def _respond(items: list[dict[str, Any]], pictures: Iterable[Picture], claimed: Claim) -> Response:
+    """Answer with uncacheable JSON, written piece by piece."""
+    text = json.dumps({"created": int(time.time()), "data": items}) + "\n"
+    shown = [one for one, item in zip(pictures, items, strict=True) if "b64_json" in item]
+    body = send(with_base64(text, shown), request.environ.get("gunicorn.socket"), claimed)
+    response = Response(body, mimetype="application/json", headers=OPEN_HEADERS)
+    response.content_length = length_with_base64(text, shown)
+    return response
 
 
 def _describe_picture(
-    wanted: ImageRequest, found: Obtained, form: Form | None, signed: str | None
-) -> list[Part]:
-    more = {"revised_prompt": found.revised_prompt, "seed": wanted.seed}
+    wanted: ImageRequest, picture: Picture, form: str | None, signed: str | None
+) -> dict[str, Any]:
+    row, more = picture.row, {"revised_prompt": picture.row.final_prompt, "seed": wanted.seed}
     # At its URL, a picture that could not be stored would be drawn and paid for again.
-    own = signed if found.is_stored else None
-    url = (own or found.hosted_url) if form == "url" else (found.hosted_url or own)
-    if found.encoded and not (form == "url" and url):
-        shown = {"url": url} if url and form is None else {}
-        return with_base64(found.encoded, shown | more)
-    return [json.dumps({"url": url, **more}).encode()]
-
-
-def _respond(items: list[list[Part]], claimed: Claim) -> Response:
-    """Answer with uncacheable JSON, written piece by piece."""
-    before = f'{{"created": {int(time.time())}, "data": ['.encode()
-    parts = joined(items, before, b"]}\n")
-    length = ("Content-Length", str(sum(map(len, parts))))
-    body = send(pieces(parts), request.environ.get("gunicorn.socket"), claimed)
-    return Response(body, mimetype="application/json", headers=[*OPEN_HEADERS, length])
+    own = signed if picture.is_kept else None
+    url = (own or row.url) if form == "url" else (row.url or own)
+    if picture.file and not (form == "url" and url):
+        return {"b64_json": PLACE} | ({"url": url} if url and form is None else {}) | more
+    return {"url": url, **more}
 
 
 def _describe_model(model: str) -> Mapping[str, Any]:

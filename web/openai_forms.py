@@ -1,58 +1,33 @@
-"""OpenAI's forms: the paths, the orders, the answers and the errors of its API.
+"""OpenAI's forms: the orders, the answers and the errors of its API.
 
 Statuses and codes are those of https://platform.openai.com/docs/guides/error-codes.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any
 
 from flask import Response
 
+from cache import Picture
 from drawing.pool import Busy
 from drawing.record import GaveUp
 from picture import MAX_SIDE, OPTIONS, BadRequest, ImageRequest, read_size
 from storage import Unavailable
-from web.api import read_integer
+from web.api import read_choice, read_integer, read_text
 from web.headers import OPEN
-from web.problems import report_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-PREFIX = "/v1/"
-_PATH = re.compile(r"/+(?:v1/+)*(images|models)(?:/+(.*?))?/*", re.DOTALL)
-
-
-def with_openai_paths(app: WSGIApplication) -> WSGIApplication:
-    """Return `app` with its /v1/images and /v1/models at all their spellings."""
-
-    def call(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        environ["PATH_INFO"] = canonical(environ["PATH_INFO"])
-        return app(environ, start_response)
-
-    return call
-
-
-def canonical(path: str) -> str:
-    """Return a path with one /v1 and single slashes if it is one of the OpenAI API's."""
-    match = _PATH.fullmatch(path)
-    return PREFIX + "/".join(filter(None, match.groups())) if match else path
-
+from web.problems import as_json, report_of
+from web.sentences import explain
 
 MAX_PICTURES = 10
 # Random seeds stay below: JavaScript's numbers hold nine digits exactly.
 _SEEDS = 10**9 - MAX_PICTURES
-Form = Literal["b64_json", "url"]
-_TEXTS = ("prompt", "model", "size", "response_format", "user", *OPTIONS)
+_TEXTS = ("prompt", "model", "size", "user", *OPTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +35,13 @@ class Order:
     """Pictures that differ in their seeds, which are consecutive.
 
     `has_seed`: the client chose the first seed; otherwise it is random. `form`: whether to answer
-    with URLs or with bytes; None means both.
+    with URLs (`url`) or with bytes (`b64_json`); None means both.
     """
 
     first: ImageRequest
     count: int
     has_seed: bool
-    form: Form | None
+    form: str | None
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], max_prompt_length: int) -> Order:
@@ -74,23 +49,25 @@ class Order:
 
         Null means not given, and unknown fields are ignored.
         """
-        _reject_streaming(body)
-        texts = {name: _read_text(body, name) for name in _TEXTS}
+        if body.get("stream") not in (None, False):
+            raise BadRequest("no_streaming", name="stream")
+        if body.get("partial_images") not in (None, 0):
+            raise BadRequest("no_partial_images", name="partial_images")
+        texts = {name: read_text(body, name) for name in _TEXTS}
         if texts["prompt"] is None:
             raise BadRequest("parameter_missing", name="prompt")
         width, height = _read_size(texts["size"])
+        given = {name: texts[name] for name in ("model", *OPTIONS)}
         first = ImageRequest.from_text(
-            texts["prompt"],
-            width=width,
-            height=height,
-            model=texts["model"],
-            max_prompt_length=max_prompt_length,
-            **{name: texts[name] for name in OPTIONS},
+            texts["prompt"], max_prompt_length, width=width, height=height, **given
         )
         count = read_integer(body, "n", 1, MAX_PICTURES) or 1
         limit = 10**18 - 1
         seed = read_integer(body, "seed", -limit, limit - count + 1)
-        form = _read_form(texts["response_format"], texts["model"] or "")
+        form = read_choice(body, "response_format", ("b64_json", "url"))
+        # OpenAI's models of this name return only bytes, and clients expect nothing else of them.
+        if form is None and (first.model or "").startswith("gpt-image"):
+            form = "b64_json"
         order = cls(first, count, seed is not None, form)
         return order.starting_at(secrets.randbelow(_SEEDS) if seed is None else seed)
 
@@ -104,29 +81,6 @@ class Order:
         return tuple(replace(self.first, seed=seed) for seed in seeds)
 
 
-def _reject_streaming(body: Mapping[str, Any]) -> None:
-    if body.get("stream") not in (None, False):
-        raise BadRequest("no_streaming", name="stream")
-    if body.get("partial_images") not in (None, 0):
-        raise BadRequest("no_partial_images", name="partial_images")
-
-
-def _read_form(text: str | None, model: str) -> Form | None:
-    if text is None:
-        # OpenAI's models of this name return only bytes, and clients expect nothing else of them.
-        return "b64_json" if model.startswith("gpt-image") else None
-    if text not in ("b64_json", "url"):
-        raise BadRequest("not_a_choice", name="response_format", one="b64_json", other="url")
-    return "url" if text == "url" else "b64_json"
-
-
-def _read_text(body: Mapping[str, Any], name: str) -> str | None:
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise BadRequest("not_a_string", name=name)
-    return value
-
-
 def _read_size(text: str | None) -> tuple[str | None, str | None]:
     """Return width and height; None leaves them to the backend."""
     if text is None or text == "auto":
@@ -136,51 +90,35 @@ def _read_size(text: str | None) -> tuple[str | None, str | None]:
     return sides
 
 
+# Stands in JSON where the base64 of a picture belongs. No client knows it.
+PLACE = secrets.token_hex(16)
 # 64 KiB of base64. It is a multiple of 3, so that the base64 of the pieces is that of the whole.
 _PIECE = 3 * 2**14
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """The base64 of a file from its beginning, which has `size` bytes."""
-
-    file: BinaryIO
-    size: int
-
-    def __len__(self) -> int:
-        return -(-self.size // 3) * 4
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Raises OSError for a file that is shorter: the answer ends early, and is not JSON."""
-        for start in range(0, self.size, _PIECE):
-            piece = self.file.read(_PIECE)
-            if len(piece) != min(_PIECE, self.size - start):
-                raise OSError("a picture is shorter than its row says")
-            yield b64encode(piece)
+def length_with_base64(text: str, pictures: Sequence[Picture]) -> int:
+    """Return how many bytes `with_base64` yields."""
+    encoded = sum(-(-picture.row.bytes // 3) * 4 for picture in pictures)
+    return len(text) - len(PLACE) * len(pictures) + encoded
 
 
-Part = bytes | Encoded
+def with_base64(text: str, pictures: Sequence[Picture]) -> Iterator[bytes]:
+    """Yield JSON with the base64 of each picture in its place, at most 64 KiB at a time."""
+    first, *others = text.split(PLACE)
+    yield first.encode()
+    for picture, part in zip(pictures, others, strict=True):
+        yield from _encoded(picture)
+        yield part.encode()
 
 
-def with_base64(picture: Encoded, fields: Mapping[str, Any]) -> list[Part]:
-    """Return a JSON object that holds a picture as `b64_json`, and at least one of `fields`."""
-    return [b'{"b64_json": "', picture, b'", ' + json.dumps(fields).encode()[1:]]
-
-
-def joined(items: Sequence[Sequence[Part]], before: bytes, after: bytes) -> list[Part]:
-    """Return the items with commas between them."""
-    parts: list[Part] = [before]
-    for number, item in enumerate(items):
-        parts += [b", ", *item] if number else item
-    return [*parts, after]
-
-
-def pieces(parts: Sequence[Part]) -> Iterator[bytes]:
-    for part in parts:
-        if isinstance(part, bytes):
-            yield part
-        else:
-            yield from part
+def _encoded(picture: Picture) -> Iterator[bytes]:
+    """Raises OSError for a file that is shorter than its row says: the answer ends early, too."""
+    size = picture.row.bytes
+    for start in range(0, size, _PIECE):
+        piece = picture.file.read(_PIECE) if picture.file else b""
+        if len(piece) != min(_PIECE, size - start):
+            raise OSError("a picture is shorter than its row says")
+        yield b64encode(piece)
 
 
 MAX_BODY = 64 * 1024
@@ -198,7 +136,6 @@ _CODES = {
     422: "content_policy_violation",
     429: "rate_limit_exceeded",
 }
-_OF_MODEL = ("no_such_model", "unknown_model")
 _MESSAGES = {
     # LiteLLM recognises a wrong key by the first four words alone.
     401: "Incorrect API key provided: send the access key as a Bearer token.",
@@ -215,41 +152,28 @@ def openai_error(error: Exception) -> Response:
     An unknown model is a 404 there, whoever finds that out.
     """
     report = report_of(error)
-    is_of_model = report.error.code in _OF_MODEL
-    status = 404 if is_of_model else report.status
-    detail = report.detail("en")
-    message = detail if is_of_model else _MESSAGES.get(status, detail)
-    message = f"{message} {report.advise('en')}".strip()
-    about = {
-        "message": message,
-        "type": _type(status),
-        "param": "model" if is_of_model else _parameter(error),
-        "code": "model_not_found" if is_of_model else _CODES.get(status),
+    detail, name = explain(report.error), report.error.parameters.get("name")
+    about: dict[str, Any] = {
+        "message": _MESSAGES.get(report.status, detail),
+        "type": "invalid_request_error",
+        "param": "prompt" if name == "description" else name,
+        "code": _CODES.get(report.status),
     }
-    response = open_json({"error": about})
+    status = 400 if report.status == 422 else report.status
+    if report.error.code in ("no_such_model", "unknown_model"):
+        status = 404
+        about |= {"message": detail, "param": "model", "code": "model_not_found"}
+    elif status >= 429:
+        about["type"] = "rate_limit_error" if status == 429 else "server_error"
+    about["message"] = f"{about['message']} {report.advise('en')}".strip()
+    response = as_json({"error": about}, OPEN_HEADERS)
     # Some clients, Open WebUI among them, show nothing but the reason in the status line.
-    response.status = f"{400 if status == 422 else status} {re.sub('[^ -~]+', '?', message)}"
+    response.status = f"{status} {re.sub('[^ -~]+', '?', about['message'])}"
     response.headers.update(report.headers)
     if status >= 429 and not may_retry(error):
         # The SDKs would send the request twice more, for the same failure or another paid call.
         response.headers["x-should-retry"] = "false"
     return response
-
-
-def open_json(value: Any) -> Response:
-    """Answer with uncacheable JSON that any page may read."""
-    return Response(json.dumps(value) + "\n", mimetype="application/json", headers=OPEN_HEADERS)
-
-
-def _parameter(error: Exception) -> str | None:
-    name = error.parameters.get("name") if isinstance(error, BadRequest) else None
-    return "prompt" if name == "description" else name
-
-
-def _type(status: int) -> str:
-    if status >= 500:
-        return "server_error"
-    return "rate_limit_error" if status == 429 else "invalid_request_error"
 
 
 def may_retry(error: Exception) -> bool:

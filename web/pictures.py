@@ -7,190 +7,186 @@ far in `environ[VISIT]`: nothing is parsed, authorised or looked up twice.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
-from io import FileIO
-from typing import TYPE_CHECKING, NamedTuple
+from io import BytesIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 from flask import Response, request
-from werkzeug.exceptions import NotFound
+from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.http import http_date
 from werkzeug.wsgi import FileWrapper
 
 from access import Access, Caller, Unauthorised
 from cache import Cache, Picture
 from config import Settings
-from drawing.record import Image, Stage
-from drawing.storing import Drawn
+from drawing.record import Drawing, Stage
 from images.formats import EXTENSIONS
 from metrics import Metrics
-from picture import BadRequest, ImageRequest, Named
+from picture import BadRequest, ImageRequest, Problem
 from pipeline import Pipeline
 from storage import Row, Unavailable
-from web.headers import CONDITIONS, CROSS_ORIGIN, Caching, Headers, cut_url, drop_long_conditions
+from web.headers import CONDITIONS, CROSS_ORIGIN, Headers, caching_headers, prepare
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 VISIT = "prompt_image_proxy.visit"
 ROUTE = "/prompt/{description}"
-CACHE_NAME = "PromptImageProxy"
-HIT = f"{CACHE_NAME}; hit"
-MISS = f"{CACHE_NAME}; fwd=miss"
+HIT = "PromptImageProxy; hit"
+MISS = "PromptImageProxy; fwd=miss"
 # The target of a redirect can change: the picture may be deleted and drawn anew.
 REDIRECT_CACHE_CONTROL = "public, max-age=3600"
 # No script in a backend's file runs, even if the file is opened as a page.
 SANDBOX = ("Content-Security-Policy", "default-src 'none'; sandbox")
 _CONDITIONS = frozenset(CONDITIONS)
+_BLOCK = 2**16
 _http_date = lru_cache(1024)(http_date)
 
 
 class Visit(NamedTuple):
-    """A picture request so far: the picture it names and its cache hit, or the error to raise.
+    """A picture request so far: the picture it names, for whom, its `exp`, and its cache hit."""
 
-    `exp` is that of the URL.
-    """
-
-    request: ImageRequest | None = None
-    picture: Picture | None = None
-    error: Exception | None = None
-    caller: Caller | None = None
+    request: ImageRequest
+    caller: Caller
     exp: str | None = None
+    picture: Picture | None = None
 
 
+@dataclass
 class Pictures:
     """Answers requests for pictures; a WSGI application in front of `app`, which is Flask's."""
 
-    def __init__(
-        self,
-        app: WSGIApplication,
-        settings: Settings,
-        access: Access,
-        cache: Cache,
-        pipeline: Pipeline,
-        metrics: Metrics,
-    ) -> None:
-        self.app = app
-        self.max_prompt_length = settings.max_prompt_length
-        self.answer_within = settings.answer_within
-        self.access = access
-        self.cache = cache
-        self.pipeline = pipeline
-        self.metrics = metrics
-        nginx_seconds = settings.nginx_cache_seconds
-        self._caching = Caching(settings.cache_control, nginx_seconds, access.clock)
-        self._redirecting = Caching(REDIRECT_CACHE_CONTROL, nginx_seconds, access.clock)
+    app: WSGIApplication
+    settings: Settings
+    access: Access
+    cache: Cache
+    pipeline: Pipeline
+    metrics: Metrics
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"].startswith("/prompt/") and environ["REQUEST_METHOD"] in _METHODS:
+        if environ["PATH_INFO"].startswith("/prompt/") and environ["REQUEST_METHOD"] in (
+            "GET",
+            "HEAD",
+        ):
             visit = environ[VISIT] = self.look_up(environ)
-            if visit.picture and visit.picture.file and _is_plain(environ):
-                assert visit.request
-                caching = self._caching.headers(environ, visit.exp)
+            is_plain = environ["REQUEST_METHOD"] == "GET" and _CONDITIONS.isdisjoint(environ)
+            if is_plain and isinstance(visit, Visit) and visit.picture and visit.picture.file:
+                caching = self._caching(environ, self.settings.cache_control)
                 headers = _headers(visit.request.prompt, visit.picture.row, caching)
                 self.metrics.answered(ROUTE, "200")
                 start_response("200 OK", headers)
-                wrap: Callable[[FileIO], Iterable[bytes]]
+                wrap: Callable[[BinaryIO], Iterable[bytes]]
                 wrap = environ.get("wsgi.file_wrapper", FileWrapper)
                 return wrap(visit.picture.file)
-            if visit.error:
-                cut_url(environ)
-        else:
-            cut_url(environ)
-        drop_long_conditions(environ)
+        prepare(environ)
         return self.app(environ, start_response)
 
-    def look_up(self, environ: WSGIEnvironment) -> Visit:
-        """Parse and authorise a request and look its picture up."""
+    def look_up(self, environ: WSGIEnvironment) -> Visit | Problem:
+        """Parse and authorise a request and look its picture up; return the error if that fails."""
         try:
-            (wanted, credentials, literal), keys = _read_url(
-                environ["PATH_INFO"], environ["QUERY_STRING"], self.max_prompt_length
+            pictures, keys, credentials = _read_url(
+                environ["PATH_INFO"], environ["QUERY_STRING"], self.settings.max_prompt_length
             )
             authorization = environ.get("HTTP_AUTHORIZATION", "")
-            caller = self.access.authorise(credentials, authorization, wanted, literal)
-            exp = credentials.get("exp")
-            for key, one in keys:
+            caller = self.access.authorise(credentials, authorization, pictures)
+            for key, one in zip(keys, pictures, strict=True):
                 if picture := self.cache.get(key, one):
                     self.metrics.hit()
-                    return Visit(one, picture, caller=caller, exp=exp)
-            return Visit(wanted, caller=caller, exp=exp)
+                    return Visit(one, caller, credentials.get("exp"), picture)
+            return Visit(pictures[-1], caller, credentials.get("exp"))
         except (BadRequest, Unauthorised, Unavailable) as error:
-            return Visit(error=error)
+            return error
 
     def view(self, description: str) -> Response:
         """GET|HEAD /prompt/{description}: every answer except a plain hit."""
-        visit: Visit | None = request.environ.get(VISIT)
+        visit: Visit | Problem | None = request.environ.get(VISIT)
         if visit is None:  # Werkzeug routes //prompt/x here too, which names no picture.
             raise NotFound
-        if visit.error:
-            raise visit.error
-        assert visit.request
+        if isinstance(visit, Problem):
+            raise visit
         if visit.picture:
             return self.serve(visit.request.prompt, visit.picture)
         if request.method == "HEAD":
             if failure := self.pipeline.remembered(visit.request):
                 raise failure
-            return not_drawn()
-        assert visit.caller
-        drawn = self.pipeline.draw(visit.request, visit.caller, answer_within=self.answer_within)
-        return self._serve_drawn(visit.request, drawn)
-
-    def serve(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
-        """Answer with a cached picture, a range of it, or 304 Not Modified."""
-        if picture.file is None:
-            return self._redirect(str(picture.row.url), cache_status)
-        # Werkzeug's own wrapper, since gunicorn's cannot seek to the start of a range.
-        body, caching = FileWrapper(picture.file), _caching_headers(self._caching)
-        headers = _headers(prompt, picture.row, caching, cache_status)
-        response = Response(body, headers=headers, direct_passthrough=True)
-        is_sent = False
-        try:
-            response.make_conditional(request.environ, _has_one_range(), picture.row.bytes)
-            is_sent = response.status_code != 304 and request.method == "GET"
-        finally:
-            if not is_sent:
-                picture.close()
-        return response
-
-    def _serve_drawn(self, wanted: ImageRequest, drawn: Drawn) -> Response:
-        """Answer with a picture just drawn, whether or not it could be cached."""
-        cache_status = f"{MISS}{'; stored' if drawn.row else ''}; detail={drawn.source}"
-        if drawn.hosted_url:
-            response = self._redirect(drawn.hosted_url, cache_status)
-        elif drawn.image:
-            response = self._serve_bytes(wanted.prompt, drawn.image, drawn.row, cache_status)
-        elif picture := self.cache.get(wanted.key, wanted):
-            response = self.serve(wanted.prompt, picture, cache_status)
-        else:
-            raise Unavailable("the picture was drawn by another process and is gone")
+            return _not_drawn()
+        within = self.settings.answer_within
+        drawn = self.pipeline.draw(visit.request, visit.caller, answer_within=within)
+        picture = open_drawn(drawn, visit.request, self.cache)
+        status = f"{MISS}{'; stored' if picture.is_kept else ''}; detail={drawn.source}"
+        response = self.serve(visit.request.prompt, picture, status)
         if drawn.stages:
             response.headers["Server-Timing"] = _server_timing(drawn.stages)
         return response
 
-    def _serve_bytes(
-        self, prompt: str, image: Image, row: Row | None, cache_status: str
-    ) -> Response:
-        """Answer with the bytes of a picture just drawn."""
-        caching = _caching_headers(self._caching)
-        disposition = ("Content-Disposition", _disposition(prompt, image.media_type))
-        about = (("Content-Type", image.media_type), disposition)
-        uncached = [*CROSS_ORIGIN, SANDBOX, *caching, _RANGES, *about]
-        headers = _headers(prompt, row, caching, cache_status) if row else uncached
-        response = Response(image.data, headers=headers)
-        response.headers["Cache-Status"] = cache_status
-        response.make_conditional(request.environ, _has_one_range(), len(image.data))
+    def serve(self, prompt: str, picture: Picture, cache_status: str = HIT) -> Response:
+        """Answer with a picture, a range of it, 304 Not Modified, or a redirect to its host."""
+        if picture.row.url or picture.file is None:
+            own = [("Location", str(picture.row.url)), ("Cache-Status", cache_status)]
+            caching = self._caching(request.environ, REDIRECT_CACHE_CONTROL)
+            return Response(status=302, headers=[*CROSS_ORIGIN, *caching, *own])
+        caching = self._caching(request.environ, self.settings.cache_control)
+        headers = _headers(prompt, picture.row, caching, cache_status)
+        # Werkzeug's own wrapper, since gunicorn's cannot seek to the start of a range.
+        body = FileWrapper(picture.file, _BLOCK)
+        response = Response(body, headers=headers, direct_passthrough=True)
+        try:
+            response.make_conditional(request.environ, _has_one_range(), picture.row.bytes)
+        except HTTPException:  # 416
+            picture.close()
+            raise
         return response
 
-    def _redirect(self, url: str, cache_status: str) -> Response:
-        own = [("Location", url), ("Cache-Status", cache_status)]
-        headers = [*CROSS_ORIGIN, *_caching_headers(self._redirecting), *own]
-        return Response(status=302, headers=headers)
+    def count(self, response: Response) -> Response:
+        """After a request: count an answer of Flask's by its route, as docs/api.md writes that."""
+        rule = request.url_rule
+        route = re.sub(r"<(?:[^<>]*:)?(\w+)>", r"{\1}", rule.rule) if rule else "other"
+        self.metrics.answered(route, str(response.status_code))
+        return response
+
+    def _caching(self, environ: WSGIEnvironment, cache_control: str) -> Headers:
+        """Return the caching headers of an answer.
+
+        An answer to a request with an Authorization header is for this client alone, whatever
+        the header holds (RFC 9111, 3.5). nginx may keep it: the key of its cache has the header.
+        """
+        visit: Visit | None = environ.get(VISIT)
+        exp, left = visit.exp if visit else None, None
+        if exp is not None and re.fullmatch(r"[0-9]{1,12}", exp):
+            left = max(0, int(int(exp) - self.access.clock()))
+        seconds, is_private = self.settings.nginx_cache_seconds, "HTTP_AUTHORIZATION" in environ
+        return caching_headers(cache_control, seconds, left, is_private=is_private)
 
 
-_METHODS = ("GET", "HEAD")
-_RANGES = ("Accept-Ranges", "bytes")
+def open_drawn(drawn: Drawing, wanted: ImageRequest, cache: Cache) -> Picture:
+    """Return a picture just drawn: from its file if it has one, which takes no memory.
+
+    Raises Unavailable if another process drew it and it is gone.
+    """
+    image = drawn.image
+    if image is None or (drawn.row and drawn.row.file):
+        with suppress(Unavailable):
+            if picture := cache.get(wanted.key, wanted):
+                return picture
+    if image is None:
+        raise Unavailable("the picture was drawn by another process and is gone")
+    row = drawn.row or Row(
+        key=wanted.key,
+        url=drawn.hosted_url,
+        media_type=image.media_type,
+        bytes=len(image.data),
+        digest=hashlib.sha256(image.data).hexdigest(),
+        created=time.time(),
+        revised=image.revised_prompt,
+    )
+    return Picture(row, BytesIO(image.data), is_kept=drawn.row is not None)
 
 
 def _headers(prompt: str, row: Row, caching: Headers, cache_status: str = HIT) -> Headers:
@@ -199,7 +195,7 @@ def _headers(prompt: str, row: Row, caching: Headers, cache_status: str = HIT) -
         *CROSS_ORIGIN,
         SANDBOX,
         *caching,
-        _RANGES,
+        ("Accept-Ranges", "bytes"),
         ("Content-Type", row.media_type),
         ("Content-Length", str(row.bytes)),
         ("ETag", f'"{str(row.digest)[:32]}"'),
@@ -209,22 +205,16 @@ def _headers(prompt: str, row: Row, caching: Headers, cache_status: str = HIT) -
     ]
 
 
-def _caching_headers(caching: Caching) -> Headers:
-    visit: Visit | None = request.environ.get(VISIT)
-    return caching.headers(request.environ, visit.exp if visit else None)
-
-
 @lru_cache(256)
 def _read_url(
     path: str, query: str, max_prompt_length: int
-) -> tuple[Named, list[tuple[str, ImageRequest]]]:
-    """Return a URL as read and the keys of its pictures: a hot URL is parsed and hashed once."""
+) -> tuple[Sequence[ImageRequest], Sequence[str], Mapping[str, str]]:
+    """Return the pictures that a URL may show, their keys, and the credentials in it.
+
+    A hot URL is parsed and hashed once.
+    """
     named = ImageRequest.from_url(path, query, max_prompt_length)
-    return named, [(one.key, one) for one in named.pictures]
-
-
-def _is_plain(environ: WSGIEnvironment) -> bool:
-    return environ["REQUEST_METHOD"] == "GET" and _CONDITIONS.isdisjoint(environ)
+    return named.pictures, [one.key for one in named.pictures], named.credentials
 
 
 def _has_one_range() -> bool:
@@ -233,10 +223,10 @@ def _has_one_range() -> bool:
     return wanted is not None and wanted.units == "bytes" and len(wanted.ranges) == 1
 
 
-def not_drawn() -> Response:
+def _not_drawn() -> Response:
     """Answer a HEAD for a picture that is not in the cache: HEAD never draws."""
-    headers = [*CROSS_ORIGIN, ("Cache-Control", "no-store"), ("Cache-Status", MISS)]
-    response = Response(headers=headers)
+    own = [("Cache-Control", "no-store"), ("Cache-Status", MISS)]
+    response = Response(headers=[*CROSS_ORIGIN, *own])
     response.automatically_set_content_length = False
     del response.headers["Content-Type"]
     return response

@@ -14,13 +14,13 @@ from werkzeug.exceptions import HTTPException
 
 from access import Forbidden, Unauthorised
 from drawing.pool import Busy, StillRunning
-from drawing.record import Ending, GaveUp
+from drawing.record import GaveUp
 from drawing.reservation import OverLimit
 from picture import BadRequest, Problem
 from storage import Unavailable
-from web.headers import CROSS_ORIGIN, NOSNIFF, beginning, qualities
+from web.headers import CROSS_ORIGIN, NOSNIFF
 from web.pictures import VISIT, Visit
-from web.sentences import ADVICE, CLEARING, REASON, TITLES, Language, Sentence, explain, joined
+from web.sentences import ADVICE, CLEARING, REASON, TITLES, Language, explain, joined
 
 # The request headers that decide between a card and JSON, and between the languages.
 VARY = "Accept, Accept-Language, Sec-Fetch-Dest, User-Agent, Via"
@@ -49,27 +49,21 @@ def wants_picture() -> bool:
     if destination is not None:
         return destination == "image"
     # Some versions of camo accept */*, and show nothing at all in place of an error.
-    senders = (beginning(request.headers, name) for name in ("User-Agent", "Via"))
-    if any("camo" in sender.lower() for sender in senders):
+    if any("camo" in request.headers.get(name, "").lower() for name in ("User-Agent", "Via")):
         return True
-    accepted = qualities(beginning(request.headers, "Accept"))
-    return _quality(accepted, "image/png") > max(_quality(accepted, one) for one in _READABLE)
-
-
-def _quality(accepted: Mapping[str, float], media_type: str) -> float:
-    """Return the quality of the most specific range that covers a media type, 0 without one."""
-    ranges = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
-    return next((accepted[one] for one in ranges if one in accepted), 0.0)
+    accepted = request.accept_mimetypes
+    return accepted["image/png"] > max(accepted[one] for one in _READABLE)
 
 
 def preferred_language() -> Language:
     """Return the language of the two that the client prefers."""
-    best = {"en": 0.0, "zh": 0.0}
-    for tag, quality in qualities(beginning(request.headers, "Accept-Language")).items():
-        language = tag.partition("-")[0]
-        if language in best:
-            best[language] = max(best[language], quality)
-    return "zh" if best["zh"] > best["en"] else "en"
+    for tag in request.accept_languages.values():
+        match tag.lower().partition("-")[0]:
+            case "zh":
+                return "zh"
+            case "en":
+                return "en"
+    return "en"
 
 
 def card(code: str, remedy: str | None, status: int, language: Language) -> bytes:
@@ -95,14 +89,13 @@ class TooLarge(Problem):
     """The body of a request has too many bytes."""
 
 
-_STATUSES: Mapping[type[Exception], int] = {
+_STATUSES: Mapping[type[Exception] | str, int] = {
     BadRequest: 400,
     Unauthorised: 401,
     Forbidden: 403,
     NotFound: 404,
     TooLarge: 413,
-}
-_STATUS_OF_ENDING: Mapping[Ending, int] = {
+    # How a drawing ended.
     "moderation_refused": 422,
     "no_backend_drew": 502,
     "unknown_model": 502,
@@ -112,33 +105,24 @@ _STATUS_OF_ENDING: Mapping[Ending, int] = {
 # Werkzeug's own sentences are written for pages, and some repeat the request.
 _HTTP_CODES = {404: "no_such_route", 405: "no_such_method", 416: "not_satisfiable"}
 # Waiting does not help: the operator has to change the settings or pay a bill.
-_OPERATOR_REASONS = frozenset(
-    (
-        *("unauthorised", "out of credit", "not found", "unknown model", "no model"),
-        *("bad certificate", "blocked by Cloudflare"),
-    )
-)
+_OPERATOR_REASONS = {"unauthorised", "out of credit", "not found", "unknown model", "no model"}
+_OPERATOR_REASONS |= {"bad certificate", "blocked by Cloudflare"}
+_JSON_HEADERS = (NOSNIFF, ("Cache-Control", "no-store"))
 
 
-def as_json(value: Any) -> Response:
+def as_json(value: Any, headers: Iterable[tuple[str, str]] = _JSON_HEADERS) -> Response:
     """Answer with uncacheable JSON."""
-    headers = [NOSNIFF, ("Cache-Control", "no-store")]
     return Response(json.dumps(value) + "\n", mimetype="application/json", headers=headers)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How an error is answered: status, sentences, headers and more fields of problem+json.
+    """How an error is answered. `retry_after` is in seconds; `remedy` is None if none is named."""
 
-    `retry_after` is in seconds. `administration` says what only an administrator can do.
-    """
-
-    status: int
     error: Problem
+    status: int
+    remedy: str | None = None
     retry_after: int | None = None
-    advice: tuple[Sentence, ...] = ()
-    administration: tuple[Sentence, ...] = ()
-    fields: Mapping[str, Any] = field(default_factory=dict)
     http_headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -150,30 +134,30 @@ class Report:
             found["WWW-Authenticate"] = 'Bearer realm="Prompt Image Proxy"'
         return found
 
-    @property
-    def remedy(self) -> str | None:
-        return self.fields.get("remedy")
-
-    def title(self, language: Language) -> str:
-        title = TITLES.get(self.error.code) or TITLES.get(self.status) or TITLES["other"]
-        return title.say(language)
-
-    def detail(self, language: Language) -> str:
-        return explain(self.error, language)
-
-    def advise(self, language: Language) -> str:
-        return self._say(self.advice, language)
-
-    def _say(self, sentences: Iterable[Sentence], language: Language) -> str:
+    def advise(self, language: Language, *, for_admin: bool = False) -> str:
+        """Say what helps; to an administrator, also what nobody else can do."""
+        sentences = [ADVICE[self.remedy]] if self.remedy else []
+        if for_admin and (self.remedy == "operator" or self.status == 500):
+            sentences.append(REASON)
+        if for_admin and isinstance(self.error, GaveUp) and self.error.is_lasting:
+            sentences.append(CLEARING)
         said = (sentence.say(language, seconds=self.retry_after) for sentence in sentences)
         return joined(said, language)
 
     def to_json(self, language: Language) -> dict[str, Any]:
         """Return problem+json."""
-        about = {"type": "about:blank", "title": self.title(language), "status": self.status}
-        about |= {"detail": self.detail(language), **self.fields}
-        advice = self._say((*self.advice, *self.administration), language)
-        return about | ({"advice": advice} if advice else {})
+        error = self.error
+        title = TITLES.get(error.code) or TITLES.get(self.status) or TITLES["other"]
+        found = {"type": "about:blank", "title": title.say(language), "status": self.status}
+        found["detail"] = explain(error, language)
+        if isinstance(error, GaveUp):
+            found["stages"] = [stage.to_json() for stage in error.stages]
+            found |= {"remembered": True} if error.is_repeated else {}
+            found |= {"until": error.until.isoformat(timespec="seconds")} if error.until else {}
+        if self.remedy:
+            found["remedy"] = None if self.remedy == "unknown" else self.remedy
+        advice = self.advise(language, for_admin=True)
+        return found | ({"advice": advice} if advice else {})
 
 
 def problem(error: Exception, *, has_cards: bool) -> Response:
@@ -186,58 +170,40 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
     if has_cards and wants_picture():
         picture = card(report.error.code, report.remedy, report.status, language)
         return Response(picture, report.status, headers, content_type="image/png")
-    about = report.to_json(language)
-    visit: Visit | None = request.environ.get(VISIT)
-    if visit and visit.request:
-        about["key"] = visit.request.key
-    body = json.dumps(about) + "\n"
+    found = report.to_json(language)
+    visit: Visit | Problem | None = request.environ.get(VISIT)
+    if isinstance(visit, Visit):
+        found["key"] = visit.request.key
+    body = json.dumps(found) + "\n"
     return Response(body, report.status, headers, content_type="application/problem+json")
 
 
 def report_of(error: Exception) -> Report:
     """Return how an error is answered; an unexpected one is logged."""
-    if isinstance(error, GaveUp):
-        return _report_failure(error)
-    if isinstance(error, StillRunning):
-        return _report(503, error, "reload", RELOAD_SECONDS)
-    if isinstance(error, OverLimit):
-        if error.retry_after is None:
-            return Report(403, error)
-        return _report(429, error, "tomorrow", error.retry_after)
-    if isinstance(error, Busy | Unavailable):
-        return _report(503, error, "wait", _BUSY_SECONDS)
-    if isinstance(error, Problem):
-        return Report(_STATUSES[type(error)], error)
-    if isinstance(error, HTTPException):
-        status = error.code or 500
-        headers = {k: v for k, v in error.get_headers() if k in ("Allow", "Content-Range")}
-        code = _HTTP_CODES.get(status, "bad_request")
-        return Report(status, Problem(code), http_headers=headers)
+    match error:
+        case GaveUp():
+            return Report(error, _STATUSES[error.code], _remedy(error), error.retry_after)
+        case StillRunning():
+            return Report(error, 503, "reload", RELOAD_SECONDS)
+        case Busy() | Unavailable():
+            return Report(error, 503, "wait", _BUSY_SECONDS)
+        case OverLimit(retry_after=None):
+            return Report(error, 403)
+        case OverLimit():
+            return Report(error, 429, "tomorrow", error.retry_after)
+        case Problem():
+            return Report(error, _STATUSES[type(error)])
+        case HTTPException():
+            status = error.code or 500
+            headers = {k: v for k, v in error.get_headers() if k in ("Allow", "Content-Range")}
+            code = _HTTP_CODES.get(status, "bad_request")
+            return Report(Problem(code), status, http_headers=headers)
     log.error("Unhandled exception", exc_info=error)
-    return Report(500, Problem("internal_error"), administration=(REASON,))
+    return Report(Problem("internal_error"), 500)
 
 
-def _report(status: int, error: Problem, remedy: str, seconds: int) -> Report:
-    return Report(status, error, seconds, (ADVICE[remedy],), fields={"remedy": remedy})
-
-
-def _report_failure(error: GaveUp) -> Report:
-    remedy = _remedy(error)
-    administration = [REASON] if remedy == "operator" else []
-    administration += [CLEARING] if error.is_lasting else []
-    fields: dict[str, Any] = {"stages": [stage.to_json() for stage in error.stages]}
-    if error.is_repeated:
-        fields["remembered"] = True
-    if error.until:
-        fields["until"] = error.until.isoformat(timespec="seconds")
-    status = _STATUS_OF_ENDING[error.code]
-    fields["remedy"] = remedy
-    advice = (ADVICE[remedy],)
-    return Report(status, error, error.retry_after, advice, tuple(administration), fields)
-
-
-def _remedy(error: GaveUp) -> str | None:
-    """Return the remedy, None if it is unknown; `wait` only where waiting helps."""
+def _remedy(error: GaveUp) -> str:
+    """Return the remedy; `wait` only where waiting helps."""
     reasons = {why for stage in error.stages for why in (stage.why or "").split(", ")}
     if error.code == "moderation_refused":
         return "reword"
@@ -245,4 +211,4 @@ def _remedy(error: GaveUp) -> str | None:
         return "model"
     if reasons & _OPERATOR_REASONS:
         return "operator"
-    return "wait" if error.retry_after else None
+    return "wait" if error.retry_after else "unknown"

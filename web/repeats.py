@@ -10,7 +10,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
 from storage import Note, Recalled, Unavailable
@@ -37,38 +37,25 @@ class Placed(Note):
     turn: int = 1
     has_ended: bool = False
 
-    @classmethod
-    def recall(cls, state: State, keys: Iterable[str]) -> dict[str, Recalled[Placed]]:
-        """Return the orders that are noted under some of these keys. Raises Unavailable."""
-        notes = state.recall_all((cls, key) for key in keys)
-        return {key: found for key in keys if (found := notes.get(cls, key))}
 
-
+@dataclass
 class Claim:
     """The claim of an order to its seeds, until its end or until another order takes them over.
 
-    `joins`: the order that had them before may still be under way.
+    `placed` is the note as it is stored under `key`; None for an order without one. `joins`: the
+    order that had the seeds before may still be under way.
     """
 
-    def __init__(
-        self,
-        state: State,
-        key: str = "",
-        placed: Placed | None = None,
-        *,
-        is_new: bool = False,
-        joins: bool = False,
-    ) -> None:
-        """`placed` is the note as it is stored under `key`; None for an order without one."""
-        self.joins = joins
-        self._state = state
-        self._key = key
-        self._placed = placed
-        self._is_new = is_new
+    state: State
+    key: str = ""
+    placed: Placed | None = None
+    _: KW_ONLY
+    is_new: bool = False
+    joins: bool = False
 
     @property
     def seed(self) -> int | None:
-        return self._placed.seed if self._placed else None
+        return self.placed.seed if self.placed else None
 
     def delivered(self) -> None:
         """The answer has been delivered: nobody will repeat this order."""
@@ -80,15 +67,15 @@ class Claim:
 
     def unpaid(self) -> None:
         """Drop the note of an order that failed and cost nothing."""
-        self._end(0.0 if self._is_new else ORDER_TTL)
+        self._end(0.0 if self.is_new else ORDER_TTL)
 
     def _end(self, ttl: float) -> None:
-        placed, self._placed = self._placed, None
+        placed, self.placed = self.placed, None
         if placed:
             # Unlike State.forget, this leaves alone what another order has taken over.
             before, after = Recalled(placed, 0.0, 0.0), replace(placed, has_ended=True)
             with suppress(Unavailable):
-                self._state.exchange(before, after, self._key, ttl)
+                self.state.exchange(before, after, self.key, ttl)
 
 
 def claim(
@@ -101,7 +88,7 @@ def claim(
     """
     keys = [f"{order_key}-{number}" for number in range(_SLOTS)]
     while True:
-        known = Placed.recall(state, keys)
+        known = state.recall_all(Placed, keys)
         if key := _repeated(known, retry):
             before = known[key].note
             if before.has_ended and is_failing(before.seed):

@@ -54,8 +54,8 @@ TITLES: Mapping[int | str, Sentence] = {
     "unknown_model": Sentence("Unknown model", "没有此模型"),
     "other": Sentence("Request failed", "请求失败"),
 }
-# By the remedy in problem+json; None for an error without a known remedy.
-ADVICE: Mapping[str | None, Sentence] = {
+# By the remedy in problem+json, which is null where it is unknown.
+ADVICE: Mapping[str, Sentence] = {
     "reword": Sentence("Change the description.", "请修改描述。"),
     "model": Sentence("Name another model, or none.", "请换一个模型，或不指定模型。"),
     "operator": Sentence("Only the operator can fix this.", "请联系服务管理员。"),
@@ -67,7 +67,7 @@ ADVICE: Mapping[str | None, Sentence] = {
         "The next day begins at midnight UTC. Pictures drawn before are still served.",
         "新的一天从 UTC 零点开始。已生成的图片仍可查看。",
     ),
-    None: Sentence("Try again later.", "请稍后再试。"),
+    "unknown": Sentence("Try again later.", "请稍后再试。"),
 }
 # For administrators: neither on a card nor under /v1.
 REASON = Sentence("See /status or the log.", "原因见 /status 或日志。")
@@ -194,9 +194,6 @@ SENTENCES: Mapping[str, Sentence] = {
         "The parameter {name} must be a number or a string.", "参数 {name} 须为数字或字符串。"
     ),
     "not_a_choice": Sentence(
-        "The parameter {name} must be {one} or {other}.", "参数 {name} 须为 {one} 或 {other}。"
-    ),
-    "not_an_extension": Sentence(
         "The parameter {name} must be one of: {known}.", "参数 {name} 须为以下之一：{known}。"
     ),
     "not_a_cursor": Sentence(

@@ -65,7 +65,7 @@ def round_trips(plan: Plan) -> Iterator[Figure]:
 
 def _seconds_of_calls(state: State) -> dict[str, list[float]]:
     rows = [row_of(number) for number in range(CALLS)]
-    wanted = [(Cooldown, str(number)) for number in range(5)]
+    wanted = [str(number) for number in range(5)]
 
     def hold(row: Row) -> None:
         with state.hold(row.key, 1.0):
@@ -74,7 +74,7 @@ def _seconds_of_calls(state: State) -> dict[str, list[float]]:
     calls: dict[str, Callable[[Row], object]] = {
         "store": state.store,
         "find": lambda row: state.find(row.key),
-        "recall of five notes": lambda row: state.recall_all(wanted),
+        "recall of five notes": lambda row: state.recall_all(Cooldown, wanted),
         "hold and release": hold,
     }
     return {name: [_seconds(call, row) for row in rows] for name, call in calls.items()}

@@ -15,7 +15,7 @@ from storage import Totals, Unavailable, sql
 from storage.cluster.server import Connection, Server, log
 from storage.cluster.tables import FOLD_TOTALS, NOW, TOTALS, ensure_writable, translate
 from storage.gate import Gate
-from storage.relational import Found, RelationalState, Step, Values
+from storage.state import Found, State, Step, Values
 from storage.waiting import ProcessLocks
 
 
@@ -30,11 +30,7 @@ class AdvisoryLocks(ProcessLocks):
 
     def __init__(self, server: Server) -> None:
         super().__init__()
-        self._server = server
-
-    def close(self) -> None:
-        """Give up every lock; later calls open another connection."""
-        self._server.close()
+        self.server = server
 
     def _take(self, key: str) -> bool:
         return self._call("pg_try_advisory_lock", key)
@@ -45,14 +41,11 @@ class AdvisoryLocks(ProcessLocks):
             self._call("pg_advisory_unlock", key)
         except Unavailable:
             # The other locks of the connection go, too: this one would keep everybody out.
-            self.close()
+            self.server.close()
 
     def _call(self, function: str, key: str) -> bool:
-        def work(connection: Connection) -> bool:
-            found = connection.execute(f"SELECT {function}(%s)", (lock_number(key),)).fetchone()
-            return found == (True,)
-
-        return self._server.run(work)
+        query, number = f"SELECT {function}(%s)", (lock_number(key),)
+        return self.server.run(lambda c: c.execute(query, number).fetchone()) == (True,)
 
 
 def lock_number(key: str) -> int:
@@ -71,7 +64,7 @@ _CHECK_SECONDS = 8.0
 _TRANSACTION_LOCK = "SELECT pg_advisory_xact_lock(:lock)"
 
 
-class PostgresState(RelationalState):
+class PostgresState(State):
     """The state in the database at `url`, in the schema that its search_path leads to."""
 
     # It never changes: whoever replaces the database, say by a backup, restarts the service.
@@ -86,14 +79,14 @@ class PostgresState(RelationalState):
     ) -> None:
         """`now` is the server's time in SQL: seconds since the epoch. `seconds` bound each call."""
         super().__init__(metrics)
-        self._gate = Gate(log, "The database")
+        self._gate = Gate(log, "The database cannot be used: %s", "The database can be used again")
         self._server = Server(url, CONNECTIONS, self._gate, seconds)
         self._locks = AdvisoryLocks(Server(url, 1, self._gate, seconds, lifetime=math.inf))
         self._now = now
 
     @property
     def fault(self) -> str | None:
-        return self._gate.fault
+        return self._gate.reason
 
     # --- rows
 
@@ -114,7 +107,7 @@ class PostgresState(RelationalState):
 
     def close(self) -> None:
         self._server.close()
-        self._locks.close()
+        self._locks.server.close()
 
     # --- ways to run statements, each of them one round trip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -14,10 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
 from metrics import OFF, Metrics
+from storage import NoRoom
 from storage.gate import LastingFault
 from storage.store import STALE_SECONDS, Stored, Task
 
@@ -30,29 +31,29 @@ _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 _TRIAL_SECONDS = 5.0
 
 
+@dataclass
 class Room:
     """The room in a folder, of which a picture may need `picture_bytes`. Thread-safe."""
 
-    def __init__(
-        self,
-        directory: Path,
-        picture_bytes: int,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.directory = directory
-        self.picture_bytes = picture_bytes
-        self._monotonic = monotonic
+    directory: Path
+    picture_bytes: int
+    monotonic: Callable[[], float] = time.monotonic
+    _failure: OSError | None = field(default=None, init=False)
+    _next_trial: float = field(default=0.0, init=False)
+    _drawings: int = field(default=0, init=False)
+    _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def __post_init__(self) -> None:
         self._fault = LastingFault(
-            log, "New pictures cannot be stored: %s", "New pictures can be stored again", monotonic
+            log,
+            "New pictures cannot be stored: %s",
+            "New pictures can be stored again",
+            self.monotonic,
         )
-        self._failure: tuple[int, str] | None = None
-        self._next_trial = 0.0
-        self._drawings = 0
-        self._mutex = threading.Lock()
 
     @contextmanager
     def reserve(self) -> Iterator[None]:
-        """Raise OSError unless a picture could be written, while in the block."""
+        """Raise NoRoom unless a picture could be written, while in the block."""
         with self._mutex:
             self._check()
             self._drawings += 1
@@ -65,31 +66,32 @@ class Room:
     @property
     def fault(self) -> str | None:
         """Why no picture could be written now, None if one could."""
-        with suppress(OSError), self._mutex:
+        with suppress(NoRoom), self._mutex:
             self._check()
         return self._fault.reason
 
     def has_failed(self, error: OSError) -> None:
         """Note that a write failed. If others would fail as well, trials come before the next."""
         if error.errno in _LASTING:
-            self._next_trial = self._monotonic() + _TRIAL_SECONDS
-            self._failure = error.errno, str(error.strerror)
+            self._next_trial = self.monotonic() + _TRIAL_SECONDS
+            self._failure = error
 
     def _check(self) -> None:
         try:
             self._try_again()
             self._measure()
         except OSError as error:
-            self._fault.begin(str(error.strerror))
-            raise
+            reason = str(error.strerror)
+            self._fault.begin(reason)
+            raise NoRoom(reason) from error
         self._fault.end()
 
     def _try_again(self) -> None:
         """Raise the last failure, unless it is time for a trial and that succeeds."""
         if self._failure is None:
             return
-        if self._monotonic() < self._next_trial:
-            raise OSError(*self._failure)
+        if self.monotonic() < self._next_trial:
+            raise self._failure.with_traceback(None)
         try:
             with tempfile.TemporaryFile(dir=self.directory) as trial:
                 os.posix_fallocate(trial.fileno(), 0, self.picture_bytes)
@@ -128,22 +130,19 @@ THUMBNAIL = ".thumbnail"
 _THUMBNAIL = re.compile(_NAME + re.escape(THUMBNAIL))
 
 
+@dataclass
 class Folder:
     """The store of a single machine. A picture may have `picture_bytes`."""
 
     is_shared = False
 
-    def __init__(
-        self,
-        directory: Path,
-        clock: Callable[[], float] = time.time,
-        picture_bytes: int = 1,
-        metrics: Metrics = OFF,
-    ) -> None:
-        self.directory = directory
-        self.room = Room(directory, picture_bytes)
-        self._clock = clock
-        self._metrics = metrics
+    directory: Path
+    clock: Callable[[], float] = time.time
+    picture_bytes: int = 1
+    metrics: Metrics = OFF
+
+    def __post_init__(self) -> None:
+        self.room = Room(self.directory, self.picture_bytes)
 
     @property
     def fault(self) -> str | None:
@@ -156,7 +155,7 @@ class Folder:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, data: bytes, created: float) -> None:
-        with self._metrics.store_call("write"):
+        with self.metrics.store_call("write"):
             self._write(name, data, created)
 
     def _write(self, name: str, data: bytes, created: float) -> None:
@@ -172,12 +171,12 @@ class Folder:
         except BaseException as error:
             if isinstance(error, OSError):
                 self.room.has_failed(error)
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
 
     def open(self, name: str, size: int | None = None) -> FileIO:
-        with self._metrics.store_call("open"):
+        with self.metrics.store_call("open"):
             file = FileIO(f"{self.directory}/{name}")
             if size in (None, os.fstat(file.fileno()).st_size):
                 return file
@@ -185,7 +184,7 @@ class Folder:
             raise FileNotFoundError(errno.ENOENT, "no such file of that size")
 
     def delete(self, name: str) -> None:
-        with self._metrics.store_call("delete"):
+        with self.metrics.store_call("delete"):
             for path in (self.directory / name, self.directory / f"{name}{THUMBNAIL}"):
                 path.unlink(missing_ok=True)
 
@@ -194,7 +193,7 @@ class Folder:
             yield Stored(entry.name, found.st_size, found.st_mtime)
 
     def sweep(self) -> None:
-        cutoff = self._clock() - STALE_SECONDS
+        cutoff = self.clock() - STALE_SECONDS
         for entry, found in self.scan(_TEMPORARY):
             if found.st_ctime < cutoff:
                 self.delete(entry.name)
@@ -208,11 +207,11 @@ class Folder:
 
     def scan(self, wanted: re.Pattern[str]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
         """Yield the regular files that are named as wanted; none if there is no folder."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as listing:
+        with suppress(FileNotFoundError), os.scandir(self.directory) as listing:
             for entry in listing:
                 if wanted.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     # A file may be deleted while the folder is read.
-                    with contextlib.suppress(FileNotFoundError):
+                    with suppress(FileNotFoundError):
                         yield entry, entry.stat(follow_symlinks=False)
 
 

@@ -15,11 +15,11 @@ from storage.local.backup import DailyBackup, Damage
 from storage.local.database import Database
 from storage.local.folder import owner_fault
 from storage.local.locks import Locks
-from storage.relational import Found, RelationalState, Step, Values
+from storage.state import Found, State, Step, Values
 from storage.store import HOUR, Task
 
 
-class SqliteState(RelationalState):
+class SqliteState(State):
     """The state in a folder: `index.sqlite3`, `locks`, and in `backup` a copy of the index.
 
     The copy is made only where `spare_bytes` stay free.

@@ -1,37 +1,50 @@
-"""Work that runs once for all who want it, in this process and in others."""
+"""Room for requests that wait, and work that runs once for all who want it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from storage import LockTimeout, Unavailable
 from storage.state import State
-from storage.waiting import SingleFlight
+from storage.waiting import NoPlace, Places, SingleFlight
 
 from .servers import wait_until
 
 KEY = "a" * 64
 
 
-class Lost:
-    """Locks that cannot be used until `is_back`."""
+def test_one_key_takes_at_most_half_of_the_places() -> None:
+    places = Places(5)
+    with ExitStack() as waiting:
+        for key in ("popular", "popular", "a", "b", "c"):
+            waiting.enter_context(places.take(key))
+        assert places.taken == 5
+        for key in ("popular", "d"):
+            with pytest.raises(NoPlace), places.take(key):
+                pass
+    assert places.taken == 0
+    with places.take("popular"), pytest.raises(ValueError), places.take("popular"):
+        raise ValueError
+    assert places.taken == 0
 
-    is_back = False
 
-    @contextmanager
-    def hold(self, key: str, seconds: float) -> Iterator[None]:
-        if not self.is_back:
-            raise Unavailable("the connection is lost")
-        yield
+def test_single_place_can_be_taken() -> None:
+    places = Places(1)
+    with places.take("a"), pytest.raises(NoPlace), places.take("b"):
+        pass
 
 
-def test_result_is_shared_while_it_is_waited_for(state: State) -> None:
-    flight: SingleFlight[str] = SingleFlight(state)
+@pytest.fixture
+def flight(state: State) -> SingleFlight[str]:
+    return SingleFlight(state.hold)
+
+
+def test_result_is_shared_while_it_is_waited_for(flight: SingleFlight[str]) -> None:
     begun, gate = [], threading.Event()
 
     def work() -> str:
@@ -51,31 +64,37 @@ def test_result_is_shared_while_it_is_waited_for(state: State) -> None:
     assert flight.run(KEY, 5, lambda: "again") == "again"
 
 
-def test_error_is_raised_and_the_work_can_be_tried_again(state: State) -> None:
-    flight: SingleFlight[str] = SingleFlight(state)
+def test_error_is_raised_and_the_work_can_be_tried_again(
+    flight: SingleFlight[str],
+) -> None:
+    def fail() -> str:
+        raise error
+
     for error in (ZeroDivisionError(), TimeoutError("the work's own")):
         with pytest.raises(type(error)):
-            flight.run(KEY, 5, lambda: raise_(error))  # noqa: B023 # run at once
+            flight.run(KEY, 5, fail)
     assert flight.run(KEY, 5, lambda: "again") == "again"
 
 
-def raise_(error: Exception) -> str:
-    raise error
-
-
-def test_other_processes_wait(state: State) -> None:
-    flight: SingleFlight[str] = SingleFlight(state)
+def test_other_processes_wait(state: State, flight: SingleFlight[str]) -> None:
     with state.hold(KEY, 1), pytest.raises(LockTimeout):
         flight.run(KEY, 0.05, lambda: "answer")
     assert flight.run(KEY, 5, lambda: "answer") == "answer"
 
 
 def test_locks_that_fail_leave_nothing_behind() -> None:
-    locks = Lost()
-    flight: SingleFlight[str] = SingleFlight(locks)
+    is_lost = True
+
+    @contextmanager
+    def hold(key: str, seconds: float) -> Iterator[None]:
+        if is_lost:
+            raise Unavailable("the connection is lost")
+        yield
+
+    flight: SingleFlight[str] = SingleFlight(hold)
     with pytest.raises(Unavailable):
         flight.run(KEY, 5, lambda: "answer")
-    locks.is_back = True
+    is_lost = False
     assert flight.run(KEY, 5, lambda: "answer") == "answer"
 
 
@@ -83,7 +102,7 @@ def test_work_that_is_dropped_from_the_queue_is_cancelled(state: State) -> None:
     gate = threading.Event()
     with ThreadPoolExecutor(1) as executor, ThreadPoolExecutor(1) as caller:
         executor.submit(gate.wait, 20)
-        flight: SingleFlight[str] = SingleFlight(state, executor)
+        flight: SingleFlight[str] = SingleFlight(state.hold, executor)
         queued = caller.submit(flight.run, KEY, 20, lambda: "answer")
         wait_until(lambda: flight.keys)
         executor.shutdown(wait=False, cancel_futures=True)
