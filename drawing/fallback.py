@@ -113,10 +113,10 @@ class Pollinations:
             raise NotDrawn.failed(error.why, str(error)) from error
         if reply.status == 200:
             return reply
-        answer = self._read(reply, prompt)
+        answer = Answer.of(reply, (prompt,))
         fault = answer.fault or Fault(Outcome.FAILED, "down")
         if reply.status == 402 and answer.error and "queue full" in answer.error.text.lower():
-            fault = replace(fault, why="rate limited", is_of_account=False)
+            fault = replace(fault, why="rate limited")
         raise NotDrawn(fault, f"{fault.why} (HTTP {reply.status})")
 
     def _picture_url(self, prompt: str, request: ImageRequest) -> str:
@@ -139,13 +139,9 @@ class Pollinations:
             raise _placeholder("sent a placeholder", retry_after(reply.headers))
         media_type = media_type_of(reply.body)
         if media_type is None:
-            fault = self._read(reply, prompt).fault or Fault(Outcome.FAILED, "not a picture")
+            fault = Answer.of(reply, (prompt,)).fault or Fault(Outcome.FAILED, "not a picture")
             raise NotDrawn(fault, "its answer is not a complete picture")
         return Image(reply.body, media_type, self.name)
-
-    def _read(self, reply: Reply, prompt: str) -> Answer:
-        token = self.settings.token
-        return Answer.of(reply, (prompt,), (token,) if token else ())
 
     def _check_bytes(self, image: Image, prompt: str, request: ImageRequest) -> None:
         """Raise NotDrawn if another prompt has got these bytes; its picture is then deleted."""
