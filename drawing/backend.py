@@ -13,8 +13,8 @@ from dialect.answers import Found, find_pictures
 from dialect.doors import IMAGES, has_size
 from dialect.endpoint import Answer, Endpoint
 from dialect.envelope import BLANK
-from dialect.judging import Fault, Outcome, judge_without_picture
-from dialect.tasks import poll, task_of
+from dialect.judging import Fault, Outcome
+from dialect.tasks import poll
 from drawing.cooldowns import Known, Outages
 from drawing.record import NO_MODEL, Drawing, Image
 from images.formats import foreign_type, media_type_of
@@ -178,13 +178,9 @@ class Backend:
             base64=base64,
             texts=(request.prompt,),
         )
-        task = task_of(answer)
-        if task is None:
-            return answer
         return poll(
             self.endpoint,
-            task,
-            answer.sent,
+            answer,
             deadline=deadline,
             timeout=self.timeout,
             limit=limit,
@@ -207,7 +203,7 @@ class Backend:
             raise NotDrawn(fault, f"{fault.why} (HTTP {answer.reply.status})")
         if problems:
             raise problems[0]
-        fault = judge_without_picture(answer.json, answer.sent)
+        fault = answer.without_picture()
         raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
 
     def _picture(self, found: Found, deadline: Deadline) -> Image:

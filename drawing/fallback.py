@@ -122,12 +122,11 @@ class Pollinations:
         media_type = media_type_of(reply.body)
         if reply.status == 200 and media_type:
             return Image(reply.body, media_type, self.name)
-        token = self.settings.token
-        answer = Answer.of(reply, (prompt,), (token,) if token else ())
+        answer = Answer.of(reply, (prompt,))
         why = "not a picture" if reply.status == 200 else "down"
         fault = answer.fault or Fault(Outcome.FAILED, why)
         if reply.status == 402 and answer.error and "queue full" in answer.error.text.lower():
-            fault = replace(fault, why="rate limited", is_of_account=False)
+            fault = replace(fault, why="rate limited")
         raise NotDrawn(fault, f"{fault.why} (HTTP {reply.status})")
 
     def _check_bytes(self, image: Image, drawing: Drawing) -> None:
