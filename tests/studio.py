@@ -1,4 +1,4 @@
-"""Fixtures for tests of the page: a browser, and a proxy with its backend, one of each a process.
+"""Fixtures that are started once a process: a proxy with its backend, and a browser.
 
 Selenium is imported where a browser is started, since other tests do without it.
 """
@@ -19,7 +19,7 @@ import pytest
 from storage import Row
 from storage.local.sqlite import SqliteState
 
-from .conftest import ADMIN, KEY, Gunicorn, drawing
+from .conftest import ADMIN, Gunicorn, drawing, with_backend
 from .servers import Say, ScriptedServer, Seen, closing_all, png
 
 if TYPE_CHECKING:
@@ -94,20 +94,11 @@ class Studio:
 
 @pytest.fixture(scope="session")
 def opened_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    folder, backend = tmp_path_factory.mktemp("studio"), ScriptedServer()
-    environment = {
-        "PROXY_ACCESS_KEY": KEY,
-        "ADMIN_TOKEN": ADMIN,
-        "CACHE_DIR": str(folder / "cache"),
-        "POLLINATIONS_ENABLED": "false",
-        "WORKERS": "2",
-        "MODELS": "flux/1-schnell, gpt-image-1",
-        "BACKEND_API_URLS": backend.url,
-    }
-    with closing_all([backend]):
-        service = Gunicorn(environment, folder / "gunicorn.log")
-        with closing_all([service]):
-            yield Studio(service, backend, folder / "cache")
+    folder, things = tmp_path_factory.mktemp("studio"), []
+    with closing_all(things):
+        settings = {"MODELS": "flux/1-schnell, gpt-image-1", "NGINX_CACHE_SECONDS": "600"}
+        service, backend = with_backend(folder, things, **settings)
+        yield Studio(service, backend, folder / "cache")
 
 
 @pytest.fixture

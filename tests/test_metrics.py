@@ -52,7 +52,6 @@ from .servers import (
     send_and_leave,
     wait_until,
 )
-from .test_gunicorn import reload, respawn_all_workers
 
 Serve = Callable[..., InProcess]
 Start = Callable[..., Gunicorn]
@@ -367,8 +366,8 @@ def test_counters_survive_deaths_and_reloads_but_gauges_do_not(
         service.picture("x")
     send_and_leave(service.url, f"/prompt/y?key={KEY}")
     wait_until(lambda: Numbers(service)("drawings_in_progress") == 1)
-    for change in (respawn_all_workers, reload, reload):
-        change(service)
+    for change in (service.respawn_workers, service.reload, service.reload):
+        change()
         found = Numbers(service)
         assert found("pictures_total", source="hit") == 10
         assert found("drawing_duration_seconds_count", outcome="drawn") == 1
@@ -388,11 +387,11 @@ def test_full_disk_costs_numbers_and_no_worker(gunicorn: Start, backend: Scripte
     service.picture("x")
     service.picture("x")
     with file_sizes_limited(service.process.pid, 2000):
-        reload(service)
+        service.reload()
         assert service.said().count("This worker is missing from /metrics: File too large") == 2
         # SQLite's -shm file has 32 KiB, so that new workers cannot serve pictures either.
         assert Numbers(service)("pictures_total", source="hit") == 1
-    respawn_all_workers(service)
+    service.respawn_workers()
     service.picture("x")
     assert Numbers(service)("pictures_total", source="hit") == 2
 
