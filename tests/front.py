@@ -114,6 +114,7 @@ class Nginx(Service):
             missing.skip(MISSING)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
+        self.app_urls = app_urls
         self.webroot = prefix / "webroot"
         self.prefix = prefix
         self.cache = prefix / "cache"

@@ -94,8 +94,8 @@ class Studio:
 
 @pytest.fixture(scope="session")
 def opened_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    folder, things = tmp_path_factory.mktemp("studio"), []
-    with closing_all(things):
+    folder = tmp_path_factory.mktemp("studio")
+    with closing_all(things := []):
         settings = {"MODELS": "flux/1-schnell, gpt-image-1", "NGINX_CACHE_SECONDS": "600"}
         service, backend = with_backend(folder, things, **settings)
         yield Studio(service, backend, folder / "cache")
