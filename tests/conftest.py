@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -36,7 +36,6 @@ from .servers import (
     RawServer,
     Say,
     ScriptedServer,
-    closing_all,
     fetch,
     free_port,
     png,
@@ -254,14 +253,13 @@ def basic_settings(folder: Path) -> dict[str, str]:
     }
 
 
-def with_backend(
-    folder: Path, things: list[Any], **settings: str
-) -> tuple[Gunicorn, ScriptedServer]:
-    """Start a service, in a folder of its own, and its backend, both to be closed as `things`."""
-    things.append(backend := ScriptedServer())
-    own = basic_settings(folder) | {"BACKEND_API_URLS": backend.url}
-    things.append(service := Gunicorn(own | settings, folder / "gunicorn.log"))
-    return service, backend
+@contextmanager
+def with_backend(folder: Path, **settings: str) -> Iterator[tuple[Gunicorn, ScriptedServer]]:
+    """Run a service, in a folder of its own, and its backend."""
+    with closing(ScriptedServer()) as backend:
+        own = basic_settings(folder) | {"BACKEND_API_URLS": backend.url}
+        with closing(Gunicorn(own | settings, folder / "gunicorn.log")) as service:
+            yield service, backend
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -273,8 +271,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def opened() -> Iterator[list[Any]]:
     """Things to close when the test is over, the last opened first."""
     things: list[Any] = []
-    with closing_all(things):
-        yield things
+    yield things
+    for thing in reversed(things):
+        thing.close()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from storage import Row
 from storage.local.sqlite import SqliteState
 
 from .conftest import ADMIN, Gunicorn, drawing, with_backend
-from .servers import Say, ScriptedServer, Seen, closing_all, png
+from .servers import Say, ScriptedServer, Seen, png
 
 if TYPE_CHECKING:
     from .browser import Page
@@ -95,9 +95,8 @@ class Studio:
 @pytest.fixture(scope="session")
 def opened_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     folder = tmp_path_factory.mktemp("studio")
-    with closing_all(things := []):
-        settings = {"MODELS": "flux/1-schnell, gpt-image-1", "NGINX_CACHE_SECONDS": "600"}
-        service, backend = with_backend(folder, things, **settings)
+    settings = {"MODELS": "flux/1-schnell, gpt-image-1", "NGINX_CACHE_SECONDS": "600"}
+    with with_backend(folder, **settings) as (service, backend):
         yield Studio(service, backend, folder / "cache")
 
 

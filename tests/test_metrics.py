@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ from .conftest import (
     llm_settings,
     pollinations_settings,
     saying,
+    with_backend,
 )
 from .disks import file_sizes_limited
 from .servers import (
@@ -45,7 +47,6 @@ from .servers import (
     Got,
     Say,
     ScriptedServer,
-    closing_all,
     fetch,
     free_port,
     png,
@@ -136,21 +137,10 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped | None
         yield None
         return
     folder = tmp_path_factory.mktemp("prometheus")
-    opened: list[Any] = []
-    with closing_all(opened):
-        opened.append(backend := ScriptedServer())
-        environment = {
-            "BACKEND_API_URLS": backend.url,
-            "PROXY_ACCESS_KEY": KEY,
-            "DRAWINGS_PER_DAY": "1000",
-            "ADMIN_TOKEN": ADMIN,
-            "POLLINATIONS_ENABLED": "false",
-            "CACHE_DIR": str(folder / "cache"),
-            "WORKERS": "2",
-            **ON,
-        }
-        opened.append(service := Gunicorn(environment, folder / "gunicorn.log"))
-        opened.append(prometheus := PrometheusServer(folder, service.url))
+    with (
+        with_backend(folder, DRAWINGS_PER_DAY="1000", **ON) as (service, backend),
+        closing(PrometheusServer(folder, service.url)) as prometheus,
+    ):
         yield backend, service, prometheus
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import stat
 import subprocess
@@ -22,11 +21,10 @@ from urllib.parse import quote
 
 import pytest
 
-import config
 from picture import ImageRequest
 
 from .conftest import ADMIN, KEY, REFUSAL, Gunicorn, InProcess, drawing
-from .front import CARDS, MISSING, NGINX, SHIPPED, Nginx, prompts
+from .fronts import CARDS, Nginx, prompts
 from .servers import (
     Gate,
     Got,
@@ -40,9 +38,6 @@ from .servers import (
 )
 from .states import orders
 from .studio import Studio
-
-if NGINX is None and os.environ.get("CI") != "true":
-    pytest.skip(MISSING, allow_module_level=True)
 
 Start = Callable[..., Nginx]
 StartApp = Callable[..., Gunicorn]
@@ -326,17 +321,6 @@ def test_deleted_picture_is_gone_while_backends_fail(
     assert {expiring.picture("x").status for _ in range(5)} <= {502, 503}
 
 
-def test_uncached_picture_is_a_502_while_the_app_is_down(down: Nginx) -> None:
-    got = down.picture("x.png")
-    assert (got.status, got.json["status"]) == (502, 502)
-    assert got.headers["Content-Type"] == "application/problem+json"
-    assert (got.headers["Cache-Control"], got.headers["Retry-After"]) == ("no-store", "5")
-    shown = f"{got.headers}{got.body.decode()}"
-    assert not re.search(r"nginx/|Debian|127\.0\.0\.1", shown)
-    assert KEY not in shown
-    assert down.app_urls[0].rpartition(":")[2] not in shown
-
-
 @pytest.mark.parametrize(
     ("headers", "has_card"),
     [
@@ -363,15 +347,9 @@ def test_nginx_itself_answers_with_a_card_where_the_app_does(
     names = ("Content-Type", "Vary", "Cache-Control", "Cross-Origin-Resource-Policy")
     for name in names:
         assert got.headers.get_all(name) == from_app.headers.get_all(name)
-    assert (got.status, got.headers["Retry-After"]) == (502, "5")
+    assert (got.status, got.headers["Retry-After"], got.headers["Server"]) == (502, "5", "nginx")
     if has_card:
         assert got.body == read_card("later.en")
-
-
-def test_card_of_nginx_is_in_the_language_of_its_reader(down: Nginx) -> None:
-    for languages, language in (("zh-CN,zh;q=0.9,en;q=0.8", "zh"), ("en-US,zh;q=0.8", "en")):
-        headers = {"Accept": "image/*", "Accept-Language": languages}
-        assert down.get("/prompt/x", headers=headers).body == read_card(f"later.{language}")
 
 
 @pytest.mark.parametrize(
@@ -454,12 +432,6 @@ def test_uncacheable_answers_are_not_queued(nginx: Start, backend: ScriptedServe
     assert {got.status for got in at_once(5, lambda: service.get("/x"))} == {503}
 
 
-def test_nginx_waits_longer_than_a_drawing_may_take() -> None:
-    least = {"BACKEND_API_URLS": "http://backend.test", "PROXY_ACCESS_KEY": "key"}
-    (seconds,) = re.findall(r"\n *proxy_read_timeout (\d+)s;", SHIPPED)
-    assert int(seconds) > config.parse(least).generation_deadline
-
-
 def test_page_of_40_pictures_passes_but_no_flood(nginx: Start, studio: Studio) -> None:
     service = nginx(studio.service.url)
     assert {got.status for got in at_once(40, lambda: service.picture("x"))} == {200}
@@ -483,24 +455,16 @@ def test_flood_of_pictures_is_a_card(nginx: Start) -> None:
     assert limited.headers["Content-Type"] == "image/png"
 
 
-# --- what passes unchanged
+# --- what passes, beside what passes every front
 
 
-def test_every_prompt_passes_unchanged(shared: Nginx, studio: Studio) -> None:
-    for sent, wanted in prompts():
-        assert shared.picture(sent).status == 200, sent
-        assert studio.backend.seen[-1].json["prompt"] == wanted
-        hit(shared.picture, sent)
+def test_every_prompt_is_cached_for_get_and_head(shared: Nginx, studio: Studio) -> None:
+    for sent, _ in prompts():
+        drawn = shared.picture(sent)
+        for got in (hit(shared.picture, sent), hit(shared.picture, sent, method="HEAD")):
+            assert (got.status, got.headers["Content-Length"]) == (200, str(len(drawn.body)))
+            assert got.headers["ETag"] == drawn.headers["ETag"]
     assert len(studio.backend.seen) == len(list(prompts()))
-
-
-@pytest.mark.parametrize("character", ["红", "🍎"])
-def test_4000_characters_of_any_script_pass_and_are_cached(
-    shared: Nginx, studio: Studio, character: str
-) -> None:
-    assert shared.picture(quote(character * 4000)).status == 200
-    assert studio.backend.seen[-1].json["prompt"] == character * 4000
-    hit(shared.picture, quote(character * 4000))
 
 
 def test_path_with_a_slash_too_many_is_a_404(shared: Nginx, studio: Studio) -> None:
@@ -515,43 +479,6 @@ def test_picture_by_its_key_is_never_cached(shared: Nginx, studio: Studio) -> No
     assert shared.get(path).status == 401
 
 
-def test_head_reaches_the_app_as_head(shared: Nginx, studio: Studio) -> None:
-    for _ in range(2):
-        cold = shared.picture("head", method="HEAD")
-        assert (cold.status, cold.body) == (200, b"")
-        assert cold.headers["Cache-Status"] == "PromptImageProxy; fwd=miss"
-    assert studio.backend.seen == []
-    drawn = shared.picture("head")
-    from_app = shared.picture("head", method="HEAD")
-    assert from_app.headers["Cache-Status"] == "PromptImageProxy; hit"
-    for hot in (from_app, hit(shared.picture, "head", method="HEAD")):
-        assert hot.body == b""
-        assert hot.headers["Content-Length"] == str(len(drawn.body))
-        assert hot.headers["ETag"] == drawn.headers["ETag"]
-    assert len(studio.backend.seen) == 1
-
-
-def test_ranges_and_etags_work_cached_or_not(shared: Nginx, studio: Studio) -> None:
-    data = png(size=5000)
-    studio.backend.say(drawing(data))
-
-    def ask(**headers: str) -> Got:
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        return shared.get(f"/prompt/ranges?key={KEY}", headers=sent)
-
-    for _ in range(2):
-        part = ask(Range="bytes=10-19", Accept_Encoding="gzip")
-        assert (part.status, part.body) == (206, data[10:20])
-        assert part.headers["Content-Range"] == "bytes 10-19/5000"
-        assert part.headers["ETag"].startswith('"')
-        assert "Content-Encoding" not in part.headers
-        same = ask(If_None_Match=part.headers["ETag"])
-        assert (same.status, same.body) == (304, b"")
-        assert ask(If_None_Match='"another"').body == data
-        assert ask(Range="bytes=5000-").status == 416
-    assert len(studio.backend.seen) == 1
-
-
 def test_page_and_listing_are_compressed(shared: Nginx, studio: Studio) -> None:
     for number in range(3):
         shared.picture(f"apple%20{number}")
@@ -563,18 +490,6 @@ def test_page_and_listing_are_compressed(shared: Nginx, studio: Studio) -> None:
         assert compressed.headers["Content-Encoding"] == "gzip"
         assert compressed.headers["Vary"] == plain.headers["Vary"] == "Accept-Encoding"
         assert gzip.decompress(compressed.body) == plain.body
-
-
-def test_app_sees_the_host_and_no_forged_headers(shared: Nginx, studio: Studio) -> None:
-    headers = {
-        "Host": "pics.example.org:8443",
-        "X-Forwarded-Host": "evil.example",
-        "X-Forwarded-Proto": "gopher",
-        "Authorization": f"Bearer {KEY}",
-    }
-    body = b'{"description": "x"}'
-    signed = shared.get("/sign", method="POST", headers=headers, body=body)
-    assert signed.json["url"].startswith("http://pics.example.org:8443/prompt/x?")
 
 
 def test_body_over_64_kb_is_a_413(shared: Nginx, studio: Studio) -> None:
@@ -630,7 +545,7 @@ def test_no_log_contains_a_query(nginx: Start, serve: Serve, backend: ScriptedSe
     wait_until(lambda: '"GET /prompt/d" 502' in service.logged())
     assert '"GET /prompt/a%20red%20apple" 200' in service.logged()
     logs = sorted(service.prefix.glob("*.log"))
-    assert len(logs) == 4
+    assert len(logs) == 5
     for log in logs:
         text = log.read_text("utf-8")
         for secret in (KEY, ADMIN, "a-wrong-key", "key=", "seed=", "Bearer"):
