@@ -6,18 +6,14 @@ Invalid settings are all reported together, and the service does not start.
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from urllib.parse import quote
 
 from settings.dotenv import Dotenv
-from settings.maps import clashes
+from settings.maps import SHARED_NAME
 from settings.parsers import check_folder
-from settings.reader import Reader
 from settings.redaction import printable, secrets_in
 from settings.servers import (
     BackendSettings,
@@ -34,6 +30,7 @@ from settings.servers import (
     make_pollinations,
     url_host,
 )
+from settings.setting import Reader
 from settings.table import ROWS, Table
 
 # Each can also be read from a file: NAME_FILE.
@@ -42,8 +39,6 @@ SECRETS = tuple(row.name for row in ROWS if row.is_secret)
 MIN_SECRET_LENGTH = 16
 # As the documents print them.
 _EXAMPLE = re.compile("long.random.string", re.IGNORECASE)
-# gunicorn logs what is wrong with a request, and a request line may have 64 KB.
-_LONGEST_LINE = 4000
 
 
 class SettingsError(Exception):
@@ -83,11 +78,7 @@ class Settings(Table):
         With other backends, tokens, proxies or rewriting the picture may be drawn, and is tried at
         once.
         """
-        backends = [
-            (b.url, b.token, json.dumps((b.models, b.params, b.headers), sort_keys=True))
-            for b in self.backends
-            if b.weight
-        ]
+        backends = [astuple(backend) for backend in self.backends if backend.weight]
         parts = (backends, self.llm and astuple(self.llm), astuple(self.network))
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -111,10 +102,6 @@ class Settings(Table):
         yield from (("ACCESS_KEYS", named.key) for named in self.access_keys)
         yield from (("SIGNING_KEY", key) for key in self.signing_keys)
 
-    def examples(self) -> tuple[str, ...]:
-        """Return the names of secrets that are still those of the documents."""
-        return tuple(dict.fromkeys(n for n, key in self._own_secrets() if _EXAMPLE.search(key)))
-
     @property
     def all_access_keys(self) -> tuple[str, ...]:
         shared = (self.access_key,) if self.access_key else ()
@@ -135,13 +122,12 @@ def parse(variables: Mapping[str, str], dotenv: Dotenv | None = None) -> Setting
 
     Probable mistakes in `dotenv` become warnings. Raises SettingsError with every fault.
     """
-    reader = Reader(variables)
-    values = reader.read()
-    table = Table(**values)
+    reader = Reader(ROWS, variables)
+    table = Table(**reader.values)
     mapped = dict.fromkeys(name for models in table.model_map.values() for name in models)
     names = {name for row in ROWS for name in row.all_names}
     settings = Settings(
-        **values | {"models": table.models or tuple(mapped)},
+        **reader.values | {"models": table.models or tuple(mapped)},
         backends=make_backends(table, reader),
         llm=make_llm(table, reader),
         hosting=make_hosting(table, reader),
@@ -152,9 +138,11 @@ def parse(variables: Mapping[str, str], dotenv: Dotenv | None = None) -> Setting
     )
     _check(settings, reader)
     if reader.faults:
-        # A line of .env may explain why a setting is missing or wrong.
-        related = [one for one in settings.dotenv_warnings if reader.has_fault(one.split(":")[0])]
-        raise SettingsError(reader.faults + related, settings)
+        # A line of .env, or its absence, may explain why a setting is missing or wrong.
+        faults = [*reader.faults, *settings.dotenv_warnings]
+        if dotenv and not settings.backends and not Path(".env").exists():
+            faults.append(f".env: is not in {printable(str(Path.cwd()))}; copy .env.example to it")
+        raise SettingsError(faults, settings)
     return settings
 
 
@@ -166,28 +154,25 @@ def load() -> Settings:
     try:
         dotenv = Dotenv.read()
     except ValueError as error:
-        raise SettingsError([str(error)]) from None
-    try:
-        return parse(dotenv.under_environment(SECRETS), dotenv)
-    except SettingsError as error:
-        # Whoever forgot the file is not helped by the names of single variables.
-        has_backends = not any(one.startswith("BACKEND_API_URLS: is not") for one in error.faults)
-        if has_backends or Path(".env").exists():
-            raise
-        sentence = f".env: is not in {printable(str(Path.cwd()))}; copy .env.example to it"
-        raise SettingsError([*error.faults, sentence], error.settings) from None
+        raise SettingsError([f".env: {error}"]) from None
+    return parse(dotenv.under_environment(SECRETS), dotenv)
 
 
 def _check(settings: Settings, reader: Reader) -> None:
     """Report settings that do not go together."""
-    if not (settings.access_keys or reader.has_fault("ACCESS_KEYS")):
+    if not settings.access_keys and not any(
+        fault.startswith("ACCESS_KEYS") for fault in reader.faults
+    ):
         advice = "write a long random string, which clients send as ?key="
         reader.require("PROXY_ACCESS_KEY", advice)
-    for name in settings.examples():
+    names = {settings.access_key: SHARED_NAME}
+    for own in settings.access_keys:
+        if (first := names.setdefault(own.key, own.name)) != own.name:
+            sentence = f"{own.name!r} has the same key as {first!r}; give each its own"
+            reader.fault("ACCESS_KEYS", sentence)
+    for name in dict.fromkeys(n for n, key in settings._own_secrets() if _EXAMPLE.search(key)):
         advice = "make one of your own with `openssl rand -hex 24`"
         reader.fault(name, f"is the example of the documents, which everybody knows; {advice}")
-    for sentence in clashes(settings.access_key, settings.access_keys):
-        reader.fault("ACCESS_KEYS", sentence)
     try:
         check_folder(settings.cache_dir)
     except ValueError as error:
@@ -212,30 +197,3 @@ def _check_machines(settings: Settings, reader: Reader) -> None:
         reader.fault(
             "CACHE_DIR", f"{sentence} into it: .venv/bin/python -m commands cache import …"
         )
-
-
-def redacted(text: str, secrets: Iterable[str]) -> str:
-    """Return `text` without these secrets, and without those in URLs of ours."""
-    for secret in secrets:
-        # Replacing a shorter one would garble every line, and it protects nothing.
-        if len(secret) >= 6:
-            text = text.replace(secret, "***").replace(quote(secret, safe=""), "***")
-    return re.sub(r"([?&](?:key|sig|authCode)=)[^&\s'\"]*", r"\1***", text)
-
-
-class RedactingFormatter(logging.Formatter):
-    """Formats log records without the settings' secrets or a URL's, and without control characters.
-
-    A record is one line; those of its traceback are indented, so that no text can forge a record.
-    """
-
-    def __init__(self, settings: Settings, fmt: str | None = None, datefmt: str | None = None):
-        super().__init__(fmt, datefmt)
-        self.secrets = settings.secrets()
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = redacted(super().format(record), self.secrets)
-        return "\n  ".join(printable(line)[:_LONGEST_LINE] for line in text.split("\n"))

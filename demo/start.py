@@ -17,7 +17,8 @@ from pathlib import Path
 from types import FrameType
 
 from settings.parsers import integer
-from settings.servers import listen_fault, url_host
+from settings.servers import url_host
+from web.serving import listen_fault
 
 ROOT = Path(__file__).resolve().parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn"]

@@ -15,6 +15,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import IO
 
 from PIL import Image, ImageCms, ImageOps
@@ -115,6 +116,7 @@ _UNREADABLE = (
 )
 
 
+@dataclass
 class Converter:
     """Converts pictures to `picture_format` (original, webp, jpeg, png), in `max_bytes` at most.
 
@@ -123,10 +125,9 @@ class Converter:
     `max_bytes` is at least 1,000, in which any picture fits once it is small enough.
     """
 
-    def __init__(self, picture_format: str, quality: int, max_bytes: int | None) -> None:
-        self.picture_format = picture_format
-        self.quality = quality
-        self.max_bytes = max_bytes
+    picture_format: str
+    quality: int
+    max_bytes: int | None
 
     def is_needed(self, data: bytes, media_type: str) -> bool:
         """Return whether a picture has another format than the wanted one, or is too large."""
@@ -219,17 +220,13 @@ def _normalise(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # greyscale of 16 bits, which convert() would clip
         image = image.point(lambda value: value / 256).convert("L")
     if image.has_transparency_data:
-        image = _in_mode("RGBA", image)
+        image = image.convert("RGBA")
     elif image.mode not in ("L", "CMYK"):
-        image = _in_mode("RGB", image)
+        image = image.convert("RGB")
     image = _in_srgb(image, profile)
     image.info.clear()
     is_opaque = image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255)
     return image.convert("RGB") if is_opaque else image
-
-
-def _in_mode(mode: str, image: Image.Image) -> Image.Image:
-    return image if image.mode == mode else image.convert(mode)
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -240,7 +237,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             source, srgb = io.BytesIO(profile), ImageCms.createProfile("sRGB")
             if converted := ImageCms.profileToProfile(image, source, srgb, outputMode=mode):
                 return converted
-    return _in_mode(mode, image)
+    return image.convert(mode)
 
 
 def _scaled(image: Image.Image, factor: float) -> Image.Image:

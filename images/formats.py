@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif"}
@@ -27,31 +28,21 @@ def media_type_of(data: bytes) -> str | None:
     must be above 0 and the format's end marker must be present. Bytes after it are allowed:
     cameras append previews and videos. Pixels are not decoded.
     """
-    found = _look(data)
-    return found[0] if found else None
-
-
-def pixels_of(data: bytes) -> Pixels | None:
-    """Return width and height of a complete picture, or None for anything else."""
-    found = _look(data)
-    return found[1] if found else None
-
-
-def _look(data: bytes) -> tuple[str, Pixels] | None:
-    for magic, media_type, read in _FORMATS:
-        if data.startswith(magic):
-            try:
-                pixels = read(data)
-            except (struct.error, IndexError):  # reading past the end: the picture is cut
-                return None
-            return (media_type, pixels) if pixels and all(pixels) else None
-    return None
+    return announced_type(data) if pixels_of(data) else None
 
 
 def announced_type(head: bytes) -> str | None:
     """Return the media type of a picture by its first bytes, which need not be complete."""
-    found = (media_type for magic, media_type, _ in _FORMATS if head.startswith(magic))
-    return next(found, None)
+    return next((name for magic, name, _ in _FORMATS if head.startswith(magic)), None)
+
+
+def pixels_of(data: bytes) -> Pixels | None:
+    """Return width and height of a complete picture, or None for anything else."""
+    with suppress(struct.error, IndexError):  # reading past the end: the picture is cut
+        for magic, _, read in _FORMATS:
+            if data.startswith(magic) and (pixels := read(data)) and all(pixels):
+                return pixels
+    return None
 
 
 def foreign_type(data: bytes) -> str | None:

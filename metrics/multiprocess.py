@@ -85,16 +85,10 @@ class CountFiles:
 
 def _allocate(path: Path) -> None:
     """Make a file of zeros, which holds no values yet. It appears whole or not at all."""
-    if path.exists():
-        return
-    new = path.with_suffix(".new")
-    try:
+    if not path.exists():
+        new = path.with_suffix(".new")
         new.write_bytes(bytes(FILE_BYTES))
         new.rename(path)
-    except OSError:
-        with suppress(OSError):
-            new.unlink()
-        raise
 
 
 def _is_alive(pid: int) -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
+from settings.parsers import text_file
+
 _LINE = r"(?m)^[^\S\n]*(?:export[^\S\n]+)?%s[^\S\n]*=([^#\n]*)"
 
 
@@ -25,15 +27,7 @@ class Dotenv:
     @classmethod
     def read(cls) -> Dotenv:
         """Read `.env` in the current folder, if there is one. Raises ValueError."""
-        try:
-            # -sig: Windows editors write a byte order mark.
-            return cls(Path(".env").read_text("utf-8-sig"))
-        except FileNotFoundError:
-            return cls()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            advice = "write a text file that the service's user may read"
-            raise ValueError(f".env: cannot be read ({reason}); {advice}") from None
+        return cls(text_file(".env") if Path(".env").exists() else "")
 
     def under_environment(self, secrets: Collection[str]) -> dict[str, str]:
         """Return the process's variables, and those in `.env` that they do not override.

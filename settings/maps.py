@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from settings.parsers import header_value, json_object
+from settings.parsers import each, header_value, is_number, is_text, json_object
 from settings.proxies import Proxy
 
 # The name under which PROXY_ACCESS_KEY and the URLs signed with it are logged and counted.
 SHARED_NAME = "PROXY_ACCESS_KEY"
 MAX_PER_DAY = 1_000_000_000
 _EXAMPLE = '{"name": {"key": "…", "per_day": 50, "expires": "2027-01-31"}}'
-_FIELDS = frozenset(("key", "per_day", "expires"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,71 +29,31 @@ class KeySettings:
 
 def named_keys(text: str) -> tuple[KeySettings, ...]:
     """Parse a JSON object of named keys."""
-    keys, faults = [], []
-    for name, value in json_object(text, _EXAMPLE).items():
-        try:
-            keys.append(_named_key(name, value))
-        except ValueError as error:
-            faults.append(str(error))
-    if faults:
-        raise ValueError(*faults)
-    return tuple(keys)
-
-
-def clashes(access_key: str | None, named: tuple[KeySettings, ...]) -> list[str]:
-    """Return a sentence for each key that has several names."""
-    names = {access_key: SHARED_NAME} if access_key else {}
-    firsts = [names.setdefault(own.key, own.name) for own in named]
-    return [
-        f"{own.name!r} has the same key as {first!r}; give each its own"
-        for own, first in zip(named, firsts, strict=True)
-        if first != own.name
-    ]
+    return tuple(each(json_object(text, _EXAMPLE), _named_key))
 
 
 def _named_key(name: str, value: Any) -> KeySettings:
     # Nothing is quoted that could be a key in the wrong place.
     if not isinstance(value, dict):
         raise ValueError(f"has an entry that is not an object; write {_EXAMPLE}")
-    if not value.keys() <= _FIELDS:
+    if not value.keys() <= {"key", "per_day", "expires"}:
         raise ValueError("has a field besides key, per_day and expires; remove it")
     if not re.fullmatch(r"[\w.@ -]{1,40}", name) or name == SHARED_NAME or name != name.strip():
         raise ValueError("has an unusable name; write up to 40 letters, digits and . _ @ -")
+    key, per_day, expires = (value.get(field) for field in ("key", "per_day", "expires"))
+    if not is_text(key):
+        raise ValueError(f"{name!r}: has no key; write a long random string in quotes")
+    if per_day is not None and not is_number(per_day, 0, MAX_PER_DAY):
+        advice = f"write an integer from 0 to {MAX_PER_DAY}"
+        raise ValueError(f"{name!r}: per_day is not usable; {advice}")
     try:
-        key, expires = _key(value.get("key")), _day(value.get("expires"))
-        return KeySettings(name, key, _per_day(value.get("per_day")), expires)
-    except ValueError as error:
-        raise ValueError(f"{name!r}: {error}") from None
-
-
-def _key(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("has no key; write a long random string in quotes")
-    return value.strip()
-
-
-def _per_day(value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_PER_DAY:
-        return value
-    raise ValueError(f"per_day is not usable; write an integer from 0 to {MAX_PER_DAY}")
-
-
-def _day(value: Any) -> datetime.date | None:
-    if value is None:
-        return None
-    try:
-        # fromisoformat alone would accept 2027-W04-7 and 20270131.
-        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
-            raise ValueError
-        return datetime.date.fromisoformat(value)
+        last = None if expires is None else datetime.date.fromisoformat(expires)
     except (TypeError, ValueError):
-        raise ValueError('expires is not a day; write one as "2027-01-31"') from None
+        advice = 'write one as "2027-01-31"'
+        raise ValueError(f"{name!r}: expires is not a day; {advice}") from None
+    return KeySettings(name, key.strip(), per_day, last)
 
 
-_MAX_WEIGHT = 1_000_000
-_MAX_CONCURRENCY = 1000
 # RFC 9110, section 5.1.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # Where a request goes, and where it ends, is for us to say.
@@ -103,15 +61,19 @@ _OWN_HEADERS = frozenset(("host", "content-length", "transfer-encoding"))
 
 
 def weight(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"is not a number; write a number from 0 to {_MAX_WEIGHT}")
-    if not 0 <= value <= _MAX_WEIGHT:  # NaN fails too
-        raise ValueError(f"{value} is not usable; write a number from 0 to {_MAX_WEIGHT}")
+    if not is_number(value, 0, 1_000_000, float):
+        raise ValueError("is not usable; write a number from 0 to 1000000")
     return float(value)
 
 
+def concurrency(value: Any) -> int:
+    if not is_number(value, 1, 1000):
+        raise ValueError("is not usable; write an integer from 1 to 1000")
+    return int(value)
+
+
 def token(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not is_text(value):
         raise ValueError("is not a token; write it in quotes")
     return header_value(value.strip())
 
@@ -124,64 +86,43 @@ def model_names(value: Any) -> Mapping[str, str]:
 
 def parameters(value: Any) -> Mapping[str, Mapping[str, Any]]:
     """Return the fields to add to requests: by model, or for every model under `*`."""
-    advice = 'write {"*": {"parameter": value}}'
     if not isinstance(value, dict) or not all(isinstance(of, dict) for of in value.values()):
-        raise ValueError(f"is not an object of objects; {advice}")
+        raise ValueError('is not an object of objects; write {"*": {"parameter": value}}')
     for fields in value.values():
-        _check_fields(fields, {"prompt", "messages", "n"}, advice)
+        _check_fields(fields, {"prompt", "messages", "n"})
     return value
 
 
 def llm_parameters(text: str) -> Mapping[str, Any]:
     """Return the fields to add to requests to the LLM; None removes one."""
-    example = '{"enable_thinking": false}'
-    fields = json_object(text, example)
-    _check_fields(fields, {"messages"}, f"write {example}")
+    fields = json_object(text, '{"enable_thinking": false}')
+    _check_fields(fields, {"messages"})
     return fields
 
 
-def _check_fields(fields: Mapping[str, Any], fixed: set[str], advice: str) -> None:
+def _check_fields(fields: Mapping[str, Any], fixed: set[str]) -> None:
     if wrong := fixed & fields.keys():
         raise ValueError(f"has the field {min(wrong)!r}, which no setting replaces; remove it")
     if not isinstance(fields.get("model"), str | None):
         raise ValueError("has a model that is not a name; write it in quotes")
-    try:
-        json.dumps(fields, allow_nan=False)
-    except (ValueError, RecursionError):
-        raise ValueError(f"has a value that JSON cannot hold; {advice}") from None
 
 
 def headers(value: Any) -> Mapping[str, str]:
     """Return header fields to send. No sentence quotes a value: all are secrets."""
     if not isinstance(value, dict) or not value:
         raise ValueError('is not an object of headers; write {"X-Name": "value"}')
-    faults = [fault for name, text in value.items() if (fault := _header_fault(name, text))]
-    if faults:
-        raise ValueError(*faults)
-    return value
+    return dict(each(value, _header))
 
 
-def _header_fault(name: str, value: Any) -> str | None:
+def _header(name: str, value: Any) -> tuple[str, str]:
     if not _HEADER_NAME.fullmatch(name):
         # Not quoted: name and value may have been swapped.
-        return "has a name that no header can have; write letters, digits and -"
+        raise ValueError("has a name that no header can have; write letters, digits and -")
     if name.lower() in _OWN_HEADERS:
-        return f"has the header {name!r}, which no setting replaces; remove it"
-    if not isinstance(value, str) or not value.strip():
-        return "has a header without a value; write it in quotes"
-    try:
-        header_value(value)
-    except ValueError as error:
-        return f"has a header whose value {error}"
-    return None
-
-
-def concurrency(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"is not an integer; write one from 1 to {_MAX_CONCURRENCY}")
-    if not 1 <= value <= _MAX_CONCURRENCY:
-        raise ValueError(f"{value} is not usable; write an integer from 1 to {_MAX_CONCURRENCY}")
-    return value
+        raise ValueError(f"has the header {name!r}, which no setting replaces; remove it")
+    if not is_text(value):
+        raise ValueError("has a header without a value; write it in quotes")
+    return name, header_value(value)
 
 
 def proxy_or_none(value: Any) -> Proxy | None:

@@ -13,10 +13,12 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 from urllib.parse import urlsplit
+
+T = TypeVar("T")
 
 # By the end of the name of the file that installs them: requirements-cluster.txt.
 _PACKAGES = {
@@ -65,8 +67,8 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 def seconds(low: float, high: int = 86400) -> Callable[[str], float]:
     # At most a day for a time-out: above 24 days a socket raises OverflowError.
     def parse(text: str) -> float:
-        is_number = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text)
-        if not is_number or not low <= float(text) <= high:
+        is_decimal = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text)
+        if not is_decimal or not low <= float(text) <= high:
             raise ValueError(f"{text!r} is not usable; write seconds, from {low:g} to {high}")
         return float(text)
 
@@ -121,6 +123,8 @@ def url_without_query(text: str) -> str:
 def _url_problem(text: str) -> str | None:
     if not re.match(r"https?://", text, re.IGNORECASE):
         return "does not begin with http:// or https://"
+    if found := re.search(r"([;；，、])\s*https?://", text, re.IGNORECASE):
+        return f"separates URLs by {found[1]!r} instead of ','"
     if re.search(r"[\s\x00-\x1f\x7f]", text):
         return "contains white space"
     try:
@@ -176,22 +180,16 @@ def hosting_url(text: str) -> str:
     return bucket_url(text) if text.startswith("s3://") else base_url(text)
 
 
-def base_urls(text: str) -> tuple[str, ...]:
-    """Return comma-separated URLs, each once."""
-    if found := re.search(r"([;；，、])\s*https?://", text, re.IGNORECASE):
-        raise ValueError(f"separates URLs by {found[1]!r}; write ',' between them")
-    urls = tuple(dict.fromkeys(base_url(part.strip()) for part in text.split(",") if part.strip()))
-    if not urls:
-        raise ValueError("names no backend; write one or more URLs, separated by commas")
-    return urls
+def listed(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """Return a parser of comma-separated values, each once."""
 
+    def parse_all(text: str) -> tuple[T, ...]:
+        parts = [part.strip() for part in text.split(",")]
+        if not any(parts):
+            raise ValueError("names nothing; write one or more, separated by commas")
+        return tuple(dict.fromkeys(parse(part) for part in parts if part))
 
-def keys(text: str) -> tuple[str, ...]:
-    """Return comma-separated keys."""
-    found = tuple(key.strip() for key in text.split(","))
-    if not all(found):
-        raise ValueError("contains an empty key; write one or more keys, separated by commas")
-    return found
+    return parse_all
 
 
 def certificates(text: str) -> Path:
@@ -206,16 +204,22 @@ def certificates(text: str) -> Path:
     return path
 
 
-def networks(text: str) -> tuple[IpNetwork, ...]:
-    """Return comma-separated networks, each as address/bits."""
-    return tuple(_network(part.strip()) for part in text.split(","))
-
-
-def _network(text: str) -> IpNetwork:
+def network(text: str) -> IpNetwork:
     try:
         return ipaddress.ip_network(text)
     except ValueError:
         raise ValueError(f"{text!r} is not a network; write one such as 192.168.1.0/24") from None
+
+
+def text_file(path: str | Path) -> str:
+    """Return the contents of a file. Raises ValueError."""
+    try:
+        # -sig: Windows editors write a byte order mark.
+        return Path(path).read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        advice = "write the path of a text file that the service's user may read"
+        raise ValueError(f"cannot be read ({reason}); {advice}") from None
 
 
 def absolute_path(text: str) -> Path:
@@ -226,13 +230,11 @@ def check_folder(path: Path) -> None:
     """Raise ValueError unless the folder is writable, or can be created."""
     try:
         nearest = next(place for place in (path, *path.parents) if place.exists())
-        is_folder = nearest.is_dir()
-        is_writable = os.access(nearest, os.W_OK | os.X_OK, effective_ids=True)
     except OSError as error:
         raise ValueError(f"cannot be used ({error.strerror}); write a folder's path") from None
-    if not is_folder:
+    if not nearest.is_dir():
         raise ValueError(f"{str(nearest)!r} is not a folder; write a folder's path")
-    if not is_writable:
+    if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=True):
         raise ValueError(f"{str(nearest)!r} is not writable; write the path of a writable folder")
 
 
@@ -240,6 +242,7 @@ def json_object(text: str, example: str = '{"https://backend/v1": …}') -> dict
     # The text may hold tokens: the sentence says where it is wrong, and quotes nothing.
     try:
         value = json.loads(text)
+        json.dumps(value, allow_nan=False)  # loads accepts NaN, and reads 1e999 as infinity
     except (ValueError, RecursionError) as error:
         where = ""
         if isinstance(error, json.JSONDecodeError):
@@ -252,11 +255,31 @@ def json_object(text: str, example: str = '{"https://backend/v1": …}') -> dict
     return value
 
 
-def models(text: str) -> tuple[str, ...]:
-    """Return comma-separated names of models, each once."""
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
-        if not re.fullmatch(MODEL, name):
-            advice = "write names such as gpt-image-2, separated by commas"
-            raise ValueError(f"{name!r} is not a model that a URL can name; {advice}")
-    return names
+def each(entries: Mapping[str, Any], parse: Callable[[str, Any], T]) -> list[T]:
+    """Return what `parse` makes of each name and value; reports the faults of all together."""
+    found, faults = [], list[str]()
+    for name, value in entries.items():
+        try:
+            found.append(parse(name, value))
+        except ValueError as error:
+            faults += error.args
+    if faults:
+        raise ValueError(*faults)
+    return found
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def is_number(value: Any, low: int, high: int, kind: type = int) -> bool:
+    """Return whether a value of JSON is an integer, or with `float` any number, in a range."""
+    is_one = isinstance(value, int | kind) and not isinstance(value, bool)
+    return is_one and low <= value <= high
+
+
+def model(text: str) -> str:
+    if not re.fullmatch(MODEL, text):
+        advice = "write names such as gpt-image-2, separated by commas"
+        raise ValueError(f"{text!r} is not a model that a URL can name; {advice}")
+    return text

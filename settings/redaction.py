@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator, Mapping
-from urllib.parse import unquote, urlsplit
+from collections.abc import Iterable, Iterator, Mapping
+from urllib.parse import quote, unquote, urlsplit
 
 from settings.maps import KeySettings
 from settings.proxies import Proxy
@@ -14,6 +15,8 @@ from settings.proxies import Proxy
 _UNPRINTABLE = re.compile(
     "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+# gunicorn logs what is wrong with a request, and a request line may have 64 KB.
+_LONGEST_LINE = 4000
 
 
 def printable(text: str) -> str:
@@ -28,6 +31,33 @@ def printable_lines(text: str) -> str:
 
 def _escaped(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """Return `text` without these secrets, and without those in URLs of ours."""
+    for secret in secrets:
+        # Replacing a shorter one would garble every line, and it protects nothing.
+        if len(secret) >= 6:
+            text = text.replace(secret, "***").replace(quote(secret, safe=""), "***")
+    return re.sub(r"([?&](?:key|sig|authCode)=)[^&\s'\"]*", r"\1***", text)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats log records without these secrets or a URL's, and without control characters.
+
+    A record is one line; those of its traceback are indented, so that no text can forge a record.
+    """
+
+    def __init__(self, secrets: Iterable[str], fmt: str | None = None, datefmt: str | None = None):
+        super().__init__(fmt, datefmt)
+        self.secrets = secrets
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = redacted(super().format(record), self.secrets)
+        return "\n  ".join(printable(line)[:_LONGEST_LINE] for line in text.split("\n"))
 
 
 def secrets_in(value: object, *, is_secret: bool) -> Iterator[str]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from settings.parsers import HOSTING_PROVIDERS, IpNetwork, printable_url
+from settings.parsers import HOSTING_PROVIDERS, IpNetwork, printable_url, text_file
 from settings.proxies import Proxy
-from settings.reader import Reader
+from settings.setting import Reader
 from settings.table import Table
 
 
@@ -42,15 +39,6 @@ def make_objects(name: str, url: str | None, table: Table, reader: Reader) -> Ob
         table.s3_access_key_id,
         table.s3_secret_access_key,
     )
-
-
-# By which gunicorn or systemd pass on a socket that listens already.
-_HANDED_SOCKETS = {"GUNICORN_FD", "LISTEN_FDS"}
-_HOST_ADVICE = "write an address of this machine as HOST"
-_LISTEN_ADVICE = {
-    errno.EADDRINUSE: "stop what listens there, or write another PORT",
-    errno.EACCES: "write a PORT above 1023",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,28 +72,12 @@ def make_network(table: Table, reader: Reader) -> NetworkSettings:
     )
 
 
-def listen_fault(host: str, port: int) -> str | None:
-    """Return why nothing can listen there, such as another server, and what to write; or None."""
-    if not _HANDED_SOCKETS.isdisjoint(os.environ):
-        return None
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as trial:
-            # As gunicorn does: connections of a server that has just ended are no obstacle.
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind((host, port))
-    except OSError as error:
-        reason = f"{error.strerror}: {url_host(host)}:{port}"
-        return f"HOST, PORT: {reason}; {_LISTEN_ADVICE.get(error.errno or 0, _HOST_ADVICE)}"
-    return None
-
-
 def url_host(host: str) -> str:
     """Return the host as a URL has it: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
-PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
+_PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 PLACEHOLDER = "{ORIGINAL_PROMPT}"
 
 SEE_UPLOAD_URL = "https://s.ee/api/v1/file/upload"
@@ -206,35 +178,31 @@ def make_llm(table: Table, reader: Reader) -> LlmSettings | None:
         return None
     switch = "LLM_OPTIMIZATION_ENABLED" if optimizes else "DE_NSFW_ENABLED"
     reader.require("LLM_OPTIMIZATION_API_URL", f"{switch} needs it: write https://host/v1")
-    optimize = safety = None
-    if optimizes:
-        optimize = _template(reader, "LLM_OPTIMIZATION_TEMPLATE", "optimize.txt")
-    if makes_safe:
-        safety = _template(reader, "DE_NSFW_TEMPLATE", "safety.txt")
+    optimize = _template("LLM_OPTIMIZATION_TEMPLATE", "optimize.txt", reader) if optimizes else None
     return LlmSettings(
         url=table.llm_optimization_api_url or "",
         model=table.llm_optimization_model,
         token=table.llm_optimization_token,
         optimize_template=optimize,
-        safety_template=safety,
+        safety_template=_template("DE_NSFW_TEMPLATE", "safety.txt", reader) if makes_safe else None,
         safety_attempts=table.de_nsfw_max_attempts,
         params=table.llm_params,
     )
 
 
-def _template(reader: Reader, name: str, default: str) -> str | None:
+def _template(name: str, default: str, reader: Reader) -> str:
     """Return a prompt template: from `NAME_FILE`, else from `NAME`, else the default file."""
-    text: str | None
-    if reader.text(f"{name}_FILE"):
-        name = f"{name}_FILE"
-        text = reader.file(name)
-    elif inline := reader.text(name):
-        text = inline.replace("\\n", "\n")
-    else:
-        text = (PROMPTS / default).read_text("utf-8")
-    if text is not None and PLACEHOLDER not in text:
-        reader.fault(name, f"does not contain {PLACEHOLDER}; write it where the prompt belongs")
-    return text
+    file, text = reader.values[f"{name}_FILE".lower()], reader.values[name.lower()]
+    try:
+        if file or not text:
+            text = text_file(file or _PROMPTS / default)
+        else:
+            text = text.replace("\\n", "\n")
+        if PLACEHOLDER not in text:
+            raise ValueError(f"does not contain {PLACEHOLDER}; write it where the prompt belongs")
+    except ValueError as error:
+        reader.fault(f"{name}_FILE" if file else name, error)
+    return text or ""
 
 
 def make_hosting(table: Table, reader: Reader) -> HostingSettings | None:
@@ -253,8 +221,7 @@ def make_hosting(table: Table, reader: Reader) -> HostingSettings | None:
         return HostingSettings("s3", "", None, None, public_url, objects)
     if provider == "smms":
         url = url or SEE_UPLOAD_URL
-    key, code = table.image_hosting_key, table.image_hosting_auth_code
-    return HostingSettings(provider, url, key, code)
+    return HostingSettings(provider, url, table.image_hosting_key, table.image_hosting_auth_code)
 
 
 def make_pollinations(table: Table) -> PollinationsSettings | None:

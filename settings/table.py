@@ -34,7 +34,7 @@ def usable_cores() -> int:
 class Table:
     """Every setting, parsed. Times are seconds, sizes bytes."""
 
-    backend_api_urls: tuple[str, ...] = setting(p.base_urls, (), heading="Required")
+    backend_api_urls: tuple[str, ...] = setting(p.listed(p.base_url), (), heading="Required")
     """The [image backends](backends.md), OpenAI-compatible, such as `https://api.openai.com/v1`;
     several are separated by commas."""
     access_key: str | None = setting(str, None, is_secret=True, names=("PROXY_ACCESS_KEY",))
@@ -50,7 +50,11 @@ class Table:
     """Opens the gallery, `GET /cache` and `POST /cache/delete` (as the header `X-Admin-Token`),
     and `GET /metrics` (as a Bearer token)."""
     signing_keys: tuple[str, ...] = setting(
-        p.keys, (), is_secret=True, names=("SIGNING_KEY",), shown="derived from `PROXY_ACCESS_KEY`"
+        p.listed(str),
+        (),
+        is_secret=True,
+        names=("SIGNING_KEY",),
+        shown="derived from `PROXY_ACCESS_KEY`",
     )
     """One or more keys for [signed URLs](signing.md), separated by commas: the first signs, all
     are accepted. Without this and `PROXY_ACCESS_KEY`, signing is off."""
@@ -68,7 +72,7 @@ class Table:
     """How often each backend is chosen: `{"https://api.openai.com/v1": 2.5}`. 0 drains one."""
     model_map: Mapping[str, Mapping[str, str]] = by_backend(maps.model_names)
     """Model names by backend: `{"https://api.x.ai/v1": {"gpt-image-2": "grok-imagine-image"}}`."""
-    models: tuple[str, ...] = setting(p.models, (), shown="the names in `MODEL_MAP`")
+    models: tuple[str, ...] = setting(p.listed(p.model), (), shown="the names in `MODEL_MAP`")
     """The models that [`/v1/models`](api.md#get-v1models) lists for clients to choose from,
     separated by commas: `gpt-image-2,flux`. Others can be requested too."""
     backend_params: Mapping[str, Mapping[str, Mapping[str, Any]]] = by_backend(maps.parameters)
@@ -107,7 +111,7 @@ class Table:
         shown="`REQUESTS_CA_BUNDLE`, else `SSL_CERT_FILE`, else certifi's",
     )
     """A PEM file with the certificates of the authorities to trust, instead of certifi's."""
-    picture_networks: tuple[p.IpNetwork, ...] = setting(p.networks, ())
+    picture_networks: tuple[p.IpNetwork, ...] = setting(p.listed(p.network), ())
     """Networks from which a backend's pictures may be fetched although they are not public,
     separated by commas: `192.168.1.0/24`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 import signal
@@ -21,9 +22,8 @@ import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
-from app import create_app
-from commands.__main__ import cli, connect, open_session
-from commands.session import Door
+from app import create_app, make_services
+from commands.__main__ import cli
 from settings.servers import ObjectSettings
 from storage.local.sqlite import SqliteState
 from storage.state import State
@@ -123,11 +123,28 @@ class Service:
         pairs = "&".join(f"{name}={value}" for name, value in {"key": KEY, **query}.items())
         return self.get(f"/prompt/{description}?{pairs}", method=method)
 
-    def delete(self, body: bytes, token: str | None = ADMIN) -> Got:
-        headers = {"Content-Type": "application/json"}
-        if token is not None:
-            headers["X-Admin-Token"] = token
-        return self.get("/cache/delete", method="POST", headers=headers, body=body)
+    def post(self, target: str, body: Any, key: str = KEY, **headers: str) -> Got:
+        """Send a body, as JSON unless it is bytes, with an access key."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {key}", **headers}
+        return self.get(target, method="POST", headers=headers, body=data)
+
+    def order(self, body: Any, key: str = KEY, **headers: str) -> Got:
+        """Order pictures as OpenAI's clients do."""
+        return self.post("/v1/images/generations", body, key, **headers)
+
+    def sign(self, body: Any, key: str = KEY, **headers: str) -> Got:
+        return self.post("/sign", body, key, **headers)
+
+    def sign_target(self, body: Any, key: str = KEY) -> str:
+        """Return the path and query of a signed URL."""
+        return str(self.sign(body, key).json["url"]).removeprefix(self.url)
+
+    def as_admin(self, target: str, **headers: str) -> Got:
+        return self.get(target, headers={"X-Admin-Token": ADMIN, **headers})
+
+    def delete(self, body: Any, token: str = ADMIN) -> Got:
+        return self.post("/cache/delete", body, **{"X-Admin-Token": token})
 
 
 class _Handler(WSGIRequestHandler):
@@ -362,6 +379,12 @@ def serve(environment: dict[str, str], opened: list[Any]) -> Callable[..., InPro
 
 
 @pytest.fixture
+def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
+    """The app in this process, with one backend and the settings of `environment`."""
+    return serve(backend)
+
+
+@pytest.fixture
 def gunicorn(
     environment: dict[str, str], opened: list[Any], tmp_path: Path
 ) -> Callable[..., Gunicorn]:
@@ -381,18 +404,19 @@ Run = Callable[..., click.testing.Result]
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The root directory in which `check` looks for installed files."""
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def run(environment: dict[str, str], backend: ScriptedServer, root: Path) -> Run:
-    """Run `python -m commands …` in this process."""
+def run(
+    environment: dict[str, str],
+    backend: ScriptedServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    """Run `python -m commands …` in this process, in a folder without `.env`."""
+    monkeypatch.chdir(tmp_path)
 
     def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
-        values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
-        door = Door(lambda: config.parse(values), open_session, connect, root)
-        return click.testing.CliRunner().invoke(cli, arguments, input=answer, obj=door)
+        own = {"PYTHONPATH": str(ROOT), "BACKEND_API_URLS": backend.url}
+        variables = dict.fromkeys(os.environ) | own | environment | settings
+        runner = click.testing.CliRunner(env=variables)
+        return runner.invoke(cli, arguments, input=answer, obj=make_services)
 
     return invoke

@@ -6,7 +6,6 @@ Selenium is imported where a browser is started, since other tests do without it
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,7 +18,7 @@ import pytest
 from storage import Row
 from storage.local.sqlite import SqliteState
 
-from .conftest import ADMIN, Gunicorn, drawing, with_backend
+from .conftest import Gunicorn, drawing, with_backend
 from .servers import Say, ScriptedServer, Seen, png
 
 if TYPE_CHECKING:
@@ -84,11 +83,10 @@ class Studio:
         self.backend.say(drawing())
         self.backend.seen.clear()
         for entry in self.entries():
-            self.service.delete(json.dumps({"key": entry["key"]}).encode())
+            self.service.delete({"key": entry["key"]})
 
     def entries(self) -> list[dict[str, Any]]:
-        listed = self.service.get("/cache?limit=200", headers={"X-Admin-Token": ADMIN})
-        found: list[dict[str, Any]] = listed.json["entries"]
+        found: list[dict[str, Any]] = self.service.as_admin("/cache?limit=200").json["entries"]
         return found
 
 

@@ -19,6 +19,7 @@ import config
 from config import Settings, SettingsError
 from settings.dotenv import Dotenv
 from settings.proxies import Proxy
+from settings.redaction import RedactingFormatter
 from settings.servers import (
     BackendSettings,
     HostingSettings,
@@ -80,7 +81,8 @@ def assert_fault(values: Mapping[str, str], variable: str, reason: str) -> None:
 
 
 def test_all_faults_are_reported_together() -> None:
-    checked = [row for row in ROWS if row.parse is not str and row.name != "CACHE_DIR"]
+    taken = ("CACHE_DIR", "SIGNING_KEY")  # for which any text will do
+    checked = [row for row in ROWS if row.parse is not str and row.name not in taken]
     bad = {row.names[0]: "ftp://\x7f," for row in checked}
     assert len(bad) > 50
     assert [fault.split(":")[0] for fault in faults(bad)] == list(bad)
@@ -111,7 +113,6 @@ def test_all_faults_are_reported_together() -> None:
         ({"LLM_PARAMS": "[]"}, "LLM_PARAMS", "not an object"),
         ({"LLM_PARAMS": '{"messages": []}'}, "LLM_PARAMS", "which no setting replaces"),
         ({"LLM_PARAMS": '{"model": 5}'}, "LLM_PARAMS", "a model that is not a name"),
-        ({"LLM_PARAMS": '{"top_p": NaN}'}, "LLM_PARAMS", "JSON cannot hold"),
         *(
             (LLM | {name: "Improve {PROMPT}."}, name, "does not contain {ORIGINAL_PROMPT}")
             for name in ("LLM_OPTIMIZATION_TEMPLATE", "DE_NSFW_TEMPLATE")
@@ -690,7 +691,7 @@ def logged(settings: Settings, message: str, *args: Any, **more: Any) -> str:
     """Return what the redacting formatter makes of a message."""
     stream = StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(config.RedactingFormatter(settings, "%(levelname)s %(message)s"))
+    handler.setFormatter(RedactingFormatter(settings.secrets(), "%(levelname)s %(message)s"))
     logger = logging.Logger("test")
     logger.addHandler(handler)
     logger.error(message, *args, **more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import stat
 import subprocess
@@ -133,7 +132,7 @@ def test_picture_is_cached_for_nginx_cache_seconds_and_revalidated(
 def test_errors_are_never_cached(shared: Nginx, studio: Studio) -> None:
     studio.backend.say(REFUSAL, drawing())
     assert shared.picture("refused").status == 422
-    assert shared.delete(b'{"description": "refused"}').status == 200  # the refusal
+    assert shared.delete({"description": "refused"}).status == 200  # the refusal
     assert shared.picture("refused").status == 200
     hit(shared.picture, "refused")
     assert shared.picture("refused", width="nonsense").status == 400
@@ -179,13 +178,12 @@ def test_order_whose_client_left_nginx_is_not_paid_for_again(
 ) -> None:
     backend.say(gate := Gate(drawing()))
     service = nginx(serve(backend).url)
-    target, body = "/v1/images/generations", b'{"prompt": "a cat"}'
-    headers = {"Authorization": f"Bearer {KEY}"}
+    target, headers = "/v1/images/generations", {"Authorization": f"Bearer {KEY}"}
     with pytest.raises(TimeoutError):
-        service.get(target, method="POST", headers=headers, body=body, timeout=1)
+        service.get(target, method="POST", headers=headers, body=b'{"prompt": "a cat"}', timeout=1)
     gate.opened.set()
     wait_until(lambda: [note["has_ended"] for note in orders(tmp_path)] == [True])
-    got = service.get(target, method="POST", headers=headers, body=body)
+    got = service.order({"prompt": "a cat"})
     assert [one["seed"] for one in got.json["data"]] == [seen.json["seed"] for seen in backend.seen]
 
 
@@ -214,10 +212,8 @@ def test_keys_never_share_a_cache_entry(shared: Nginx, studio: Studio) -> None:
 def test_answer_in_nginx_does_not_outlast_the_exp_of_its_url(
     expiring: Nginx, backend: ScriptedServer
 ) -> None:
-    body = json.dumps({"description": "x", "expires_in": 1000}).encode()
-    link = expiring.get(f"/sign?key={KEY}", method="POST", body=body).json["url"]
-    exp = int(re.findall(r"exp=([0-9]+)", link)[0])
-    target = link.removeprefix(expiring.url)
+    target = expiring.sign_target({"description": "x", "expires_in": 1000})
+    exp = int(re.findall(r"exp=([0-9]+)", target)[0])
 
     def left() -> int:
         asked = time.time()
@@ -253,7 +249,7 @@ def test_revoked_key_expires_from_the_cache(
 def test_deleted_picture_expires_from_the_cache(expiring: Nginx, backend: ScriptedServer) -> None:
     backend.say(drawing(png(shade=1)), drawing(png(shade=2)))
     assert expiring.picture("x").body == png(shade=1)
-    assert expiring.delete(b'{"description": "x"}').status == 200
+    assert expiring.delete({"description": "x"}).status == 200
     wait_until(lambda: expiring.picture("x").body == png(shade=2), 5)
     assert all(expiring.picture("x").body == png(shade=2) for _ in range(5))
 
@@ -315,7 +311,7 @@ def test_deleted_picture_is_gone_while_backends_fail(
 ) -> None:
     hit(expiring.picture, "x")
     backend.say(Say("", 500))
-    assert expiring.delete(b'{"description": "x"}').status == 200
+    assert expiring.delete({"description": "x"}).status == 200
     wait_until(lambda: expiring.picture("x").status != 200)
     # The first answer says that the backend fails, the next ones that it is cooling down.
     assert {expiring.picture("x").status for _ in range(5)} <= {502, 503}
@@ -475,7 +471,7 @@ def test_path_with_a_slash_too_many_is_a_404(shared: Nginx, studio: Studio) -> N
 def test_picture_by_its_key_is_never_cached(shared: Nginx, studio: Studio) -> None:
     assert shared.picture("by%20its%20key").status == 200
     path = f"/cache/{ImageRequest('by its key').key}"
-    assert shared.get(path, headers={"X-Admin-Token": ADMIN}).status == 200
+    assert shared.as_admin(path).status == 200
     assert shared.get(path).status == 401
 
 
@@ -483,9 +479,8 @@ def test_page_and_listing_are_compressed(shared: Nginx, studio: Studio) -> None:
     for number in range(3):
         shared.picture(f"apple%20{number}")
     for target in ("/", "/page/page.js", "/cache"):
-        ask = partial(shared.get, target)
-        plain = ask(headers={"X-Admin-Token": ADMIN})
-        compressed = ask(headers={"X-Admin-Token": ADMIN, "Accept-Encoding": "gzip"})
+        plain = shared.as_admin(target)
+        compressed = shared.as_admin(target, **{"Accept-Encoding": "gzip"})
         assert "Content-Encoding" not in plain.headers
         assert compressed.headers["Content-Encoding"] == "gzip"
         assert compressed.headers["Vary"] == plain.headers["Vary"] == "Accept-Encoding"
@@ -493,11 +488,8 @@ def test_page_and_listing_are_compressed(shared: Nginx, studio: Studio) -> None:
 
 
 def test_body_over_64_kb_is_a_413(shared: Nginx, studio: Studio) -> None:
-    ask = partial(shared.get, "/v1/images/generations", method="POST")
-    headers = {"Authorization": f"Bearer {KEY}"}
-    sizes = (64 * 1024, 64 * 1024 + 1)
     passed, rejected = (
-        ask(headers=headers, body=b'{"prompt": "a cat"}'.ljust(size)) for size in sizes
+        shared.order(b'{"prompt": "a cat"}'.ljust(size)) for size in (64 * 1024, 64 * 1024 + 1)
     )
     assert (passed.status, len(passed.json["data"])) == (200, 1)
     assert (rejected.status, rejected.headers["Content-Type"]) == (413, "text/html")  # by nginx
@@ -517,7 +509,7 @@ def test_edit_is_refused_before_the_upload_as_by_the_app(
 
 
 def test_reason_passes_in_the_status_line(shared: Nginx, studio: Studio) -> None:
-    got = shared.get("/v1/images/generations", method="POST", body=b"{}")
+    got = shared.order({}, key="wrong")
     assert got.reason == got.json["error"]["message"]
 
 
@@ -537,7 +529,7 @@ def test_no_log_contains_a_query(nginx: Start, serve: Serve, backend: ScriptedSe
     service.get("/prompt/b", headers=headers)
     service.picture("c", key="a-wrong-key")
     service.picture("x" * 66_000)
-    service.delete(b"{}", token=ADMIN)
+    service.delete({})
     app.close()
     service.picture("d")
     wait_until(lambda: is_stale(service.picture("a%20red%20apple", seed=7)))

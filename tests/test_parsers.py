@@ -31,9 +31,12 @@ PARSED: list[tuple[Parse, dict[str, Any]]] = [
     (p.url_without_query, {"HTTP://a.example:80/v1#part": "http://a.example:80/v1"}),
     (p.url_without_query, {"http://user:word@[::1]:9/v1": "http://user:word@[::1]:9/v1"}),
     (p.base_url, {"https://c/v1/?x=1": "https://c/v1?x=1"}),
-    (p.base_urls, {"https://b/v1, https://a ,,https://b/v1/,": ("https://b/v1", "https://a")}),
-    (p.keys, {"new , old": ("new", "old")}),
-    (p.models, {"vendor/flux:1, x,vendor/flux:1": ("vendor/flux:1", "x")}),
+    (
+        p.listed(p.base_url),
+        {"https://b/v1, https://a ,,https://b/v1/,": ("https://b/v1", "https://a")},
+    ),
+    (p.listed(str), {"new , old": ("new", "old")}),
+    (p.listed(p.model), {"vendor/flux:1, x,vendor/flux:1": ("vendor/flux:1", "x")}),
     (p.bucket_url, {url: url.rstrip("/") for url in ("s3://ab/c/d/", "gs://ab", "az://ab/c")}),
     (p.hosting_url, {"s3://bucket/": "s3://bucket", "https://bed/": "https://bed"}),
     (p.database_url, {url: url for url in ("postgresql://h", "postgres://u@one,two:5433/db?a=b")}),
@@ -57,7 +60,7 @@ def test_text_becomes_a_value(parse: Parse, values: dict[str, Any]) -> None:
 
 
 def test_networks_are_a_list() -> None:
-    found = p.networks("192.168.1.0/24, fd00::/8 ,10.0.0.7")
+    found = p.listed(p.network)("192.168.1.0/24, fd00::/8 ,10.0.0.7")
     assert [str(network) for network in found] == ["192.168.1.0/24", "fd00::/8", "10.0.0.7/32"]
 
 
@@ -80,10 +83,18 @@ REJECTED: list[tuple[Parse, str, tuple[str, ...]]] = [
     (p.base_url, "'https://host…' is not a valid URL", ("https://host:0", "https://host:99999/v1")),
     (p.base_url, "'https://a…' contains white space", ("https://u:password@a/v1 https://b",)),
     (p.base_url, "contains white space", ("https://a b/v1", "https://host/a\tb")),
-    (p.base_urls, "names no backend", (", ,",)),
-    (p.base_urls, "separates URLs by ';'; write ','", ("https://a; https://b",)),
-    (p.base_urls, "separates URLs by '，'; write ','", ("https://a/v1，https://b/v1",)),
-    (p.base_urls, f"'b.example.com…' {NO_URL}", ("https://a,b.example.com",)),
+    (p.listed(p.base_url), "names nothing", (", ,",)),
+    (
+        p.listed(p.base_url),
+        "'https://a;…' separates URLs by ';' instead of ','",
+        ("https://a; https://b",),
+    ),
+    (
+        p.listed(p.base_url),
+        "separates URLs by '，' instead of ','",
+        ("https://a/v1，https://b/v1",),
+    ),
+    (p.listed(p.base_url), f"'b.example.com…' {NO_URL}", ("https://a,b.example.com",)),
     (p.url_without_query, "has a query", ("https://a/?b=1",)),
     (p.hosting_url, NO_URL, ("gs://bucket", "bed")),
     (
@@ -98,14 +109,13 @@ REJECTED: list[tuple[Parse, str, tuple[str, ...]]] = [
         ("mysql://h/d", "host", "postgresql+x://h"),
     ),
     (p.database_url, "contains white space", ("postgresql://a b",)),
-    (p.keys, "contains an empty key", ("new, ,old",)),
-    (p.models, "is not a model that a URL can name", ("a,,b", "a b", "a" * 101, "модель")),
-    (p.networks, "is not a network", ("10.0.0.0/8,", "10.0.0.1/8", "lan", "10.0.0.0/33")),
+    (p.listed(p.model), "is not a model that a URL can name", ("a b", "a" * 101, "модель")),
+    (p.listed(p.network), "is not a network", ("10.0.0.1/8", "lan", "10.0.0.0/33")),
     (p.certificates, "cannot be read (No such file or directory)", ("/no/such/file",)),
     (p.certificates, "contains no certificate", (__file__,)),
     (p.json_object, f"is not JSON at character 2; write {MAP}", ("{",)),
     (p.json_object, "at character 2 ('“' is not ASCII);", ('{“https://a”: "b"}',)),
-    (p.json_object, "is not JSON;", ("[" * 100_000,)),
+    (p.json_object, "is not JSON;", ("[" * 100_000, '{"a": [NaN]}', '{"a": 1e999}')),
     (p.json_object, "not an object", ("[1]", "null")),
     (named_keys, "not an object; write", ("[]", '{"blog": "k"}')),
     (named_keys, "besides key, per_day and expires", ('{"blog": {"key": "k", "perday": 5}}',)),
@@ -127,7 +137,7 @@ REJECTED: list[tuple[Parse, str, tuple[str, ...]]] = [
         "'blog': expires is not a day",
         tuple(
             f'{{"blog": {{"key": "k", "expires": {wrong}}}}}'
-            for wrong in ('"2027-02-30"', '"20270131"', '"2027-W04-7"', "2027", '"soon"')
+            for wrong in ('"2027-02-30"', "2027", '"soon"')
         ),
     ),
     (
@@ -153,8 +163,7 @@ def test_invalid_text_has_a_reason(parse: Parse, reason: str, texts: tuple[str, 
 @pytest.mark.parametrize(
     ("parse", "reason", "values"),
     [
-        (maps.weight, "is not a number", ("2", True, None)),
-        (maps.weight, "is not usable", (-1, math.nan, math.inf, 10**400)),
+        (maps.weight, "is not usable", ("2", True, None, -1, math.nan, 10**400)),
         (maps.token, "is not a token", (1, " ", None)),
         (maps.token, "printable ASCII", ("schlüssel",)),
         (maps.model_names, "does not map model names", ("m", {"m": 1})),
@@ -163,7 +172,6 @@ def test_invalid_text_has_a_reason(parse: Parse, reason: str, texts: tuple[str, 
         (maps.parameters, "has the field 'n'", ({"*": {"n": None}},)),
         (maps.parameters, "has the field 'messages'", ({"*": {"messages": []}},)),
         (maps.parameters, "has a model that is not a name", ({"*": {"model": 1}},)),
-        (maps.parameters, "has a value that JSON cannot hold", ({"*": {"a": [math.nan]}},)),
         (maps.headers, "is not an object of headers", ("X-A: 1", ["X-A"], {})),
         (maps.headers, "a name that no header can have", ({"": "1"}, {"X A": "1"}, {"X\n": "1"})),
         (maps.headers, "has the header 'host'", ({"X-A": "1", "host": "1"},)),
@@ -171,8 +179,7 @@ def test_invalid_text_has_a_reason(parse: Parse, reason: str, texts: tuple[str, 
         (maps.headers, "has the header 'Transfer-Encoding'", ({"Transfer-Encoding": "1"},)),
         (maps.headers, "has a header without a value", ({"X-A": 1}, {"X-A": " "})),
         (maps.headers, "printable ASCII", ({"X-A": "1\r\nX-B: 2"}, {"X-A": "1\n"}, {"X-A": "é"})),
-        (maps.concurrency, "is not an integer", ("2", 1.5, True, None)),
-        (maps.concurrency, "is not usable", (0, -1, 1001)),
+        (maps.concurrency, "is not usable", ("2", 1.5, True, None, 0, -1, 1001)),
         (maps.proxy_or_none, "is not a proxy", (1,)),
         (maps.proxy_or_none, "a proxy is http://, socks5://", ("ftp://secret@host",)),
     ],

@@ -11,20 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from backends import Backends
-from cache import Cache
-from drawing.backend import Backend
-from drawing.pool import Pool, StillRunning
-from drawing.storing import Drawn
-from llm import Llm
+from drawing.pool import StillRunning
 from picture import ImageRequest
-from pipeline import Pipeline
-from settings.servers import BackendSettings, LlmSettings
-from storage import NoRoom
 from storage.cluster.copies import Nowhere
-from storage.state import State
-from storage.waiting import Places
-from upstream.client import Upstream
 
 from .conftest import (
     ADMIN,
@@ -39,7 +28,7 @@ from .conftest import (
     saying,
 )
 from .servers import Gate, Say, ScriptedServer, Seen, png, wait_until
-from .states import Clock, SqlitePlace, held_elsewhere
+from .states import held_elsewhere
 
 Serve = Callable[..., InProcess]
 MakeServer = Callable[[], ScriptedServer]
@@ -488,8 +477,10 @@ def test_each_caller_waits_as_long_as_its_own_deadline(
     wanted = ImageRequest("x")
     service = serve(backend)
     pipeline = service.services.pipeline
-    place = SqlitePlace(Path(environment["CACHE_DIR"]), Clock())
-    with held_elsewhere(place, wanted.key) as process, ThreadPoolExecutor(2) as pool:
+    with (
+        held_elsewhere(environment["CACHE_DIR"], wanted.key) as process,
+        ThreadPoolExecutor(2) as pool,
+    ):
         hasty = pool.submit(pipeline.draw, wanted, answer_within=1.0)
         wait_until(lambda: pipeline.pool.places.taken == 1)
         patient = pool.submit(pipeline.draw, wanted)
@@ -526,25 +517,12 @@ def test_nothing_is_paid_for_unless_the_state_takes_a_write(
 
 
 def test_nothing_is_paid_for_unless_there_is_room(
-    state: State, backend: ScriptedServer, llm: ScriptedServer
+    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
 ) -> None:
-    upstream = Upstream()
-    chat = LlmSettings(llm.url, "model", None, "IMPROVE {ORIGINAL_PROMPT}", None, 0)
-    there = Backend(
-        BackendSettings(backend.url), upstream, state, timeout=10, max_image_bytes=2**20
-    )
-    pool: Pool[Drawn] = Pool(state, 1, Places(4))
-    pipeline = Pipeline(
-        Cache(state, Nowhere()),
-        Backends([there], state),
-        pool,
-        llm=Llm(chat, upstream, state, timeout=10),
-        generation_deadline=10,
-        upload_timeout=10,
-        blocked_ttl=10,
-    )
-    with closing(pool), pytest.raises(NoRoom):
-        pipeline.draw(ImageRequest("x"))
+    service = serve(backend, **llm_settings(llm, optimise=True))
+    service.services.cache.store = Nowhere(Path())
+    got = service.picture("x")
+    assert (got.status, "cannot be stored" in got.detail) == (503, True)
     assert backend.seen == llm.seen == []
 
 
@@ -576,7 +554,7 @@ def test_deletion_clears_nothing_while_another_worker_draws(
         key = service.picture("x").json["key"]
         service.ahead += 10
     service.ahead -= 10
-    with held_elsewhere(SqlitePlace(environment["CACHE_DIR"], Clock()), key):
+    with held_elsewhere(environment["CACHE_DIR"], key):
         got = service.delete(body)
         assert (got.status, "being drawn" in got.detail) == (503, True)
         assert int(got.headers["Retry-After"]) > 0

@@ -15,6 +15,7 @@ from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Outcome
 from dialect.tasks import poll, task_of
 from drawing.backend import Backend
+from drawing.record import Drawing
 from picture import ImageRequest
 from settings.servers import BackendSettings
 from storage.state import State
@@ -54,12 +55,11 @@ class Polling:
         self.server.say(*answers)
         endpoint = Endpoint(Upstream(), self.state, f"{self.server.url}/v1?a=1", IMAGES, "t")
         body = {"prompt": "a red apple"}
-        task = task_of(endpoint.ask(body, deadline=Deadline.after(10), limit=2**20))
-        assert task
+        accepted = endpoint.ask(body, deadline=Deadline.after(10), limit=2**20)
+        assert task_of(accepted)
         return poll(
             endpoint,
-            task,
-            "a red apple",
+            accepted,
             deadline=Deadline.after(seconds, self.clock),
             timeout=timeout,
             limit=2**20,
@@ -248,5 +248,6 @@ def test_picture_of_a_task_is_drawn(
         settings, Upstream(), state, timeout=10, max_image_bytes=2**20, sleep=lambda seconds: None
     )
     for _ in range(2):
-        assert there.draw("a", ImageRequest("a"), Deadline.after(10)).data == png()
+        drawing = Drawing(ImageRequest("a"), Deadline.after(10))
+        assert there.draw(drawing).data == png()
     assert [seen.method for seen in backend.seen].count("POST") == posts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -13,15 +13,12 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from werkzeug.wrappers import Response
 
 from access import Access
-from metrics.prometheus import FACTS, PREFIX, Prometheus
+from metrics.prometheus import PREFIX, Prometheus
 from storage import Unavailable
 from web.headers import NOSNIFF
 from web.status import Status
 
 _STATES = ("ready", "cooling", "drained")
-
-# The values of the labels, and the value.
-Sample = tuple[Sequence[str], float]
 
 
 class MetricsPage:
@@ -47,35 +44,39 @@ class MetricsPage:
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the state of backends, cache and keys."""
         found = self.status.describe()
-        yield from self._backends(found["backends"])
-        yield from self._cache(found["cache"])
-        yield from self._keys()
-        yield _family("build_info", [([self.status.version, platform.python_version()], 1)])
-
-    def _backends(self, backends: Iterable[dict[str, Any]]) -> Iterator[GaugeMetricFamily]:
-        states = [([b["url"], state], b["state"] == state) for b in backends for state in _STATES]
-        yield _family("backend_state", states)
-        cooldowns = [([b["url"]], b.get("ready_in", 0)) for b in backends]
-        yield _family("backend_cooldown_seconds", cooldowns)
-
-    def _cache(self, cache: Mapping[str, Any]) -> Iterator[GaugeMetricFamily]:
+        backends, cache = found["backends"], found["cache"]
+        text = "Whether a backend is ready, cooling down or drained: 1 for its state."
+        states = {(b["url"], state): b["state"] == state for b in backends for state in _STATES}
+        yield _gauge("backend_state", text, states, "backend", "state")
+        text = "Time until a backend is asked again."
+        cooldowns = {(b["url"],): b.get("ready_in", 0) for b in backends}
+        yield _gauge("backend_cooldown_seconds", text, cooldowns, "backend")
         if limit := self.status.cache.max_bytes:
-            yield _family("cache_limit_bytes", [([], limit)])
+            yield _gauge("cache_limit_bytes", "CACHE_MAX_BYTES, if there is a limit.", {(): limit})
         if cache["entries"] is not None:  # the index can be used
-            yield _family("cache_entries", [([], cache["entries"])])
-            yield _family("cache_bytes", [([], cache["bytes"])])
+            yield _gauge("cache_entries", "Pictures in the cache.", {(): cache["entries"]})
+            yield _gauge("cache_bytes", "Size of the pictures in the cache.", {(): cache["bytes"]})
+        yield from self._keys()
+        text, versions = (
+            "Version of the service and of Python.",
+            (self.status.version, platform.python_version()),
+        )
+        yield _gauge("build_info", text, {versions: 1}, "version", "python")
 
     def _keys(self) -> Iterator[GaugeMetricFamily]:
         with suppress(Unavailable):
             keys = self.access.usage(self.status.cache.state)
-            yield _family("key_drawings_today", [([key["name"]], key["drawings"]) for key in keys])
-            limits = [([k["name"]], k["per_day"]) for k in keys if k["per_day"] is not None]
-            yield _family("key_drawings_limit", limits)
+            drawings = {(key["name"],): key["drawings"] for key in keys}
+            text = "Drawings of an access key since midnight UTC."
+            yield _gauge("key_drawings_today", text, drawings, "key")
+            limits = {(k["name"],): k["per_day"] for k in keys if k["per_day"] is not None}
+            text = "Drawings that an access key may cause per UTC day."
+            yield _gauge("key_drawings_limit", text, limits, "key")
 
 
-def _family(name: str, samples: Iterable[Sample]) -> GaugeMetricFamily:
-    about = FACTS[name]
-    family = GaugeMetricFamily(PREFIX + name, about.text, labels=about.labels)
-    for labels, value in samples:
-        family.add_metric(labels, value)
-    return family
+def _gauge(name: str, text: str, values: Mapping[Any, float], *labels: str) -> GaugeMetricFamily:
+    """Return a metric whose values are given by those of its labels."""
+    gauge = GaugeMetricFamily(PREFIX + name, text, labels=labels)
+    for of_labels, value in values.items():
+        gauge.add_metric(of_labels, value)
+    return gauge

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
+import os
 import resource
+import socket
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,8 +21,8 @@ from gunicorn.workers.gthread import ThreadWorker
 
 import config
 from config import Settings, SettingsError
-from settings.redaction import printable_lines
-from settings.servers import listen_fault
+from settings.redaction import RedactingFormatter, printable_lines
+from settings.servers import url_host
 from storage.choose import Unusable, check_parts, connections
 
 if TYPE_CHECKING:
@@ -32,6 +35,12 @@ log = logging.getLogger("prompt_image_proxy")
 _RESERVED_DESCRIPTORS, _DESCRIPTORS_PER_REQUEST = 128, 12
 # <sysexits.h>: trying again is useless, and deploy/prompt-image-proxy.service does not.
 INVALID_SETTINGS = 78
+# By which gunicorn or systemd pass on a socket that listens already.
+_HANDED_SOCKETS = {"GUNICORN_FD", "LISTEN_FDS"}
+_LISTEN_ADVICE = {
+    errno.EADDRINUSE: "stop what listens there, or write another PORT",
+    errno.EACCES: "write a PORT above 1023",
+}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
@@ -132,7 +141,8 @@ class Master:
 
     def log_to(self, gunicorn: Any) -> None:
         """Redact gunicorn's log, and send the program's own lines and warnings there too."""
-        formatter = config.RedactingFormatter(self.settings, gunicorn.error_fmt, gunicorn.datefmt)
+        secrets = self.settings.secrets()
+        formatter = RedactingFormatter(secrets, gunicorn.error_fmt, gunicorn.datefmt)
         for handler in (*gunicorn.error_log.handlers, *gunicorn.access_log.handlers):
             handler.setFormatter(formatter)
         log.handlers = list(gunicorn.error_log.handlers)
@@ -153,6 +163,21 @@ def _fail(error: object, status: int) -> NoReturn:
 
 
 master = Master()
+
+
+def listen_fault(host: str, port: int) -> str | None:
+    """Return why nothing can listen there, such as another server, and what to write; or None."""
+    if not _HANDED_SOCKETS.isdisjoint(os.environ):
+        return None
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+            # As gunicorn does: connections of a server that has just ended are no obstacle.
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+    except OSError as error:
+        advice = _LISTEN_ADVICE.get(error.errno or 0, "write an address of this machine as HOST")
+        return f"HOST, PORT: {error.strerror}: {url_host(host)}:{port}; {advice}"
+    return None
 
 
 def make_app() -> object:
