@@ -18,7 +18,8 @@ from config import Settings
 from drawing.backend import Backend
 from drawing.fallback import Pollinations
 from drawing.pool import Pool
-from drawing.storing import Drawn
+from drawing.record import Drawing
+from drawing.storing import Storing
 from hosting import image_host
 from llm import Llm
 from metrics import OFF, Metrics
@@ -28,18 +29,16 @@ from settings.servers import NetworkSettings
 from settings.table import THREADS_KEPT_FREE
 from storage.choose import choose_storage
 from storage.local.folder import Folder
-from storage.state import State
 from storage.waiting import Places
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.files import page_file
-from web.headers import OPENAI_PREFIX, answer_preflight, counting
+from web.headers import OPENAI_PREFIX, answer_preflight
 from web.openai import OpenAi, edit
 from web.openai_forms import openai_error
 from web.pictures import Pictures
 from web.problems import problem
 from web.status import Status
-from web.thumbnails import Thumbnails
 
 if TYPE_CHECKING:
     from images.convert import Converter
@@ -67,12 +66,11 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Fl
     pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline, metrics)
     app.wsgi_app = pictures  # type: ignore[method-assign]
     app.before_request(answer_preflight)
-    app.after_request(counting(metrics))
+    app.after_request(pictures.count)
     status = Status(
-        __version__, settings, cache, services.backends, services.llm, pipeline.fallback
+        __version__, settings, cache, pipeline.backends, pipeline.llm, pipeline.fallback
     )
-    thumbnails = Thumbnails(Folder(settings.cache_dir))
-    api = Api(settings, access, cache, status, pictures, thumbnails)
+    api = Api(settings, access, cache, status, pictures, Folder(settings.cache_dir))
     openai = OpenAi(settings, access, cache, pipeline, api.link, metrics)
     show = _show_metrics(metrics, access, status) if settings.metrics else None
     app.register_blueprint(_routes(pictures, api, openai, show))
@@ -89,14 +87,29 @@ def make_services(
     state, store, limit = choose_storage(settings, clock, metrics, places)
     cache = Cache(state, store, limit, clock, metrics)
     upstream = make_upstream(settings.network, metrics)
-    llm = None
+    timeout, max_image_bytes = settings.backend_timeout, settings.max_image_bytes
+    llm = host = fallback = None
     if settings.llm:
         llm = Llm(settings.llm, upstream, state, timeout=settings.llm_timeout, metrics=metrics)
-    backends = _make_backends(settings, upstream, state, metrics)
-    pool: Pool[Drawn] = Pool(state, settings.drawings, places, metrics)
-    pipeline = _make_pipeline(settings, upstream, cache, backends, pool, llm, metrics)
-    access = _make_access(settings, clock)
-    return Services(settings, access, cache, upstream, backends, llm, pipeline)
+    if settings.hosting:
+        host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
+    if settings.pollinations:
+        fallback = Pollinations(
+            settings.pollinations, upstream, cache, timeout, max_image_bytes, metrics
+        )
+    backends = Backends(
+        [
+            Backend(one, upstream, state, timeout, max_image_bytes, metrics)
+            for one in settings.backends
+        ],
+        state,
+        blocked_retry_attempts=settings.blocked_retry_attempts,
+        metrics=metrics,
+    )
+    pool: Pool[Drawing] = Pool(state, settings.drawings, places, metrics)
+    storing = Storing(cache, host, settings.upload_timeout, _make_converter(settings), metrics)
+    pipeline = Pipeline(settings, cache, backends, pool, storing, llm, fallback, metrics)
+    return Services(settings, _make_access(settings, clock), cache, upstream, pipeline)
 
 
 def _make_metrics() -> Metrics:
@@ -169,71 +182,9 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | N
     return routes
 
 
-def _make_backends(
-    settings: Settings, upstream: Upstream, state: State, metrics: Metrics
-) -> Backends:
-    backends = [
-        Backend(
-            backend,
-            upstream,
-            state,
-            timeout=settings.backend_timeout,
-            max_image_bytes=settings.max_image_bytes,
-            metrics=metrics,
-        )
-        for backend in settings.backends
-    ]
-    return Backends(
-        backends, state, blocked_retry_attempts=settings.blocked_retry_attempts, metrics=metrics
-    )
-
-
-def _make_fallback(
-    settings: Settings, upstream: Upstream, cache: Cache, metrics: Metrics
-) -> Pollinations | None:
-    if not settings.pollinations:
-        return None
-    return Pollinations(
-        settings.pollinations,
-        upstream,
-        cache,
-        timeout=settings.backend_timeout,
-        max_image_bytes=settings.max_image_bytes,
-        metrics=metrics,
-    )
-
-
 def _make_converter(settings: Settings) -> Converter | None:
     if settings.picture_format == "original" and settings.picture_max_bytes is None:
         return None
     from images.convert import Converter  # needs Pillow, which only these settings require
 
     return Converter(settings.picture_format, settings.picture_quality, settings.picture_max_bytes)
-
-
-def _make_pipeline(
-    settings: Settings,
-    upstream: Upstream,
-    cache: Cache,
-    backends: Backends,
-    pool: Pool[Drawn],
-    llm: Llm | None,
-    metrics: Metrics,
-) -> Pipeline:
-    host = None
-    if settings.hosting:
-        host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
-    return Pipeline(
-        cache,
-        backends,
-        pool,
-        llm=llm,
-        fallback=_make_fallback(settings, upstream, cache, metrics),
-        host=host,
-        converter=_make_converter(settings),
-        generation_deadline=settings.generation_deadline,
-        upload_timeout=settings.upload_timeout,
-        blocked_ttl=settings.blocked_ttl,
-        fingerprint=settings.fingerprint,
-        metrics=metrics,
-    )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Outcome
 from drawing.backend import Backend, NotDrawn
+from drawing.record import Drawing
 from images.formats import pixels_of
 from picture import ImageRequest
 from pipeline import Services
@@ -117,10 +118,10 @@ def ask_all(services: Services, *, draws: bool) -> Iterator[tuple[str, str]]:
     a picture, which is not stored. Raises Unavailable.
     """
     secrets = services.settings.secrets()
-    for backend in services.backends.all:
+    for backend in services.pipeline.backends.all:
         found = _draw(services, backend) if draws else _probe_backend(backend)
         yield _finding(f"Backend {backend.name}", found, _BACKEND_REMEDIES, secrets)
-    if llm := services.llm:
+    if llm := services.pipeline.llm:
         model = llm.settings.model
         found = probe(llm.endpoint, {"model": model, **llm.settings.params}, {model})
         yield _finding(f"LLM {printable_url(llm.settings.url)}", found, _LLM_REMEDIES, secrets)
@@ -148,7 +149,7 @@ def _draw(services: Services, backend: Backend) -> Probe:
     began = time.monotonic()
     deadline = Deadline.after(services.settings.generation_deadline)
     try:
-        image = backend.draw(_DRAWN.prompt, _DRAWN, deadline)
+        image = backend.draw(Drawing(_DRAWN, deadline))
     except NotDrawn as error:
         return Probe(str(error), error.fault.detail, error.fault.why)
     seconds = time.monotonic() - began

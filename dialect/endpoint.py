@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dialect.doors import IMAGES, door_of
+from dialect.doors import door_of
 from dialect.envelope import read_json
 from dialect.error_text import ErrorText, claimed_status, complaint, free_text
 from dialect.judging import Fault, Outcome, judge, of_model
@@ -75,7 +75,6 @@ class Endpoint:
         self.state = state
         self.door = door_of(base, operation)
         self.url = self.door.url
-        self.draws = operation == IMAGES
         self.headers = self.door.headers(token) | dict(headers or {})
         self._access = upstream.access(self.url, self.headers)
 
@@ -155,13 +154,8 @@ class Endpoint:
         words: Collection[str],
         **more: Any,
     ) -> Answer:
-        reply = self.upstream.request(
-            method,
-            url,
-            headers=_ACCEPT | self.headers | dict(headers),
-            cut_picture=self.draws,
-            **more,
-        )
+        headers = _ACCEPT | self.headers | dict(headers)
+        reply = self.upstream.request(method, url, headers=headers, **more)
         return Answer.of(reply, words, tuple(self.headers.values()))
 
 

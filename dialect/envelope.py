@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from upstream.bodies import has_more_values
-from upstream.client import MAX_VALUES
+from upstream.bodies import has_too_many_values
 
 # Gateways keep a connection alive with blank lines, for minutes.
 BLANK = codecs.BOM_UTF8 + b" \t\r\n"
@@ -43,7 +42,7 @@ def read_json(body: bytes) -> Any | None:
     last first, but for partial pictures. An error among them is the value's `error`.
     """
     body = body.lstrip(BLANK)
-    if not _BEGINNING.match(body) or has_more_values(body, MAX_VALUES):
+    if not _BEGINNING.match(body) or has_too_many_values(body):
         return None
     events = list(islice(_events(body.decode("utf-8", "replace")), _MAX_EVENTS))
     if not events:

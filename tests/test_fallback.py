@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from cache import Cache
 from dialect.judging import Fault, Outcome
 from drawing.backend import NotDrawn
 from drawing.fallback import Pollinations
-from drawing.record import Image
+from drawing.record import Drawing, Image
 from picture import ImageRequest
 from settings.servers import PollinationsSettings
 from storage.cluster.copies import Nowhere
@@ -51,11 +52,11 @@ def fall_back(state: State) -> FallBack:
         there = Pollinations(
             PollinationsSettings(url, token, model),
             Upstream(),
-            Cache(state, Nowhere()),
+            Cache(state, Nowhere(Path())),
             timeout=timeout,
             max_image_bytes=LIMIT,
         )
-        return there.draw(prompt, request, Deadline.after(10))
+        return there.draw(Drawing(request, Deadline.after(10), rewritten=prompt))
 
     return call
 

@@ -14,7 +14,7 @@ from backends import Backends
 from cache import Cache
 from dialect.judging import Fault, Outcome
 from drawing.backend import Backend
-from drawing.cooldowns import Cooldown, Outages
+from drawing.cooldowns import Outages
 from drawing.storing import HOST_KEY
 from picture import ImageRequest
 from settings.servers import BackendSettings
@@ -24,7 +24,7 @@ from storage.state import State
 from upstream.client import Upstream
 from web.status import Status
 
-from .conftest import ADMIN, KEY, InProcess, saying
+from .conftest import KEY, InProcess, saying
 from .servers import Say, ScriptedServer
 from .states import Clock
 
@@ -46,7 +46,7 @@ def describe(environment: dict[str, str], state: State) -> tuple[str, dict[str, 
 def make_status(environment: dict[str, str], state: State) -> Status:
     settings = config.parse({**environment, "BACKEND_API_URLS": URL, "AUTH_TOKEN": TOKEN})
     backends = Backends([make_backend(state)], state)
-    return Status("1.0", settings, Cache(state, Nowhere()), backends, None, None)
+    return Status("1.0", settings, Cache(state, Nowhere(Path())), backends, None, None)
 
 
 def make_backend(state: State) -> Backend:
@@ -63,9 +63,8 @@ def test_status_says_why_no_picture_can_be_stored(
 def test_store_counts_only_while_uploads_fail(
     environment: dict[str, str], state: State, clock: Clock
 ) -> None:
-    Outages(state, HOST_KEY, "The image host").count(
-        Cooldown(), Fault(Outcome.FAILED, "upload failed"), "HTTP 500", "picture"
-    )
+    outages = Outages(state, HOST_KEY, "The image host")
+    outages.count(outages.recall(), Fault(Outcome.FAILED, "upload failed"), "HTTP 500", "picture")
     status, cache = describe(environment | HOSTED, state)
     assert (status, bool(cache["fault"])) == ("degraded", True)
     clock.now += 5
@@ -90,8 +89,8 @@ def test_administrator_sees_the_last_error_in_the_vendors_words(
     """It is found with the backend although its model alone is avoided."""
     words = f"The model \x1b[31mdall-e-4\r\ndoes not exist, {TOKEN}" + "." * 300
     fault = Fault(Outcome.FAILED, "unknown model", is_of_model=True, detail=words)
-    _, of_model = make_backend(state).outages(ImageRequest("x", model="dall-e-4"))
-    of_model.count(Cooldown(), fault, "unknown model (HTTP 404)", "picture")
+    outages = make_backend(state).outages(ImageRequest("x", model="dall-e-4"))
+    outages.count(outages.recall(), fault, "unknown model (HTTP 404)", "picture")
     status = make_status(environment, state)
     assert "last_error" not in status.describe()["backends"][0]
     found = status.describe(for_admin=True)["backends"][0]["last_error"]
@@ -102,8 +101,9 @@ def test_administrator_sees_the_last_error_in_the_vendors_words(
 
 
 def test_error_without_words_has_ours(environment: dict[str, str], state: State) -> None:
-    whole, _ = make_backend(state).outages(ImageRequest("x"))
-    whole.note(Fault(Outcome.REFUSED, "refused"), "refused (HTTP 400)")
+    outages = make_backend(state).outages(ImageRequest("x"))
+    refused = Fault(Outcome.REFUSED, "refused")
+    outages.count(outages.recall(), refused, "refused (HTTP 400)", "picture")
     found = make_status(environment, state).describe(for_admin=True)["backends"][0]["last_error"]
     assert (found["text"], found["model"]) == ("refused (HTTP 400)", None)
 
@@ -116,7 +116,7 @@ def test_only_the_admin_token_opens_what_a_vendor_said(
     service = serve(backend, AUTH_TOKEN=TOKEN)
     assert service.picture("x").status == 502
     assert "last_error" not in service.get("/status").body.decode()
-    got = service.get("/status", headers={"X-Admin-Token": ADMIN})
+    got = service.as_admin("/status")
     found = got.json["backends"][0]["last_error"]
     assert (found["why"], found["text"]) == ("unauthorised", "Incorrect API key provided: ***.")
 
@@ -127,7 +127,7 @@ def test_what_a_chat_model_wrote_is_its_last_error(
     backend.say(saying("I can't draw\nthat."))
     service = serve(BACKEND_API_URLS=f"{backend.url}/v1/chat/completions")
     assert service.picture("x", model="painter").status == 502
-    got = service.get("/status", headers={"X-Admin-Token": ADMIN})
+    got = service.as_admin("/status")
     found = got.json["backends"][0]["last_error"]
     assert (found["why"], found["model"], found["text"]) == (
         "rejected", "painter", "I can't draw that."

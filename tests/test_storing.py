@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from access import COMMAND_LINE
 from cache import Cache
 from drawing.record import Drawing, Image
 from drawing.storing import Storing
-from hosting import UploadFailed
+from hosting import ImageHost, UploadFailed
 from picture import ImageRequest
 from storage import NoRoom
 from storage.cluster.copies import Nowhere
@@ -21,7 +22,7 @@ from .states import Clock
 IMAGE = Image(png(), "image/png", "b")
 
 
-class Host:
+class Host(ImageHost):
     """An image host that takes pictures while `is_up`."""
 
     is_up = True
@@ -34,12 +35,13 @@ class Host:
 
 def test_cache_needs_room_only_while_uploads_fail(state: State, clock: Clock) -> None:
     host = Host()
-    storing = Storing(Cache(state, Nowhere()), host, upload_timeout=10)
-    drawing = Drawing(ImageRequest("x"), Deadline.after(10), COMMAND_LINE)
+    storing = Storing(Cache(state, Nowhere(Path())), host, upload_timeout=10)
+    drawings = [Drawing(ImageRequest("x"), Deadline.after(10)) for _ in range(2)]
     with storing.reserve():
-        assert storing.store(drawing, IMAGE).hosted_url
+        storing.store(drawings[0], IMAGE)
     host.is_up = False
-    assert storing.store(drawing, IMAGE).row is None
+    storing.store(drawings[1], IMAGE)
+    assert [bool(drawing.hosted_url and drawing.row) for drawing in drawings] == [True, False]
     with pytest.raises(NoRoom), storing.reserve():
         pass
     clock.now += 5

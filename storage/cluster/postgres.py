@@ -30,11 +30,7 @@ class AdvisoryLocks(ProcessLocks):
 
     def __init__(self, server: Server) -> None:
         super().__init__()
-        self._server = server
-
-    def close(self) -> None:
-        """Give up every lock; later calls open another connection."""
-        self._server.close()
+        self.server = server
 
     def _take(self, key: str) -> bool:
         return self._call("pg_try_advisory_lock", key)
@@ -45,14 +41,11 @@ class AdvisoryLocks(ProcessLocks):
             self._call("pg_advisory_unlock", key)
         except Unavailable:
             # The other locks of the connection go, too: this one would keep everybody out.
-            self.close()
+            self.server.close()
 
     def _call(self, function: str, key: str) -> bool:
-        def work(connection: Connection) -> bool:
-            found = connection.execute(f"SELECT {function}(%s)", (lock_number(key),)).fetchone()
-            return found == (True,)
-
-        return self._server.run(work)
+        query, number = f"SELECT {function}(%s)", (lock_number(key),)
+        return self.server.run(lambda c: c.execute(query, number).fetchone()) == (True,)
 
 
 def lock_number(key: str) -> int:
@@ -114,7 +107,7 @@ class PostgresState(State):
 
     def close(self) -> None:
         self._server.close()
-        self._locks.close()
+        self._locks.server.close()
 
     # --- ways to run statements, each of them one round trip
 
