@@ -17,7 +17,7 @@ from metrics import OFF, Metrics
 from picture import ImageRequest
 from storage import BeingDrawn, LockTimeout, Row, Unavailable
 from storage.state import State
-from storage.store import DAY, STALE_SECONDS, FileLost, Store, Task, drawn_size, open_verified
+from storage.store import HOUR, FileLost, Store, Task, drawn_size, open_verified
 from storage.upkeep import BATCH, adopt, repeat, store_errors
 
 log = logging.getLogger("prompt_image_proxy.cache")
@@ -215,12 +215,11 @@ class Cache:
     def maintain(self, stop: threading.Event) -> None:
         """Keep the cache in order until `stop` is set: the work of a thread."""
         tasks = [
-            Task(self.settle, first=0, period=1),
-            Task(self.evict, first=0, period=1),
-            Task(self.flush, first=30, period=30),
-            Task(self.state.expire, first=0, period=60),
-            # What a crash just before the start left behind is too young for the first sweep.
-            *(Task(self.store.sweep, first, period=DAY) for first in (0, STALE_SECONDS + 60)),
+            Task(self.settle, 1),
+            Task(self.evict, 1),
+            Task(self.flush, 30),
+            Task(self.state.expire, 60),
+            Task(self.store.sweep, HOUR),
             *self.store.tasks(),
             *self.state.tasks(),
         ]

@@ -13,16 +13,14 @@ from images.formats import media_type_of, pixels_of
 from storage import Row, Unavailable
 
 HOUR = 3600.0
-DAY = 24 * HOUR
 # Files of work that may still be under way are younger.
 STALE_SECONDS = 600.0
 
 
 class Task(NamedTuple):
-    """Work to be done first after `first` seconds, then every `period` seconds."""
+    """Work to be done every `period` seconds, first when they are over."""
 
     work: Callable[[], object]
-    first: float
     period: float
 
 

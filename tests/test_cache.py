@@ -509,7 +509,7 @@ def test_upkeep_goes_on_although_a_task_fails(caplog: pytest.LogCaptureFixture) 
     def fail() -> None:
         raise RuntimeError("can't start new thread")
 
-    repeat([Task(fail, first=0, period=1), Task(stop.set, first=0, period=1)], stop)
+    repeat([Task(fail, 0), Task(stop.set, 0)], stop)
     assert "can't start new thread" in caplog.text
 
 

@@ -19,10 +19,10 @@ from storage import Note, sql
 from storage.local.folder import free_bytes
 from storage.local.locks import exclusive
 from storage.local.schema import connect, create, migrate
-from storage.store import DAY
 
 log = logging.getLogger("prompt_image_proxy.index")
 
+DAY = 86_400.0
 _FOR_YEARS = 1e9
 _REMOVE_WITHOUT_FILE = "DELETE FROM entries WHERE file NOT IN (SELECT value FROM json_each(:names))"
 

@@ -200,7 +200,7 @@ class Folder:
 
     def tasks(self) -> tuple[Task, ...]:
         # The log says when there is too little room, also while nothing is drawn.
-        return (Task(lambda: self.room.fault, first=0, period=5),)
+        return (Task(lambda: self.room.fault, 5),)
 
     def scan(self, wanted: re.Pattern[str]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
         """Yield the regular files that are named as wanted; none if there is no folder."""
