@@ -18,10 +18,11 @@ STALE_SECONDS = 600.0
 
 
 class Task(NamedTuple):
-    """Work to be done every `period` seconds, first when they are over."""
+    """Work to be done every `period` seconds, first after `first` seconds."""
 
     work: Callable[[], object]
     period: float
+    first: float = 0.0
 
 
 class Stored(NamedTuple):

@@ -31,7 +31,7 @@ _MEDIA_TYPES = {extension: media_type for media_type, extension in EXTENSIONS.it
 
 def repeat(tasks: Sequence[Task], stop: threading.Event) -> None:
     """Do each task in its time until `stop` is set. One that fails is done again in its time."""
-    due = [time.monotonic() + task.period for task in tasks]
+    due = [time.monotonic() + task.first for task in tasks]
     while True:
         for number, task in enumerate(tasks):
             if time.monotonic() >= due[number]:

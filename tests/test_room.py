@@ -14,7 +14,6 @@ from storage import NoRoom
 from storage.local.folder import DRAWING_BYTES, Folder, Room
 
 from .disks import disk, full, read_only
-from .states import Clock
 
 PICTURE_BYTES = 2**20
 
@@ -32,8 +31,8 @@ def small(folder: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def room(folder: Path, clock: Clock) -> Room:
-    return Room(folder, PICTURE_BYTES, clock)
+def room(folder: Path) -> Room:
+    return Room(folder, PICTURE_BYTES)
 
 
 def has_room(room: Room) -> bool:
@@ -81,17 +80,14 @@ def test_disk_of_unknown_size_has_room(folder: Path, room: Room) -> None:
         assert has_room(room)
 
 
-def test_failed_write_is_followed_by_trials_every_five_seconds(
-    small: Path, room: Room, clock: Clock
-) -> None:
+def test_failed_write_is_followed_by_trials(small: Path, room: Room) -> None:
     room.has_failed(OSError(errno.EDQUOT, "Disk quota exceeded"))
     assert not has_room(room)
     assert room.fault == "Disk quota exceeded"
-    clock.now += 5
-    with full(small):
-        assert not has_room(room)
-    assert not has_room(room), "the next trial is in five seconds"
-    clock.now += 5
+    with full(small), pytest.raises(NoRoom):
+        room.try_again()
+    assert not has_room(room)
+    room.try_again()
     assert has_room(room)
     assert list(small.iterdir()) == []
 

@@ -321,7 +321,7 @@ def test_damaged_row_hides_no_other(state: SqliteState, index: Path) -> None:
 
 def back_up(state: SqliteState) -> Path:
     """Make the backup, as the upkeep does an hour after the start; return its path."""
-    [task] = [task for task in state.tasks() if task.period == HOUR]
+    [task] = [task for task in state.tasks() if task.first == HOUR]
     task.work()
     return state.directory / "backup" / "index.sqlite3"
 
