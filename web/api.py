@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any
 
 from flask import Response, request
 from gunicorn.http.errors import ParseException
@@ -76,7 +76,7 @@ class Api:
     def show_picture(self, key: str) -> Response:
         """GET /cache/{key}?thumbnail: one picture, even if its prompt is unknown."""
         self._authorise_admin()
-        picture = self.cache.get(key) if _is_key(key) else None
+        picture = self.cache.get(key)
         if picture is None:
             raise NotFound("no_such_picture")
         if "thumbnail" in request.args:
@@ -92,7 +92,7 @@ class Api:
         body = parse_body(read_bytes())
         key = body.get("key")
         # An adopted picture has a key and no prompt.
-        if _is_key(key):
+        if isinstance(key, str) and re.fullmatch(r"[0-9a-f]{64}", key):
             keys = [key]
         else:
             keys = read_image_request(body, self.settings.max_prompt_length).keys_to_delete
@@ -173,10 +173,6 @@ def _read_cursor(query: Mapping[str, str]) -> tuple[float, str] | None:
     if not match:
         raise BadRequest("not_a_cursor", name="before")
     return float(match[1]) if "." in text else int(match[1]), match[2]
-
-
-def _is_key(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str) and bool(re.fullmatch(r"[0-9a-f]{64}", value))
 
 
 def _forwarded_base() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +41,7 @@ from web.openai_forms import (
 from web.picture_link import Link
 from web.pictures import open_drawn
 from web.problems import NotFound, as_json
-from web.repeats import Claim, claim, send
+from web.repeats import ORDER_TTL, Claim, claim, send
 
 
 @dataclass
@@ -68,9 +67,9 @@ class OpenAi:
             return self._answer(order, caller, claimed)
         except Problem as error:
             if isinstance(error, GaveUp) and not may_retry(error):
-                claimed.undelivered(error.remembered_for or 0.0)
-            else:
-                claimed.unpaid()
+                claimed.end(max(ORDER_TTL, error.remembered_for or 0.0))
+            else:  # it cost nothing
+                claimed.end(0.0 if claimed.is_new else ORDER_TTL)
             raise
 
     def list_models(self) -> Response:
@@ -100,7 +99,9 @@ class OpenAi:
             return all(map(self.pipeline.remembered, order.starting_at(seed).pictures))
 
         key = hashlib.sha256(caller.name.encode() + b"\0" + body).hexdigest()
-        return claim(self.cache.state, key, _retry_count(), order.first.seed, is_failing)
+        # OpenAI's SDKs count their repetitions.
+        retry = min(9999, max(0, request.headers.get("x-stainless-retry-count", 0, int)))
+        return claim(self.cache.state, key, retry, order.first.seed, is_failing)
 
     def _answer(self, order: Order, caller: Caller, claimed: Claim) -> Response:
         urls = self._sign(order, caller)
@@ -114,7 +115,7 @@ class OpenAi:
                 found = self._draw_all(order, reserved)
             for picture in found.values():
                 stack.callback(picture.close)
-            stack.callback(claimed.undelivered)
+            stack.callback(claimed.end)
             items = [
                 _describe_picture(wanted, picture, order.form, urls.get(wanted))
                 for wanted, picture in found.items()
@@ -163,12 +164,6 @@ def edit() -> NoReturn:
     raise BadRequest("no_edits")
 
 
-def _retry_count() -> int:
-    """Return the number of the repetition, which OpenAI's SDKs send; 0 for a first request."""
-    text = request.headers.get("x-stainless-retry-count", "")
-    return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else 0
-
-
 def _respond(items: list[dict[str, Any]], pictures: Iterable[Picture], claimed: Claim) -> Response:
     """Answer with uncacheable JSON, written piece by piece."""
     text = json.dumps({"created": int(time.time()), "data": items}) + "\n"
@@ -182,13 +177,15 @@ def _respond(items: list[dict[str, Any]], pictures: Iterable[Picture], claimed: 
 def _describe_picture(
     wanted: ImageRequest, picture: Picture, form: str | None, signed: str | None
 ) -> dict[str, Any]:
-    row, more = picture.row, {"revised_prompt": picture.row.final_prompt, "seed": wanted.seed}
+    row, found = picture.row, dict[str, Any]()
     # At its URL, a picture that could not be stored would be drawn and paid for again.
     own = signed if picture.is_kept else None
     url = (own or row.url) if form == "url" else (row.url or own)
     if picture.file and not (form == "url" and url):
-        return {"b64_json": PLACE} | ({"url": url} if url and form is None else {}) | more
-    return {"url": url, **more}
+        found["b64_json"] = PLACE
+    if url and (form != "b64_json" or not found):
+        found["url"] = url
+    return found | {"revised_prompt": row.final_prompt, "seed": wanted.seed}
 
 
 def _describe_model(model: str) -> Mapping[str, Any]:

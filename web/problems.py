@@ -144,21 +144,6 @@ class Report:
         said = (sentence.say(language, seconds=self.retry_after) for sentence in sentences)
         return joined(said, language)
 
-    def to_json(self, language: Language) -> dict[str, Any]:
-        """Return problem+json."""
-        error = self.error
-        title = TITLES.get(error.code) or TITLES.get(self.status) or TITLES["other"]
-        found = {"type": "about:blank", "title": title.say(language), "status": self.status}
-        found["detail"] = explain(error, language)
-        if isinstance(error, GaveUp):
-            found["stages"] = [stage.to_json() for stage in error.stages]
-            found |= {"remembered": True} if error.is_repeated else {}
-            found |= {"until": error.until.isoformat(timespec="seconds")} if error.until else {}
-        if self.remedy:
-            found["remedy"] = None if self.remedy == "unknown" else self.remedy
-        advice = self.advise(language, for_admin=True)
-        return found | ({"advice": advice} if advice else {})
-
 
 def problem(error: Exception, *, has_cards: bool) -> Response:
     """Answer any error with its status and a neutral sentence.
@@ -170,12 +155,26 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
     if has_cards and wants_picture():
         picture = card(report.error.code, report.remedy, report.status, language)
         return Response(picture, report.status, headers, content_type="image/png")
-    found = report.to_json(language)
-    visit: Visit | Problem | None = request.environ.get(VISIT)
+    body = json.dumps(_problem_json(report, language)) + "\n"
+    return Response(body, report.status, headers, content_type="application/problem+json")
+
+
+def _problem_json(report: Report, language: Language) -> dict[str, Any]:
+    error, visit = report.error, request.environ.get(VISIT)
+    title = TITLES.get(error.code) or TITLES.get(report.status) or TITLES["other"]
+    found = {"type": "about:blank", "title": title.say(language), "status": report.status}
+    found["detail"] = explain(error, language)
+    if isinstance(error, GaveUp):
+        found["stages"] = [stage.to_json() for stage in error.stages]
+        found |= {"remembered": True} if error.is_repeated else {}
+        found |= {"until": error.until.isoformat(timespec="seconds")} if error.until else {}
+    if report.remedy:
+        found["remedy"] = None if report.remedy == "unknown" else report.remedy
+    if advice := report.advise(language, for_admin=True):
+        found["advice"] = advice
     if isinstance(visit, Visit):
         found["key"] = visit.request.key
-    body = json.dumps(found) + "\n"
-    return Response(body, report.status, headers, content_type="application/problem+json")
+    return found
 
 
 def report_of(error: Exception) -> Report:

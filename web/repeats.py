@@ -57,19 +57,11 @@ class Claim:
     def seed(self) -> int | None:
         return self.placed.seed if self.placed else None
 
-    def delivered(self) -> None:
-        """The answer has been delivered: nobody will repeat this order."""
-        self._end(0.0)
+    def end(self, ttl: float = ORDER_TTL) -> None:
+        """Note that the order has ended: for so long, the next identical order gets its seeds.
 
-    def undelivered(self, seconds: float = ORDER_TTL) -> None:
-        """The order has ended without that: the next identical order gets its seeds."""
-        self._end(max(ORDER_TTL, seconds))
-
-    def unpaid(self) -> None:
-        """Drop the note of an order that failed and cost nothing."""
-        self._end(0.0 if self.is_new else ORDER_TTL)
-
-    def _end(self, ttl: float) -> None:
+        0 forgets it: nobody will repeat an order that was delivered.
+        """
         placed, self.placed = self.placed, None
         if placed:
             # Unlike State.forget, this leaves alone what another order has taken over.
@@ -134,7 +126,7 @@ def send(
     is_there = connection is None or not _is_closed(connection)
     yield last or b""
     if is_there:
-        claim.delivered()
+        claim.end(0.0)
 
 
 def _is_closed(connection: socket.socket) -> bool:
