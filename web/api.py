@@ -11,6 +11,7 @@ from typing import Any
 
 from flask import Response, request
 from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
 from cache import Cache
@@ -21,10 +22,11 @@ from storage import Filter, Row, Unavailable
 from storage.local.folder import Folder
 from web.picture_link import Link
 from web.pictures import Pictures
-from web.problems import MAX_BODY, NotFound, TooLarge, as_json
+from web.problems import NotFound, as_json
 from web.status import Status
 from web.thumbnails import shrink
 
+MAX_BODY = 16 * 1024
 ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
 
 
@@ -42,7 +44,7 @@ class Api:
     def sign(self) -> Response:
         """POST /sign: a URL that shows one picture without the access key, and its final prompt."""
         caller = self.access.authorise(request.args, request.headers.get("Authorization", ""))
-        body = parse_body(read_bytes())
+        body = read_body()
         wanted = read_image_request(body, self.settings.max_prompt_length)
         expires_in = read_integer(body, "expires_in", 1, MAX_EXPIRES_IN)
         link = self.link(wanted, caller, expires_in, read_choice(body, "extension", EXTENSIONS))
@@ -89,7 +91,7 @@ class Api:
     def delete_picture(self) -> Response:
         """POST /cache/delete: delete one picture, and forget its refusal or failure."""
         self._authorise_admin()
-        body = parse_body(read_bytes())
+        body = read_body()
         key = body.get("key")
         # An adopted picture has a key and no prompt.
         if isinstance(key, str) and re.fullmatch(r"[0-9a-f]{64}", key):
@@ -184,27 +186,24 @@ def _forwarded_base() -> str:
     return f"{scheme}://{host}"
 
 
-def read_bytes(limit: int = MAX_BODY) -> bytes:
-    """Return the request's body, of at most `limit` bytes. Raises BadRequest and TooLarge."""
+def read_body(limit: int = MAX_BODY) -> dict[str, Any]:
+    """Return the request's body, a JSON object of at most `limit` bytes.
+
+    Raises BadRequest and RequestEntityTooLarge.
+    """
+    # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
+    request.max_content_length = limit + 1
     try:
-        # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
-        data = request.stream.read(limit + 1)
+        data = request.get_data()
     except (OSError, ParseException):  # its chunks are malformed, or not all of them came
         raise BadRequest("body_cut") from None
     if len(data) > limit:
-        raise TooLarge("body_too_large", limit=limit)
-    return data
-
-
-def parse_body(data: bytes) -> dict[str, Any]:
-    """Parse a body, a JSON object. Raises BadRequest."""
-    try:
+        raise RequestEntityTooLarge
+    with suppress(ValueError, RecursionError):
         body = json.loads(data)
-    except (ValueError, RecursionError):
-        raise BadRequest("body_not_json") from None
-    if not isinstance(body, dict):
-        raise BadRequest("body_not_object")
-    return body
+        if isinstance(body, dict):
+            return body
+    raise BadRequest("body_not_object")
 
 
 def read_image_request(body: dict[str, Any], max_prompt_length: int) -> ImageRequest:

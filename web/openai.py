@@ -27,7 +27,7 @@ from metrics import Metrics
 from picture import BadRequest, ImageRequest, Problem
 from pipeline import Pipeline
 from storage import Unavailable
-from web.api import parse_body, read_bytes
+from web.api import read_body
 from web.openai_forms import (
     MAX_BODY,
     MAX_PICTURES,
@@ -58,9 +58,8 @@ class OpenAi:
     def generate(self) -> Response:
         """POST /v1/images/generations: draw pictures, or find those of a given seed."""
         caller = self._authorise()
-        body = read_bytes(MAX_BODY)
-        order = Order.from_json(parse_body(body), self.settings.max_prompt_length)
-        claimed = self._claim(order, caller, body)
+        order = Order.from_json(read_body(MAX_BODY), self.settings.max_prompt_length)
+        claimed = self._claim(order, caller)
         if claimed.seed is not None:
             order = order.starting_at(claimed.seed)
         try:
@@ -90,7 +89,7 @@ class OpenAi:
 
     # --- an order
 
-    def _claim(self, order: Order, caller: Caller, body: bytes) -> Claim:
+    def _claim(self, order: Order, caller: Caller) -> Claim:
         """Claim the seeds of an order, unless it has its own. Raises Unavailable."""
         if order.has_seed:
             return Claim(self.cache.state)
@@ -98,7 +97,7 @@ class OpenAi:
         def is_failing(seed: int) -> bool:
             return all(map(self.pipeline.remembered, order.starting_at(seed).pictures))
 
-        key = hashlib.sha256(caller.name.encode() + b"\0" + body).hexdigest()
+        key = hashlib.sha256(caller.name.encode() + b"\0" + request.get_data()).hexdigest()
         # OpenAI's SDKs count their repetitions.
         retry = min(9999, max(0, request.headers.get("x-stainless-retry-count", 0, int)))
         return claim(self.cache.state, key, retry, order.first.seed, is_failing)

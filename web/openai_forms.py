@@ -49,10 +49,9 @@ class Order:
 
         Null means not given, and unknown fields are ignored.
         """
-        if body.get("stream") not in (None, False):
-            raise BadRequest("no_streaming", name="stream")
-        if body.get("partial_images") not in (None, 0):
-            raise BadRequest("no_partial_images", name="partial_images")
+        for name in ("stream", "partial_images"):
+            if body.get(name) not in (None, False, 0):
+                raise BadRequest("no_streaming", name=name)
         texts = {name: read_text(body, name) for name in _TEXTS}
         if texts["prompt"] is None:
             raise BadRequest("parameter_missing", name="prompt")

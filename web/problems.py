@@ -57,13 +57,9 @@ def wants_picture() -> bool:
 
 def preferred_language() -> Language:
     """Return the language of the two that the client prefers."""
-    for tag in request.accept_languages.values():
-        match tag.lower().partition("-")[0]:
-            case "zh":
-                return "zh"
-            case "en":
-                return "en"
-    return "en"
+    tags = (tag.lower().partition("-")[0] for tag in request.accept_languages.values())
+    known = [tag for tag in tags if tag in ("en", "zh")]
+    return "zh" if known[:1] == ["zh"] else "en"
 
 
 def card(code: str, remedy: str | None, status: int, language: Language) -> bytes:
@@ -75,7 +71,6 @@ def card(code: str, remedy: str | None, status: int, language: Language) -> byte
 
 log = logging.getLogger("prompt_image_proxy.web")
 
-MAX_BODY = 16 * 1024
 # Asking again costs little: the request joins the drawing under way.
 RELOAD_SECONDS = 2
 _BUSY_SECONDS = 5
@@ -85,16 +80,11 @@ class NotFound(Problem):
     """No picture, file or model has this name."""
 
 
-class TooLarge(Problem):
-    """The body of a request has too many bytes."""
-
-
 _STATUSES: Mapping[type[Exception] | str, int] = {
     BadRequest: 400,
     Unauthorised: 401,
     Forbidden: 403,
     NotFound: 404,
-    TooLarge: 413,
     # How a drawing ended.
     "moderation_refused": 422,
     "no_backend_drew": 502,
@@ -103,7 +93,12 @@ _STATUSES: Mapping[type[Exception] | str, int] = {
     "deadline_passed": 504,
 }
 # Werkzeug's own sentences are written for pages, and some repeat the request.
-_HTTP_CODES = {404: "no_such_route", 405: "no_such_method", 416: "not_satisfiable"}
+_HTTP_CODES = {
+    404: "no_such_route",
+    405: "no_such_method",
+    413: "body_too_large",
+    416: "not_satisfiable",
+}
 # Waiting does not help: the operator has to change the settings or pay a bill.
 _OPERATOR_REASONS = {"unauthorised", "out of credit", "not found", "unknown model", "no model"}
 _OPERATOR_REASONS |= {"bad certificate", "blocked by Cloudflare"}
