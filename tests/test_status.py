@@ -46,7 +46,7 @@ def describe(environment: dict[str, str], state: State) -> tuple[str, dict[str, 
 def make_status(environment: dict[str, str], state: State) -> Status:
     settings = config.parse({**environment, "BACKEND_API_URLS": URL, "AUTH_TOKEN": TOKEN})
     backends = Backends([make_backend(state)], state)
-    return Status("1.0", settings, Cache(state, Nowhere()), backends, None, None)
+    return Status("1.0", settings, Cache(state, Nowhere(Path())), backends, None, None)
 
 
 def make_backend(state: State) -> Backend:
