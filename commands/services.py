@@ -25,10 +25,9 @@ from commands.session import (
     load_settings,
 )
 from config import Settings, SettingsError
-from picture import PARAMETERS, ImageRequest
+from picture import PARAMETERS, ImageRequest, Link
 from settings.parsers import url_without_query
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
-from web.picture_link import Link
 from web.sentences import SENTENCES
 
 _ANSWER_SECONDS, _DRAWING_SECONDS = 60.0, 600.0

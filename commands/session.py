@@ -17,14 +17,13 @@ from commands.console import counted
 from commands.documents import FoundUrl
 from config import Settings
 from drawing.record import GaveUp
-from picture import BadRequest, ImageRequest
+from picture import BadRequest, ImageRequest, Link
 from pipeline import Services
 from settings.parsers import printable_url
 from settings.redaction import RedactingFormatter
 from settings.table import THREADS_KEPT_FREE
 from storage import Unavailable
 from storage.local.folder import owner_fault
-from web.picture_link import Link
 from web.sentences import explain
 
 R = TypeVar("R")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,17 +16,16 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
-from cache import Cache
+from cache import Cache, Picture
 from config import Settings
 from drawing.verdict import forget_failures
-from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest
+from images.formats import Inconvertible
+from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest, Link
 from storage import Filter, Row, Unavailable
-from storage.local.folder import Folder
-from web.picture_link import Link
+from storage.local.folder import THUMBNAIL, Folder
 from web.pictures import Pictures
 from web.problems import NotFound, as_json
 from web.status import Status
-from web.thumbnails import shrink
 
 MAX_BODY = 16 * 1024
 ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
@@ -82,7 +83,7 @@ class Api:
         if picture is None:
             raise NotFound("no_such_picture")
         if "thumbnail" in request.args:
-            picture = shrink(picture, self.thumbnails)
+            picture = _thumbnail(picture, self.thumbnails)
         response = self.pictures.serve(picture.row.prompt or "", picture)
         response.headers["Cache-Control"] = "private, no-cache"
         response.headers["X-Accel-Expires"] = "0"
@@ -156,6 +157,31 @@ class Api:
             "url": link.url if link else None,
             "markdown": link.markdown if link else None,
         }
+
+
+def _thumbnail(picture: Picture, folder: Folder) -> Picture:
+    """Return the thumbnail of a cached picture, whose file is closed then.
+
+    It is made on first use, and stored in a folder of this machine, which deletes it with its
+    picture. Without Pillow, and for a picture that is hosted or cannot be converted, returns the
+    picture itself.
+    """
+    if picture.file is None:  # hosted
+        return picture
+    row, name = picture.row, f"{picture.row.file}{THUMBNAIL}"
+    try:
+        if not (folder.directory / name).exists():
+            from images.convert import thumbnail  # needs Pillow, which need not be installed
+
+            folder.write(name, thumbnail(picture.file, row.media_type), row.created)
+        file = folder.open(name)
+    except (ImportError, Inconvertible, OSError):
+        picture.file.seek(0)
+        return picture
+    picture.close()
+    size = os.fstat(file.fileno()).st_size
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return Picture(replace(row, media_type="image/webp", bytes=size, digest=digest), file)
 
 
 def _read_number(query: Mapping[str, str], name: str, low: int, high: int) -> int | None:

@@ -24,7 +24,7 @@ from drawing.pool import Busy
 from drawing.record import GaveUp
 from drawing.reservation import OverLimit, Reservation
 from metrics import Metrics
-from picture import BadRequest, ImageRequest, Problem
+from picture import BadRequest, ImageRequest, Link, Problem
 from pipeline import Pipeline
 from storage import Unavailable
 from web.api import read_body
@@ -39,7 +39,6 @@ from web.openai_forms import (
     may_retry,
     with_base64,
 )
-from web.picture_link import Link
 from web.pictures import open_drawn
 from web.problems import NotFound, as_json
 from web.repeats import ORDER_TTL, Claim, claim, send
@@ -150,7 +149,7 @@ class OpenAi:
             if picture := self.cache.get(wanted.key, wanted):
                 self.metrics.hit()
                 return picture
-            return open_drawn(self.pipeline.draw(wanted, reserved=reserved), wanted, self.cache)
+            return open_drawn(self.pipeline.draw(wanted, reserved=reserved), self.cache)
         except (Busy, GaveUp, OverLimit, Unavailable) as error:
             return error
 
