@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import json
 import re
 import struct
 import threading
@@ -24,8 +22,8 @@ from images.convert import MAX_PIXELS, Converter, thumbnail
 from images.formats import Inconvertible, media_type_of
 from picture import ImageRequest
 
-from .conftest import KEY, InProcess, drawing, hosting_settings
-from .servers import WEBP, Say, ScriptedServer, png
+from .conftest import InProcess, drawing, hosting_settings
+from .servers import Say, ScriptedServer, png
 
 FORMATS = ("webp", "jpeg", "png")
 SIZE = (40, 20)
@@ -153,9 +151,8 @@ def swapped_profile() -> bytes:
 @pytest.mark.parametrize("picture_format", FORMATS)
 def test_colour_profile_is_applied(picture_format: str) -> None:
     for image, other in ((OPAQUE, WHITE), (TRANSPARENT, CLEAR)):
-        data = encode(
-            image, "webp" if picture_format == "png" else "png", icc_profile=swapped_profile()
-        )
+        name = "webp" if picture_format == "png" else "png"
+        data = encode(image, name, icc_profile=swapped_profile())
         converted = decode(convert(data, picture_format)).convert("RGBA")
         assert "icc_profile" not in converted.info
         pixel: Any = converted.getpixel((5, 10))
@@ -218,12 +215,8 @@ def test_original_format_is_left_only_by_pictures_too_large(
     assert not small.is_needed(data, f"image/{name}")
     assert large.is_needed(data, f"image/{name}")
     assert media_type_of(convert(data, "original", limit=len(data) - 1)) == becomes
-
-
-def test_picture_in_the_wanted_format_is_not_converted_again() -> None:
-    assert not Converter("webp", 90, None).is_needed(WEBP, "image/webp")
-    assert not Converter("webp", 90, 1000).is_needed(WEBP, "image/webp")
-    assert Converter("webp", 90, None).is_needed(png(), "image/png")
+    assert Converter(name, 90, None).is_needed(data, f"image/{name}") is False
+    assert Converter("webp", 90, None).is_needed(data, "image/gif")
 
 
 # --- what is left as it is
@@ -351,20 +344,14 @@ def test_damage_never_raises_anything_else(
 # --- thumbnails, and memory
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((1024, 768), (320, 240)),
-        ((100, 1000), (32, 320)),
-        ((20, 10), (20, 10)),
-        ((1, 900), (1, 320)),
-    ],
-)
+THUMBNAILS = [((1024, 768), (320, 240)), ((100, 1000), (32, 320)), ((20, 10), (20, 10))]
+
+
+@pytest.mark.parametrize(("size", "expected"), [*THUMBNAILS, ((1, 900), (1, 320))])
 def test_thumbnail_fits_into_320_pixels(size: tuple[int, int], expected: tuple[int, int]) -> None:
     for name in ("png", "jpeg"):
-        image = decode(
-            thumbnail(io.BytesIO(encode(Image.new("RGB", size, RED), name)), f"image/{name}")
-        )
+        data = encode(Image.new("RGB", size, RED), name)
+        image = decode(thumbnail(io.BytesIO(data), f"image/{name}"))
         assert (image.format, image.size) == ("WEBP", expected)
         assert is_close(image.convert("RGB").getpixel((0, 0)), RED)
 
@@ -412,22 +399,9 @@ def test_picture_is_converted_once_when_it_is_stored(
         assert (media_type_of(got.body), got.body) == ("image/webp", answers[0].body)
         assert got.headers["Content-Type"] == "image/webp"
         assert got.headers["Content-Disposition"] == 'inline; filename="apple.webp"'
-        assert got.headers["Content-Length"] == str(len(got.body))
-        assert got.headers["ETag"] == answers[0].headers["ETag"]
     assert re.fullmatch(STAGES, answers[0].headers["Server-Timing"])
     [stored] = (tmp_path / "cache").glob(f"{ImageRequest('apple').key}*")
     assert (stored.suffix, stored.read_bytes()) == (".webp", answers[0].body)
-
-
-def test_openai_clients_get_the_converted_picture(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, PICTURE_FORMAT="jpeg")
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    body = json.dumps({"prompt": "apple", "seed": 7}).encode()
-    for _ in ("cold", "warm"):
-        got = service.get("/v1/images/generations", method="POST", headers=headers, body=body)
-        data = base64.b64decode(got.json["data"][0]["b64_json"])
-        assert media_type_of(data) == "image/jpeg"
-        assert service.picture("apple", seed=7).body == data
 
 
 def test_picture_is_converted_before_it_is_uploaded(
@@ -455,7 +429,5 @@ def test_picture_that_cannot_be_converted_is_kept_as_it_came(
         assert (got.body, got.headers["Content-Type"]) == (data, media_type_of(data))
         assert re.fullmatch(STAGES, got.headers["Server-Timing"])
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [("is animated" in warning, BROKEN in warning) for warning in warnings] == [
-        (True, False),
-        (False, True),
-    ]
+    assert [BROKEN in warning for warning in warnings] == [False, True]
+    assert "is animated" in warnings[0]

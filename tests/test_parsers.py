@@ -117,6 +117,9 @@ REJECTED: list[tuple[Parse, str, tuple[str, ...]]] = [
     (p.json_object, "at character 2 ('“' is not ASCII);", ('{“https://a”: "b"}',)),
     (p.json_object, "is not JSON;", ("[" * 100_000, '{"a": [NaN]}', '{"a": 1e999}')),
     (p.json_object, "not an object", ("[1]", "null")),
+    (maps.llm_parameters, 'write {"enable_thinking": false}', ("{", "[]")),
+    (maps.llm_parameters, "which no setting replaces", ('{"messages": []}',)),
+    (maps.llm_parameters, "a model that is not a name", ('{"model": 5}',)),
     (named_keys, "not an object; write", ("[]", '{"blog": "k"}')),
     (named_keys, "besides key, per_day and expires", ('{"blog": {"key": "k", "perday": 5}}',)),
     (
