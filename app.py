@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, request
@@ -19,17 +18,17 @@ from config import Settings
 from drawing.backend import Backend
 from drawing.fallback import Pollinations
 from drawing.pool import Pool
-from drawing.storing import Drawn
+from drawing.record import Drawing
+from drawing.storing import Storing
 from hosting import image_host
 from llm import Llm
 from metrics import OFF, Metrics
-from pipeline import Pipeline
+from pipeline import Pipeline, Services
 from settings.proxies import Proxies
 from settings.servers import NetworkSettings
 from settings.table import THREADS_KEPT_FREE
 from storage.choose import choose_storage
 from storage.local.folder import Folder
-from storage.state import State
 from storage.waiting import Places
 from upstream.client import Upstream, origin
 from web.api import Api
@@ -57,24 +56,6 @@ class WholePath(BaseConverter):
     part_isolating = False
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """The parts that requests and commands work with."""
-
-    access: Access
-    cache: Cache
-    upstream: Upstream
-    backends: Backends
-    llm: Llm | None
-    pipeline: Pipeline
-
-    def close(self) -> None:
-        """Finish the drawings under way, and close every connection and file."""
-        self.pipeline.close()
-        self.upstream.close()
-        self.cache.close()
-
-
 def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Flask:
     """Build the application. `clock` returns Unix time. Starts no thread, opens no file."""
     metrics = _make_metrics() if settings.metrics else OFF
@@ -88,7 +69,7 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Fl
     app.before_request(answer_preflight)
     app.after_request(counting(metrics))
     status = Status(
-        __version__, settings, cache, services.backends, services.llm, pipeline.fallback
+        __version__, settings, cache, pipeline.backends, pipeline.llm, pipeline.fallback
     )
     thumbnails = Thumbnails(Folder(settings.cache_dir))
     api = Api(settings, access, cache, status, pictures, thumbnails)
@@ -108,14 +89,29 @@ def make_services(
     state, store, limit = choose_storage(settings, clock, metrics, places)
     cache = Cache(state, store, limit, clock, metrics)
     upstream = make_upstream(settings.network, metrics)
-    llm = None
+    timeout, max_image_bytes = settings.backend_timeout, settings.max_image_bytes
+    llm = host = fallback = None
     if settings.llm:
         llm = Llm(settings.llm, upstream, state, timeout=settings.llm_timeout, metrics=metrics)
-    backends = _make_backends(settings, upstream, state, metrics)
-    pool: Pool[Drawn] = Pool(state, settings.drawings, places, metrics)
-    pipeline = _make_pipeline(settings, upstream, cache, backends, pool, llm, metrics)
-    access = _make_access(settings, clock)
-    return Services(access, cache, upstream, backends, llm, pipeline)
+    if settings.hosting:
+        host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
+    if settings.pollinations:
+        fallback = Pollinations(
+            settings.pollinations, upstream, cache, timeout, max_image_bytes, metrics
+        )
+    backends = Backends(
+        [
+            Backend(one, upstream, state, timeout, max_image_bytes, metrics)
+            for one in settings.backends
+        ],
+        state,
+        blocked_retry_attempts=settings.blocked_retry_attempts,
+        metrics=metrics,
+    )
+    pool: Pool[Drawing] = Pool(state, settings.drawings, places, metrics)
+    storing = Storing(cache, host, settings.upload_timeout, _make_converter(settings), metrics)
+    pipeline = Pipeline(settings, cache, backends, pool, storing, llm, fallback, metrics)
+    return Services(settings, _make_access(settings, clock), cache, upstream, pipeline)
 
 
 def _make_metrics() -> Metrics:
@@ -188,71 +184,9 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | N
     return routes
 
 
-def _make_backends(
-    settings: Settings, upstream: Upstream, state: State, metrics: Metrics
-) -> Backends:
-    backends = [
-        Backend(
-            backend,
-            upstream,
-            state,
-            timeout=settings.backend_timeout,
-            max_image_bytes=settings.max_image_bytes,
-            metrics=metrics,
-        )
-        for backend in settings.backends
-    ]
-    return Backends(
-        backends, state, blocked_retry_attempts=settings.blocked_retry_attempts, metrics=metrics
-    )
-
-
-def _make_fallback(
-    settings: Settings, upstream: Upstream, cache: Cache, metrics: Metrics
-) -> Pollinations | None:
-    if not settings.pollinations:
-        return None
-    return Pollinations(
-        settings.pollinations,
-        upstream,
-        cache,
-        timeout=settings.backend_timeout,
-        max_image_bytes=settings.max_image_bytes,
-        metrics=metrics,
-    )
-
-
 def _make_converter(settings: Settings) -> Converter | None:
     if settings.picture_format == "original" and settings.picture_max_bytes is None:
         return None
     from images.convert import Converter  # needs Pillow, which only these settings require
 
     return Converter(settings.picture_format, settings.picture_quality, settings.picture_max_bytes)
-
-
-def _make_pipeline(
-    settings: Settings,
-    upstream: Upstream,
-    cache: Cache,
-    backends: Backends,
-    pool: Pool[Drawn],
-    llm: Llm | None,
-    metrics: Metrics,
-) -> Pipeline:
-    host = None
-    if settings.hosting:
-        host = image_host(settings.hosting, upstream, settings.network, settings.upload_timeout)
-    return Pipeline(
-        cache,
-        backends,
-        pool,
-        llm=llm,
-        fallback=_make_fallback(settings, upstream, cache, metrics),
-        host=host,
-        converter=_make_converter(settings),
-        generation_deadline=settings.generation_deadline,
-        upload_timeout=settings.upload_timeout,
-        blocked_ttl=settings.blocked_ttl,
-        fingerprint=settings.fingerprint,
-        metrics=metrics,
-    )

@@ -4,82 +4,72 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from commands.session import Session
 from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Outcome
 from drawing.backend import Backend, NotDrawn
+from drawing.record import Drawing
 from images.formats import pixels_of
-from llm import Llm
 from picture import ImageRequest
+from pipeline import Services
 from settings.parsers import printable_url
-from upstream.client import Deadline, Reply, UpstreamError
+from upstream.client import Deadline, UpstreamError
 from web.status import vendor_words
 
 # OpenRouter's list is over a megabyte.
 LIST_LIMIT = 2**23
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a server answered: what came, its own words, and why it cannot be used, if it cannot.
-
-    `models` are the names of its models, empty if it lists none.
-    """
+class Probe(NamedTuple):
+    """What a server answered: what came, its own words, and why it cannot be used, if it cannot."""
 
     came: str
     words: str = ""
     why: str | None = None
-    models: tuple[str, ...] = ()
 
 
-def probe(endpoint: Endpoint, fields: Mapping[str, Any], deadline: Deadline) -> Probe:
+def probe(endpoint: Endpoint, fields: Mapping[str, Any], wanted: set[str]) -> Probe:
     """Ask for the list of models; where that proves nothing, for an empty prompt.
 
-    A server that refuses only the empty prompt has accepted the credentials. Raises Unavailable.
+    A server that refuses only the empty prompt has accepted the credentials. The models `wanted`
+    that a list lacks are a remark, since lists are often incomplete. Raises Unavailable.
     """
-    models = _models(endpoint, endpoint.headers, deadline)
+    deadline = Deadline.after(PROBE_SECONDS)
+    listed = _models(endpoint, endpoint.headers, deadline)
     # Many gateways show their list to everybody.
-    is_open = bool(models and endpoint.headers and _models(endpoint, {}, deadline))
-    if models and not is_open:
-        count = f"{len(models)} model{'' if len(models) == 1 else 's'}"
-        return Probe(f"answers, with {count}", models=models)
+    is_open = bool(listed and endpoint.headers and _models(endpoint, {}, deadline))
+    if listed and not is_open:
+        missing = ", ".join(sorted(wanted - listed))
+        remark = f"; not in its list: {missing}" if missing else ""
+        return Probe(f"answers, with {len(listed)} model{'' if len(listed) == 1 else 's'}{remark}")
     try:
-        body = endpoint.door.body("", fields)
-        answer = endpoint.ask(body, deadline=deadline, limit=LIST_LIMIT)
+        answer = endpoint.ask(endpoint.door.body("", fields), deadline=deadline, limit=LIST_LIMIT)
     except UpstreamError as error:
-        return Probe(str(error), why=error.why, models=models)
-    return _read(answer, models)
-
-
-def _read(answer: Answer, models: tuple[str, ...]) -> Probe:
+        return Probe(str(error), why=error.why)
     fault, status = answer.fault, f"HTTP {answer.reply.status}"
     if fault is None:
-        return Probe(f"answers ({status})", models=models)
+        return Probe(f"answers ({status})")
     if fault.outcome is Outcome.FAILED:
-        return Probe(f"{fault.why} ({status})", fault.detail, fault.why, models)
-    return Probe(f"answers, and rejects an empty prompt ({status})", fault.detail, models=models)
+        return Probe(f"{fault.why} ({status})", fault.detail, fault.why)
+    return Probe(f"answers, and rejects an empty prompt ({status})", fault.detail)
 
 
-def _models(endpoint: Endpoint, headers: Mapping[str, str], deadline: Deadline) -> tuple[str, ...]:
+def _models(endpoint: Endpoint, headers: Mapping[str, str], deadline: Deadline) -> set[str]:
     """Return the names in the list of models, none if it cannot be read."""
+    url = endpoint.door.beside("/models")
     try:
-        reply = endpoint.upstream.request(
-            "GET",
-            endpoint.door.beside("/models"),
-            headers=headers,
-            deadline=deadline,
-            limit=LIST_LIMIT,
+        found = Answer.of(
+            endpoint.upstream.request(
+                "GET", url, headers=headers, deadline=deadline, limit=LIST_LIMIT
+            )
         )
-        found = Answer.of(reply)
     except UpstreamError:
-        return ()
+        return set()
     data = found.json.get("data") if isinstance(found.json, dict) else found.json
     if found.fault or not isinstance(data, list):
-        return ()
-    return tuple(str(one["id"]) for one in data if isinstance(one, dict) and "id" in one)
+        return set()
+    return {str(one["id"]) for one in data if isinstance(one, dict) and "id" in one}
 
 
 PROBE_SECONDS = 20.0
@@ -121,70 +111,45 @@ _REFUSED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What came from a server, and what to write if that is a fault."""
-
-    name: str
-    came: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.came}" + (f"\n  {self.remedy}" if self.remedy else "")
-
-
-def ask_all(session: Session, *, draws: bool) -> Iterator[Finding]:
+def ask_all(services: Services, *, draws: bool) -> Iterator[tuple[str, str]]:
     """Ask each backend and the LLM once, then the service through PUBLIC_URL.
 
-    `draws`: each backend draws a picture, which is not stored. Raises Unavailable.
+    Yield a line for each, and what to write if it is a fault, else "". `draws`: each backend draws
+    a picture, which is not stored. Raises Unavailable.
     """
-    secrets = session.settings.secrets()
-    for backend in session.pipeline.backends.all:
-        found = _draw(session, backend) if draws else _probe_backend(backend)
+    secrets = services.settings.secrets()
+    for backend in services.pipeline.backends.all:
+        found = _draw(services, backend) if draws else _probe_backend(backend)
         yield _finding(f"Backend {backend.name}", found, _BACKEND_REMEDIES, secrets)
-    if llm := session.pipeline.llm:
-        name = f"LLM {printable_url(llm.settings.url)}"
-        yield _finding(name, _probe_llm(llm), _LLM_REMEDIES, secrets)
-    yield _pass_through(session)
+    if llm := services.pipeline.llm:
+        model = llm.settings.model
+        found = probe(llm.endpoint, {"model": model, **llm.settings.params}, {model})
+        yield _finding(f"LLM {printable_url(llm.settings.url)}", found, _LLM_REMEDIES, secrets)
+    yield _pass_through(services)
 
 
 def _finding(
     name: str, found: Probe, remedies: Mapping[str, str], secrets: tuple[str, ...]
-) -> Finding:
+) -> tuple[str, str]:
     words = vendor_words(found.words, secrets)
-    came = found.came + (f": “{words}”" if words else "")
-    remedy = (_REMEDIES | {**remedies}).get(found.why, _OTHER) if found.why else ""
-    return Finding(name, came, remedy)
+    line = f"{name}: {found.came}" + (f": “{words}”" if words else "")
+    return line, (_REMEDIES | {**remedies}).get(found.why, _OTHER) if found.why else ""
 
 
 def _probe_backend(backend: Backend) -> Probe:
-    fields = {**backend.settings.extra(None), "model": backend.model(_PLAIN)}
-    if backend.endpoint.door.needs_model and not fields["model"]:
+    model = backend.model(_PLAIN)
+    if backend.endpoint.door.needs_model and not model:
         return Probe("no model", why="no model")
-    found = probe(backend.endpoint, fields, Deadline.after(PROBE_SECONDS))
-    wanted = {fields["model"], *backend.settings.models.values()} - {None}
-    return _with_unlisted(found, wanted)
+    fields = {**backend.settings.extra(None), "model": model}
+    wanted = {name for name in (model, *backend.settings.models.values()) if name}
+    return probe(backend.endpoint, fields, wanted)
 
 
-def _probe_llm(llm: Llm) -> Probe:
-    fields = {"model": llm.settings.model, **llm.settings.params}
-    found = probe(llm.endpoint, fields, Deadline.after(PROBE_SECONDS))
-    return _with_unlisted(found, {llm.settings.model})
-
-
-def _with_unlisted(found: Probe, wanted: set[str]) -> Probe:
-    """Name the configured models that a list lacks: a remark, since lists are often incomplete."""
-    missing = sorted(wanted - {*found.models}) if found.models else []
-    if not missing or found.why:
-        return found
-    return Probe(f"{found.came}; not in its list: {', '.join(missing)}", found.words)
-
-
-def _draw(session: Session, backend: Backend) -> Probe:
+def _draw(services: Services, backend: Backend) -> Probe:
     began = time.monotonic()
-    deadline = Deadline.after(session.settings.generation_deadline)
+    deadline = Deadline.after(services.settings.generation_deadline)
     try:
-        image = backend.draw(_DRAWN.prompt, _DRAWN, deadline)
+        image = backend.draw(Drawing(_DRAWN, deadline))
     except NotDrawn as error:
         return Probe(str(error), error.fault.detail, error.fault.why)
     seconds = time.monotonic() - began
@@ -193,40 +158,35 @@ def _draw(session: Session, backend: Backend) -> Probe:
     return Probe(f"drew {size}, in {seconds:.1f} s")
 
 
-def _pass_through(session: Session) -> Finding:
+def _pass_through(services: Services) -> tuple[str, str]:
     """Ask for a picture whose prompt is hard to pass on; HEAD never draws it.
 
     The signature is of this very prompt, so a changed one is a 401.
     """
-    base = session.settings.public_url
+    base = services.settings.public_url
     if not base:
-        return Finding("PUBLIC_URL", "not set; links take the host of the request")
-    name = f"PUBLIC_URL {base}"
-    refused = _why_refused(session, base, _HARD)
+        return "PUBLIC_URL: not set; links take the host of the request", ""
+    refused = _why_refused(services, base, _HARD)
     if refused is None:
-        return Finding(name, "passes prompts on unchanged")
-    if (plain := _why_refused(session, base, _PLAIN)) is None:
-        return Finding(name, f"{refused}, for a prompt with / ? # % and Chinese", _REFUSED)
-    return Finding(name, plain, _ELSEWHERE)
+        return f"PUBLIC_URL {base}: passes prompts on unchanged", ""
+    if (plain := _why_refused(services, base, _PLAIN)) is None:
+        return f"PUBLIC_URL {base}: {refused}, for a prompt with / ? # % and Chinese", _REFUSED
+    return f"PUBLIC_URL {base}: {plain}", _ELSEWHERE
 
 
-def _why_refused(session: Session, base: str, request: ImageRequest) -> str | None:
+def _why_refused(services: Services, base: str, request: ImageRequest) -> str | None:
     """Return what came in place of an answer of ours, or None."""
-    access, key = session.access, session.settings.all_access_keys[0]
+    access, key = services.access, services.settings.all_access_keys[0]
     signed = access.sign(request, access.shared) if access.can_sign else {}
     headers = {} if signed else {"Authorization": f"Bearer {key}"}
     url = base + request.to_url(**signed)
     deadline = Deadline.after(PROBE_SECONDS)
     try:
-        reply = session.upstream.request("HEAD", url, headers=headers, deadline=deadline)
+        reply = services.upstream.request("HEAD", url, headers=headers, deadline=deadline)
     except UpstreamError as error:
         return str(error)
-    is_ours = reply.status == 200 and "PromptImageProxy" in reply.headers.get("Cache-Status", "")
-    return None if is_ours else _described(reply)
-
-
-def _described(reply: Reply) -> str:
+    if reply.status == 200 and "PromptImageProxy" in reply.headers.get("Cache-Status", ""):
+        return None
     names = ("Server", "Location", "WWW-Authenticate")
-    said = [f"{name}: {reply.headers[name]}" for name in names if name in reply.headers]
-    text = f"HTTP {reply.status}" + (f" ({', '.join(said)})" if said else "")
-    return vendor_words(text, ())
+    said = ", ".join(f"{name}: {reply.headers[name]}" for name in names if name in reply.headers)
+    return vendor_words(f"HTTP {reply.status}" + (f" ({said})" if said else ""), ())

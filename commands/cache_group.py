@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 
 import click
 
-from cache import Cache
 from commands.console import (
     AS_JSON,
-    age,
     counted,
     picture_options,
     read_request,
     say,
     say_json,
-    valid_text,
 )
 from commands.migrate import adopt_pictures, backup, export, import_directory
-from commands.session import Session, with_session
+from commands.session import with_cache
+from commands.transfer import pages
 from drawing.verdict import forget_failures
+from pipeline import Services
 from storage import Row
 
 
@@ -37,16 +36,13 @@ for _command in (import_directory, export, adopt_pictures, backup):
 
 
 @cache_group.command("list")
-@click.option(
-    "--match", default="", callback=valid_text, help="Only prompts that contain this text."
-)
+@click.option("--match", default="", help="Only prompts that contain this text.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @AS_JSON
-@with_session
-def list_pictures(session: Session, match: str, limit: int, as_json: bool) -> None:
+@with_cache
+def list_pictures(services: Services, match: str, limit: int, as_json: bool) -> None:
     """List the cached pictures, newest first."""
-    session.announce_cache()
-    for row in islice(_rows(session.cache, match), limit):
+    for row in islice(chain.from_iterable(pages(services.cache.state, match)), limit):
         if as_json:
             say_json(row.to_json())
         else:
@@ -55,12 +51,11 @@ def list_pictures(session: Session, match: str, limit: int, as_json: bool) -> No
 
 @cache_group.command()
 @AS_JSON
-@with_session
-def stats(session: Session, as_json: bool) -> None:
+@with_cache
+def stats(services: Services, as_json: bool) -> None:
     """Print how much is in the cache."""
-    session.announce_cache()
-    totals = session.cache.state.totals()
-    limit = session.cache.max_bytes
+    totals = services.cache.state.totals()
+    limit = services.cache.max_bytes
     if as_json:
         found = {"entries": totals.entries, "bytes": totals.bytes, "max_bytes": limit}
         click.echo(json.dumps(found))
@@ -69,16 +64,29 @@ def stats(session: Session, as_json: bool) -> None:
         click.echo(f"{counted(totals.entries)}, {_size(totals.bytes)}{of}")
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def _age(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    """Return the seconds of an age such as 30d."""
+    if text is None:
+        return None
+    match = re.fullmatch("([0-9]{1,6})([smhdw])", text)
+    if not match:
+        raise click.BadParameter("write a number and s, m, h, d or w, such as 30d")
+    return float(int(match[1]) * _UNITS[match[2]])
+
+
 @cache_group.command(short_help="Delete one picture, or many by age or prompt.")
 @click.argument("prompt", required=False)
 @picture_options
-@click.option("--older-than", metavar="AGE", callback=age, help="Such as 30d, 12h or 90m.")
-@click.option("--match", callback=valid_text, help="All whose prompt contains this text.")
+@click.option("--older-than", metavar="AGE", callback=_age, help="Such as 30d, 12h or 90m.")
+@click.option("--match", help="All whose prompt contains this text.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @AS_JSON
-@with_session
+@with_cache
 def delete(
-    session: Session,
+    services: Services,
     prompt: str | None,
     older_than: float | None,
     match: str | None,
@@ -89,39 +97,23 @@ def delete(
     """Delete one picture by PROMPT and parameters, or many by --older-than or --match."""
     if (prompt is None) == (older_than is None and match is None):
         raise click.UsageError("Give a PROMPT, or --older-than or --match.")
-    session.announce_cache()
     if prompt is not None:
-        length = session.settings.max_prompt_length
-        keys = read_request(prompt, length, parameters).keys_to_delete
+        keys = read_request(prompt, parameters).keys_to_delete
         question = "Delete this picture?"
     else:
         before = float("inf") if older_than is None else time.time() - older_than
-        keys = [row.key for row in _rows(session.cache, match or "") if row.created < before]
+        rows = chain.from_iterable(pages(services.cache.state, match or ""))
+        keys = [row.key for row in rows if row.created < before]
         question = f"Delete {counted(len(keys))}?"
     if keys and not yes:
         click.confirm(question, abort=True)
-    count = _delete_all(session.cache, keys)
+    # In this order: while the picture is being drawn, nothing is deleted.
+    state = services.cache.state
+    found = [(services.cache.delete(key), forget_failures(state, key)) for key in keys]
+    count = sum(map(any, found))
     click.echo(json.dumps({"deleted": count}) if as_json else f"{count} deleted")
     if prompt is not None and not count:
         raise click.ClickException("There is no such picture in the cache.")
-
-
-def _delete_all(cache: Cache, keys: list[str]) -> int:
-    """Delete pictures and their notes; return the number of keys that had either."""
-    count = 0
-    for key in keys:
-        # In this order: while the picture is being drawn, nothing is deleted.
-        was_cached, had_failed = cache.delete(key), forget_failures(cache.state, key)
-        count += was_cached or had_failed
-    return count
-
-
-def _rows(cache: Cache, match: str) -> Iterator[Row]:
-    """Yield all rows, a page at a time."""
-    last: Row | None = None
-    while rows := cache.state.newest(match, 200, (last.created, last.key) if last else None):
-        yield from rows
-        last = rows[-1]
 
 
 def _line(row: Row) -> str:

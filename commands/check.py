@@ -12,13 +12,14 @@ import click
 
 from commands.asking import ask_all
 from commands.console import say
-from commands.session import Door
+from commands.session import MakeServices, built, load_settings
 from config import Settings, SettingsError
 from storage.choose import Unusable, check_parts, connections
 
 # A digest of the file without its comments, so that an installed file may be adapted.
 _EDITION = re.compile(r"(?m)^# Edition ([0-9a-f]{8})\b")
 _DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
+ROOT = Path("/")
 # Where the documents install each file, below the root directory.
 INSTALLED = {
     "prompt-image-proxy.service": "etc/systemd/system/prompt-image-proxy.service",
@@ -44,21 +45,14 @@ def outdated_files(root: Path) -> Iterator[str]:
     for name, place in INSTALLED.items():
         installed = root / place
         with suppress(OSError):
-            text, shipped = (_read(path) for path in (installed, _DEPLOY / name))
-            if "prompt image proxy" in text.lower() and _edition(text) != _edition(shipped):
+            paths = installed, _DEPLOY / name
+            text, shipped = (path.read_text("utf-8", "replace") for path in paths)
+            is_ours = "prompt image proxy" in text.lower()
+            if is_ours and _EDITION.findall(text) != _EDITION.findall(shipped):
                 yield (
                     f"{installed} is of another version than this code: compare it with"
                     f" deploy/{name}, as docs/upgrading.md describes"
                 )
-
-
-def _read(path: Path) -> str:
-    return path.read_text("utf-8", "replace")
-
-
-def _edition(text: str) -> str | None:
-    found = _EDITION.search(text)
-    return found and found[1]
 
 
 # The settings by which the cache is opened. If one of these is wrong, opening it proves nothing.
@@ -70,7 +64,7 @@ _OF_THE_CACHE = re.compile(r"CACHE_DIR|DATABASE_URL|STORAGE_URL|S3_|CA_BUNDLE|\w
 @click.option("--backends", "asks", is_flag=True, help="Ask the backends, the LLM, PUBLIC_URL.")
 @click.option("--draw", "draws", is_flag=True, help="Have each backend draw: it costs.")
 @click.pass_obj
-def check(door: Door, only_settings: bool, asks: bool, draws: bool) -> None:
+def check(make_services: MakeServices, only_settings: bool, asks: bool, draws: bool) -> None:
     """Check the settings, and that the cache, the database and the bucket can be used.
 
     Reports all faults together, with a remedy for each, and exits 1 if there are any. Warns of
@@ -78,11 +72,11 @@ def check(door: Door, only_settings: bool, asks: bool, draws: bool) -> None:
     backend and the LLM is asked once, for its models or an empty prompt, which draws nothing; and
     the service through PUBLIC_URL.
     """
-    for warning in outdated_files(door.root):
+    for warning in outdated_files(ROOT):
         click.echo(f"Warning: {warning}.", err=True)
     faults = []
     try:
-        settings: Settings | None = door.settings()
+        settings: Settings | None = load_settings()
     except SettingsError as error:
         faults = [str(error)]
         settings = None if any(map(_OF_THE_CACHE.match, error.faults)) else error.settings
@@ -95,15 +89,9 @@ def check(door: Door, only_settings: bool, asks: bool, draws: bool) -> None:
         raise click.ClickException("\n".join(faults))
     click.echo(f"The settings are valid{'' if only_settings else ', and the cache can be used'}.")
     if settings and (asks or draws):
-        _ask(door, settings, draws=draws)
-
-
-def _ask(door: Door, settings: Settings, *, draws: bool) -> None:
-    """Print what each server answers; exit 1 if one cannot be used."""
-    has_faults = False
-    with door.open(settings) as session:
-        for finding in ask_all(session, draws=draws):
-            say(str(finding))
-            has_faults |= bool(finding.remedy)
-    if has_faults:
-        sys.exit(1)
+        has_faults = False
+        with built(make_services, settings) as services:
+            for line, remedy in ask_all(services, draws=draws):
+                say(f"{line}\n  {remedy}" if remedy else line)
+                has_faults |= bool(remedy)
+        sys.exit(1 if has_faults else 0)

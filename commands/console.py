@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
-from config import Settings
-from picture import PARAMETERS, BadRequest, ImageRequest
-from settings.redaction import RedactingFormatter, printable_lines
+from config import SettingsError
+from picture import PARAMETERS, ImageRequest, Problem
+from settings.redaction import printable_lines
+from storage import BeingDrawn, Unavailable
 from web.sentences import explain
-
-log = logging.getLogger("prompt_image_proxy")
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -31,28 +29,32 @@ def say_json(value: Any) -> None:
 
 
 class Commands(click.Group):
-    """A group of commands whose errors are printable."""
+    """A group of commands whose errors end them with a printable sentence."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.UsageError:  # repeats the administrator's own words
             raise
-        except click.ClickException as error:
-            raise click.ClickException(printable_lines(error.format_message())) from error
+        except (click.ClickException, SettingsError, Problem, OSError) as error:
+            if isinstance(error, OSError) and error.filename is None:  # of standard output
+                raise
+            raise click.ClickException(printable_lines(_sentence(error))) from error
 
 
-@contextmanager
-def logging_to_stderr(settings: Settings) -> Iterator[None]:
-    """Print the program's warnings on stderr, redacted and printable."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(RedactingFormatter(settings.secrets()))
-    handler.setLevel(logging.WARNING)
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
+def _sentence(error: Exception) -> str:
+    match error:
+        case click.ClickException():
+            return error.format_message()
+        case BeingDrawn():
+            return explain(error)
+        case Unavailable():
+            return f"The cache cannot be used: {error}."
+        case Problem():
+            return explain(error)
+        case OSError():
+            return f"{error.filename}: {error.strerror}."
+    return str(error)
 
 
 T = TypeVar("T")
@@ -72,7 +74,6 @@ _HELP = {
     "background": "In the backend's own words, such as transparent.",
     "negative_prompt": "What to leave out.",
 }
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def picture_options(command: Command) -> Command:
@@ -81,6 +82,11 @@ def picture_options(command: Command) -> Command:
         option = f"--{name.replace('_', '-')}"
         command = click.option(option, name, help=_HELP[name])(command)
     return command
+
+
+def read_request(prompt: str, parameters: dict[str, str | None]) -> ImageRequest:
+    """Return the picture that a command's arguments name. Raises BadRequest."""
+    return ImageRequest.from_text(prompt, max_prompt_length=sys.maxsize, **parameters)
 
 
 def counted(pictures: int) -> str:
@@ -94,44 +100,20 @@ def progress(items: Iterable[T], label: str, length: int, *, is_quiet: bool) -> 
     )
 
 
-def echo_counts(counts: Mapping[str, int], *, as_json: bool) -> None:
-    """Print a sentence such as `2 copied, 1 there`, or JSON."""
+def count_outcomes(
+    outcomes: Iterable[str], counts: Counter[str], label: str, length: int, *, as_json: bool
+) -> NoReturn:
+    """Add outcomes to `counts`, with a progress bar, print the result, and exit.
+
+    An outcome that is not in `counts` describes a problem, and is counted as unusable.
+    """
+    problems = []
+    with progress(outcomes, label, length, is_quiet=as_json) as done:
+        for outcome in done:
+            counts[outcome if outcome in counts else "unusable"] += 1
+            problems += [] if outcome in counts else [outcome]
+    for problem in problems:
+        say(problem, err=True)
     text = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in counts.items())
     click.echo(json.dumps(counts) if as_json else text)
-
-
-def read_text(file: Path) -> str:
-    """Return a file's text; bytes that are not UTF-8 survive writing it back."""
-    try:
-        return file.read_bytes().decode("utf-8", "surrogateescape")
-    except OSError as error:
-        raise click.ClickException(f"{file} cannot be read: {error.strerror}.") from error
-
-
-def read_request(
-    prompt: str, max_prompt_length: int, parameters: dict[str, str | None]
-) -> ImageRequest:
-    """Return the picture that a command's arguments name."""
-    try:
-        return ImageRequest.from_text(prompt, max_prompt_length=max_prompt_length, **parameters)
-    except BadRequest as error:
-        raise click.ClickException(explain(error)) from error
-
-
-def age(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    """Return the seconds of an age such as 30d, for click's `callback`."""
-    if text is None:
-        return None
-    number, unit = text[:-1], text[-1:]
-    if not (number.isascii() and number.isdecimal() and len(number) <= 6 and unit in _UNITS):
-        raise click.BadParameter("write a number and s, m, h, d or w, such as 30d")
-    return float(int(number) * _UNITS[unit])
-
-
-def valid_text(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
-    """Return a text that is valid Unicode, for click's `callback`."""
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError:
-        raise click.BadParameter("write valid UTF-8") from None
-    return text
+    sys.exit(1 if problems else 0)

@@ -5,77 +5,99 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 from urllib.parse import unquote, unquote_plus
 
-from commands.documents import FoundUrl, all_urls, is_ours
+from commands.documents import FoundUrl, split
 from config import MIN_SECRET_LENGTH
 from picture import BadRequest
 from web.sentences import explain
 
 LEFT, ELSEWHERE, BROKEN = "left", "left on other hosts", "broken"
 _CREDENTIAL = re.compile(r"[?&;](?:key|sig)=")
+_NO_URL = "the key is not part of a URL"
+# How renderers, scripts and the server decode a text.
+_DECODERS: tuple[Callable[[str], str], ...] = (
+    html.unescape,
+    unquote,
+    unquote_plus,
+    # Backslashes before punctuation in Markdown, and escapes by number in JSON and scripts.
+    partial(re.compile(r"\\([!-/:-@[-`{-~])").sub, r"\1"),
+    partial(
+        re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2}))").sub,
+        lambda match: chr(int(match[1] or match[2], 16)),
+    ),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentFault:
-    """A line of a document, counted from 1, and what is wrong with it.
+class DocumentFault(NamedTuple):
+    """What is wrong with a URL or a line of a document.
 
     `kind` is LEFT or ELSEWHERE for an access key, BROKEN for a URL of ours that does not open.
     """
 
-    line: int
     reason: str
     kind: str = LEFT
 
 
-@dataclass(frozen=True, slots=True)
 class Examiner:
-    """Looks for faults in documents. `why_closed` returns why a URL of ours does not open."""
+    """Reads documents: which URLs of ours open, and what is wrong with the others.
 
-    why_closed: Callable[[FoundUrl], str | None]
-    keys: Sequence[str] = ()
-    public_url: str | None = None
-    max_prompt_length: int = 4000
+    `why_closed` returns why a URL does not open. With `public_url`, ours are the URLs that begin
+    with it; without, those that name a picture and carry credentials. `keys` must be left nowhere.
+    """
 
-    def find_faults(self, text: str) -> Iterator[DocumentFault]:
-        """Yield each URL with a key or that does not open, and each line with a key elsewhere."""
-        has_key = _matcher(self.keys)
+    def __init__(
+        self,
+        why_closed: Callable[[FoundUrl], str | None],
+        keys: Sequence[str] = (),
+        public_url: str | None = None,
+    ) -> None:
+        self.why_closed = why_closed
+        self.base = f"{public_url}/prompt/" if public_url else ""
+        self.has_key = _matcher(keys)
+
+    def examine(self, text: str) -> Iterator[tuple[int, FoundUrl | DocumentFault]]:
+        """Yield each URL of ours that opens, and each fault, with its line, counted from 1."""
         # Without its NULs, UTF-16 can be read where it is ASCII.
         for number, line in enumerate(text.replace("\0", "").split("\n"), 1):
-            found = [DocumentFault(number, *fault) for fault in self._faults(line, has_key)]
-            if not found and has_key(line):
-                found = [DocumentFault(number, "the key is not part of a URL")]  # at most partly
-            yield from found
+            found = [one for part in split(line) if (one := self._examine(*part))]
+            if not any(isinstance(one, DocumentFault) for one in found) and self.has_key(line):
+                found.append(DocumentFault(_NO_URL))  # at most partly
+            yield from ((number, one) for one in found)
 
-    def _faults(self, line: str, has_key: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
-        urls = [(0, ""), *all_urls(line)]
-        for (start, url), (end, _) in zip(urls, [*urls[1:], (len(line), "")], strict=True):
-            rest = line[start + len(url) : end]
-            if has_key(rest) or (_looks_cut(url, rest) and is_ours(url, self.public_url)):
-                yield _why_outside(url, rest), LEFT if has_key(rest) else BROKEN
-            elif not is_ours(url, self.public_url):
-                if has_key(url):
-                    yield f"the URL does not begin with {self.public_url}/prompt/", ELSEWHERE
-            elif reason := self._why_broken(url, has_key(url)):
-                yield reason, LEFT if has_key(url) else BROKEN
+    def _examine(self, url: str, rest: str) -> FoundUrl | DocumentFault | None:
+        """Judge a URL and the text that follows it."""
+        has_key, is_ours = self.has_key(url), url.startswith(self.base)
+        is_cut = is_ours and "/prompt/" in url and "?" not in url and _CREDENTIAL.search(rest)
+        if is_cut or self.has_key(rest):
+            cut = f"the URL ends at {rest[:1]!r}, which must be percent-encoded"
+            reason = cut if "/prompt/" in url else _NO_URL
+            return DocumentFault(reason, LEFT if self.has_key(rest) else BROKEN)
+        if is_ours:
+            return self._open(url, has_key=has_key)
+        reason = f"the URL does not begin with {self.base}"
+        return DocumentFault(reason, ELSEWHERE) if has_key else None
 
-    def _why_broken(self, url: str, has_key: bool) -> str | None:
-        """Return why a URL of ours does not open, or why a key is left in it."""
-        seems_ours = "/prompt/" in url and _CREDENTIAL.search(url)
-        if not (self.public_url or has_key or seems_ours):
+    def _open(self, url: str, *, has_key: bool) -> FoundUrl | DocumentFault | None:
+        """Return a URL of ours if it opens and no key is left in it."""
+        seems_ours = "/prompt/" in url and _CREDENTIAL.search(unquote(html.unescape(url)))
+        if not (self.base or has_key or seems_ours):
             return None
+        found = None
         try:
-            found = FoundUrl.read(url, self.max_prompt_length)
+            found = FoundUrl.read(url)
+            reason = self.why_closed(found)
         except BadRequest as error:
-            return explain(error)
+            reason = explain(error)
         except ValueError:
-            return "the URL does not name a picture"
-        if reason := self.why_closed(found):
-            return reason
-        if "key" in found.credentials:
-            return "its key was not replaced" if has_key else None
-        return "the key is not a parameter of its own" if has_key else None
+            reason = "the URL does not name a picture"
+        if found and has_key and not reason:
+            reason = "the key is not a parameter of its own"
+            if "key" in found.credentials:
+                reason = "its key was not replaced"
+        return DocumentFault(reason, LEFT if has_key else BROKEN) if reason else found
 
 
 def _matcher(keys: Sequence[str]) -> Callable[[str], bool]:
@@ -93,38 +115,9 @@ def _matcher(keys: Sequence[str]) -> Callable[[str], bool]:
 
 
 def _spellings(text: str) -> set[str]:
-    """Return a text as it is and as renderers and the server decode it, up to three times."""
+    """Return a text as it is, and decoded up to three times."""
     found = new = {text}
     for _ in range(3):
         new = {decode(one) for one in new for decode in _DECODERS} - found
         found = found | new
     return found
-
-
-def _unescaped(text: str) -> str:
-    """Return Markdown without the backslashes before punctuation."""
-    return re.sub(r"\\([!-/:-@[-`{-~])", r"\1", text)
-
-
-def _from_script(text: str) -> str:
-    """Return JSON or a script without its escapes by number."""
-    return re.sub(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2}))", _character, text)
-
-
-def _character(match: re.Match[str]) -> str:
-    return chr(int(match[1] or match[2], 16))
-
-
-_DECODERS = (html.unescape, unquote, unquote_plus, _unescaped, _from_script)
-
-
-def _looks_cut(url: str, rest: str) -> bool:
-    """Return whether the credentials of a URL are in the text that follows it."""
-    return "/prompt/" in url and "?" not in url and bool(_CREDENTIAL.search(rest))
-
-
-def _why_outside(url: str, rest: str) -> str:
-    """Return why a key is not part of the URL before it; `rest` follows that."""
-    if "/prompt/" in url:
-        return f"the URL ends at {rest[0]!r}, which must be percent-encoded"
-    return "the key is not part of a URL"

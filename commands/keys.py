@@ -8,16 +8,16 @@ from typing import Any
 import click
 
 from commands.console import AS_JSON
-from commands.session import Session, with_session
+from commands.session import with_cache
+from pipeline import Services
 
 
 @click.command(short_help="List the access keys and their drawings of today.")
 @AS_JSON
-@with_session
-def keys(session: Session, as_json: bool) -> None:
+@with_cache
+def keys(services: Services, as_json: bool) -> None:
     """List the access keys by name, with their drawings since midnight UTC."""
-    session.announce_cache()
-    found = session.access.usage(session.cache.state)
+    found = services.access.usage(services.cache.state)
     if as_json:
         click.echo(json.dumps(found))
         return

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
-from commands.console import AS_JSON, FILES, progress, read_text, say, say_json
-from commands.document_faults import Examiner
-from commands.documents import FoundUrl, documents, find_urls
-from commands.local_service import DRAWN, THERE
+from commands.console import AS_JSON, FILES, progress, say, say_json
+from commands.document_faults import DocumentFault, Examiner
+from commands.documents import FoundUrl, documents, read
 from commands.services import AnyService, with_service
+from commands.session import DRAWN, THERE
 
 
 @click.command(short_help="List the URLs of this service in documents.")
@@ -25,39 +26,34 @@ def links(service: AnyService, files: tuple[Path, ...]) -> None:
     For each, its picture and when it was drawn, or why it does not open; then it exits with 1.
     Nothing is drawn.
     """
+    has_faults = False
+    for place, one in _examine(service, files):
+        if isinstance(one, DocumentFault):
+            has_faults, text = True, one.reason
+        else:
+            text = _describe(service, one)
+        say(f"{place}: {text}")
+    sys.exit(1 if has_faults else 0)
+
+
+def _examine(
+    service: AnyService, files: tuple[Path, ...]
+) -> Iterator[tuple[str, FoundUrl | DocumentFault]]:
+    """Yield the URLs of ours that open in documents, and the faults, each with its place."""
     service.announce_cache()
-    is_clean = True
+    examiner = Examiner(service.why_closed, public_url=service.public_url)
     for file in documents(files):
-        opening, broken = examine(file, service)
-        is_clean = is_clean and not broken
-        lines = [(line, _describe(service, found)) for line, found in opening]
-        for line, text in sorted([*lines, *broken]):
-            say(f"{file}:{line}: {text}")
-    sys.exit(0 if is_clean else 1)
-
-
-def examine(
-    file: Path, service: AnyService
-) -> tuple[list[tuple[int, FoundUrl]], list[tuple[int, str]]]:
-    """Return a document's URLs that open, and why the others do not, each with its line."""
-    text = read_text(file)
-    limits = service.public_url, service.max_prompt_length
-    opening = [
-        (text.count("\n", 0, start) + 1, found)
-        for start, found in find_urls(text, *limits)
-        if not service.why_closed(found)
-    ]
-    faults = Examiner(service.why_closed, (), *limits).find_faults(text)
-    return opening, [(fault.line, fault.reason) for fault in faults]
+        for line, one in examiner.examine(read(file)):
+            yield f"{file}:{line}", one
 
 
 def _describe(service: AnyService, found: FoundUrl) -> str:
-    prompt = " ".join(found.request.prompt.split())
     size = f", {found.request.size}" if found.request.size else ""
-    return f"{prompt[:50]}{size}, {service.describe(found)}"
+    return f"{_shortened(found.request.prompt)}{size}, {service.describe(found)}"
 
 
-Outcomes = list[tuple[FoundUrl, str]]
+def _shortened(prompt: str) -> str:
+    return " ".join(prompt.split())[:50]
 
 
 @click.command(short_help="Draw the pictures in documents that are not cached yet.")
@@ -71,24 +67,26 @@ def warm(service: AnyService, files: tuple[Path, ...], jobs: int, as_json: bool)
     Folders count for their Markdown files. URLs that do not open are named. It can be
     interrupted and run again. A running server shares its locks: nothing is drawn twice.
     """
-    service.announce_cache()
     wanted: dict[str, FoundUrl] = {}
     broken: list[str] = []
-    for file in documents(files):
-        opening, closed = examine(file, service)
-        wanted |= {found.named.pictures[0].key: found for _, found in opening}
-        broken += [f"{file}:{line}: {reason}" for line, reason in closed]
-    jobs = min(jobs, service.max_jobs)
-    outcomes = _draw_all(list(wanted.values()), service.draw, jobs, is_quiet=as_json)
-    sys.exit(_report(outcomes, broken, as_json=as_json))
+    for place, one in _examine(service, files):
+        if isinstance(one, DocumentFault):
+            broken.append(f"{place}: {one.reason}")
+        else:
+            wanted[one.named.pictures[0].key] = one
+    outcomes = _draw_all(service, list(wanted.values()), jobs, is_quiet=as_json)
+    _report(outcomes, broken, as_json=as_json)
+
+
+Outcomes = list[tuple[FoundUrl, str]]
 
 
 def _draw_all(
-    wanted: list[FoundUrl], draw: Callable[[FoundUrl], str], jobs: int, *, is_quiet: bool
+    service: AnyService, wanted: list[FoundUrl], jobs: int, *, is_quiet: bool
 ) -> Outcomes:
-    pool = ThreadPoolExecutor(jobs)
+    pool = ThreadPoolExecutor(min(jobs, service.max_jobs))
     try:
-        waiting = {pool.submit(draw, found): found for found in wanted}
+        waiting = {pool.submit(service.draw, found): found for found in wanted}
         completed = as_completed(waiting)
         with progress(completed, "Drawing", len(waiting), is_quiet=is_quiet) as done:
             return [(waiting[future], future.result()) for future in done]
@@ -97,8 +95,8 @@ def _draw_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _report(outcomes: Outcomes, broken: list[str], *, as_json: bool) -> int:
-    """Print the outcomes; return the exit status."""
+def _report(outcomes: Outcomes, broken: list[str], *, as_json: bool) -> NoReturn:
+    """Print the outcomes, and exit."""
     counts = {how: sum(outcome == how for _, outcome in outcomes) for how in (DRAWN, THERE)}
     failed = {found.request.prompt: how for found, how in outcomes if how not in counts}
     if as_json:
@@ -107,7 +105,7 @@ def _report(outcomes: Outcomes, broken: list[str], *, as_json: bool) -> int:
         more = f", {len(broken)} broken" if broken else ""
         click.echo(f"{counts[DRAWN]} drawn, {counts[THERE]} there, {len(failed)} failed{more}")
         for prompt, why in failed.items():
-            say(f"  {' '.join(prompt.split())[:50]:<50}  {why}")
+            say(f"  {_shortened(prompt):<50}  {why}")
     for line in broken:
         say(line, err=True)
-    return 1 if failed or broken else 0
+    sys.exit(1 if failed or broken else 0)

@@ -5,190 +5,165 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from cache import Cache, NotKept
-from commands.console import AS_JSON, counted, echo_counts, progress, say
-from commands.session import Session, with_session
-from config import Settings
+from commands.console import AS_JSON, count_outcomes, counted
+from commands.session import with_cache
+from commands.transfer import opened, prune, transfer
 from drawing.verdict import Blocked
 from images.formats import media_type_of
-from storage.transfer import Place, opened, prune, transfer
-from storage.upkeep import adopt
+from pipeline import Services
+from storage import Row
 
 
-class BadEntry(Exception):
-    """An entry cannot be imported; the text says which file is at fault, and why."""
-
-
-def import_typescript(directory: Path, settings: Settings, cache: Cache, *, as_json: bool) -> None:
-    """Import a directory, print what is unusable and the count of each outcome, and exit."""
+def _import_typescript(directory: Path, services: Services, *, as_json: bool) -> NoReturn:
+    """Import the cache of the TypeScript version, and exit with what became of it."""
     metas = sorted(directory.rglob("*.meta.json"))
-    counts = dict.fromkeys(("imported", "there", "blocked", "fallback_failed", "unusable"), 0)
-    problems = []
-    with progress(metas, "Importing", len(metas), is_quiet=as_json) as files:
-        for meta in files:
-            try:
-                counts[_import_one(meta, settings, cache)] += 1
-            except BadEntry as error:
-                counts["unusable"] += 1
-                problems.append(str(error))
-    for problem in problems:
-        say(problem, err=True)
-    echo_counts(counts, as_json=as_json)
-    sys.exit(1 if counts["unusable"] else 0)
+    outcomes = (_import_entry(meta, services) for meta in metas)
+    counts = Counter(imported=0, there=0, blocked=0, fallback_failed=0, unusable=0)
+    count_outcomes(outcomes, counts, "Importing", len(metas), as_json=as_json)
 
 
-def _import_one(meta: Path, settings: Settings, cache: Cache) -> str:
-    """Import one entry, `{hash}.data` beside `{hash}.meta.json`; return the outcome.
+def _import_entry(meta: Path, services: Services) -> str:
+    """Import one entry, `{hash}.data` beside `{hash}.meta.json`.
 
-    Raises BadEntry.
+    Return the outcome, or which file is unusable and why.
     """
     key = meta.name.removesuffix(".meta.json")
-    about = _read_json(meta)
     if not re.fullmatch(r"[0-9a-f]{64}", key):
-        raise BadEntry(f"{meta}: its name is not a cache key")
-    created = _created_at(about.get("createdAt"), meta)
-    prompts = {
-        name: about.get(f"{name}Prompt") if isinstance(about.get(f"{name}Prompt"), str) else None
-        for name in ("optimized", "rewritten", "revised")
-    }
-    if about.get("blocked"):
-        left = created + settings.blocked_ttl - time.time()
-        note = Blocked(prompts["optimized"], prompts["rewritten"], settings.fingerprint)
-        if left > 0:
-            cache.state.try_remember(note, key, left)
-    for field, outcome in _WITHOUT_PICTURE.items():
-        if about.get(field):
-            return outcome
-    return _import_picture(cache, key, meta.with_name(f"{key}.data"), created, prompts)
-
-
-# Drawings that ended without a picture: refused, or refused and the fallback failed as well.
-_WITHOUT_PICTURE = {"fallbackFailed": "fallback_failed", "blocked": "blocked"}
-
-
-def _import_picture(
-    cache: Cache, key: str, file: Path, created: float, prompts: dict[str, Any]
-) -> str:
-    if picture := cache.get(key):
-        picture.close()
-        return "there"
+        return f"{meta}: its name is not a cache key"
     try:
-        data = file.read_bytes()
-        media_type = media_type_of(data)
-        if media_type is None:
-            raise BadEntry(f"{file}: not a complete PNG, JPEG, WebP or GIF")
-        cache.put(key, data, media_type, created=created, **prompts)
+        if (about := _read_object(meta)) is None:
+            return f"{meta}: not a JSON object"
+        created = _created_at(about.get("createdAt"), meta)
+        texts = {name: about.get(f"{name}Prompt") for name in ("optimized", "rewritten", "revised")}
+        prompts = {name: text for name, text in texts.items() if isinstance(text, str)}
+        if about.get("blocked"):
+            _remember_blocked(key, prompts, created, services)
+        # Drawings that ended without a picture: refused, and the fallback failed as well.
+        for field, outcome in (("fallbackFailed", "fallback_failed"), ("blocked", "blocked")):
+            if about.get(field):
+                return outcome
+        file = meta.with_name(f"{key}.data")
+        return _import_picture(services.cache, key, file, created=created, **prompts)
     except OSError as error:
-        raise BadEntry(f"{file}: {error.strerror}") from error
-    except NotKept as error:
-        raise BadEntry(f"{file}: {error}") from error
-    return "imported"
+        return f"{error.filename}: {error.strerror}"
 
 
-def _read_json(meta: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, or None if it has none. Raises OSError."""
     try:
-        about = json.loads(meta.read_bytes())
-    except OSError as error:
-        raise BadEntry(f"{meta}: {error.strerror}") from error
+        found = json.loads(file.read_bytes())
     except (ValueError, RecursionError):
-        about = None
-    if not isinstance(about, dict):
-        raise BadEntry(f"{meta}: not a JSON object")
-    return about
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _created_at(value: Any, meta: Path) -> float:
     """Read a time as JavaScript writes it, in milliseconds or ISO 8601; else take the file's."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e14:
-        return value / 1000
-    if isinstance(value, str):
-        try:
+    with suppress(TypeError, ValueError):
+        if isinstance(value, str):
             return datetime.fromisoformat(value).timestamp()
-        except ValueError:
-            pass
+        return float(value) / 1000
     return meta.stat().st_mtime
+
+
+def _remember_blocked(
+    key: str, prompts: dict[str, str], created: float, services: Services
+) -> None:
+    settings = services.settings
+    note = Blocked(prompts.get("optimized"), prompts.get("rewritten"), settings.fingerprint)
+    if (left := created + settings.blocked_ttl - time.time()) > 0:
+        services.cache.state.try_remember(note, key, left)
+
+
+def _import_picture(cache: Cache, key: str, file: Path, **about: Any) -> str:
+    if picture := cache.get(key):
+        picture.close()
+        return "there"
+    data = file.read_bytes()
+    media_type = media_type_of(data)
+    if media_type is None:
+        return f"{file}: not a complete PNG, JPEG, WebP or GIF"
+    try:
+        cache.put(key, data, media_type, **about)
+    except NotKept as error:
+        return f"{file}: {error}"
+    return "imported"
 
 
 @click.command("import")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @AS_JSON
-@with_session
-def import_directory(session: Session, directory: Path, as_json: bool) -> None:
+@with_cache
+def import_directory(services: Services, directory: Path, as_json: bool) -> None:
     """Copy the pictures of another cache from DIRECTORY.
 
     DIRECTORY is the CACHE_DIR of a single machine, or the cache of the TypeScript version.
     The import can be interrupted and run again. Exits 1 if a picture could not be read.
     """
-    session.announce_cache()
-    cache = session.cache
     if not (directory / "index.sqlite3").exists():
-        import_typescript(directory, session.settings, cache, as_json=as_json)
-        return
+        _import_typescript(directory, services, as_json=as_json)
     with opened(directory) as source:
-        adopt(*source)
+        source.adopt()
         counts = Counter(imported=0, there=0, unusable=0)
-        _transfer(source, Place(cache.state, cache.store), counts, as_json=as_json)
+        _transfer(source, services.cache, counts, as_json=as_json)
 
 
 @click.command(short_help="Copy the whole cache to DIRECTORY.")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @AS_JSON
-@with_session
-def export(session: Session, directory: Path, as_json: bool) -> None:
+@with_cache
+def export(services: Services, directory: Path, as_json: bool) -> None:
     """Copy the whole cache to DIRECTORY, which can be the CACHE_DIR of a single machine.
 
     The export can be interrupted and run again. Exits 1 if a picture could not be read.
     """
-    session.announce_cache()
-    cache = session.cache
-    if directory.resolve() == session.settings.cache_dir.resolve():
+    if directory.resolve() == services.settings.cache_dir.resolve():
         raise click.UsageError("DIRECTORY is CACHE_DIR; give another one.")
     with opened(directory) as target:
         counts = Counter(exported=0, there=0, unusable=0)
-        _transfer(Place(cache.state, cache.store), target, counts, as_json=as_json)
+        _transfer(services.cache, target, counts, as_json=as_json)
 
 
 @click.command("adopt")
 @AS_JSON
-@with_session
-def adopt_pictures(session: Session, as_json: bool) -> None:
+@with_cache
+def adopt_pictures(services: Services, as_json: bool) -> None:
     """Add stored pictures that the index or the database does not know.
 
     A single machine does this whenever it starts. In a bucket pictures are unknown only
     after an older backup of the database was restored.
     """
-    session.announce_cache()
-    count = session.cache.adopt()
+    count = services.cache.adopt()
     click.echo(json.dumps({"adopted": count}) if as_json else f"{counted(count)} adopted")
 
 
 @click.command(short_help="Make a copy of the cache in DIRECTORY, or update it.")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @AS_JSON
-@with_session
-def backup(session: Session, directory: Path, as_json: bool) -> None:
+@with_cache
+def backup(services: Services, directory: Path, as_json: bool) -> None:
     """Copy to DIRECTORY what is new in the cache, and delete what was deleted.
 
     The service may be running. `cache import DIRECTORY` restores the pictures. Exits 1 if a
     picture could not be read.
     """
-    if session.settings.database_url:
+    if services.settings.database_url:
         raise click.ClickException(
             "With DATABASE_URL, back up the database, with pg_dump, and the bucket, with its"
             " versioning or replication; CACHE_DIR holds copies only."
         )
-    session.announce_cache()
-    _claim(session.settings.cache_dir.resolve(), directory)
-    source = Place(session.cache.state, session.cache.store)
+    _claim(services.settings.cache_dir.resolve(), directory)
+    source = services.cache
     with opened(directory) as target:
         if target.state.totals().entries and not source.state.totals().entries:
             raise click.ClickException(
@@ -212,18 +187,11 @@ def _claim(source: Path, directory: Path) -> None:
         raise click.UsageError(f"{directory} is the backup of {mark.read_text().strip()}.")
 
 
-def _transfer(source: Place, target: Place, counts: Counter[str], *, as_json: bool) -> None:
-    """Copy all pictures with a progress bar, print how many, and exit.
-
-    The first of `counts` is that of the copied ones.
-    """
-    done, problems = next(iter(counts)), []
+def _transfer(source: Cache, target: Cache, counts: Counter[str], *, as_json: bool) -> NoReturn:
+    """Copy all pictures, and exit with how many; the first of `counts` is of the copied ones."""
+    copied = next(iter(counts))
+    outcomes = (
+        copied if isinstance(found, Row) else found or "there" for found in transfer(source, target)
+    )
     total = source.state.totals().entries
-    with progress(transfer(source, target), "Copying", total, is_quiet=as_json) as outcomes:
-        for copied in outcomes:
-            counts["unusable" if copied.problem else done if copied.row else "there"] += 1
-            problems += [copied.problem] if copied.problem else []
-    for problem in problems:
-        say(problem, err=True)
-    echo_counts(counts, as_json=as_json)
-    sys.exit(1 if problems else 0)
+    count_outcomes(outcomes, counts, "Copying", total, as_json=as_json)

@@ -2,59 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from contextlib import closing
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cached_property, update_wrapper
-from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+import config
 from commands.documents import FoundUrl
-from commands.local_service import DRAWN, NOT_DRAWN, THERE, LocalService, drawn_on
-from commands.session import Door, errors_as_sentences
+from commands.session import (
+    DRAWN,
+    NOT_DRAWN,
+    THERE,
+    LocalService,
+    MakeServices,
+    R,
+    built,
+    drawn_on,
+    load_settings,
+)
+from config import Settings, SettingsError
 from picture import PARAMETERS, ImageRequest
 from settings.parsers import url_without_query
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
 from web.picture_link import Link
 from web.sentences import SENTENCES
 
-# No limit of ours: the service has its own. No URL is longer.
-_MAX_PROMPT_LENGTH = 65536
 _ANSWER_SECONDS, _DRAWING_SECONDS = 60.0, 600.0
 _MAX_WAIT = 30
 _SHOWN = (200, 206, 302)
 _EXPIRED = SENTENCES["signature_expired"].en
 
 
+@dataclass
 class RemoteService:
-    """Asks a service over HTTP: POST /sign with an access key, and the URLs themselves."""
+    """Asks a service over HTTP: POST /sign with an access key, and the URLs themselves.
 
-    max_prompt_length = _MAX_PROMPT_LENGTH
+    `public_url` is what the documents' URLs begin with. Without `access_key`, one is asked for when
+    it is needed.
+    """
+
+    public_url: str
+    upstream: Upstream
+    access_key: str | None
     max_jobs = 32
-
-    def __init__(
-        self,
-        server: str,
-        upstream: Upstream,
-        access_key: str | None,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        """`server` is what the documents' URLs begin with. Without `access_key`, one is asked for
-        when it is needed.
-        """
-        self.public_url = server
-        self._upstream = upstream
-        self._access_key = access_key
-        self._sleep = sleep
-        self._looks: dict[str, Reply] = {}
 
     @cached_property
     def key(self) -> str:
-        return self._access_key or str(click.prompt("Access key", hide_input=True, err=True))
+        return self.access_key or str(click.prompt("Access key", hide_input=True, err=True))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -65,11 +63,11 @@ class RemoteService:
 
     def why_closed(self, found: FoundUrl) -> str | None:
         """Return why a URL does not show its picture, or None if it does."""
-        reply = self._look(found)
+        status = self._ask("HEAD", found.address).status
         # The other errors come after the credentials have been accepted.
-        if reply.status in (*_SHOWN, 422, 429) or reply.status >= 500:
+        if status in (*_SHOWN, 422, 429) or status >= 500:
             return None
-        return _detail(self._get(found, _ANSWER_SECONDS))
+        return _detail(self._get(found))
 
     def link(self, request: ImageRequest, expires_in: int | None, extension: str | None) -> Link:
         """Have the service sign a picture's URL."""
@@ -97,12 +95,11 @@ class RemoteService:
             return None
         if reply.status != 200:
             raise click.ClickException(_detail(reply))
-        signed = FoundUrl.read(reply.json()["url"], self.max_prompt_length)
-        return dict(signed.credentials)
+        return dict(FoundUrl.read(reply.json()["url"]).credentials)
 
     def describe(self, found: FoundUrl) -> str:
         """Return when a URL's picture was drawn."""
-        reply = self._look(found)
+        reply = self._ask("HEAD", found.address)
         if reply.status == 302:
             return "at an image host"
         if "Last-Modified" in reply.headers:
@@ -112,40 +109,28 @@ class RemoteService:
     def draw(self, found: FoundUrl) -> str:
         """Draw a picture that is not cached yet; return DRAWN, THERE, or why it failed."""
         try:
-            if self.describe(found) != NOT_DRAWN:
-                return THERE
-            reply = self._get(found, _DRAWING_SECONDS)
+            reply = self._get(found)
         except click.ClickException as error:
             return error.message
-        return DRAWN if reply.status in _SHOWN else _detail(reply)
+        if reply.status not in _SHOWN:
+            return _detail(reply)
+        return THERE if "hit" in reply.headers.get("Cache-Status", "") else DRAWN
 
-    def _look(self, found: FoundUrl) -> Reply:
-        """Ask for a URL without having it drawn, once."""
-        if found.address not in self._looks:
-            self._looks[found.address] = self._ask("HEAD", found.address, _ANSWER_SECONDS)
-        return self._looks[found.address]
-
-    def _get(self, found: FoundUrl, seconds: float) -> Reply:
+    def _get(self, found: FoundUrl) -> Reply:
         """Ask for a URL's picture, or for its error as JSON. One byte of the picture is enough."""
         headers = {"Accept": "application/json", "Range": "bytes=0-0"}
-        return self._ask("GET", found.address, seconds, headers=headers)
+        return self._ask("GET", found.address, _DRAWING_SECONDS, headers=headers)
 
     def _sign(
         self, request: ImageRequest, expires_in: int | None, extension: str | None = None
     ) -> Reply:
-        given = {name: getattr(request, name) for name in PARAMETERS}
-        body = {
-            "description": request.prompt,
-            **given,
-            "expires_in": expires_in,
-            "extension": extension,
-        }
+        body = {name: getattr(request, name) for name in PARAMETERS}
+        body |= {"description": request.prompt, "expires_in": expires_in, "extension": extension}
         # As WSGI will decode it.
         headers = {"Authorization": f"Bearer {self.key}".encode().decode("latin-1")}
-        url = f"{self.public_url}/sign"
-        return self._ask("POST", url, _ANSWER_SECONDS, headers=headers, json=body)
+        return self._ask("POST", f"{self.public_url}/sign", headers=headers, json=body)
 
-    def _ask(self, method: str, url: str, seconds: float, **more: Any) -> Reply:
+    def _ask(self, method: str, url: str, seconds: float = _ANSWER_SECONDS, **more: Any) -> Reply:
         """Send a request; repeat it when the service asks for a moment's patience.
 
         Its 429 and 503 come before anything is paid for.
@@ -153,31 +138,24 @@ class RemoteService:
         deadline = Deadline.after(seconds)
         while True:
             try:
-                reply = self._upstream.request(method, url, deadline=deadline, **more)
+                reply = self.upstream.request(method, url, deadline=deadline, **more)
             except UpstreamError as error:
                 raise click.ClickException(f"{self.public_url}: {error}.") from error
-            wait = _retry_after(reply)
-            if wait is None or wait > min(_MAX_WAIT, deadline.remaining()):
+            wait = reply.headers.get("Retry-After", "") if reply.status in (429, 503) else ""
+            if not wait.isdecimal() or int(wait) > min(_MAX_WAIT, deadline.remaining()):
                 return reply
-            self._sleep(wait)
-
-
-def _retry_after(reply: Reply) -> int | None:
-    text = reply.headers.get("Retry-After", "")
-    return int(text) if reply.status in (429, 503) and text.isdecimal() else None
+            time.sleep(int(wait))
 
 
 def _detail(reply: Reply) -> str:
     """Return what an error says of itself, or its status."""
     try:
-        detail = json.loads(reply.body)["detail"]
-    except (ValueError, KeyError, TypeError):
+        detail = reply.json()["detail"]
+    except (UpstreamError, KeyError, TypeError):
         detail = None
-    phrase = HTTPStatus(reply.status).phrase if reply.status in set(HTTPStatus) else ""
-    return detail if isinstance(detail, str) else f"The service answers {reply.status} {phrase}."
+    return detail if isinstance(detail, str) else f"The service answers HTTP {reply.status}."
 
 
-R = TypeVar("R")
 AnyService = LocalService | RemoteService
 
 
@@ -192,17 +170,25 @@ def with_service(command: Callable[..., R]) -> Callable[..., R]:
         " in the environment or .env; without it, you are asked.",
     )
     @click.pass_obj
-    def run(door: Door, /, server: str | None, **arguments: Any) -> R:
-        with errors_as_sentences():
+    def run(make_services: MakeServices, /, server: str | None, **arguments: Any) -> R:
+        settings = _client_settings() if server else load_settings()
+        with built(make_services, settings) as services:
             if server is None:
-                with door.open(door.settings()) as session:
-                    return command(LocalService(session), **arguments)
-            settings = door.client_settings()
-            with closing(door.connect(settings)) as upstream:
-                service = RemoteService(server, upstream, settings.access_key)
-                return command(service, **arguments)
+                return command(LocalService(services), **arguments)
+            service = RemoteService(server, services.upstream, settings.access_key)
+            return command(service, **arguments)
 
     return update_wrapper(run, command)
+
+
+def _client_settings() -> Settings:
+    """Return the settings of a machine that may run no service: faults count as not set."""
+    try:
+        return config.load()
+    except SettingsError as error:
+        if error.settings is None:
+            raise
+        return error.settings
 
 
 def _server(context: click.Context, option: click.Parameter, text: str | None) -> str | None:

@@ -1,108 +1,182 @@
-"""A command's session: the settings, and the parts of the service built from them."""
+"""The service whose settings are in this folder, as commands work with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable
+from contextlib import closing, suppress
+from datetime import UTC, datetime
 from functools import update_wrapper
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from access import Access
-from cache import Cache
+import config
+from access import Access, Unauthorised
 from commands.console import counted
-from config import Settings, SettingsError
-from pipeline import Pipeline
+from commands.documents import FoundUrl
+from config import Settings
+from drawing.record import GaveUp
+from picture import BadRequest, ImageRequest
+from pipeline import Services
 from settings.parsers import printable_url
-from storage import BeingDrawn, Unavailable
+from settings.redaction import RedactingFormatter
+from settings.table import THREADS_KEPT_FREE
+from storage import Unavailable
 from storage.local.folder import owner_fault
-from upstream.client import Upstream
+from web.picture_link import Link
 from web.sentences import explain
 
 R = TypeVar("R")
+# The object of click's context.
+MakeServices = Callable[[Settings], Services]
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """The parts of the service that a command works with."""
-
-    settings: Settings
-    access: Access
-    cache: Cache
-    pipeline: Pipeline
-    upstream: Upstream
-
-    def announce_cache(self) -> None:
-        """Print on stderr which cache the command uses: the service may use another one.
-
-        Ends the command where it would create files that the service cannot write.
-        """
-        settings = self.settings
-        if fault := owner_fault(settings.cache_dir):
-            raise click.ClickException(f"CACHE_DIR: {fault}.")
-        found = ""
-        with suppress(Unavailable):
-            found = f" ({counted(self.cache.state.totals().entries)})"
-        places = [str(settings.cache_dir.absolute())]
-        if settings.database_url:
-            places = [printable_url(settings.database_url)]
-            places += [settings.storage.url] if settings.storage else []
-        click.echo(f"Cache: {' and '.join(places)}{found}", err=True)
+def load_settings() -> Settings:
+    """Return the settings, and print their warnings on stderr. Raises SettingsError."""
+    settings = config.load()
+    for warning in settings.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    return settings
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
-    """Where a command gets its settings and its session: the object of click's context."""
-
-    load: Callable[[], Settings]
-    open: Callable[[Settings], AbstractContextManager[Session]]
-    connect: Callable[[Settings], Upstream]
-    # Below which files of deploy/ are installed.
-    root: Path = Path("/")
-
-    def settings(self) -> Settings:
-        """Return the settings, and print their warnings on stderr. Raises SettingsError."""
-        settings = self.load()
-        for warning in settings.warnings:
-            click.echo(f"Warning: {warning}", err=True)
-        return settings
-
-    def client_settings(self) -> Settings:
-        """Return the settings of a machine that may run no service: faults count as not set."""
-        try:
-            return self.load()
-        except SettingsError as error:
-            if error.settings is None:
-                raise
-            return error.settings
+def built(make_services: MakeServices, settings: Settings) -> closing[Services]:
+    """Build the parts of the service, to be closed after; their warnings appear on stderr."""
+    handler = logging.lastResort
+    assert handler
+    handler.setFormatter(RedactingFormatter(settings.secrets()))
+    return closing(make_services(settings))
 
 
-def with_session(command: Callable[..., R]) -> Callable[..., R]:
-    """Open a session before the command, pass it as the first argument, and close it after."""
+def with_cache(command: Callable[..., R]) -> Callable[..., R]:
+    """Pass the parts of the service as the first argument, and say which cache is used."""
 
     @click.pass_obj
-    def run(door: Door, /, **arguments: Any) -> R:
-        with errors_as_sentences(), door.open(door.settings()) as session:
-            return command(session, **arguments)
+    def run(make_services: MakeServices, /, **arguments: Any) -> R:
+        with built(make_services, load_settings()) as services:
+            announce_cache(services)
+            return command(services, **arguments)
 
     return update_wrapper(run, command)
 
 
-@contextmanager
-def errors_as_sentences() -> Iterator[None]:
-    """Let settings, a cache or a file that cannot be used end a command with a sentence."""
-    try:
-        yield
-    except SettingsError as error:
-        raise click.ClickException(str(error)) from error
-    except BeingDrawn as error:
-        raise click.ClickException(explain(error)) from error
-    except Unavailable as error:
-        raise click.ClickException(f"The cache cannot be used: {error}.") from error
-    except OSError as error:
-        if error.filename is None:  # of standard output, for click
-            raise
-        raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
+def announce_cache(services: Services) -> None:
+    """Print on stderr which cache the command uses: the service may use another one.
+
+    Ends the command where it would create files that the service cannot write.
+    """
+    settings = services.settings
+    if fault := owner_fault(settings.cache_dir):
+        raise click.ClickException(f"CACHE_DIR: {fault}.")
+    found = ""
+    with suppress(Unavailable):
+        found = f" ({counted(services.cache.state.totals().entries)})"
+    places = [str(settings.cache_dir.absolute())]
+    if settings.database_url:
+        places = [printable_url(settings.database_url)]
+        places += [settings.storage.url] if settings.storage else []
+    click.echo(f"Cache: {' and '.join(places)}{found}", err=True)
+
+
+DRAWN, THERE = "drawn", "there"
+NOT_DRAWN = "not drawn yet"
+
+
+class LocalService:
+    """Opens, signs and draws with the settings and the cache of this machine."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.access, self.settings = services.access, services.settings
+        self.public_url = self.settings.public_url
+        self.keys = self.settings.all_access_keys
+        # Jobs beyond the waiting places would be rejected.
+        self.max_jobs = self.settings.threads - THREADS_KEPT_FREE
+
+    def announce_cache(self) -> None:
+        announce_cache(self.services)
+
+    def why_closed(self, found: FoundUrl) -> str | None:
+        """Return why a URL does not show its picture, or None if it does."""
+        try:
+            self._check_length(found.request)
+            self.access.authorise(found.credentials, pictures=found.named.pictures)
+        except (Unauthorised, BadRequest) as error:
+            return explain(error)
+        return None
+
+    def _check_length(self, request: ImageRequest) -> None:
+        if len(request.prompt) > (limit := self.settings.max_prompt_length):
+            raise BadRequest("prompt_too_long", limit=limit)
+
+    def link(self, request: ImageRequest, expires_in: int | None, extension: str | None) -> Link:
+        """Sign a picture's URL. Raises BadRequest and Forbidden."""
+        self._check_length(request)
+        base = self.public_url or f"http://{self.settings.address}"
+        signed = self.access.sign(request, self.access.shared, expires_in)
+        return Link(request, base + request.to_url(extension, **signed))
+
+    def sign_found(
+        self, found: FoundUrl, *, resign: bool, old_keys: tuple[str, ...], expires_in: int | None
+    ) -> dict[str, str | int] | None:
+        """Return a signature in place of a URL's credentials, or None to leave them.
+
+        It counts for the key by which the URL opens. With `resign`, signatures are replaced, too,
+        and what the settings or an old key have ever accepted; the latter counts for the service.
+        """
+        if not (resign or "key" in found.credentials):
+            return None
+        try:
+            caller = self.access.authorise(found.credentials, pictures=found.named.pictures)
+        except (Unauthorised, BadRequest):
+            if not (resign and self._was_accepted(found, old_keys)):
+                return None
+            caller = self.access.shared
+        return self.access.sign(found.request, caller, expires_in)
+
+    def _was_accepted(self, found: FoundUrl, old_keys: tuple[str, ...]) -> bool:
+        """Return whether a URL has opened at some time, whatever has expired since.
+
+        An old key may have been an access key, the origin of a signing key, or a signing key.
+        """
+        for key in (self.settings.access_key, *old_keys):
+            past = Access(
+                key,
+                named_keys=self.settings.access_keys,
+                signing_keys=(*self.settings.signing_keys, *old_keys),
+                clock=lambda: -1.0,  # before anything expired
+            )
+            try:
+                past.authorise(found.credentials, pictures=found.named.pictures)
+                return True
+            except BadRequest:
+                return False
+            except Unauthorised as error:
+                if error.code == "signer_removed":  # and the signature is right
+                    return True
+        return False
+
+    def describe(self, found: FoundUrl) -> str:
+        """Return when a URL's picture was drawn. Raises Unavailable."""
+        for request in found.named.pictures:
+            if row := self.services.cache.state.find(request.key):
+                return drawn_on(row.created)
+        return NOT_DRAWN
+
+    def draw(self, found: FoundUrl) -> str:
+        """Draw a picture that is not cached yet; return DRAWN, THERE, or why it failed."""
+        try:
+            for request in found.named.pictures:
+                if picture := self.services.cache.get(request.key, request):
+                    picture.close()
+                    return THERE
+            self.services.pipeline.draw(found.request)
+        except GaveUp as error:
+            return explain(error)
+        except Unavailable as error:
+            return str(error)
+        return DRAWN
+
+
+def drawn_on(created: float) -> str:
+    return f"drawn {datetime.fromtimestamp(created, UTC):%Y-%m-%d %H:%M}"

@@ -6,18 +6,19 @@ import json
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
-from access import MAX_EXPIRES_IN, Forbidden
-from commands.console import AS_JSON, picture_options, read_request, read_text, say
+from access import MAX_EXPIRES_IN
+from commands.console import AS_JSON, picture_options, read_request, say
 from commands.document_faults import DocumentFault, Examiner
-from commands.documents import FoundUrl, all_urls, documents, replace_urls, rewrite
+from commands.documents import FoundUrl, documents, read, rewrite, split
 from commands.services import AnyService, with_service
 from picture import EXTENSIONS, BadRequest
-from web.sentences import explain
 
 
 @click.command()
@@ -68,51 +69,56 @@ def sign(
     """
     if (not in_place and (resign or dry_run)) or (old_keys and not resign):
         raise click.UsageError("--resign and --dry-run need --in-place; --old-key needs --resign.")
-    try:
-        if in_place:
-            signing = _Signing(service, resign, old_keys, expires_in)
-            files = documents(map(Path, arguments))
-            sys.exit(_sign_files(files, signing, is_dry=dry_run, as_json=as_json))
-        if len(arguments) != 1:
-            raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
-        wanted = read_request(arguments[0], service.max_prompt_length, parameters)
-        link = service.link(wanted, expires_in, extension).to_json()
-    except Forbidden as error:
-        raise click.ClickException(explain(error)) from error
+    if in_place:
+        keys = (*service.keys, *old_keys)
+        examiner = Examiner(service.why_closed, keys, service.public_url)
+        signing = _Signing(service, examiner, resign, old_keys, expires_in)
+        files = documents(map(Path, arguments))
+        _sign_files(files, signing, is_dry=dry_run, as_json=as_json)
+    if len(arguments) != 1:
+        raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
+    wanted = read_request(arguments[0], parameters)
+    link = service.link(wanted, expires_in, extension).to_json()
     click.echo(json.dumps(link) if as_json else link[form])
 
 
 @dataclass(frozen=True, slots=True)
 class _Signing:
     service: AnyService
+    examiner: Examiner
     resign: bool
     old_keys: tuple[str, ...]
     expires_in: int | None
 
-    def sign(self, found: FoundUrl) -> str | None:
-        """Return the signed URL where it opens the same picture, or None."""
-        credentials = self.service.sign_found(
-            found,
-            resign=self.resign,
-            old_keys=self.old_keys,
-            expires_in=self.expires_in or _seconds_left(found),
-        )
-        if credentials is None:
-            return None
-        try:
-            again = FoundUrl.read(found.signed(credentials), self.service.max_prompt_length)
-        except BadRequest:
-            return None
-        is_same = again.named.pictures == found.named.pictures and "key" not in again.credentials
-        return again.url if is_same and not self.service.why_closed(again) else None
+    def sign_text(self, text: str) -> tuple[str, list[tuple[int, str]]]:
+        """Return the signed text, and each new URL with its line, counted from 1."""
+        parts, changed, line = [], [], 1
+        for url, rest in split(text):
+            signed = self._signed(url)
+            changed += [] if signed == url else [(line, signed)]
+            parts += [signed, rest]
+            line += rest.count("\n")
+        return "".join(parts), changed
 
-    def sign_text(self, text: str) -> tuple[str, int, list[DocumentFault]]:
-        """Return the signed text, how many URLs changed, and what is wrong with it then."""
-        limits = self.service.public_url, self.service.max_prompt_length
-        signed, count = replace_urls(text, self.sign, *limits)
-        keys = (*self.service.keys, *self.old_keys)
-        examiner = Examiner(self.service.why_closed, keys, *limits)
-        return signed, count, list(examiner.find_faults(signed))
+    def _signed(self, url: str) -> str:
+        """Return the signed URL where it opens the same picture, else the URL as it is."""
+        with suppress(BadRequest, ValueError):
+            found = FoundUrl.read(url)
+            if not (found.credentials and url.startswith(self.examiner.base)):
+                return url
+            credentials = self.service.sign_found(
+                found,
+                resign=self.resign,
+                old_keys=self.old_keys,
+                expires_in=self.expires_in or _seconds_left(found),
+            )
+            if credentials is None:
+                return url
+            again = FoundUrl.read(found.signed(credentials))
+            is_same = again.named.pictures == found.named.pictures
+            if is_same and "key" not in again.credentials and not self.service.why_closed(again):
+                return again.url
+        return url
 
 
 def _seconds_left(found: FoundUrl) -> int | None:
@@ -122,34 +128,27 @@ def _seconds_left(found: FoundUrl) -> int | None:
     return min(left, MAX_EXPIRES_IN) if left > 0 else None
 
 
-def _sign_files(files: list[Path], signing: _Signing, *, is_dry: bool, as_json: bool) -> int:
-    """Sign the URLs in files; return the exit status."""
+def _sign_files(files: list[Path], signing: _Signing, *, is_dry: bool, as_json: bool) -> NoReturn:
+    """Sign the URLs in files, print what is left, and exit."""
     counts: dict[str, int] = {}
-    is_clean = True
+    has_faults = False
     for file in files:
-        text = read_text(file)
-        signed, count, faults = signing.sign_text(text)
-        if signed != text and not is_dry:
-            # Bytes that are not UTF-8 are written back as they were.
-            rewrite(file, signed.encode("utf-8", "surrogateescape"))
-        counts[str(file)] = count
-        is_clean = is_clean and not faults
-        if not as_json and (count or faults or len(files) == 1):
-            kinds = {"to sign" if is_dry else "signed": count}
-            kinds |= Counter(fault.kind for fault in faults)
+        text = read(file)
+        signed, changed = signing.sign_text(text)
+        if changed and not is_dry:
+            rewrite(file, signed)
+        found = signing.examiner.examine(signed)
+        faults = [(line, one) for line, one in found if isinstance(one, DocumentFault)]
+        has_faults |= bool(faults)
+        counts[str(file)] = len(changed)
+        if not as_json and (changed or faults or len(files) == 1):
+            kinds = {"to sign" if is_dry else "signed": len(changed)}
+            kinds |= Counter(fault.kind for _, fault in faults)
             say(f"{file}: {', '.join(f'{number} {kind}' for kind, number in kinds.items())}")
-        if is_dry and not as_json:
-            _print_changes(file, text, signed)
-        for fault in faults:
-            say(f"{file}:{fault.line}: {fault.reason}", err=True)
+        for line, url in changed if is_dry and not as_json else ():
+            say(f"{file}:{line}: {url}")
+        for line, fault in faults:
+            say(f"{file}:{line}: {fault.reason}", err=True)
     if as_json:
         click.echo(json.dumps(counts))
-    return 0 if is_clean else 1
-
-
-def _print_changes(file: Path, text: str, signed: str) -> None:
-    lines = zip(text.split("\n"), signed.split("\n"), strict=True)
-    for number, (old, new) in enumerate(lines, 1):
-        for _, url in all_urls(new) if new != old else ():
-            if url not in old:
-                say(f"{file}:{number}: {url}")
+    sys.exit(1 if has_faults else 0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 
 from dialect.answers import Found, find_pictures
@@ -14,9 +16,7 @@ from dialect.envelope import BLANK
 from dialect.judging import Fault, Outcome, judge_without_picture
 from dialect.tasks import poll, task_of
 from drawing.cooldowns import Outages
-from drawing.downloads import fetch
-from drawing.pool import Slots, first_free
-from drawing.record import NO_MODEL, Image
+from drawing.record import NO_MODEL, Drawing, Image
 from images.formats import foreign_type, media_type_of
 from metrics import OFF, Metrics
 from picture import ImageRequest
@@ -24,7 +24,7 @@ from settings.parsers import printable_url
 from settings.servers import BackendSettings
 from storage import LockTimeout
 from storage.state import State
-from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
+from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why, joined
 
 # Gateways and LocalAI return picture URLs on their own network, but can send the bytes instead.
 _UNFETCHABLE = (Why.FORBIDDEN, Why.UNREACHABLE)
@@ -36,6 +36,13 @@ _WRITE_MODEL = (
     "no model; write model=… into the picture's URL, or "
     '{"*": {"model": "…"}} into BACKEND_PARAMS for this backend'
 )
+# Vendors name pictures that have yet to reach their storage.
+DOWNLOAD_PAUSES = (1.0, 2.0, 4.0)
+_MAY_PASS = frozenset((404, 408, 425, 429))
+_LOST = (Why.UNREACHABLE, Why.UNREADABLE)
+# Seconds between two looks at the slots; each look costs a round trip to a shared database.
+FIRST_PAUSE = 0.02
+LONGEST_PAUSE = 0.5
 
 
 class NotDrawn(Exception):
@@ -64,34 +71,33 @@ def counted(metrics: Metrics, backend: str) -> Iterator[None]:
         metrics.backend_called(backend, outcome, time.perf_counter() - began)
 
 
+@dataclass(eq=False)
 class Backend:
-    """One OpenAI-compatible image backend."""
+    """One OpenAI-compatible image backend; each call may take `timeout` seconds.
 
-    def __init__(
-        self,
-        settings: BackendSettings,
-        upstream: Upstream,
-        state: State,
-        *,
-        timeout: float,
-        max_image_bytes: int,
-        metrics: Metrics = OFF,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.settings = settings
+    How many drawings it has under way is limited by slots, each a lock of the state. A killed
+    process loses its locks, and so frees its slots. A lost session of PostgreSQL loses them, too,
+    while its drawings go on: for a while there may be more than the limit.
+    """
+
+    settings: BackendSettings
+    upstream: Upstream
+    state: State
+    timeout: float
+    max_image_bytes: int
+    metrics: Metrics = OFF
+    sleep: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        settings = self.settings
         self.name = printable_url(settings.url)
         self.weight = settings.weight
-        self.timeout = timeout
-        self.max_image_bytes = max_image_bytes
-        self.upstream = upstream
         self.endpoint = Endpoint(
-            upstream, state, settings.url, IMAGES, settings.token, settings.headers
+            self.upstream, self.state, settings.url, IMAGES, settings.token, settings.headers
         )
         places = range(settings.concurrency or 0)
-        self.slots = Slots(state, [self.endpoint.note_key(f"slot {place}") for place in places])
-        self.sleep = sleep
-        self.metrics = metrics
-        metrics.backend_listed(self.name)
+        self._slots = [self.endpoint.note_key(f"slot {place}") for place in places]
+        self.metrics.backend_listed(self.name)
 
     def model(self, request: ImageRequest) -> str | None:
         """Return the name of the model as this backend knows it, or None for its default."""
@@ -104,111 +110,61 @@ class Backend:
     def _mapped_model(self, request: ImageRequest) -> str | None:
         return self.settings.models.get(request.model, request.model) if request.model else None
 
-    def outages(self, request: ImageRequest) -> tuple[Outages, Outages]:
-        """Return the outages of this backend, and those of its model alone."""
-        endpoint, model, name = self.endpoint, self.model(request), f"Backend {self.name}"
-        key = endpoint.outage_key()
-        of_model = f"{name}, model {model}" if model else f"{name}, default model"
-        return (
-            Outages(endpoint.state, key, name, model=model),
-            Outages(endpoint.state, endpoint.outage_key(model), of_model, model=model, server=key),
-        )
+    def outages(self, request: ImageRequest) -> Outages:
+        """Return the outages of this backend and of the model of `request`."""
+        model, key = self.model(request), self.endpoint.outage_key
+        return Outages(self.state, key(), f"Backend {self.name}", True, model, key(model))
 
-    def draw(
-        self,
-        prompt: str,
-        request: ImageRequest,
-        deadline: Deadline,
-        slot: AbstractContextManager[object] | None = None,
-    ) -> Image:
-        """Draw `prompt` at the size, seed and model of `request`. Raises NotDrawn, Unavailable.
+    def take_slot(self) -> ExitStack | None:
+        """Return a slot, which is freed by closing it, or None if all are taken.
+
+        Raises Unavailable.
+        """
+        slot = ExitStack()
+        if not self._slots:
+            return slot
+        for key in self._slots:
+            with suppress(LockTimeout):
+                slot.enter_context(self.state.hold(key, 0))
+                return slot
+        return None
+
+    def draw(self, drawing: Drawing, slot: ExitStack | None = None) -> Image:
+        """Draw the best prompt of a drawing. Raises NotDrawn and Unavailable.
 
         `slot` is closed as soon as the backend has drawn, before the picture is downloaded.
         """
         with counted(self.metrics, self.name):
-            return self._draw(prompt, request, deadline, slot or nullcontext())
+            try:
+                return self._draw(drawing, slot or ExitStack())
+            except LockTimeout:
+                raise NotDrawn.failed(Why.TIMED_OUT, "no room by the deadline") from None
+            except UpstreamError as error:
+                detail = str(error)
+                if error.why is Why.TIMED_OUT:
+                    detail = f"no answer within {self.timeout:g} s (BACKEND_TIMEOUT)"
+                    if drawing.deadline.is_over:
+                        detail = "no answer by the deadline (GENERATION_DEADLINE)"
+                raise NotDrawn.failed(error.why, detail) from error
 
-    def _draw(
-        self,
-        prompt: str,
-        request: ImageRequest,
-        deadline: Deadline,
-        slot: AbstractContextManager[object],
-    ) -> Image:
+    def _draw(self, drawing: Drawing, slot: ExitStack) -> Image:
+        with slot:
+            answer = self._answer(drawing, base64=False)
         try:
-            return self._image(prompt, request, deadline, slot)
+            return self._first_picture(answer, drawing.deadline)
         except UpstreamError as error:
-            detail = str(error)
-            if error.why is Why.TIMED_OUT:
-                detail = f"no answer within {self.timeout:g} s (BACKEND_TIMEOUT)"
-                if deadline.is_over:
-                    detail = "no answer by the deadline (GENERATION_DEADLINE)"
-            raise NotDrawn.failed(error.why, detail) from error
+            if error.why not in _UNFETCHABLE:
+                raise
+        with first_free([self], drawing.deadline, self.sleep)[1]:
+            answer = self._answer(drawing, base64=True)
+        return self._first_picture(answer, drawing.deadline)
 
-    def _image(
-        self,
-        prompt: str,
-        request: ImageRequest,
-        deadline: Deadline,
-        slot: AbstractContextManager[object],
-    ) -> Image:
-        for base64 in (False, True):
-            with slot if not base64 else self._slot(deadline):
-                answer = self._answer(prompt, request, deadline, base64=base64)
-            if answer.fault is not None and (
-                answer.reply.status >= 300 or answer.fault.outcome is Outcome.REFUSED
-            ):
-                raise _not_drawn(answer.fault, answer)
-            try:
-                return self._first_picture(answer, deadline)
-            except UpstreamError as error:
-                if base64 or error.why not in _UNFETCHABLE:
-                    raise
-        raise AssertionError("the second answer returns or raises")
-
-    def _first_picture(self, answer: Answer, deadline: Deadline) -> Image:
-        """Return the first picture in a success, whatever fault stands beside it.
-
-        Raises NotDrawn, and the best candidate's UpstreamError if none is a picture.
-        """
-        problems: list[UpstreamError] = []
-        for found in islice(_candidates(answer), MAX_CANDIDATES):
-            try:
-                return self._picture(found, deadline)
-            except UpstreamError as error:
-                problems.append(error)
-        if answer.fault is not None:
-            raise _not_drawn(answer.fault, answer)
-        if not problems:
-            fault = judge_without_picture(answer.json, answer.sent)
-            raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
-        raise problems[0]
-
-    def _picture(self, found: Found, deadline: Deadline) -> Image:
-        data = found.data if found.data is not None else self._download(str(found.url), deadline)
-        if len(data) > self.max_image_bytes:
-            raise UpstreamError("its picture is larger than MAX_IMAGE_BYTES", Why.TOO_LARGE)
-        media_type = media_type_of(data)
-        if media_type is None:
-            name = foreign_type(data)
-            why = Why(f"not a picture: {name}") if name else Why.NOT_A_PICTURE
-            raise UpstreamError(f"its answer is a picture in {name}" if name else _NO_PICTURE, why)
-        return Image(data, media_type, self.name, found.revised_prompt)
-
-    def _slot(self, deadline: Deadline) -> AbstractContextManager[object]:
-        """Return a slot for a second call. Raises NotDrawn at the deadline."""
-        try:
-            return first_free([self.slots], deadline, self.sleep)[1]
-        except LockTimeout:
-            raise NotDrawn.failed(Why.TIMED_OUT, "no room by the deadline") from None
-
-    def _answer(
-        self, prompt: str, request: ImageRequest, deadline: Deadline, *, base64: bool
-    ) -> Answer:
+    def _answer(self, drawing: Drawing, *, base64: bool) -> Answer:
         """Return the backend's answer, or the one with which the task that it names has ended."""
+        request, deadline = drawing.request, drawing.deadline
         extra = self.settings.extra(self._mapped_model(request))
         fields = {"seed": request.seed, "model": self.model(request), **request.options, **extra}
-        body = self.endpoint.door.body(prompt, fields)
+        body = self.endpoint.door.body(drawing.best_prompt, fields)
         if self.endpoint.door.needs_model and "model" not in body:
             raise NotDrawn(_NO_MODEL, _WRITE_MODEL)
         # Base64 makes a picture a third larger, and JSON surrounds it.
@@ -234,18 +190,83 @@ class Backend:
             sleep=self.sleep,
         )
 
+    def _first_picture(self, answer: Answer, deadline: Deadline) -> Image:
+        """Return the first picture in a success, whatever fault stands beside it but a refusal.
+
+        Raises NotDrawn, and the best candidate's UpstreamError if none is a picture.
+        """
+        fault, problems = answer.fault, list[UpstreamError]()
+        if fault is None or (answer.reply.status < 300 and fault.outcome is not Outcome.REFUSED):
+            for found in islice(_candidates(answer), MAX_CANDIDATES):
+                try:
+                    return self._picture(found, deadline)
+                except UpstreamError as error:
+                    problems.append(error)
+        if fault is not None:
+            raise NotDrawn(fault, f"{fault.why} (HTTP {answer.reply.status})")
+        if problems:
+            raise problems[0]
+        fault = judge_without_picture(answer.json, answer.sent)
+        raise NotDrawn(fault, f"{fault.why} (no picture in its answer)")
+
+    def _picture(self, found: Found, deadline: Deadline) -> Image:
+        data = found.data if found.data is not None else self._download(str(found.url), deadline)
+        if len(data) > self.max_image_bytes:
+            raise UpstreamError("its picture is larger than MAX_IMAGE_BYTES", Why.TOO_LARGE)
+        media_type = media_type_of(data)
+        if media_type is None:
+            name = foreign_type(data)
+            why = Why(f"not a picture: {name}") if name else Why.NOT_A_PICTURE
+            raise UpstreamError(f"its answer is a picture in {name}" if name else _NO_PICTURE, why)
+        return Image(data, media_type, self.name, found.revised_prompt)
+
     def _download(self, url: str, deadline: Deadline) -> bytes:
-        return fetch(
-            self.upstream,
-            url,
-            base=self.endpoint.url,
-            home=self.settings.url,
-            headers=self.endpoint.headers,
-            deadline=deadline,
-            timeout=self.timeout,
-            limit=self.max_image_bytes,
-            sleep=self.sleep,
-        )
+        """Return what a URL names, which may be relative. Raises UpstreamError.
+
+        The picture is paid for: a failure that may pass is tried again after 1, 2 and 4 s.
+        """
+        url, pauses = joined(self.endpoint.url, url), iter(DOWNLOAD_PAUSES)
+        while True:
+            bounded = deadline.within(self.timeout)
+            try:
+                reply = self.upstream.download(
+                    url,
+                    home=self.settings.url,
+                    deadline=bounded,
+                    limit=self.max_image_bytes,
+                    headers=self.endpoint.headers,
+                )
+                if reply.status == 200 and reply.body:
+                    return reply.body
+                may_pass = not 300 <= reply.status < 500 or reply.status in _MAY_PASS
+                reason = f"the URL of its picture answered {reply.status}"
+                problem = UpstreamError(reason, Why.NOT_A_PICTURE)
+            except UpstreamError as error:
+                # Before the deadline only connecting times out.
+                has_not_connected = error.why is Why.TIMED_OUT and not bounded.is_over
+                may_pass, problem = error.why in _LOST or has_not_connected, error
+            pause = next(pauses, math.inf)
+            if not may_pass or deadline.remaining() <= pause:
+                raise problem
+            self.sleep(pause)
+
+
+def first_free(
+    backends: Sequence[Backend], deadline: Deadline, sleep: Callable[[float], None] = time.sleep
+) -> tuple[Backend, ExitStack, bool]:
+    """Take a slot of the first backend that has one free, and wait for one if none has.
+
+    Return that backend, the slot, and whether it took waiting. Raises LockTimeout at the deadline,
+    and Unavailable.
+    """
+    pause, has_waited = FIRST_PAUSE, False
+    while not deadline.is_over:
+        for backend in backends:
+            if slot := backend.take_slot():
+                return backend, slot, has_waited
+        sleep(min(pause, deadline.remaining()))
+        pause, has_waited = min(2 * pause, LONGEST_PAUSE), True
+    raise LockTimeout
 
 
 def _candidates(answer: Answer) -> Iterator[Found]:
@@ -259,7 +280,3 @@ def _candidates(answer: Answer) -> Iterator[Found]:
         if body.isascii() and not body.startswith(b"<"):
             yield from find_pictures(body.decode("ascii"), sent=answer.sent)
         yield Found(data=body)
-
-
-def _not_drawn(fault: Fault, answer: Answer) -> NotDrawn:
-    return NotDrawn(fault, f"{fault.why} (HTTP {answer.reply.status})")

@@ -7,7 +7,7 @@ running when a cooldown began count as one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -71,42 +71,44 @@ class Cooldown(Note):
         notes = state.recall_all(Cooldown, keys)
         return {key: Cooldown.of(notes.get(key)) for key in keys}
 
-    def failed(self, fault: Fault, picture: str, now: float) -> Cooldown:
-        """Return the cooldown after a failure: unchanged if this picture has failed before."""
+    def after(self, fault: Fault, picture: str, known: Cooldown, now: float) -> Cooldown:
+        """Return the cooldown after a picture failed or was rejected, at the Unix time `now`.
+
+        A picture that has failed before changes nothing. If this cooldown began after the drawing
+        had read `known`, the failure is part of the same outage.
+        """
+        if fault.why == TOO_LONG:
+            return self  # it is the prompt's fault, however many are too long
+        if fault.outcome is Outcome.REJECTED:
+            rejecting = _added(self.rejecting, picture)
+            if len(rejecting) < REJECTIONS_IN_A_ROW:
+                return replace(self, rejecting=rejecting)
+            # So many pictures in a row are the server's fault.
+            fault, known = Fault(Outcome.FAILED, "rejecting"), self
+            return replace(self, rejecting=()).after(fault, picture, known, now)
         if picture in self.failing:
             return self
+        after = replace(self, failing=_added(self.failing, picture))
+        if self.failures and (self.failures, self.failed_at) != (known.failures, known.failed_at):
+            return after
         # The exponent is bounded as well: 2.0 ** 1024 is an OverflowError.
         growing = FIRST_COOLDOWN * 2.0 ** min(self.failures, 10)
         fixed = ACCOUNT_COOLDOWN if fault.is_of_account else fault.wait
-        return replace(
-            self.joined(picture),
-            failures=self.failures + 1,
-            seconds=min(MAX_COOLDOWN, growing if fixed is None else fixed),
-            why=fault.why,
-            failed_at=now,
-        )
-
-    def joined(self, picture: str) -> Cooldown:
-        """Return the cooldown after another failure of an outage that is already counted."""
-        failing = tuple(dict.fromkeys((*self.failing, picture)))
-        return replace(self, failing=failing[-MAX_PICTURES:])
-
-    def rejected(self, picture: str, now: float) -> Cooldown:
-        """Return the cooldown after a rejection: three pictures in a row are the server's fault."""
-        rejecting = tuple(dict.fromkeys((*self.rejecting, picture)))
-        if len(rejecting) < REJECTIONS_IN_A_ROW:
-            return replace(self, rejecting=rejecting)
-        fault = Fault(Outcome.FAILED, "rejecting")
-        return replace(self.failed(fault, picture, now), rejecting=())
+        seconds = min(MAX_COOLDOWN, growing if fixed is None else fixed)
+        failures = self.failures + 1
+        return replace(after, failures=failures, seconds=seconds, why=fault.why, failed_at=now)
 
     def ended(self) -> Cooldown:
         """Return the cooldown after an answer: only the last failure is remembered, for /status."""
         return Cooldown(why=self.why, failed_at=self.failed_at)
 
-    def has_begun_since(self, known: Cooldown) -> bool:
-        """Return whether this cooldown began after a drawing read it as `known`."""
-        before = known.failures, known.failed_at
-        return self.failures > 0 and (self.failures, self.failed_at) != before
+
+def _added(pictures: tuple[str, ...], picture: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*pictures, picture)))[-MAX_PICTURES:]
+
+
+# Cooldowns by the keys of their notes.
+Known = Mapping[str, Cooldown]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +128,10 @@ class LastError(Note):
 
 @dataclass(frozen=True, slots=True)
 class Outages:
-    """Counts the failures of a server, or of one of its models, until it answers again.
+    """Counts the failures of a server, and of the model asked for, until it answers again.
 
-    `name` is for the log. `is_avoided` is False for a server without a substitute, which is
-    asked despite its cooldown. `model` is the one asked for, and `server` the key of the whole
-    server where `key` is a model's.
+    `name` is for the log. The model is counted under `model_key`, or without one as the server.
+    `is_avoided` is False for a server without a substitute, which is asked despite its cooldown.
     """
 
     state: State
@@ -138,62 +139,65 @@ class Outages:
     name: str
     is_avoided: bool = True
     model: str | None = None
-    server: str = ""
+    model_key: str = ""
 
-    def recall(self) -> Cooldown:
-        """Return the current cooldown. Raises Unavailable."""
-        return Cooldown.of(self.state.recall(Cooldown, self.key))
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The keys of the notes, and what each is called in the log."""
+        if not self.model_key:
+            return {self.key: self.name}
+        model = f"model {self.model}" if self.model else "default model"
+        return {self.key: self.name, self.model_key: f"{self.name}, {model}"}
 
-    def count(self, known: Cooldown, fault: Fault, detail: str, picture: str) -> None:
-        """Count a failure or a rejection of one picture.
+    def recall(self) -> Known:
+        """Return the current cooldowns. Raises Unavailable."""
+        return Cooldown.recall_all(self.state, self.names)
 
-        `known` is the cooldown as it was before the server was asked.
+    def wait(self, known: Known) -> float:
+        """Return the seconds until the server may be asked for the model."""
+        return max(known[key].seconds for key in self.names)
+
+    def count(self, known: Known, fault: Fault, detail: str, picture: str) -> None:
+        """Count a failure or a rejection of one picture; a refusal is an answer like any other.
+
+        `known` are the cooldowns as they were before the server was asked.
         """
-        self.note(fault, detail)
-        picture = picture[:_PICTURE_LENGTH]
-
-        def change(before: Cooldown) -> Cooldown:
-            if fault.why == TOO_LONG:
-                return before  # it is the prompt's fault, however many are too long
-            if fault.outcome is Outcome.REJECTED:
-                return before.rejected(picture, self.state.now())
-            if before.has_begun_since(known):
-                return before.joined(picture)
-            return before.failed(fault, picture, self.state.now())
-
-        self._log(*self._exchange(known, change), detail)
-
-    def note(self, fault: Fault, detail: str) -> None:
-        """Remember an error, a refusal too, for the administrator."""
         with suppress(Unavailable):
-            text = fault.detail or detail
-            error = LastError(self.state.now(), fault.why, text, self.model)
-            self.state.remember(error, self.server or self.key, COOLDOWN_TTL)
-
-    def end(self, known: Cooldown) -> None:
-        """End the series: the server has drawn, or looked at a prompt and refused it."""
-        if known.failures or known.rejecting:
-            before, after = self._exchange(known, Cooldown.ended)
-            if before.failures > after.failures:
-                log.warning("%s works again", self.name)
-
-    def _exchange(
-        self, known: Cooldown, change: Callable[[Cooldown], Cooldown]
-    ) -> tuple[Cooldown, Cooldown]:
-        """Change the cooldown; return it before and after, or `known` twice if that fails."""
-        with suppress(Unavailable):
-            # Another drawing may write first, and has then counted the same outage.
-            for _ in range(MAX_PICTURES):
-                note = self.state.recall(Cooldown, self.key)
-                after = change(before := Cooldown.of(note))
-                if after == before or self.state.exchange(note, after, self.key, COOLDOWN_TTL):
-                    return before, after
-        return known, known
-
-    def _log(self, before: Cooldown, after: Cooldown, detail: str) -> None:
-        """Log a WARNING once per change of state, not once per picture."""
+            error = LastError(self.state.now(), fault.why, fault.detail or detail, self.model)
+            self.state.remember(error, self.key, COOLDOWN_TTL)
+        if fault.outcome is Outcome.REFUSED:
+            self.end(known)
+            return
+        key = self.model_key if fault.is_of_model and self.model_key else self.key
+        before, after = self._exchange(
+            key,
+            known[key],
+            lambda one: one.after(fault, picture[:_PICTURE_LENGTH], known[key], self.state.now()),
+        )
+        # A WARNING once per change of state, not once per picture.
         is_counted = after.failures > before.failures
         is_news = is_counted and (before.failures == 0 or before.why != after.why)
         avoided = f"; avoided for {after.seconds:.0f} s" if is_counted and self.is_avoided else ""
         level = logging.WARNING if is_news else logging.INFO
-        log.log(level, "%s: %s%s", self.name, detail, avoided)
+        log.log(level, "%s: %s%s", self.names[key], detail, avoided)
+
+    def end(self, known: Known) -> None:
+        """End the series: the server has drawn, or looked at a prompt and refused it."""
+        for key, name in self.names.items():
+            if known[key].failures or known[key].rejecting:
+                before, after = self._exchange(key, known[key], Cooldown.ended)
+                if before.failures > after.failures:
+                    log.warning("%s works again", name)
+
+    def _exchange(
+        self, key: str, known: Cooldown, change: Callable[[Cooldown], Cooldown]
+    ) -> tuple[Cooldown, Cooldown]:
+        """Change a cooldown; return it before and after, or `known` twice if that fails."""
+        with suppress(Unavailable):
+            # Another drawing may write first, and has then counted the same outage.
+            for _ in range(MAX_PICTURES):
+                note = self.state.recall(Cooldown, key)
+                after = change(before := Cooldown.of(note))
+                if after == before or self.state.exchange(note, after, key, COOLDOWN_TTL):
+                    return before, after
+        return known, known

@@ -13,7 +13,7 @@ from dialect.endpoint import Answer
 from dialect.judging import Fault, Outcome, retry_after
 from drawing.backend import NotDrawn, counted
 from drawing.cooldowns import Outages
-from drawing.record import COOLING, Image
+from drawing.record import COOLING, Drawing, Image
 from images.formats import media_type_of
 from metrics import OFF, Metrics
 from picture import ImageRequest
@@ -30,7 +30,7 @@ SAME_BYTES_TTL = 30 * 86400.0
 class FallbackPicture(Note):
     """What the fallback drew, under the digest of its bytes: for which prompt and picture.
 
-    `prompt` is a digest, and empty for a placeholder: two different prompts have got its bytes.
+    `prompt` is a digest. Both are empty for a placeholder: two prompts have got its bytes.
     """
 
     kind: ClassVar[str] = "fallback picture"
@@ -39,61 +39,59 @@ class FallbackPicture(Note):
     key: str
 
 
+@dataclass(eq=False)
 class Pollinations:
     """The supported service with a token, the legacy one without."""
 
-    name = "pollinations"
+    settings: PollinationsSettings
+    upstream: Upstream
+    cache: Cache
+    timeout: float
+    max_image_bytes: int
+    metrics: Metrics = OFF
+    name: ClassVar[str] = "pollinations"
 
-    def __init__(
-        self,
-        settings: PollinationsSettings,
-        upstream: Upstream,
-        cache: Cache,
-        *,
-        timeout: float,
-        max_image_bytes: int,
-        metrics: Metrics = OFF,
-    ) -> None:
-        self.settings = settings
-        self.upstream = upstream
-        self.cache = cache
-        self.timeout = timeout
-        self.max_image_bytes = max_image_bytes
+    def __post_init__(self) -> None:
+        settings = self.settings
         self.headers = {"Accept": "image/*"}
         if settings.token:
             self.headers["Authorization"] = f"Bearer {settings.token}"
-        key = upstream.access(settings.url, self.headers)
-        self.outages = Outages(cache.state, key, "The fallback", model=settings.model)
-        self.metrics = metrics
-        metrics.backend_listed(self.name)
+        key = self.upstream.access(settings.url, self.headers)
+        self.outages = Outages(self.cache.state, key, "The fallback", model=settings.model)
+        self.metrics.backend_listed(self.name)
 
     def ready_in(self) -> float:
         """Return the seconds until it may be asked, 0 if it may now. Raises Unavailable."""
-        return self.outages.recall().seconds
+        return self.outages.wait(self.outages.recall())
 
-    def draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
-        """Draw `prompt` at the size and seed of `request`, unless it is cooling down.
+    def draw(self, drawing: Drawing) -> Image:
+        """Draw the best prompt of a drawing, unless it is cooling down.
 
         Raises NotDrawn and Unavailable.
         """
         known = self.outages.recall()
-        if known.seconds:
+        if self.outages.wait(known):
             raise NotDrawn.failed(COOLING, COOLING)
         try:
             with counted(self.metrics, self.name):
-                image = self._draw(prompt, request, deadline)
+                image = self._draw(drawing)
         except NotDrawn as error:
-            if error.fault.outcome is Outcome.REFUSED:
-                self.outages.note(error.fault, str(error))
-                self.outages.end(known)
-            else:
-                self.outages.count(known, error.fault, str(error), request.key)
+            self.outages.count(known, error.fault, str(error), drawing.request.key)
             raise
         self.outages.end(known)
         return image
 
-    def _draw(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Image:
-        reply = self._reply(prompt, request, deadline)
+    def _draw(self, drawing: Drawing) -> Image:
+        prompt, request = drawing.best_prompt, drawing.request
+        url = self._picture_url(prompt, request)
+        try:
+            reply = self._get(url, prompt, drawing.deadline)
+        except NotDrawn as error:
+            has_timed_out = error.fault.why == Why.TIMED_OUT and not drawing.deadline.is_over
+            if not (self.settings.token and has_timed_out):
+                raise
+            # The supported service has it join the drawing under way, billed once.
+            reply = self._get(url, prompt, drawing.deadline)
         image = self._image_in(reply, prompt)
         # The legacy service has some prompts share a picture, and says so.
         if reply.headers.get("X-Cache-Semantic") != "HIT":
@@ -101,21 +99,8 @@ class Pollinations:
                 self._check_bytes(image, prompt, request)
         return image
 
-    def _reply(self, prompt: str, request: ImageRequest, deadline: Deadline) -> Reply:
-        """Return a 200; with a token, after a second attempt if the first one timed out.
-
-        The supported service has the same request join the drawing under way, billed once.
-        """
-        url = self._picture_url(prompt, request)
-        try:
-            return self._get(url, prompt, deadline)
-        except NotDrawn as error:
-            has_timed_out = error.fault.why == Why.TIMED_OUT and not deadline.is_over
-            if not (self.settings.token and has_timed_out):
-                raise
-        return self._get(url, prompt, deadline)
-
     def _get(self, url: str, prompt: str, deadline: Deadline) -> Reply:
+        """Return a 200. Raises NotDrawn."""
         try:
             reply = self.upstream.download(
                 url,
@@ -126,10 +111,13 @@ class Pollinations:
             )
         except UpstreamError as error:
             raise NotDrawn.failed(error.why, str(error)) from error
-        if reply.status != 200:
-            fault = self._fault_of(reply, prompt)
-            raise NotDrawn(fault, f"{fault.why} (HTTP {reply.status})")
-        return reply
+        if reply.status == 200:
+            return reply
+        answer = self._read(reply, prompt)
+        fault = answer.fault or Fault(Outcome.FAILED, "down")
+        if reply.status == 402 and answer.error and "queue full" in answer.error.text.lower():
+            fault = replace(fault, why="rate limited", is_of_account=False)
+        raise NotDrawn(fault, f"{fault.why} (HTTP {reply.status})")
 
     def _picture_url(self, prompt: str, request: ImageRequest) -> str:
         """Return the URL of a picture: its path ends in the prompt."""
@@ -155,37 +143,26 @@ class Pollinations:
             raise NotDrawn(fault, "its answer is not a complete picture")
         return Image(reply.body, media_type, self.name)
 
-    def _fault_of(self, reply: Reply, prompt: str) -> Fault:
-        answer = self._read(reply, prompt)
-        fault = answer.fault or Fault(Outcome.FAILED, "down")
-        if reply.status == 402 and answer.error and "queue full" in answer.error.text.lower():
-            return replace(fault, why="rate limited", is_of_account=False)
-        return fault
-
     def _read(self, reply: Reply, prompt: str) -> Answer:
         token = self.settings.token
         return Answer.of(reply, (prompt,), (token,) if token else ())
 
     def _check_bytes(self, image: Image, prompt: str, request: ImageRequest) -> None:
         """Raise NotDrawn if another prompt has got these bytes; its picture is then deleted."""
-        digest = _digest(image.data)
+        state, digest = self.cache.state, _digest(image.data)
         mine = FallbackPicture(_digest(prompt.strip().lower().encode()), request.key)
-        if self.cache.state.exchange(None, mine, digest, SAME_BYTES_TTL):
+        if state.exchange(None, mine, digest, SAME_BYTES_TTL):
             return
-        found = self.cache.state.recall(FallbackPicture, digest)
+        found = state.recall(FallbackPicture, digest)
         if found is None or found.note.prompt == mine.prompt:
             return
-        if found.note.prompt:
-            self.cache.state.try_remember(FallbackPicture("", ""), digest, SAME_BYTES_TTL)
-            self._delete(found.note.key)
+        if key := found.note.key:
+            state.try_remember(FallbackPicture("", ""), digest, SAME_BYTES_TTL)
+            with suppress(Unavailable):
+                row = state.find(key)
+                if row and row.drawn_by == self.name:  # not by a backend since
+                    self.cache.delete(key)
         raise _placeholder("sent the same picture for two prompts", None)
-
-    def _delete(self, key: str) -> None:
-        """Delete a placeholder that was taken for a picture, unless a backend drew it since."""
-        with suppress(Unavailable):
-            row = self.cache.state.find(key)
-            if row and row.drawn_by == self.name:
-                self.cache.delete(key)
 
 
 def _placeholder(detail: str, wait: float | None) -> NotDrawn:

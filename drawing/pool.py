@@ -1,11 +1,9 @@
-"""How many drawings run at once: in the pool of this process, and at one backend."""
+"""How many drawings run at once in this process."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
 from typing import Generic, TypeVar
 
 from metrics import OFF, Metrics
@@ -14,55 +12,6 @@ from storage import LockTimeout
 from storage.state import State
 from storage.waiting import NoPlace, Places, SingleFlight
 from upstream.client import Deadline
-
-# Seconds between two looks at the slots; each look costs a round trip to a shared database.
-FIRST_PAUSE = 0.02
-LONGEST_PAUSE = 0.5
-
-
-class Slots:
-    """The slots of one backend, each a lock of the state; without keys there is no limit.
-
-    A killed process loses its locks, and so frees its slots. A lost session of PostgreSQL loses
-    them, too, while its drawings go on: for a while there may be more than the limit.
-    """
-
-    def __init__(self, state: State, keys: Sequence[str] = ()) -> None:
-        self.state = state
-        self.keys = keys
-
-    def take(self) -> ExitStack | None:
-        """Return a slot, which is freed by closing it, or None if all are taken.
-
-        Raises Unavailable.
-        """
-        slot = ExitStack()
-        if not self.keys:
-            return slot
-        for key in self.keys:
-            with suppress(LockTimeout):
-                slot.enter_context(self.state.hold(key, 0))
-                return slot
-        return None
-
-
-def first_free(
-    wanted: Sequence[Slots], deadline: Deadline, sleep: Callable[[float], None] = time.sleep
-) -> tuple[int, ExitStack, bool]:
-    """Take a slot of the first that has one free, and wait for one if none has.
-
-    Return its index, the slot, and whether that took waiting. Raises LockTimeout at the deadline,
-    and Unavailable.
-    """
-    pause, has_waited = FIRST_PAUSE, False
-    while not deadline.is_over:
-        for index, slots in enumerate(wanted):
-            if slot := slots.take():
-                return index, slot, has_waited
-        sleep(min(pause, deadline.remaining()))
-        pause, has_waited = min(2 * pause, LONGEST_PAUSE), True
-    raise LockTimeout
-
 
 T = TypeVar("T")
 
@@ -90,7 +39,6 @@ class Pool(Generic[T]):
 
     def __init__(self, state: State, threads: int, places: Places, metrics: Metrics = OFF) -> None:
         self.places = places
-        self.metrics = metrics
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="drawing")
         self._drawings: SingleFlight[T] = SingleFlight(state.hold, self._threads)
         metrics.limits(threads, places.size)
@@ -103,26 +51,16 @@ class Pool(Generic[T]):
         and StillRunning at the moment `until`, or earlier if the first caller had less time and
         was waiting for another process.
         """
-        is_own = False
-
-        def own_work() -> T:
-            nonlocal is_own
-            is_own = True
-            return work()
-
         try:
             with self.places.take(key):
                 wanted = self._drawings.keys
                 if key not in wanted and len(wanted) >= self.places.size:
                     raise Busy
-                result = self._drawings.run(key, until.remaining(), own_work)
+                return self._drawings.run(key, until.remaining(), work)
         except LockTimeout:
             raise StillRunning from None
         except (NoPlace, CancelledError):
             raise Busy from None
-        if not is_own:
-            self.metrics.waited()
-        return result
 
     def close(self) -> None:
         """Finish running work and drop queued work: callers of the latter get Busy."""

@@ -1,16 +1,18 @@
-"""One drawing: its stages and, if none succeeded, its final error."""
+"""One drawing: its stages, its picture and, if there is none, its final error."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from access import Caller
-from dialect.judging import TOO_LONG, Outcome
+from access import COMMAND_LINE, Caller
+from dialect.judging import TOO_LONG, Fault, Outcome
 from picture import ImageRequest, Problem
+from storage import Row
 from upstream.client import Deadline, Why
 
 # Reasons for which there is no picture although a backend may have drawn one.
@@ -58,45 +60,17 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """How one backend answered one prompt. `why` is the word of its fault."""
-
-    backend: str
-    outcome: Outcome
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class Round:
-    """The result of asking backends for one prompt: a picture, or the failed attempts.
+    """The result of asking backends for one prompt: a picture, or the faults of those asked.
 
     `is_cut`: it ended early, because time ran out or no backend was ready. `has_model` is False
     if none of the backends knows the model.
     """
 
     image: Image | None
-    attempts: tuple[Attempt, ...]
+    faults: tuple[Fault, ...] = ()
     is_cut: bool = False
     has_model: bool = True
-
-    def count(self, outcome: Outcome) -> int:
-        return sum(attempt.outcome is outcome for attempt in self.attempts)
-
-    @property
-    def outcome(self) -> str:
-        if self.image:
-            return "ok"
-        for outcome in (Outcome.REFUSED, Outcome.REJECTED):
-            if self.count(outcome):
-                return outcome
-        return Outcome.FAILED
-
-    @property
-    def why(self) -> str | None:
-        """Why there is no picture, each reason once, such as `refused, timed out`."""
-        if self.image:
-            return None
-        return ", ".join(dict.fromkeys(attempt.why for attempt in self.attempts)) or COOLING
 
 
 class GaveUp(Problem):
@@ -116,14 +90,17 @@ class GaveUp(Problem):
         retry_after: int | None = None,
         remembered_for: float | None = None,
         is_repeated: bool = False,
-        is_worth_remembering: bool = False,
     ) -> None:
         super().__init__(code)
         self.stages = tuple(stages)
         self.retry_after = retry_after
         self.remembered_for = remembered_for
         self.is_repeated = is_repeated
-        self.is_worth_remembering = is_worth_remembering
+
+    def remembered(self, seconds: float) -> Self:
+        """Return this failure as one that is answered again for so many seconds."""
+        self.retry_after, self.remembered_for = math.ceil(seconds), seconds
+        return self
 
     @property
     def until(self) -> datetime | None:
@@ -143,26 +120,25 @@ class GaveUp(Problem):
         return "; ".join((self.code, *stages))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Drawing:
-    """A drawing under way; each stage returns a new one.
+    """A drawing and its picture; each stage writes down here what it did.
 
-    `blocked_for` is how long its refusal is remembered, 0 if it is not.
+    `blocked_for` is how long its refusal is remembered, 0 if it is not. `row` is None if the
+    picture could not be cached.
     """
 
     request: ImageRequest
     deadline: Deadline
-    caller: Caller
+    caller: Caller = COMMAND_LINE
     optimized: str | None = None
     rewritten: str | None = None
-    stages: tuple[Stage, ...] = ()
-    rounds: tuple[Round, ...] = ()
-    image: Image | None = None
+    stages: list[Stage] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
     blocked_for: float = 0.0
-
-    @property
-    def key(self) -> str:
-        return self.request.key
+    image: Image | None = None
+    hosted_url: str | None = None
+    row: Row | None = None
 
     @property
     def best_prompt(self) -> str:
@@ -171,20 +147,30 @@ class Drawing:
 
     @property
     def source(self) -> str:
-        """What drew the picture: fallback, backend, or rewritten (a backend, after a rewrite)."""
+        """What drew the picture: fallback, backend, or rewritten (a backend, after a rewrite).
+
+        Or cache, if another process drew it meanwhile.
+        """
+        if self.image is None:
+            return "cache"
         if any(stage.stage == "fallback" and stage.outcome == "ok" for stage in self.stages):
             return "fallback"
         return "rewritten" if self.rewritten else "backend"
 
     @property
+    def faults(self) -> list[Fault]:
+        """How the backends failed to draw, in all rounds."""
+        return [fault for found in self.rounds for fault in found.faults]
+
+    @property
     def made_a_call(self) -> bool:
         """Return whether a backend, the fallback or the LLM was asked."""
-        asked = any(
-            found.image or any(one.why != NO_MODEL for one in found.attempts)
-            for found in self.rounds
-        )
         others = ("optimise", "rewrite", "fallback")
-        return asked or any(s.stage in others and s.why != COOLING for s in self.stages)
+        return (
+            self.image is not None
+            or any(fault.why != NO_MODEL for fault in self.faults)
+            or any(s.stage in others and s.why != COOLING for s in self.stages)
+        )
 
     @property
     def may_have_been_billed(self) -> bool:
@@ -192,7 +178,7 @@ class Drawing:
 
         Vendors do not bill the errors that they answer with.
         """
-        reasons = [attempt.why for found in self.rounds for attempt in found.attempts]
+        reasons = [fault.why for fault in self.faults]
         reasons += [stage.why or "" for stage in self.stages if stage.stage == "fallback"]
         # Some reasons are more precise, after a colon.
         kinds = (reason.partition(":")[0] for reason in reasons)
@@ -201,8 +187,7 @@ class Drawing:
     @property
     def can_rewriting_help(self) -> bool:
         """Return whether the prompt itself may be at fault: a backend refused or rejected it."""
-        last = self.rounds[-1]
-        return bool(last.count(Outcome.REFUSED) or last.count(Outcome.REJECTED))
+        return any(fault.outcome is not Outcome.FAILED for fault in self.rounds[-1].faults)
 
     @property
     def lacks_model(self) -> bool:
@@ -215,16 +200,24 @@ class Drawing:
         if self.optimized is None or self.image:
             return False
         is_longer = len(self.best_prompt) > len(self.request.prompt)
-        return is_longer and any(one.why == TOO_LONG for one in self.rounds[-1].attempts)
+        return is_longer and any(fault.why == TOO_LONG for fault in self.rounds[-1].faults)
 
     def __str__(self) -> str:
         """Return the picture's key and prompt, shortened, for the log."""
-        return f"{self.key[:12]} ({' '.join(self.request.prompt.split())[:40]})"
+        return f"{self.request.key[:12]} ({' '.join(self.request.prompt.split())[:40]})"
 
-    def after(self, stage: Stage) -> Drawing:
-        return replace(self, stages=(*self.stages, stage))
+    def add(self, stage: str, began: float, outcome: str = "ok", why: str | None = None) -> None:
+        """Add a stage that began at a moment of the monotonic clock."""
+        self.stages.append(Stage.since(began, stage, outcome, why))
 
-    def after_round(self, found: Round, began: float) -> Drawing:
-        """Return the drawing after the backends were asked from the moment `began` on."""
-        stage = Stage.since(began, "generate", found.outcome, found.why)
-        return replace(self.after(stage), rounds=(*self.rounds, found), image=found.image)
+    def add_round(self, found: Round, began: float) -> None:
+        """Add the result of asking backends, and a stage that names each reason once."""
+        self.rounds.append(found)
+        self.image = found.image
+        if found.image:
+            self.add("generate", began)
+            return
+        outcomes = {fault.outcome for fault in found.faults}
+        worst = next((o for o in (Outcome.REFUSED, Outcome.REJECTED) if o in outcomes), "failed")
+        why = ", ".join(dict.fromkeys(fault.why for fault in found.faults)) or COOLING
+        self.add("generate", began, worst, why)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -34,23 +35,24 @@ class OverLimit(Problem):
         self.retry_after = retry_after
 
 
+@dataclass(eq=False)
 class Reservation:
-    """Places for drawings of one caller; closing gives back the unused ones.
+    """Places for drawings of one caller: `amount` at once, or none; closing gives back the unused.
 
     Places beyond those are reserved when they are taken. A place that is taken counts as an
     attempt as well, so that drawings that fail and are given back come to an end, too. All count
-    for the day, by the state's clock, on which the first was reserved. Thread-safe.
+    for the day, by the state's clock, on which the first was reserved. Thread-safe. Raises
+    OverLimit and Unavailable.
     """
 
-    def __init__(self, state: State, caller: Caller, amount: int = 0) -> None:
-        """Reserve `amount` places at once, or none of them. Raises OverLimit and Unavailable."""
-        self.caller = caller
-        self._state = state
+    state: State
+    caller: Caller
+    amount: int = 0
+
+    def __post_init__(self) -> None:
         self._mutex = threading.Lock()
-        self._left = 0
-        if amount:
-            self._add(amount)
-            self._left = amount
+        if self.amount:
+            self._reserve(self.amount)
 
     def take(self) -> None:
         """Take a place for a drawing. Raises OverLimit and Unavailable.
@@ -59,47 +61,43 @@ class Reservation:
         the picture could not be stored either.
         """
         with self._mutex:
-            self._add(0 if self._left else 1)
-            self._left = max(0, self._left - 1)
+            self._reserve(0 if self.amount else 1)
+            self.amount = max(0, self.amount - 1)
         limit = self.caller.attempts_per_day
         if limit is not None and not self._count(1, limit, _ATTEMPTS):
             self.give_back()
             raise self._over_limit("daily_attempts_reached", limit)
 
-    def give_back(self, amount: int = 1) -> None:
-        """Give back places of drawings that cost nothing."""
+    def give_back(self, amount: int = 1, *, was_tried: bool = True) -> None:
+        """Give back places of drawings that cost nothing; without a call, their attempts too."""
         with suppress(Unavailable):
             self._count(-amount)
-
-    def give_back_attempt(self) -> None:
-        """Give back the attempt of a drawing that made no upstream call."""
-        if self.caller.per_day is not None:
-            with suppress(Unavailable):
-                self._count(-1, kind=_ATTEMPTS)
+            if not was_tried and self.caller.per_day is not None:
+                self._count(-amount, kind=_ATTEMPTS)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._mutex:
-            left, self._left = self._left, 0
+            left, self.amount = self.amount, 0
         if left:
             self.give_back(left)
 
-    def _add(self, amount: int) -> None:
+    def _reserve(self, amount: int) -> None:
         limit = self.caller.per_day if amount else None
         if not self._count(amount, limit):
             raise self._over_limit("daily_limit_reached", limit)
 
     def _count(self, amount: int, limit: int | None = None, kind: str = "") -> bool:
-        return self._state.count(self._count_key + kind, amount, _COUNT_TTL, limit)
+        return self.state.count(self._count_key + kind, amount, _COUNT_TTL, limit)
 
     def _over_limit(self, code: str, limit: int | None) -> OverLimit:
         if limit == 0:
             return OverLimit("may_not_draw", self.caller, limit, None)
-        retry_after = math.ceil(_DAY - self._state.now() % _DAY)
+        retry_after = math.ceil(_DAY - self.state.now() % _DAY)
         return OverLimit(code, self.caller, limit, retry_after)
 
     @cached_property
     def _count_key(self) -> str:
-        return self.caller.count_key(self._state.now())
+        return self.caller.count_key(self.state.now())

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from cache import Cache, NotKept
 from dialect.judging import Fault, Outcome
-from drawing.cooldowns import Cooldown, Outages
-from drawing.record import Drawing, Image, Stage
+from drawing.cooldowns import Cooldown, Known, Outages
+from drawing.record import Drawing, Image
 from hosting import ImageHost, UploadFailed
 from images.formats import EXTENSIONS, Inconvertible
 from metrics import OFF, Metrics
-from storage import Row, Unavailable
+from storage import Unavailable
 
 if TYPE_CHECKING:
     from images.convert import Converter  # needs Pillow
@@ -26,97 +26,78 @@ log = logging.getLogger("prompt_image_proxy.storing")
 HOST_KEY = "image host"
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A picture just drawn; `row` is None if it could not be cached.
-
-    `source` is backend, rewritten or fallback, or cache if another process drew it meanwhile.
-    """
-
-    source: str
-    stages: tuple[Stage, ...]
-    row: Row | None
-    image: Image | None = None
-    hosted_url: str | None = None
-
-
+@dataclass(eq=False)
 class Storing:
     """Stores pictures: at the image host if it accepts them, otherwise in the cache."""
 
-    def __init__(
-        self,
-        cache: Cache,
-        host: ImageHost | None,
-        upload_timeout: float,
-        converter: Converter | None = None,
-        metrics: Metrics = OFF,
-    ) -> None:
-        self.cache = cache
-        self.host = host
-        self.upload_timeout = upload_timeout
-        self.converter = converter
-        self.metrics = metrics
-        self._unconverted: set[str] = set()
-        self._outages = Outages(cache.state, HOST_KEY, "The image host", is_avoided=False)
+    cache: Cache
+    host: ImageHost | None
+    upload_timeout: float
+    converter: Converter | None = None
+    metrics: Metrics = OFF
+
+    def __post_init__(self) -> None:
+        self._unconverted = set[str]()
+        self._outages = Outages(self.cache.state, HOST_KEY, "The image host", is_avoided=False)
 
     def reserve(self) -> AbstractContextManager[None]:
         """Raise NoRoom or Unavailable unless a picture drawn in the block could be stored.
 
         Room in the cache matters only without an image host, or while uploads to it fail.
         """
-        is_hosted = self.host is not None and not self._outages.recall().seconds
+        is_hosted = self.host is not None and not self._outages.wait(self._outages.recall())
         return self.cache.reserve(is_hosted=is_hosted)
 
-    def store(self, drawing: Drawing, image: Image) -> Drawn:
+    def store(self, drawing: Drawing, image: Image) -> None:
         """Store the picture of a drawing. One that cannot be stored can still be delivered."""
-        drawing, image = self._convert(drawing, image)
-        drawing, hosted_url = self._upload(drawing, image)
-        row = None
+        if self.converter and self.converter.is_needed(image.data, image.media_type):
+            image = drawing.image = self._convert(self.converter, drawing, image)
+        if self.host:
+            drawing.hosted_url = self._upload(self.host, drawing, image)
         with suppress(NotKept):
-            row = self.cache.put(
-                drawing.key,
+            drawing.row = self.cache.put(
+                drawing.request.key,
                 image.data,
                 image.media_type,
-                url=hosted_url,
+                url=drawing.hosted_url,
                 request=drawing.request,
                 optimized=drawing.optimized,
                 rewritten=drawing.rewritten,
                 revised=image.revised_prompt,
                 drawn_by=image.drawn_by,
             )
-        return Drawn(drawing.source, drawing.stages, row, image, hosted_url)
 
-    def _convert(self, drawing: Drawing, image: Image) -> tuple[Drawing, Image]:
+    def _convert(self, converter: Converter, drawing: Drawing, image: Image) -> Image:
         """Return the picture in the configured format, or unchanged if it cannot be converted."""
-        if not self.converter or not self.converter.is_needed(image.data, image.media_type):
-            return drawing, image
         began = time.monotonic()
         try:
-            data, media_type = self.converter.convert(image.data, image.media_type)
+            data, media_type = converter.convert(image.data, image.media_type)
         except Inconvertible as error:
+            drawing.add("convert", began, "failed")
             if str(error) not in self._unconverted:
                 self._unconverted.add(str(error))
                 detail = f"the picture {error}; stored unchanged (logged once per reason)"
                 log.warning("Could not convert %s: %s", drawing, detail)
-            return drawing.after(Stage.since(began, "convert", "failed")), image
-        converted = replace(image, data=data, media_type=media_type)
-        return drawing.after(Stage.since(began, "convert", "ok")), converted
+            return image
+        drawing.add("convert", began)
+        return replace(image, data=data, media_type=media_type)
 
-    def _upload(self, drawing: Drawing, image: Image) -> tuple[Drawing, str | None]:
+    def _upload(self, host: ImageHost, drawing: Drawing, image: Image) -> str | None:
         """Return the picture's URL at the image host, or None to store it as a file."""
-        if not self.host:
-            return drawing, None
-        began, known = time.monotonic(), Cooldown()
+        began = time.monotonic()
+        known: Known = {HOST_KEY: Cooldown()}
         with suppress(Unavailable):
             known = self._outages.recall()
-        name = f"{drawing.key[:32]}.{EXTENSIONS[image.media_type]}"
+        name = f"{drawing.request.key[:32]}.{EXTENSIONS[image.media_type]}"
         deadline = drawing.deadline.within(self.upload_timeout)
         try:
             with self.metrics.upload():
-                url = self.host.upload(image.data, name, image.media_type, deadline)
+                url = host.upload(image.data, name, image.media_type, deadline)
         except UploadFailed as error:
-            fault = Fault(Outcome.FAILED, "upload failed")
-            self._outages.count(known, fault, f"{error}; pictures are stored as files", drawing.key)
-            return drawing.after(Stage.since(began, "upload", "failed")), None
+            drawing.add("upload", began, "failed")
+            fault, detail = Fault(Outcome.FAILED, "upload failed"), "pictures are stored as files"
+            self._outages.count(known, fault, f"{error}; {detail}", drawing.request.key)
+            return None
+        drawing.add("upload", began)
         self._outages.end(known)
-        return drawing.after(Stage.since(began, "upload", "ok")), url
+        return url

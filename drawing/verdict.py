@@ -20,39 +20,30 @@ FAILURE_TTL = 3600.0
 
 def verdict(drawing: Drawing, ready_in: float, *, has_fallback: bool) -> GaveUp:
     """Return the final failure of a drawing; `ready_in` is when the first server is ready."""
-    stages, made_a_call = drawing.stages, drawing.made_a_call
-    refused = [s for s in stages if s.stage == "fallback" and s.outcome == Outcome.REFUSED]
+    stages = drawing.stages
+    refused = any(s.stage == "fallback" and s.outcome == Outcome.REFUSED for s in stages)
     if is_refused(drawing) and (refused or not has_fallback):
-        is_free = drawing.blocked_for > 0 and not has_fallback
         return GaveUp(
             "moderation_refused",
             stages,
             remembered_for=drawing.blocked_for or None,
-            is_repeated=not made_a_call,
-            is_worth_remembering=made_a_call and not is_free,
+            is_repeated=not drawing.made_a_call,
         )
     if drawing.deadline.is_over:
-        return GaveUp("deadline_passed", stages, is_worth_remembering=made_a_call)
+        return GaveUp("deadline_passed", stages)
     wait = math.ceil(ready_in) or None
-    has_asked = any(found.attempts for found in drawing.rounds)
-    is_cooling = wait and not has_asked and (drawing.rounds or not made_a_call)
+    is_cooling = wait and not drawing.faults and (drawing.rounds or not drawing.made_a_call)
     code: Ending = "all_cooling_down" if is_cooling else "no_backend_drew"
-    if drawing.lacks_model:
-        code = "unknown_model"
-    return GaveUp(code, stages, retry_after=wait, is_worth_remembering=made_a_call)
+    return GaveUp("unknown_model" if drawing.lacks_model else code, stages, retry_after=wait)
 
 
 def is_refused(drawing: Drawing) -> bool:
     """Return whether moderation alone prevented the drawing."""
     if drawing.blocked_for:
         return True
-    attempts = [attempt for found in drawing.rounds for attempt in found.attempts]
-    return (
-        drawing.image is None
-        and not any(found.is_cut for found in drawing.rounds)
-        and bool(attempts)
-        and all(attempt.outcome is Outcome.REFUSED for attempt in attempts)
-    )
+    outcomes = {fault.outcome for fault in drawing.faults}
+    is_cut = any(found.is_cut for found in drawing.rounds)
+    return drawing.image is None and not is_cut and outcomes == {Outcome.REFUSED}
 
 
 def is_blocked(drawing: Drawing) -> bool:
@@ -106,7 +97,8 @@ class Failure(Note):
         if found is None or found.note.fingerprint != fingerprint:
             return None
         left = found.note.seconds - found.age
-        return found.note._answer(left, is_repeated=True) if left > 0 else None
+        gave_up = GaveUp(found.note.code, found.note.stages, is_repeated=True)
+        return gave_up.remembered(left) if left > 0 else None
 
     @classmethod
     def remember(cls, state: State, key: str, gave_up: GaveUp, fingerprint: str) -> GaveUp:
@@ -118,16 +110,7 @@ class Failure(Note):
                 seconds = min(MAX_FAILURE_SECONDS, 2 * before.note.seconds)
         note = cls(gave_up.code, gave_up.stages, seconds, fingerprint)
         state.try_remember(note, key, FAILURE_TTL)
-        return note._answer(seconds, is_repeated=False)
-
-    def _answer(self, left: float, *, is_repeated: bool) -> GaveUp:
-        return GaveUp(
-            self.code,
-            self.stages,
-            retry_after=math.ceil(left),
-            remembered_for=left,
-            is_repeated=is_repeated,
-        )
+        return gave_up.remembered(seconds)
 
 
 def forget_failures(state: State, key: str) -> bool:

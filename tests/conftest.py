@@ -20,9 +20,8 @@ import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
-from app import create_app
-from commands.__main__ import cli, connect, open_session
-from commands.session import Door
+from app import create_app, make_services
+from commands.__main__ import cli
 from settings.servers import ObjectSettings
 from storage.local.sqlite import SqliteState
 from storage.state import State
@@ -379,19 +378,20 @@ Run = Callable[..., click.testing.Result]
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The root directory in which `check` looks for installed files."""
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def run(environment: dict[str, str], backend: ScriptedServer, root: Path) -> Run:
-    """Run `python -m commands …` in this process."""
+def run(
+    environment: dict[str, str],
+    backend: ScriptedServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    """Run `python -m commands …` in this process, in a folder without `.env`."""
+    monkeypatch.chdir(tmp_path)
 
     def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
-        values = {**environment, "BACKEND_API_URLS": backend.url, **settings}
-        door = Door(lambda: config.parse(values), open_session, connect, root)
-        return click.testing.CliRunner().invoke(cli, arguments, input=answer, obj=door)
+        own = {"PYTHONPATH": str(ROOT), "BACKEND_API_URLS": backend.url}
+        variables = dict.fromkeys(os.environ) | own | environment | settings
+        runner = click.testing.CliRunner(env=variables)
+        return runner.invoke(cli, arguments, input=answer, obj=make_services)
 
     return invoke
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from drawing.backend import Backend, NotDrawn
-from drawing.record import Image
+from drawing.record import Drawing, Image
 from picture import ImageRequest
 from settings.servers import BackendSettings
 from storage.state import State
@@ -20,6 +21,18 @@ from .servers import png
 REQUEST = ImageRequest("a red apple", 640, 480, "any", 7)
 LIMIT = 2**20
 PNG = png()
+
+
+def backend_at(state: State, url: str, **of_backend: Any) -> Backend:
+    settings = BackendSettings(url, **of_backend)
+    return Backend(settings, Upstream(), state, timeout=30, max_image_bytes=LIMIT)
+
+
+def taken(backend: Backend) -> ExitStack:
+    """Return a slot of a backend that has one free."""
+    slot = backend.take_slot()
+    assert slot
+    return slot
 
 
 class Draw:
@@ -41,15 +54,10 @@ class Draw:
         limit: int = LIMIT,
         **of_backend: Any,
     ) -> Image:
-        there = Backend(
-            BackendSettings(url, **of_backend),
-            upstream or Upstream(),
-            self.state,
-            timeout=timeout,
-            max_image_bytes=limit,
-            sleep=self.pauses.append,
-        )
-        return there.draw(prompt or request.prompt, request, Deadline.after(seconds))
+        there = backend_at(self.state, url, **of_backend)
+        there.timeout, there.max_image_bytes, there.sleep = timeout, limit, self.pauses.append
+        there.upstream = upstream or there.upstream
+        return there.draw(Drawing(request, Deadline.after(seconds), rewritten=prompt))
 
 
 @pytest.fixture

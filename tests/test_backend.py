@@ -1,21 +1,28 @@
-"""What a backend is sent, and its time-outs."""
+"""What a backend is sent, its time-outs and slots, and pictures that it names by URL."""
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from dialect.judging import Outcome
+from drawing.backend import first_free
 from picture import ImageRequest
+from storage import LockTimeout
+from storage.state import State
+from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from .conftest import InProcess, drawing
-from .one_backend import Draw, not_drawn
-from .servers import Say, ScriptedServer, read_request
-from .wire import MakeRawServer, MakeServer, guarded_net, hang
+from .one_backend import PNG, Draw, backend_at, not_drawn, taken
+from .servers import Answer, Say, ScriptedServer, Seen, read_request, wait_until
+from .states import Clock, PostgresPlace, SqlitePlace, StatePlace, held_elsewhere
+from .wire import PUBLIC, MakeRawServer, MakeServer, Net, guarded_net, hang
 
 net = pytest.fixture(autouse=True)(guarded_net)
 
@@ -133,13 +140,184 @@ def test_configured_parameter_that_is_rejected_is_dropped(
     assert [name in seen.json for seen in backend.seen] == [True, False, False]
 
 
-def test_prompt_that_was_rewritten_is_the_one_that_is_drawn(
-    backend: ScriptedServer, draw: Draw
-) -> None:
-    draw(backend.url, prompt="a green apple")
-    assert backend.seen[0].json["prompt"] == "a green apple"
-
-
 def test_backend_name_contains_no_secret(backend: ScriptedServer, draw: Draw) -> None:
     url = backend.url.replace("//", "//user:password@") + "/v1?key=secret"
     assert draw(url).drawn_by == backend.url + "/v1"
+
+
+# --- slots --------------------------------------------------------------------------------------
+
+
+def test_slot_is_free_again_once_it_is_closed(state: State) -> None:
+    there = backend_at(state, "http://127.0.0.1:1", concurrency=2)
+    with taken(there):
+        one = taken(there)
+        assert there.take_slot() is None
+        one.close()
+        assert there.take_slot()
+
+
+def test_without_concurrency_there_is_no_limit(state: State) -> None:
+    there = backend_at(state, "http://127.0.0.1:1")
+    assert all(there.take_slot() for _ in range(100))
+
+
+@pytest.fixture(params=[SqlitePlace, PostgresPlace])
+def place(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[StatePlace]:
+    is_local = request.param is SqlitePlace
+    address = tmp_path if is_local else request.getfixturevalue("postgres").schema()
+    with closing(request.param(address, clock)) as made:
+        yield made
+
+
+def test_slot_of_a_killed_process_is_free(place: StatePlace) -> None:
+    there = backend_at(place.open(), "http://127.0.0.1:1", concurrency=1)
+    with held_elsewhere(place, there.endpoint.note_key("slot 0")) as child:
+        assert there.take_slot() is None
+        child.kill()
+        child.wait()
+        wait_until(there.take_slot)
+
+
+def test_first_backend_that_has_room_is_taken_without_waiting(state: State) -> None:
+    full, free = (backend_at(state, f"http://127.0.0.1:{n}", concurrency=1) for n in (1, 2))
+
+    def fail(seconds: float) -> None:
+        raise AssertionError("it waited")
+
+    with taken(full), first_free([full, free], Deadline.after(10), fail)[1]:
+        assert free.take_slot() is None
+    assert first_free([full, free], Deadline.after(10), fail)[0] is full
+
+
+def test_wait_for_a_slot_ends_at_the_deadline(state: State) -> None:
+    clock = Clock(0.0)
+    full = backend_at(state, "http://127.0.0.1:1", concurrency=1)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    with taken(full), pytest.raises(LockTimeout):
+        first_free([full], Deadline.after(10, clock), sleep)
+    assert clock.now == 10
+
+
+# --- pictures that an answer names: fetched with patience, and never paid for twice -------------
+
+NAMED = Say({"data": [{"url": "/a.png"}]})
+
+
+def hang_up(seen: Seen) -> NoReturn:
+    raise ConnectionError
+
+
+HICCUPS: dict[str, Answer] = {
+    **{str(status): Say("", status) for status in (204, 404, 408, 425, 429, 500, 503)},
+    "empty": Say(b""),
+    "lost": hang_up,
+}
+
+
+@pytest.mark.parametrize("hiccup", HICCUPS)
+def test_picture_whose_url_hiccups_is_paid_once(
+    server: MakeServer, draw: Draw, net: Net, hiccup: str
+) -> None:
+    backend, storage = server(), server()
+    net.name("pics.example", [PUBLIC])
+    net.routes[PUBLIC] = "127.0.0.1"
+    backend.say(Say({"data": [{"url": f"http://pics.example:{storage.port}/a.png"}]}))
+    storage.say(*[HICCUPS[hiccup]] * 3, Say(PNG))
+    assert draw(backend.url).data == PNG
+    assert len(backend.seen) == 1
+    # A connection that is lost at once is first made anew without a pause.
+    assert draw.pauses == [1, 2, 4] or (hiccup == "lost" and draw.pauses[:1] == [1])
+
+
+@pytest.mark.parametrize(
+    ("status", "seconds", "pauses"),
+    [(404, 10, [1, 2, 4]), (500, 2.5, [1, 2]), (403, 10, []), (451, 10, [])],
+)
+def test_picture_that_cannot_be_fetched_is_a_failure(
+    backend: ScriptedServer, draw: Draw, status: int, seconds: float, pauses: list[float]
+) -> None:
+    backend.say(NAMED, Say("nsfw", status))
+    error = not_drawn(lambda: draw(backend.url, seconds=seconds))
+    assert (error.fault.outcome, error.fault.why) == (Outcome.FAILED, "not a picture")
+    assert str(status) in str(error)
+    assert draw.pauses == pauses
+    assert len(backend.seen) == len(pauses) + 2
+
+
+class SlowToConnect(Upstream):
+    """Times out once, as a connection does long before the deadline."""
+
+    def download(self, *args: Any, **more: Any) -> Reply:
+        if not self.has_timed_out:
+            self.has_timed_out = True
+            raise UpstreamError("it did not answer in time", Why.TIMED_OUT)
+        return super().download(*args, **more)
+
+    has_timed_out = False
+
+
+def test_connection_that_times_out_is_tried_again(backend: ScriptedServer, draw: Draw) -> None:
+    backend.say(NAMED, Say(PNG))
+    assert draw(backend.url, upstream=SlowToConnect()).data == PNG
+    assert draw.pauses == [1]
+
+
+def test_picture_of_the_same_origin_is_fetched_with_the_token(
+    backend: ScriptedServer, draw: Draw
+) -> None:
+    backend.say(
+        Say({"data": [{"url": backend.url + "/a/b.png?sig=c%2Fd"}]}),
+        Say("", 302, {"Location": "/moved.png"}),
+        Say(PNG),
+    )
+    assert draw(backend.url + "/v1", token="t").data == PNG
+    assert [seen.target for seen in backend.seen[1:]] == ["/a/b.png?sig=c%2Fd", "/moved.png"]
+    assert [seen.headers["Authorization"] for seen in backend.seen] == ["Bearer t"] * 3
+
+
+# --- URLs that lead nowhere ---------------------------------------------------------------------
+
+
+PRIVATE = (
+    *("http://127.0.0.1:{other}/a.png", "//127.0.0.1:{other}/a.png"),
+    *("http://127.0.0.1:{other}\\@127.0.0.1:{own}/a.png", "https://127.0.0.1:{own}/a.png"),
+    *("http://169.254.169.254/latest/meta-data/", "http://user:password@127.0.0.1:{other}/a"),
+    *("http://[::1", "http://:80/a.png"),
+)
+
+
+@pytest.mark.parametrize("pattern", PRIVATE)
+def test_private_picture_is_requested_as_base64_from_then_on(
+    server: MakeServer, draw: Draw, pattern: str
+) -> None:
+    backend, other = server(), server()
+    url = pattern.format(own=backend.port, other=other.port)
+
+    def answer(seen: Seen) -> Say:
+        wants_bytes = seen.json.get("response_format") == "b64_json"
+        return drawing() if wants_bytes else Say({"data": [{"url": url}]})
+
+    backend.say(answer)
+    assert draw(backend.url, token="t").data == PNG
+    assert len(backend.seen) == 2
+    assert draw(backend.url, token="t").data == PNG
+    assert len(backend.seen) == 3
+    assert (other.seen, draw.pauses) == ([], [])
+
+
+def test_unreachable_picture_is_requested_as_base64_after_patience(
+    backend: ScriptedServer, draw: Draw
+) -> None:
+    backend.say(Say({"data": [{"url": "http://localai:8080/a.png"}]}), drawing())
+    assert draw(backend.url).data == PNG
+    assert draw.pauses == [1, 2, 4]
+
+
+def test_private_picture_without_bytes_is_a_failure(backend: ScriptedServer, draw: Draw) -> None:
+    backend.say(Say({"data": [{"url": "http://192.168.1.9/a.png"}]}))
+    assert not_drawn(lambda: draw(backend.url)).fault.why == "forbidden URL"
+    assert len(backend.seen) == 2

@@ -1,39 +1,37 @@
-"""Choosing the next backend, and waiting when all of them are cooling down."""
+"""Choosing the next backend, and waiting when all of them are cooling down or have no slot."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
 from backends import Backends
 from dialect.judging import Outcome
 from drawing.backend import Backend
-from drawing.record import Round
+from drawing.record import Drawing, Round
 from metrics import Metrics
 from picture import ImageRequest
-from settings.servers import BackendSettings
-from storage.local.sqlite import SqliteState
 from storage.state import State
-from upstream.client import Deadline, Upstream
+from upstream.client import Deadline
 
-from .conftest import REFUSAL, drawing
-from .servers import Say, ScriptedServer, Seen, png
+from .conftest import BROKEN, REFUSAL, Gunicorn, drawing
+from .one_backend import backend_at, taken
+from .servers import Gate, Say, ScriptedServer, Seen, png, wait_until
 from .states import Clock
 
 MakeServer = Callable[[], ScriptedServer]
 
-BROKEN = Say("", 500)
 REJECTION = Say({"error": {"message": "It cannot be drawn."}}, 400)
 NO_MODEL = Say({"error": {"message": "The model `typo` does not exist"}}, 404)
+ANY = ImageRequest("any")
 
 
 @dataclass
@@ -47,9 +45,9 @@ class House:
     servers: list[ScriptedServer]
     clock: Clock
     slept: list[float] = field(default_factory=list)
-    all_sleep: threading.Barrier = field(init=False)
 
     def __post_init__(self) -> None:
+        self.backends.sleep = self.sleep
         self.wake_after(1)
 
     def wake_after(self, sleepers: int) -> None:
@@ -68,7 +66,7 @@ class House:
 
     def draw(self, name: str = "a fox", *, model: str | None = None, seconds: float = 100) -> Round:
         deadline = Deadline.after(seconds, self.clock)
-        return self.backends.draw(name, ImageRequest(name, model=model), deadline)
+        return self.backends.draw(Drawing(ImageRequest(name, model=model), deadline))
 
     def ready_in(self, model: str | None = None) -> float:
         return self.backends.ready_in(ImageRequest("any", model=model))
@@ -78,24 +76,7 @@ class House:
         return [len(server.seen) for server in self.servers]
 
     def outcomes(self, name: str = "a fox") -> list[Outcome]:
-        return [attempt.outcome for attempt in self.draw(name).attempts]
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(1000.0)
-
-
-@pytest.fixture
-def state(tmp_path: Path, clock: Clock) -> Iterator[State]:
-    with closing(SqliteState(tmp_path, clock)) as made:
-        yield made
-
-
-def backend_at(state: State, url: str, weight: float = 1.0) -> Backend:
-    settings = BackendSettings(url, weight)
-    # Real time bounds the calls; the clock of a test stands still meanwhile.
-    return Backend(settings, Upstream(), state, timeout=30, max_image_bytes=2**20)
+        return [fault.outcome for fault in self.draw(name).faults]
 
 
 @pytest.fixture
@@ -106,15 +87,10 @@ def house(server: MakeServer, state: State, clock: Clock) -> Callable[..., House
         servers = [server() for _ in says]
         for there, say in zip(servers, says, strict=True):
             there.say(say)
-        made = House(Backends([], state), servers, clock)
-        made.backends = Backends(
-            [backend_at(state, there.url) for there in servers],
-            state,
-            blocked_retry_attempts=attempts,
-            rng=random.Random(1),
-            sleep=made.sleep,
-        )
-        return made
+        all = [backend_at(state, there.url) for there in servers]
+        rng = random.Random(1)
+        backends = Backends(all, state, blocked_retry_attempts=attempts, rng=rng)
+        return House(backends, servers, clock)
 
     return build
 
@@ -125,22 +101,19 @@ MakeHouse = Callable[..., House]
 # --- who is next --------------------------------------------------------------------------------
 
 
-def orders(backends: list[Backend], state: State, count: int) -> list[list[int]]:
-    """Return the orders of `count` drawings, as indices."""
-    everything, request = Backends(backends, state, rng=random.Random(1)), ImageRequest("a")
-    known = everything.recall(request)
-    found = (everything.order(request, known) for _ in range(count))
-    return [[backends.index(backend) for backend in order] for order in found]
-
-
-def weighted(state: State, *weights: float) -> list[Backend]:
-    return [backend_at(state, f"http://127.0.0.1:{port}", w) for port, w in enumerate(weights, 1)]
+def orders(state: State, *weights: float, count: int = 100) -> list[list[int]]:
+    """Return in which orders `count` drawings would ask backends of these weights, as indices."""
+    urls = [f"http://127.0.0.1:{port}" for port in range(1, len(weights) + 1)]
+    all = [backend_at(state, url, weight=w) for url, w in zip(urls, weights, strict=True)]
+    backends = Backends(all, state, rng=random.Random(1))
+    known = backends.recall(ANY)
+    return [[all.index(one) for one in backends.order(ANY, known)] for _ in range(count)]
 
 
 @pytest.mark.parametrize("weights", [(1, 3), (1, 2, 7), (0.001, 0.002, 0.007)])
 def test_each_next_backend_is_chosen_by_weight(state: State, weights: tuple[float, ...]) -> None:
     count = 2500
-    drawn = orders(weighted(state, *weights), state, count)
+    drawn = orders(state, *weights, count=count)
     assert all(sorted(order) == list(range(len(weights))) for order in drawn)
     pairs = Counter((order[0], order[1]) for order in drawn)
     for one, other in itertools.permutations(range(len(weights)), 2):
@@ -149,13 +122,11 @@ def test_each_next_backend_is_chosen_by_weight(state: State, weights: tuple[floa
 
 
 def test_backend_without_weight_is_drained(state: State) -> None:
-    backends = weighted(state, 0, 1, 0.25)
-    assert {tuple(sorted(order)) for order in orders(backends, state, 100)} == {(1, 2)}
+    assert {tuple(sorted(order)) for order in orders(state, 0, 1, 0.25)} == {(1, 2)}
 
 
 def test_extreme_weights_still_make_an_order(state: State) -> None:
-    backends = weighted(state, 5e-324, 1e308, 1)
-    assert {len(order) for order in orders(backends, state, 100)} == {3}
+    assert {len(order) for order in orders(state, 5e-324, 1e308, 1)} == {3}
 
 
 def test_cooling_backend_is_passed_over(house: MakeHouse) -> None:
@@ -179,8 +150,8 @@ def test_failure_and_rejection_move_on_until_one_draws(house: MakeHouse, say: Sa
 def test_failure_moves_on_until_all_were_asked(house: MakeHouse) -> None:
     made = house(*[BROKEN] * 5)
     found = made.draw()
-    assert (found.image, found.is_cut, found.count(Outcome.FAILED)) == (None, False, 5)
-    assert {attempt.why for attempt in found.attempts} == {"down"}
+    assert (found.image, found.is_cut) == (None, False)
+    assert [(fault.outcome, fault.why) for fault in found.faults] == [("failed", "down")] * 5
     assert made.asked == [1] * 5
 
 
@@ -195,7 +166,7 @@ def test_round_ends_after_the_allowed_number_of_refusals(
 
 def test_failures_do_not_count_as_refusals(house: MakeHouse) -> None:
     made = house(BROKEN, REFUSAL, REJECTION, REFUSAL)
-    assert sorted(made.outcomes()).count(Outcome.REFUSED) == 2
+    assert made.outcomes().count(Outcome.REFUSED) == 2
 
 
 class SlowCalls(Metrics):
@@ -213,8 +184,7 @@ def test_round_that_the_deadline_ends_is_cut(house: MakeHouse, clock: Clock) -> 
     for backend in made.backends.all:
         backend.metrics = SlowCalls(clock)
     found = made.draw()
-    assert (found.is_cut, found.count(Outcome.REFUSED)) == (True, 1)
-    assert sum(made.asked) == 1
+    assert (found.is_cut, len(found.faults), sum(made.asked)) == (True, 1, 1)
 
 
 def test_fault_of_a_model_cools_that_model_alone(house: MakeHouse) -> None:
@@ -223,24 +193,11 @@ def test_fault_of_a_model_cools_that_model_alone(house: MakeHouse) -> None:
 
     made = house(server_of_models)
     found = made.draw("a", model="typo")
-    assert (found.attempts[0].why, found.has_model) == ("unknown model", False)
+    assert (found.faults[0].why, found.has_model) == ("unknown model", False)
     assert made.ready_in("typo") == 5
     assert made.draw("a", model="typo", seconds=4) == Round(None, (), True, has_model=False)
     assert made.draw("b", model="real").image
     assert made.draw("c").image
-
-
-def test_concurrent_failures_count_once(house: MakeHouse) -> None:
-    all_are_in = threading.Barrier(20)
-
-    def break_down(seen: Seen) -> Say:
-        all_are_in.wait(20)
-        return BROKEN
-
-    made = house(break_down)
-    rounds = made.draw_at_once(20)
-    assert {found.attempts[0].outcome for found in rounds} == {Outcome.FAILED}
-    assert made.ready_in() == 5
 
 
 # --- all of them are cooling --------------------------------------------------------------------
@@ -264,7 +221,7 @@ def test_drawing_does_not_wait_for_long_nor_past_its_deadline(
 ) -> None:
     made = house(Say("", 503, {"Retry-After": wait}))
     made.draw("a")
-    assert made.draw("b", seconds=seconds) == Round(None, (), is_cut=True)
+    assert made.draw("b", seconds=seconds) == Round(None, is_cut=True)
     assert (made.slept, made.asked) == ([], [1])
 
 
@@ -296,7 +253,7 @@ def test_others_do_not_ask_when_the_first_has_failed(house: MakeHouse) -> None:
     made.wake_after(8)
     rounds = made.draw_at_once(8)
     # The 20 s that follow the third failure are too long to wait for.
-    assert sorted(len(found.attempts) for found in rounds) == [0] * 7 + [1]
+    assert sorted(len(found.faults) for found in rounds) == [0] * 7 + [1]
     assert made.ready_in() == 20
 
 
@@ -308,3 +265,127 @@ def test_refusal_shows_that_a_backend_works_again(house: MakeHouse) -> None:
     made.servers[0].say(BROKEN)
     made.draw("c")
     assert made.ready_in() == 5
+
+
+# --- BACKEND_CONCURRENCY: so many drawings of a backend under way at once, wherever they run -----
+
+
+def draw(backends: Backends, name: str, seconds: float = 30) -> Round:
+    return backends.draw(Drawing(ImageRequest(name), Deadline.after(seconds)))
+
+
+@pytest.fixture
+def single(state: State, backend: ScriptedServer) -> Backend:
+    """A backend with one slot."""
+    return backend_at(state, backend.url, concurrency=1)
+
+
+def test_drawing_without_room_is_drawn_by_another_backend(
+    server: MakeServer, state: State, backend: ScriptedServer, single: Backend
+) -> None:
+    other, gate = server(), Gate(drawing())
+    backend.say(gate)
+    other.say(drawing(png(shade=9)))
+    backends = Backends([single, backend_at(state, other.url)], state)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(draw, Backends([single], state), "first")
+        wait_until(lambda: backend.seen)
+        for name in "abcdef":
+            image = draw(backends, name).image
+            assert image
+            assert image.drawn_by == other.url
+        gate.opened.set()
+        assert first.result().image
+    assert (len(backend.seen), len(other.seen)) == (1, 6)
+
+
+def test_slot_is_not_held_during_the_download(
+    backend: ScriptedServer, state: State, single: Backend
+) -> None:
+    def answer(seen: Seen) -> Say:
+        if seen.method == "POST":
+            return Say({"data": [{"url": f"/{seen.json['prompt']}.png"}]})
+        # The other drawing is done while this download waits.
+        if seen.path == "/first.png":
+            assert draw(Backends([single], state), "second").image
+        return Say(png())
+
+    backend.say(answer)
+    assert draw(Backends([single], state), "first").image
+
+
+def test_second_call_for_base64_takes_a_slot_again(
+    backend: ScriptedServer, state: State, single: Backend
+) -> None:
+    def answer(seen: Seen) -> Say:
+        assert single.take_slot() is None
+        if "response_format" in seen.json:
+            return drawing()
+        return Say({"data": [{"url": "http://10.0.0.1/a.png"}]})
+
+    backend.say(answer)
+    assert draw(Backends([single], state), "a").image
+    assert single.take_slot()
+
+
+def test_deadline_ends_the_wait_for_room(
+    backend: ScriptedServer, state: State, single: Backend
+) -> None:
+    with taken(single):
+        assert draw(Backends([single], state), "a", seconds=0.2) == Round(None, is_cut=True)
+    assert backend.seen == []
+
+
+def test_drawing_that_waited_heeds_a_cooldown_begun_meanwhile(
+    backend: ScriptedServer, state: State, clock: Clock, single: Backend
+) -> None:
+    gate = Gate(Say("", 503, {"Retry-After": "10"}))
+    backend.say(gate, drawing())
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if seconds < 1:
+            gate.opened.set()
+            wait_until(lambda: backends.ready_in(ANY))
+        else:
+            clock.now += seconds
+
+    backends = Backends([single], state, sleep=sleep)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(draw, Backends([single], state), "first")
+        wait_until(lambda: backend.seen)
+        assert draw(backends, "second").image
+        assert first.result().image is None
+    assert slept[-1] == 10
+
+
+class Pairs:
+    """A backend that draws for two at a time: each answer waits for a second request."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._under_way = 0
+        self._mutex = threading.Lock()
+        self._two_are_in = threading.Barrier(2)
+
+    def __call__(self, seen: Seen) -> Say:
+        with self._mutex:
+            self._under_way += 1
+            self.most = max(self.most, self._under_way)
+        self._two_are_in.wait(20)
+        with self._mutex:
+            self._under_way -= 1
+        return drawing()
+
+
+def test_page_of_twenty_is_drawn_two_at_a_time(
+    gunicorn: Callable[..., Gunicorn], backend: ScriptedServer
+) -> None:
+    pairs = Pairs()
+    backend.say(pairs)
+    service = gunicorn(backend, BACKEND_CONCURRENCY=json.dumps({backend.url: 2}))
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(service.picture, (f"picture-{n}" for n in range(20))))
+    assert {answer.status for answer in answers} == {200}
+    assert (len(backend.seen), pairs.most) == (20, 2)

@@ -107,10 +107,9 @@ def test_link_is_printed_in_three_formats(run: Run) -> None:
         ("sign", "x", "--expires-in", "0"),
         ("sign", "x", "--format", "gif"),
         ("sign", "--in-place", "no-such-file"),
-        ("sign", "--in-place", "storage"),
+        ("sign", "--in-place", "."),
         ("sign", "x", "--resign"),
         ("sign", "x", "--server", "pics.example.org"),
-        ("cache", "list", "--match", "\udcff"),
         ("cache", "delete", "--older-than", "soon"),
         ("cache", "delete"),
         ("cache", "delete", "x", "--match", "y"),
@@ -243,7 +242,11 @@ def test_list_shows_the_newest_first(run: Run, cache: Cache) -> None:
 
 
 def test_no_stranger_commands_the_terminal(
-    run: Run, cache: Cache, backend: ScriptedServer, tmp_path: Path
+    run: Run,
+    cache: Cache,
+    backend: ScriptedServer,
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     prompt, escaped = "a\x1b]0;x\a\x9b\u202e\x7fb", r"a\x1b]0;x\x07\x9b\u202e\x7fb"
     put(cache, prompt)
@@ -255,7 +258,7 @@ def test_no_stranger_commands_the_terminal(
     backend.say(Say({"error": {"message": "\x1b[2J"}}, 500))
     page = str(write_page(tmp_path, "%1b]0;y%07%c2%9b"))
     assert r"\x1b]0;y\x07\x9b, " in run("links", page).stdout
-    said = run("warm", page, "--jobs", "1")
+    said = command("warm", page, folder=tmp_path, BACKEND_API_URLS=backend.url, **environment)
     assert r"\x1b]0;y\x07\x9b " in said.stdout
     assert re.search("HTTP 500", said.stderr)
     assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f]", said.stdout + said.stderr)
@@ -449,14 +452,16 @@ def test_faults_and_warnings_of_settings_are_sentences(tmp_path: Path) -> None:
     assert result.stderr.startswith("Warning: PROXY_ACCESS_KEY: under 16 characters;")
 
 
-def test_check_warns_of_a_unit_of_another_version(run: Run, root: Path) -> None:
-    unit = root / "etc/systemd/system/prompt-image-proxy.service"
+def test_check_warns_of_a_unit_of_another_version(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.check.ROOT", tmp_path)
+    unit = tmp_path / "etc/systemd/system/prompt-image-proxy.service"
     unit.parent.mkdir(parents=True)
     unit.write_text("# Prompt Image Proxy under systemd\n[Service]")
-    for options in ((), ("--settings",)):
-        result = run("check", *options)
-        assert result.exit_code == 0
-        assert result.stderr.startswith(f"Warning: {unit} is of another version than this code")
+    result = run("check", "--settings")
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"Warning: {unit} is of another version than this code")
 
 
 def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:

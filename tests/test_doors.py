@@ -11,7 +11,7 @@ import pytest
 
 from dialect.doors import CHAT, IMAGES, door_of
 from drawing.backend import Backend
-from drawing.record import Image
+from drawing.record import Drawing, Image
 from picture import ImageRequest
 from settings.servers import BackendSettings
 from storage.state import State
@@ -110,7 +110,7 @@ def draw(state: State) -> Draw:
     def call(url: str, request: ImageRequest = REQUEST, **of_backend: Any) -> Image:
         settings = BackendSettings(url, **of_backend)
         there = Backend(settings, Upstream(), state, timeout=10, max_image_bytes=2**20)
-        return there.draw(request.prompt, request, Deadline.after(10))
+        return there.draw(Drawing(request, Deadline.after(10)))
 
     return call
 

@@ -15,7 +15,7 @@ from cache import Cache
 from dialect.judging import Fault, Outcome
 from drawing.backend import NotDrawn
 from drawing.fallback import Pollinations
-from drawing.record import Image
+from drawing.record import Drawing, Image
 from picture import ImageRequest
 from settings.servers import PollinationsSettings
 from storage.cluster.copies import Nowhere
@@ -55,7 +55,7 @@ def fall_back(state: State) -> FallBack:
             timeout=timeout,
             max_image_bytes=LIMIT,
         )
-        return there.draw(prompt, request, Deadline.after(10))
+        return there.draw(Drawing(request, Deadline.after(10), rewritten=prompt))
 
     return call
 

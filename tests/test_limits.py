@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from access import Caller
-from drawing.pool import Pool
 from drawing.reservation import OverLimit, Reservation
-from drawing.storing import Drawn
 from storage import Unavailable
 from storage.state import State
 
@@ -162,8 +160,8 @@ def test_waiting_for_the_drawing_of_another_key_is_free(
 
 
 def waiting(service: InProcess) -> int:
-    pool: Pool[Drawn] = service.services.pipeline.pool
-    return pool.places.taken
+    taken: int = service.services.pipeline.pool.places.taken
+    return taken
 
 
 def test_exhausted_key_does_not_fail_another_that_waited_for_it(
@@ -247,8 +245,7 @@ def test_closing_gives_back_what_was_not_needed(state: State, caller: Caller) ->
         reservation.take()
         reservation.take()
         assert drawings(state, caller) == 3
-        reservation.give_back()
-        reservation.give_back_attempt()
+        reservation.give_back(was_tried=False)
         assert drawings(state, caller) == 2
     assert drawings(state, caller) == 1
     # A drawing may end after the request that reserved its place.

@@ -489,7 +489,7 @@ def test_fault_of_the_server_is_one_warning(
     api.say(Say({"error": {"message": "The model `x` does not exist"}}, 404))
     for prompt in "abc":
         failure_of(partial(rewrite, llm, prompt=prompt))
-    assert llm.outages.recall().why == "unknown model"
+    assert llm.outages.recall()[llm.outages.key].why == "unknown model"
     api.say(saying(FOX))
     rewrite(llm)
     changes = [record.message for record in caplog.records if record.levelname == "WARNING"]

@@ -11,20 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from backends import Backends
-from cache import Cache
-from drawing.backend import Backend
-from drawing.pool import Pool, StillRunning
-from drawing.storing import Drawn
-from llm import Llm
+from drawing.pool import StillRunning
 from picture import ImageRequest
-from pipeline import Pipeline
-from settings.servers import BackendSettings, LlmSettings
-from storage import NoRoom
 from storage.cluster.copies import Nowhere
-from storage.state import State
-from storage.waiting import Places
-from upstream.client import Upstream
 
 from .conftest import (
     ADMIN,
@@ -526,25 +515,12 @@ def test_nothing_is_paid_for_unless_the_state_takes_a_write(
 
 
 def test_nothing_is_paid_for_unless_there_is_room(
-    state: State, backend: ScriptedServer, llm: ScriptedServer
+    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
 ) -> None:
-    upstream = Upstream()
-    chat = LlmSettings(llm.url, "model", None, "IMPROVE {ORIGINAL_PROMPT}", None, 0)
-    there = Backend(
-        BackendSettings(backend.url), upstream, state, timeout=10, max_image_bytes=2**20
-    )
-    pool: Pool[Drawn] = Pool(state, 1, Places(4))
-    pipeline = Pipeline(
-        Cache(state, Nowhere()),
-        Backends([there], state),
-        pool,
-        llm=Llm(chat, upstream, state, timeout=10),
-        generation_deadline=10,
-        upload_timeout=10,
-        blocked_ttl=10,
-    )
-    with closing(pool), pytest.raises(NoRoom):
-        pipeline.draw(ImageRequest("x"))
+    service = serve(backend, **llm_settings(llm, optimise=True))
+    service.services.cache.store = Nowhere()
+    got = service.picture("x")
+    assert (got.status, "cannot be stored" in got.detail) == (503, True)
     assert backend.seen == llm.seen == []
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import pytest
 from storage import IncompatibleSchema, Row, Totals, Unavailable, sql
 from storage.local.database import PATIENCE_SECONDS
 from storage.local.sqlite import SqliteState
-from storage.sql import MAX_NOTES, SCHEMA_VERSION, to_columns
+from storage.sql import MAX_NOTES, SCHEMA_VERSION
 from storage.store import DAY, HOUR
 
 from .disks import disk, file_sizes_limited, full, read_only
@@ -141,7 +141,7 @@ def make_version_1(index: Path) -> tuple[Row, Row]:
                 "INSERT INTO entries (key, file, url, media_type, bytes, mtime_ns, digest, created,"
                 " used, prompt, seed) VALUES (:key, :file, :url, :media_type, :bytes, 1, :digest,"
                 " :created, :created, :prompt, :seed)",
-                to_columns(row),
+                asdict(row),
             )
         note = ("word", "k", '{"text": "kept"}', time.time() - 10, time.time() + 1000)
         connection.execute("INSERT INTO notes VALUES (?, ?, ?, ?, ?)", note)

@@ -14,7 +14,7 @@ from backends import Backends
 from cache import Cache
 from dialect.judging import Fault, Outcome
 from drawing.backend import Backend
-from drawing.cooldowns import Cooldown, Outages
+from drawing.cooldowns import Outages
 from drawing.storing import HOST_KEY
 from picture import ImageRequest
 from settings.servers import BackendSettings
@@ -63,9 +63,8 @@ def test_status_says_why_no_picture_can_be_stored(
 def test_store_counts_only_while_uploads_fail(
     environment: dict[str, str], state: State, clock: Clock
 ) -> None:
-    Outages(state, HOST_KEY, "The image host").count(
-        Cooldown(), Fault(Outcome.FAILED, "upload failed"), "HTTP 500", "picture"
-    )
+    outages = Outages(state, HOST_KEY, "The image host")
+    outages.count(outages.recall(), Fault(Outcome.FAILED, "upload failed"), "HTTP 500", "picture")
     status, cache = describe(environment | HOSTED, state)
     assert (status, bool(cache["fault"])) == ("degraded", True)
     clock.now += 5
@@ -90,8 +89,8 @@ def test_administrator_sees_the_last_error_in_the_vendors_words(
     """It is found with the backend although its model alone is avoided."""
     words = f"The model \x1b[31mdall-e-4\r\ndoes not exist, {TOKEN}" + "." * 300
     fault = Fault(Outcome.FAILED, "unknown model", is_of_model=True, detail=words)
-    _, of_model = make_backend(state).outages(ImageRequest("x", model="dall-e-4"))
-    of_model.count(Cooldown(), fault, "unknown model (HTTP 404)", "picture")
+    outages = make_backend(state).outages(ImageRequest("x", model="dall-e-4"))
+    outages.count(outages.recall(), fault, "unknown model (HTTP 404)", "picture")
     status = make_status(environment, state)
     assert "last_error" not in status.describe()["backends"][0]
     found = status.describe(for_admin=True)["backends"][0]["last_error"]
@@ -102,8 +101,9 @@ def test_administrator_sees_the_last_error_in_the_vendors_words(
 
 
 def test_error_without_words_has_ours(environment: dict[str, str], state: State) -> None:
-    whole, _ = make_backend(state).outages(ImageRequest("x"))
-    whole.note(Fault(Outcome.REFUSED, "refused"), "refused (HTTP 400)")
+    outages = make_backend(state).outages(ImageRequest("x"))
+    refused = Fault(Outcome.REFUSED, "refused")
+    outages.count(outages.recall(), refused, "refused (HTTP 400)", "picture")
     found = make_status(environment, state).describe(for_admin=True)["backends"][0]["last_error"]
     assert (found["text"], found["model"]) == ("refused (HTTP 400)", None)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from access import COMMAND_LINE
 from cache import Cache
 from drawing.record import Drawing, Image
 from drawing.storing import Storing
@@ -35,11 +34,12 @@ class Host:
 def test_cache_needs_room_only_while_uploads_fail(state: State, clock: Clock) -> None:
     host = Host()
     storing = Storing(Cache(state, Nowhere()), host, upload_timeout=10)
-    drawing = Drawing(ImageRequest("x"), Deadline.after(10), COMMAND_LINE)
+    drawings = [Drawing(ImageRequest("x"), Deadline.after(10)) for _ in range(2)]
     with storing.reserve():
-        assert storing.store(drawing, IMAGE).hosted_url
+        storing.store(drawings[0], IMAGE)
     host.is_up = False
-    assert storing.store(drawing, IMAGE).row is None
+    storing.store(drawings[1], IMAGE)
+    assert [bool(drawing.hosted_url and drawing.row) for drawing in drawings] == [True, False]
     with pytest.raises(NoRoom), storing.reserve():
         pass
     clock.now += 5

@@ -15,6 +15,7 @@ from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Outcome
 from dialect.tasks import poll, task_of
 from drawing.backend import Backend
+from drawing.record import Drawing
 from picture import ImageRequest
 from settings.servers import BackendSettings
 from storage.state import State
@@ -248,5 +249,6 @@ def test_picture_of_a_task_is_drawn(
         settings, Upstream(), state, timeout=10, max_image_bytes=2**20, sleep=lambda seconds: None
     )
     for _ in range(2):
-        assert there.draw("a", ImageRequest("a"), Deadline.after(10)).data == png()
+        drawing = Drawing(ImageRequest("a"), Deadline.after(10))
+        assert there.draw(drawing).data == png()
     assert [seen.method for seen in backend.seen].count("POST") == posts

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from cache import Cache
+from commands import transfer
 from picture import ImageRequest
-from storage import Unavailable, transfer
+from storage import Row, Unavailable
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
-from storage.transfer import Place
 
 from .conftest import InProcess, Run
 from .disks import read_only
@@ -117,21 +117,19 @@ def test_interrupted_copy_is_continued(
     other: Cache, tmp_path: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "_PAGE", 1)
-    opened.append(state := SqliteState(tmp_path / "new"))
-    places = Place(other.state, other.store), Place(state, Folder(tmp_path / "new"))
-    assert next(transfer.transfer(*places)).row
-    assert state.totals().entries == 1
-    assert [bool(copied.row) for copied in transfer.transfer(*places)] == [False, True, True]
+    opened.append(new := Cache(SqliteState(tmp_path / "new"), Folder(tmp_path / "new")))
+    assert next(transfer.transfer(other, new))
+    assert new.state.totals().entries == 1
+    assert [bool(row) for row in transfer.transfer(other, new)] == [False, True, True]
 
 
 def test_target_that_cannot_be_written_ends_the_copy(
     other: Cache, tmp_path: Path, opened: list[Any]
 ) -> None:
-    opened.append(state := SqliteState(tmp_path / "new"))
-    state.check()
-    target = Place(state, Folder(tmp_path / "new"))
+    opened.append(new := Cache(SqliteState(tmp_path / "new"), Folder(tmp_path / "new")))
+    new.state.check()
     with read_only(tmp_path / "new"), pytest.raises(Unavailable):
-        list(transfer.transfer(Place(other.state, other.store), target))
+        list(transfer.transfer(other, new))
 
 
 def test_stored_pictures_without_a_row_are_adopted(
@@ -205,11 +203,11 @@ def test_picture_deleted_while_it_is_copied_is_no_problem(
             cache.delete(name.partition("-")[0])
             return super().open(name, size)
 
-    opened.append(state := SqliteState(tmp_path / "new"))
-    source = Place(cache.state, Evicting(tmp_path / "other"))
-    copied = list(transfer.transfer(source, Place(state, Folder(tmp_path / "new"))))
-    assert [done.row and done.row.url for done in copied] == [HOSTED]
-    assert state.totals().entries == 1
+    opened.append(new := Cache(SqliteState(tmp_path / "new"), Folder(tmp_path / "new")))
+    source = Cache(cache.state, Evicting(tmp_path / "other"))
+    [row] = transfer.transfer(source, new)
+    assert isinstance(row, Row)
+    assert (row.url, new.state.totals().entries) == (HOSTED, 1)
 
 
 def test_backup_refuses_folders_that_are_none(run: Run, cache: Cache, tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
-from access import COMMAND_LINE
-from dialect.judging import TOO_LONG, Outcome
-from drawing.record import Attempt, Drawing, Ending, GaveUp, Image, Round, Stage
+from dialect.judging import TOO_LONG, Fault, Outcome
+from drawing.record import Drawing, Ending, GaveUp, Image, Round, Stage
 from drawing.verdict import Blocked, Failure, forget_failures, is_blocked, verdict
 from picture import ImageRequest
 from storage.state import State
@@ -17,69 +16,62 @@ from upstream.client import Deadline
 from .states import Clock
 
 REFUSED, REJECTED, FAILED = (
-    Attempt("b", outcome, str(outcome))
-    for outcome in (Outcome.REFUSED, Outcome.REJECTED, Outcome.FAILED)
+    Fault(outcome, str(outcome)) for outcome in (Outcome.REFUSED, Outcome.REJECTED, Outcome.FAILED)
 )
 IMAGE = Image(b"", "image/png", "b")
 
 
-def round_of(*attempts: Attempt, image: Image | None = None, **values: bool) -> Round:
-    return Round(image, attempts, **values)
+def round_of(*faults: Fault, image: Image | None = None, **values: bool) -> Round:
+    return Round(image, faults, **values)
 
 
 def drawing_of(*rounds: Round, stages: tuple[str, ...] = (), **values: Any) -> Drawing:
     """Return a drawing; a stage is written as `fallback failed` or `fallback failed (why)`."""
     split = (text.rstrip(")").replace("(", "").split(" ", 2) for text in stages)
-    made = tuple(Stage(stage, outcome, 0.0, *why) for stage, outcome, *why in split)
+    made = [Stage(stage, outcome, 0.0, *why) for stage, outcome, *why in split]
     now = values.pop("now", 0.0)
-    deadline = Deadline(10.0, lambda: now)
     request = ImageRequest("a fox", model=values.pop("model", None))
-    return Drawing(request, deadline, COMMAND_LINE, rounds=rounds, stages=made, **values)
+    return Drawing(request, Deadline(10.0, lambda: now), rounds=[*rounds], stages=made, **values)
 
 
 # --- on the way ---------------------------------------------------------------------------------
 
 
-def test_best_prompt_is_the_latest() -> None:
-    assert drawing_of().best_prompt == "a fox"
-    assert drawing_of(optimized="o").best_prompt == "o"
-    assert drawing_of(optimized="o", rewritten="r").best_prompt == "r"
-
-
 @pytest.mark.parametrize(
-    ("values", "source"),
+    ("values", "best_prompt", "source"),
     [
-        ({}, "backend"),
-        ({"rewritten": "r"}, "rewritten"),
-        ({"rewritten": "r", "stages": ("fallback ok",)}, "fallback"),
+        ({}, "a fox", "cache"),
+        ({"image": IMAGE}, "a fox", "backend"),
+        ({"image": IMAGE, "optimized": "o"}, "o", "backend"),
+        ({"image": IMAGE, "optimized": "o", "rewritten": "r"}, "r", "rewritten"),
+        ({"image": IMAGE, "rewritten": "r", "stages": ("fallback ok",)}, "r", "fallback"),
     ],
 )
-def test_source_is_backend_rewritten_or_fallback(values: dict[str, Any], source: str) -> None:
-    assert drawing_of(**values).source == source
+def test_drawing_knows_its_best_prompt_and_what_drew(
+    values: dict[str, Any], best_prompt: str, source: str
+) -> None:
+    drawing = drawing_of(**values)
+    assert (drawing.best_prompt, drawing.source) == (best_prompt, source)
 
 
 @pytest.mark.parametrize(
-    ("attempts", "outcome", "may_help"),
+    ("found", "outcome", "why", "may_help"),
     [
-        ((FAILED, REFUSED), "refused", True),
-        ((FAILED, REJECTED), "rejected", True),
-        ((FAILED,), "failed", False),
-        ((), "failed", False),
+        (round_of(FAILED, FAILED, REFUSED), "refused", "failed, refused", True),
+        (round_of(FAILED, REJECTED), "rejected", "failed, rejected", True),
+        (round_of(FAILED), "failed", "failed", False),
+        (round_of(), "failed", "cooling down", False),
+        (round_of(FAILED, image=IMAGE), "ok", None, False),
     ],
 )
 def test_round_is_a_stage_and_says_whether_rewriting_may_help(
-    attempts: tuple[Attempt, ...], outcome: str, may_help: bool
+    found: Round, outcome: str, why: str | None, may_help: bool
 ) -> None:
-    drawing = drawing_of().after_round(round_of(*attempts), 0.0)
-    assert (drawing.stages[0].stage, drawing.stages[0].outcome) == ("generate", outcome)
-    assert drawing.can_rewriting_help is may_help
-
-
-def test_stage_names_each_reason_once() -> None:
-    drawing = drawing_of().after_round(round_of(FAILED, FAILED, REFUSED), 0.0)
-    assert drawing.stages[0].why == "failed, refused"
-    drawn = drawing_of().after_round(round_of(FAILED, image=IMAGE), 0.0)
-    assert (drawn.stages[0].outcome, drawn.stages[0].why, drawn.image) == ("ok", None, IMAGE)
+    drawing = drawing_of()
+    drawing.add_round(found, 0.0)
+    [stage] = drawing.stages
+    assert (stage.stage, stage.outcome, stage.why) == ("generate", outcome, why)
+    assert (drawing.image, drawing.can_rewriting_help) == (found.image, may_help)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +88,8 @@ def test_stage_names_each_reason_once() -> None:
 def test_prompt_is_made_too_long_by_the_llm_alone(
     values: dict[str, Any], why: str, is_too_long: bool
 ) -> None:
-    attempts = (FAILED, Attempt("b", Outcome.REJECTED, why))
-    assert drawing_of(round_of(*attempts), **values).is_made_too_long is is_too_long
+    faults = (FAILED, Fault(Outcome.REJECTED, why))
+    assert drawing_of(round_of(*faults), **values).is_made_too_long is is_too_long
 
 
 @pytest.mark.parametrize(
@@ -107,8 +99,6 @@ def test_prompt_is_made_too_long_by_the_llm_alone(
         (drawing_of(round_of(REFUSED, REFUSED), round_of(REFUSED)), True),
         (drawing_of(round_of(REFUSED, FAILED)), False),
         (drawing_of(round_of(REFUSED, REJECTED)), False),
-        (drawing_of(round_of(REJECTED)), False),
-        (drawing_of(round_of(FAILED)), False),
         (drawing_of(round_of(REFUSED), round_of(FAILED)), False),
         (drawing_of(round_of(REFUSED, is_cut=True)), False),
         (drawing_of(round_of(REFUSED), round_of(is_cut=True)), False),
@@ -129,9 +119,9 @@ NONE_READY = round_of(is_cut=True)
 NO_MODEL = round_of(FAILED, has_model=False)
 MODERATED, LATE, COOLING, UNDRAWN, UNKNOWN = get_args(Ending)
 # The drawing, when a backend is ready, whether there is a fallback; the code, whether the
-# client is told when to come back, and whether it is remembered.
+# client is told when to come back, and whether a call was made.
 VERDICTS: dict[str, tuple[Drawing, float, bool, str, bool, bool]] = {
-    "refused everywhere": (drawing_of(ALL_REFUSED, **BLOCKED), 0, False, MODERATED, False, False),
+    "refused everywhere": (drawing_of(ALL_REFUSED, **BLOCKED), 0, False, MODERATED, False, True),
     "refused by the fallback too": (
         drawing_of(ALL_REFUSED, stages=("fallback refused",), **BLOCKED),
         0, True, MODERATED, False, True,
@@ -176,30 +166,32 @@ VERDICTS: dict[str, tuple[Drawing, float, bool, str, bool, bool]] = {
 
 
 @pytest.mark.parametrize("case", VERDICTS)
-def test_verdict_has_its_code_and_is_remembered_after_a_call(case: str) -> None:
-    drawing, ready_in, has_fallback, code, has_wait, is_remembered = VERDICTS[case]
+def test_verdict_has_its_code_and_says_when_to_come_back(case: str) -> None:
+    drawing, ready_in, has_fallback, code, has_wait, made_a_call = VERDICTS[case]
     found = verdict(drawing, ready_in, has_fallback=has_fallback)
-    assert found.code == code
-    assert (found.retry_after is not None) is has_wait
-    assert found.is_worth_remembering is is_remembered
-    assert found.stages == drawing.stages
+    assert (found.code, found.retry_after is not None) == (code, has_wait)
+    assert drawing.made_a_call is made_a_call
+    assert found.stages == (*drawing.stages,)
 
 
 def test_blocked_prompt_is_remembered_and_repeated_without_a_call() -> None:
-    for rounds, is_repeated in ((ALL_REFUSED,), False), ((), True):
-        found = verdict(drawing_of(*rounds, **BLOCKED), 0, has_fallback=False)
-        assert (found.remembered_for, found.is_repeated) == (60.0, is_repeated)
-    found = verdict(drawing_of(ALL_REFUSED), 0, has_fallback=False)
-    assert found.remembered_for is None
+    for rounds, blocked_for, found in (
+        ((ALL_REFUSED,), 60.0, (60.0, False)),
+        ((), 60.0, (60.0, True)),
+        ((ALL_REFUSED,), 0.0, (None, False)),
+    ):
+        gave_up = verdict(drawing_of(*rounds, blocked_for=blocked_for), 0, has_fallback=False)
+        assert (gave_up.remembered_for, gave_up.is_repeated) == found
 
 
 # --- failures that are remembered ---------------------------------------------------------------
 
-GAVE_UP = GaveUp("no_backend_drew", [Stage("generate", "failed", 1.5, "down")], retry_after=5)
+STAGES = (Stage("generate", "failed", 1.5, "down"),)
 
 
 def fail(state: State, settings: str = "settings") -> GaveUp:
-    return Failure.remember(state, "k", GAVE_UP, settings)
+    gave_up = GaveUp("no_backend_drew", STAGES, retry_after=5)
+    return Failure.remember(state, "k", gave_up, settings)
 
 
 def test_failure_is_remembered_for_longer_each_time(state: State) -> None:
@@ -215,7 +207,8 @@ def test_remembered_failure_is_answered_again_until_it_is_over(state: State, clo
     clock.now += 0.5
     again = Failure.recall(state, "k", "settings")
     assert again
-    assert (again.code, again.stages) == (GAVE_UP.code, GAVE_UP.stages)
+    assert str(again) == "no_backend_drew; generate failed (down)"
+    assert again.stages == STAGES
     assert (again.retry_after, again.remembered_for, again.is_repeated) == (2, 1.5, True)
     assert Failure.recall(state, "k", "other settings") is None
     clock.now += 1.5
@@ -239,7 +232,3 @@ def test_refusal_is_recalled_under_its_settings_and_forgotten(state: State) -> N
     assert (forget_failures(state, "k"), forget_failures(state, "k")) == (True, False)
     assert Blocked.recall(state, "k", "settings") is None
     assert Failure.recall(state, "k", "settings") is None
-
-
-def test_log_gets_the_code_and_the_stages() -> None:
-    assert str(GAVE_UP) == "no_backend_drew; generate failed (down)"

@@ -110,7 +110,7 @@ class OpenAi:
             places = len(keys) - len(self.cache.state.files(keys))
         with ExitStack() as stack:
             # If several drawings would exceed the day's limit, none begins.
-            with self.pipeline.reserve(caller, places if places > 1 else 0) as reserved:
+            with Reservation(self.cache.state, caller, places if places > 1 else 0) as reserved:
                 found = self._draw_all(order, reserved)
             for picture in found.values():
                 stack.callback(picture.close)

@@ -26,8 +26,7 @@ from werkzeug.wsgi import FileWrapper
 from access import Access, Caller, Unauthorised
 from cache import Cache, Picture
 from config import Settings
-from drawing.record import Stage
-from drawing.storing import Drawn
+from drawing.record import Drawing, Stage
 from images.formats import EXTENSIONS
 from metrics import Metrics
 from picture import BadRequest, ImageRequest, Problem
@@ -157,7 +156,7 @@ class Pictures:
         return caching_headers(cache_control, seconds, left, is_private=is_private)
 
 
-def open_drawn(drawn: Drawn, wanted: ImageRequest, cache: Cache) -> Picture:
+def open_drawn(drawn: Drawing, wanted: ImageRequest, cache: Cache) -> Picture:
     """Return a picture just drawn: from its file if it has one, which takes no memory.
 
     Raises Unavailable if another process drew it and it is gone.

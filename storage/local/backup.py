@@ -9,23 +9,22 @@ import secrets
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import quote
 
 from storage import Note, sql
 from storage.local.folder import free_bytes
 from storage.local.locks import exclusive
-from storage.local.schema import create, is_current, migrate
-from storage.sql import decode_text
+from storage.local.schema import connect, create, migrate
 from storage.store import DAY
 
 log = logging.getLogger("prompt_image_proxy.index")
 
 _FOR_YEARS = 1e9
+_REMOVE_WITHOUT_FILE = "DELETE FROM entries WHERE file NOT IN (SELECT value FROM json_each(:names))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +39,20 @@ class Damage(Note):
         return f"the index was damaged; delete {self.aside} when nothing is missing"
 
 
+@dataclass
 class DailyBackup:
-    """A copy of the index at `path`, made anew by one process once it is a day old.
+    """A copy of the index, made anew by one process once it is a day old.
 
     Only where the folder has room for two copies of the index and `spare_bytes`.
     """
 
-    def __init__(
-        self, index: Path, spare_bytes: int = 0, clock: Callable[[], float] = time.time
-    ) -> None:
-        self.index = index
-        self.path = index.parent / "backup" / index.name
-        self.spare_bytes = spare_bytes
-        self.clock = clock
-        self._lock = self.path.with_name(f"{index.name}.lock")
+    index: Path
+    spare_bytes: int = 0
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        self.path = self.index.parent / "backup" / self.index.name
+        self._lock = self.path.with_name(f"{self.index.name}.lock")
 
     def make(self) -> None:
         """Make the backup if it is due. A failure is logged."""
@@ -67,23 +66,19 @@ class DailyBackup:
 
     def delete(self, key: str) -> None:
         """Delete a row, or else the backup, so that a deleted picture never comes back from it."""
-        with suppress(OSError):
-            if not self.path.parent.exists():
-                return
-            # One that is being made may have the row yet.
-            with exclusive(self._lock):
-                made = self.path.stat()
-                try:
-                    with _opened(self.path) as backup:
-                        # Without a file for its journal, which could spoil the next backup: a
-                        # crash costs this one at most.
-                        backup.execute("PRAGMA journal_mode = MEMORY")
-                        backup.execute("PRAGMA synchronous = OFF")
-                        backup.execute(sql.DELETE, {"key": key})
-                except sqlite3.Error:
-                    self.path.unlink()
-                else:
-                    os.utime(self.path, ns=(made.st_atime_ns, made.st_mtime_ns))
+        # One that is being made may have the row yet.
+        with suppress(OSError), exclusive(self._lock):
+            made = self.path.stat()
+            try:
+                with closing(connect(self.path)) as backup:
+                    # Without a file for its journal, which could spoil the next backup: a
+                    # crash costs this one at most.
+                    backup.execute("PRAGMA journal_mode = MEMORY")
+                    backup.execute(sql.DELETE, {"key": key})
+            except sqlite3.Error:
+                self.path.unlink()
+            else:
+                os.utime(self.path, ns=(made.st_atime_ns, made.st_mtime_ns))
 
     def restore(self) -> None:
         """Put the backup, or an empty database, in the place of the index.
@@ -95,18 +90,13 @@ class DailyBackup:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         damage = Damage(f"{self.index.name}.damaged-{stamp}-{secrets.token_hex(2)}")
         fresh, was_damaged = self.index.with_name(f"{self.index.name}.new"), self.index.exists()
-        fresh.unlink(missing_ok=True)
         try:
-            made = self._copy_backup(fresh)
-            fresh.touch()
-            with _opened(fresh) as connection:
-                if made is None:
-                    connection.execute("BEGIN")
-                    create(connection)
-                    connection.execute("COMMIT")
-                connection.execute("PRAGMA journal_mode = WAL")
-                if was_damaged:
-                    _remember(connection, damage)
+            made = self._make_fresh(fresh)
+            if was_damaged:
+                values = {"kind": damage.kind, "key": damage.key, "ttl": _FOR_YEARS}
+                values |= {"value": json.dumps(damage.to_json()), "now": time.time()}
+                with closing(connect(fresh)) as connection:
+                    connection.execute(sql.REMEMBER, values)
             self._put_aside(damage.aside)
             fresh.replace(self.index)
         finally:
@@ -130,34 +120,40 @@ class DailyBackup:
     def _copy_index(self) -> None:
         fresh = self.path.with_name(f"{self.path.name}.new")
         fresh.unlink(missing_ok=True)
+        fresh.touch(mode=0o600)
         try:
-            with open(fresh, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                with _opened(self.index) as index:
-                    index.execute("VACUUM INTO :target", {"target": str(fresh.absolute())})
+            with closing(connect(self.index)) as index:
+                index.execute("VACUUM INTO :target", {"target": str(fresh.absolute())})
+            with fresh.open("rb") as file:
                 os.fsync(file.fileno())
             fresh.replace(self.path)
         finally:
             fresh.unlink(missing_ok=True)
 
-    def _copy_backup(self, fresh: Path) -> str | None:
-        """Copy the backup, migrate it and remove rows without files; return when it was made."""
+    def _make_fresh(self, fresh: Path) -> str | None:
+        """Make a copy of the backup, of the present version and without rows whose file is lost.
+
+        Return when the backup was made. Without one that can be used, make an empty database.
+        """
         try:
             made = self.path.stat().st_mtime
             shutil.copyfile(self.path, fresh)
-            with _opened(fresh) as connection:
+            with closing(connect(fresh)) as connection:
                 [(verdict,)] = connection.execute("PRAGMA quick_check(1)")
                 if verdict != "ok":
                     raise sqlite3.DatabaseError(verdict)
-                if not is_current(connection):
-                    migrate(connection)
-                _remove_rows_without_files(connection, set(os.listdir(fresh.parent)))
+                migrate(connection)
+                names = json.dumps(os.listdir(fresh.parent))
+                connection.execute(_REMOVE_WITHOUT_FILE, {"names": names})
+            return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(made))
         except FileNotFoundError:
-            return None
+            pass
         except sqlite3.DatabaseError as error:
             log.error("The backup of the index is damaged, too: %s", error)
-            fresh.unlink(missing_ok=True)
-            return None
-        return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(made))
+        fresh.write_bytes(b"")
+        with closing(connect(fresh)) as connection:
+            create(connection)
+        return None
 
     def _put_aside(self, name: str) -> None:
         # The database first: once it is moved, no process can pair its WAL with the new one.
@@ -167,23 +163,3 @@ class DailyBackup:
                     self.index.with_name(name + suffix)
                 )
         self.index.with_name(f"{self.index.name}-shm").unlink(missing_ok=True)
-
-
-def _remove_rows_without_files(connection: sqlite3.Connection, names: set[str]) -> None:
-    rows = connection.execute("SELECT key, file FROM entries WHERE file IS NOT NULL").fetchall()
-    connection.execute("BEGIN")
-    connection.executemany(sql.DELETE, [{"key": key} for key, file in rows if file not in names])
-    connection.execute("COMMIT")
-
-
-def _remember(connection: sqlite3.Connection, damage: Damage) -> None:
-    values = {"kind": damage.kind, "key": damage.key, "value": json.dumps(damage.to_json())}
-    connection.execute(sql.REMEMBER, values | {"now": time.time(), "ttl": _FOR_YEARS})
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    uri = f"file:{quote(str(path))}?mode=rw"
-    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
-        connection.text_factory = decode_text
-        yield connection

@@ -10,19 +10,15 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
 
 from storage import IncompatibleSchema, Unavailable
 from storage.gate import LastingFault
 from storage.local.locks import exclusive
-from storage.local.schema import is_current, migrate
-from storage.sql import decode_text
+from storage.local.schema import Connection, Identity, connect, migrate
 
 log = logging.getLogger("prompt_image_proxy.index")
 
 T = TypeVar("T")
-
-Identity = tuple[int, int]
 
 # How long a statement waits for the lock of another one, or of a backup program.
 PATIENCE_SECONDS = 30.0
@@ -37,13 +33,6 @@ PRAGMA cache_size = -1024;
 PRAGMA journal_size_limit = 4194304;
 """
 
-_NOWHERE = (0, 0)
-
-
-class _Connection(sqlite3.Connection):
-    identity: Identity = _NOWHERE
-    is_prepared = False
-
 
 class Database:
     """A pool of connections to the database at `path`.
@@ -55,49 +44,14 @@ class Database:
     def __init__(self, path: Path, restore: Callable[[], None]) -> None:
         self.path = path
         self._restore = restore
-        self._name = str(path)  # looked at in each call, for which a Path is slow
         self.fault = LastingFault(
             log, "The index cannot be used: %s", "The index can be used again"
         )
         # Last in, first out: few connections are ever open, however many threads there are.
-        self._idle: deque[_Connection] = deque()
-        self._is_closed = False
+        self._idle: deque[Connection] = deque()
 
-    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def read(self, work: Callable[[Connection], T]) -> T:
         """Return `work(connection)`. Raises Unavailable."""
-        return self._run(work)
-
-    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """The same in a transaction: all or nothing."""
-
-        def in_transaction(connection: sqlite3.Connection) -> T:
-            # A failure needs no rollback here: the connection is closed, or goes back without it.
-            connection.execute("BEGIN IMMEDIATE")
-            result = work(connection)
-            connection.execute("COMMIT")
-            return result
-
-        result = self._run(in_transaction)
-        self.fault.end()
-        return result
-
-    def identity(self) -> Identity:
-        """Return which file is at the path, made if there was none. Raises Unavailable."""
-        return self._run(lambda connection: connection.identity)
-
-    def close(self) -> None:
-        """Close every connection; those in use, and later ones, are closed after use."""
-        self._is_closed = True
-        self._close_idle()
-        # SQLite reads nothing without this file, deletes it, and cannot make it on a full disk.
-        with contextlib.suppress(OSError):
-            if self._find():
-                with self.path.with_name(f"{self.path.name}-shm").open("xb") as file:
-                    file.write(bytes(32768))
-
-    # --- connections
-
-    def _run(self, work: Callable[[_Connection], T]) -> T:
         for may_mend in (True, False):
             identity = failed = None
             try:
@@ -106,7 +60,7 @@ class Database:
                 self._prepare(connection)
                 result = work(connection)
                 failed = None
-                self._give_back(connection)
+                self._idle.append(connection)
                 return result
             except IncompatibleSchema as error:
                 self.fault.begin(str(error))
@@ -116,7 +70,7 @@ class Database:
                 if failed and _is_full(error):
                     # Its last connection takes the -shm file along, which needs room to come back.
                     failed.rollback()
-                    self._give_back(failed)
+                    self._idle.append(failed)
                     failed = None
                 else:
                     # Others may be as useless: one opened in a read-only folder stays read-only.
@@ -129,46 +83,60 @@ class Database:
                     failed.close()
         raise AssertionError("the second attempt returns or raises")
 
-    def _borrow(self, identity: Identity | None) -> _Connection:
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return `work(connection)`, done in a transaction: all or nothing. Raises Unavailable."""
+
+        def in_transaction(connection: sqlite3.Connection) -> T:
+            # A failure needs no rollback here: the connection is closed, or goes back without it.
+            connection.execute("BEGIN IMMEDIATE")
+            result = work(connection)
+            connection.execute("COMMIT")
+            return result
+
+        result = self.read(in_transaction)
+        self.fault.end()
+        return result
+
+    def identity(self) -> Identity:
+        """Return which file is at the path, made if there was none. Raises Unavailable."""
+        return self.read(lambda connection: connection.identity)
+
+    def close(self) -> None:
+        """Close every connection that is not in use; later calls open others."""
+        self._close_idle()
+        # SQLite reads nothing without this file, deletes it, and cannot make it on a full disk.
+        with contextlib.suppress(OSError):
+            if self._find():
+                with self.path.with_name(f"{self.path.name}-shm").open("xb") as file:
+                    file.write(bytes(32768))
+
+    # --- connections
+
+    def _borrow(self, identity: Identity | None) -> Connection:
         if identity is None:
             self._replace(None)
-            identity = self._find() or _NOWHERE
+            identity = self._find() or Connection.identity
         with contextlib.suppress(IndexError):
             while True:
                 connection = self._idle.pop()
                 if connection.identity == identity:
                     return connection
                 connection.close()
-        connection = sqlite3.connect(
-            # mode=rw: the default would quietly make an empty database without tables.
-            f"file:{quote(str(self.path))}?mode=rw",
-            uri=True,
-            timeout=PATIENCE_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-            factory=_Connection,
-        )
+        connection = connect(self.path, PATIENCE_SECONDS)
         # Of the file before, if another one was put in its place just now: it is used once.
         connection.identity = identity
         return connection
 
-    def _prepare(self, connection: _Connection) -> None:
+    def _prepare(self, connection: Connection) -> None:
         if connection.is_prepared:
             return
         connection.row_factory = sqlite3.Row
-        connection.text_factory = decode_text
         connection.executescript(_ON_CONNECT)
         # A backup that was put back has another mode, and keeps it in a read-only folder.
         with contextlib.suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode = WAL")
-        if not is_current(connection):
-            migrate(connection)
+        migrate(connection)
         connection.is_prepared = True
-
-    def _give_back(self, connection: _Connection) -> None:
-        self._idle.append(connection)
-        if self._is_closed:
-            self._close_idle()
 
     def _close_idle(self) -> None:
         with contextlib.suppress(IndexError):
@@ -179,7 +147,7 @@ class Database:
         """Return which file is at the path, or None for none or an empty one. Raises OSError."""
         # Only ever stat: opening and closing the file would drop SQLite's locks on it.
         try:
-            found = os.stat(self._name)
+            found = os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return (found.st_dev, found.st_ino) if found.st_size else None

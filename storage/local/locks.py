@@ -47,7 +47,10 @@ class Locks(ProcessLocks):
             # With a file name, it is the error of opening the file.
             if error.errno in (errno.EACCES, errno.EAGAIN) and error.filename is None:
                 return False
-            self._complain(error)
+            if not self._has_complained:
+                self._has_complained = True
+                why = error.strerror
+                log.warning("Locks cannot be used, so each process draws on its own: %s", why)
         return True
 
     def _release(self, key: str) -> None:
@@ -60,12 +63,6 @@ class Locks(ProcessLocks):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             return self._file
-
-    def _complain(self, error: OSError) -> None:
-        if not self._has_complained:
-            self._has_complained = True
-            why = error.strerror
-            log.warning("Locks cannot be used, so each process draws on its own: %s", why)
 
 
 def _offset(key: str) -> int:

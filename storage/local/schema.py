@@ -1,8 +1,11 @@
-"""The SQLite database's tables and how older versions become the present one."""
+"""The SQLite database: opening it, its tables, how older versions become the present one."""
 
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
 
 from storage import IncompatibleSchema
 from storage.sql import ADD_DRAWN_SIZE, SCHEMA_VERSION, TABLES
@@ -51,19 +54,58 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
 }
 
 
+# A text that is not UTF-8 must not hide the rows beside its own.
+_decode = partial(str, encoding="utf-8", errors="replace")
+
+# Which file a database is in: its device and inode.
+Identity = tuple[int, int]
+
+
+class Connection(sqlite3.Connection):
+    """A connection to the database in a file of this identity, if that is known."""
+
+    identity: Identity = (0, 0)
+    is_prepared = False
+
+
+def connect(path: Path, timeout: float = 5.0) -> Connection:
+    """Open an existing database, in autocommit mode, for any thread."""
+    connection = sqlite3.connect(
+        # mode=rw: the default would quietly make an empty database without tables.
+        f"file:{quote(str(path))}?mode=rw",
+        uri=True,
+        timeout=timeout,
+        isolation_level=None,
+        check_same_thread=False,
+        factory=Connection,
+    )
+    connection.text_factory = _decode
+    return connection
+
+
 def create(connection: sqlite3.Connection) -> None:
-    """Create all tables in an empty database, in the transaction of the caller."""
-    for statement in (*TABLES, *_TOTALS):
+    """Create all tables in an empty database."""
+    for statement in (*TABLES, *_TOTALS, f"PRAGMA user_version = {SCHEMA_VERSION}"):
         connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def is_current(connection: sqlite3.Connection) -> bool:
-    """Return whether there is nothing to migrate.
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring a database to the present version: all the way, or not at all.
 
     Raises IncompatibleSchema for a newer version, sqlite3.DatabaseError for none.
     """
-    version = _version_of(connection)
+    if _version_of(connection) == SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    # Another process may have been first.
+    for version in range(_version_of(connection) + 1, SCHEMA_VERSION + 1):
+        for statement in (*_MIGRATIONS[version], f"PRAGMA user_version = {version}"):
+            connection.execute(statement)
+    connection.execute("COMMIT")
+
+
+def _version_of(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise IncompatibleSchema(
             "the index in CACHE_DIR was written by a newer version of Prompt Image Proxy:"
@@ -71,20 +113,4 @@ def is_current(connection: sqlite3.Connection) -> bool:
         )
     if version < 1:
         raise sqlite3.DatabaseError("no such schema")
-    return version == SCHEMA_VERSION
-
-
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the database to the present version: all the way, or not at all."""
-    connection.execute("BEGIN IMMEDIATE")
-    # Another process may have been first.
-    for version in range(_version_of(connection) + 1, SCHEMA_VERSION + 1):
-        for statement in _MIGRATIONS[version]:
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {version}")
-    connection.execute("COMMIT")
-
-
-def _version_of(connection: sqlite3.Connection) -> int:
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return version

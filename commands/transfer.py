@@ -1,4 +1,4 @@
-"""Copying a cache: from one State and Store to another, which may both be in use.
+"""Copying a cache: from one to another, which may both be in use.
 
 What the target has already is skipped, so that an interrupted copy can be continued.
 """
@@ -15,13 +15,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
+from cache import Cache
 from storage import Row, Unavailable
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 from storage.state import State
-from storage.store import FileLost, Store, open_verified
+from storage.store import FileLost, open_verified
 from storage.upkeep import has_file, store_errors
 
 _PAGE = 200
@@ -29,22 +29,8 @@ _PAGE = 200
 _THREADS = 8
 
 
-class Place(NamedTuple):
-    """Where a cache lives."""
-
-    state: State
-    store: Store
-
-
-class Copied(NamedTuple):
-    """What became of a row: `row` as the target has it now, or `problem`, or was there before."""
-
-    row: Row | None = None
-    problem: str | None = None
-
-
 @contextmanager
-def opened(directory: Path) -> Iterator[Place]:
+def opened(directory: Path) -> Iterator[Cache]:
     """Open the cache in a folder of a single machine, which may be read-only.
 
     SQLite cannot open an index there that it would have to write: a copy takes its place.
@@ -56,34 +42,34 @@ def opened(directory: Path) -> Iterator[Place]:
             for suffix in ("", "-wal"):
                 with suppress(FileNotFoundError):
                     shutil.copy(directory / f"index.sqlite3{suffix}", index)
-        state = stack.enter_context(closing(SqliteState(index)))
-        yield Place(state, Folder(directory))
+        yield stack.enter_context(closing(Cache(SqliteState(index), Folder(directory))))
 
 
-def transfer(source: Place, target: Place) -> Iterator[Copied]:
-    """Copy every picture whose key `target` does not have; yield an outcome for each row.
+def transfer(source: Cache, target: Cache) -> Iterator[Row | str | None]:
+    """Copy every picture whose key `target` does not have.
 
-    Files are compared with their digests and written before their rows. One that cannot be read
-    is a problem of its row alone. Raises Unavailable if a state or the target fails.
+    Yields for each row what became of it: the row as `target` has it now, the problem, or None if
+    the key was there before. Files are compared with their digests and written before their rows.
+    Raises Unavailable if a state or the target fails.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
-        for rows in _pages(source.state):
+        for rows in pages(source.state):
             known = target.state.files([row.key for row in rows])
             fresh = [row for row in rows if row.key not in known]
-            copied = list(pool.map(partial(_copy, source, target.store), fresh))
-            target.state.add([done.row for done in copied if done and done.row])
-            yield from (Copied(),) * (len(rows) - len(fresh))
-            yield from filter(None, copied)
+            copied = [found for found in pool.map(partial(_copy, source, target), fresh) if found]
+            target.state.add([row for row in copied if isinstance(row, Row)])
+            yield from (None,) * (len(rows) - len(fresh))
+            yield from copied
 
 
-def prune(source: Place, target: Place) -> int:
+def prune(source: Cache, target: Cache) -> int:
     """Delete from `target` what `source` does not have any more; return how many pictures.
 
     What has changed or lost its file since is deleted, too, and copied by the next transfer.
     Raises Unavailable.
     """
     count = 0
-    for rows in _pages(target.state):
+    for rows in pages(target.state):
         for row in rows:
             with store_errors():
                 if _is_current(source, target, row):
@@ -94,43 +80,36 @@ def prune(source: Place, target: Place) -> int:
     return count
 
 
-def _is_current(source: Place, target: Place, row: Row) -> bool:
+def _is_current(source: Cache, target: Cache, row: Row) -> bool:
     """Return whether the row of a copy is that of its source, and has its file."""
     now = source.state.find(row.key)
     # The copy has a digest and a size, and the source may have neither until its next hit.
-    is_same = now is not None and _without_findings(now) == _without_findings(row)
+    found = {name: getattr(row, name) for name in ("digest", "drawn_width", "drawn_height")}
+    is_same = now is not None and replace(now, **found) == row
     return is_same and (row.file is None or has_file(target.store, row))
 
 
-def _without_findings(row: Row) -> Row:
-    return replace(row, digest=None, drawn_width=None, drawn_height=None)
-
-
-def _pages(state: State) -> Iterator[list[Row]]:
+def pages(state: State, match: str = "") -> Iterator[list[Row]]:
+    """Yield all rows whose prompt contains `match`, the newest first, a page at a time."""
     before = None
-    while rows := state.newest("", _PAGE, before):
+    while rows := state.newest(match, _PAGE, before):
         yield rows
         before = rows[-1].created, rows[-1].key
 
 
-def _copy(source: Place, target: Store, row: Row) -> Copied | None:
-    """Return what became of a row, None if its picture has been deleted meanwhile."""
+def _copy(source: Cache, target: Cache, row: Row) -> Row | str | None:
+    """Return the row of the copy, or the problem, or None if the picture was deleted meanwhile."""
     if row.file is None:
-        return Copied(row)
+        return row
     try:
-        row, data = _read(source.store, row)
+        row, file = open_verified(source.store, row)
+        with file:
+            data = file.readall()
+        if hashlib.sha256(data).hexdigest() != row.digest:
+            raise FileLost("is missing or damaged")
     except (FileLost, Unavailable, OSError) as why:
         is_gone = source.state.files([row.key]).get(row.key) != row.file
-        return None if is_gone else Copied(problem=f"{row.file}: {why}")
+        return None if is_gone else f"{row.file}: {why}"
     with store_errors():
-        target.write(str(row.file), data, row.created)
-    return Copied(row)
-
-
-def _read(store: Store, row: Row) -> tuple[Row, bytes]:
-    known, file = open_verified(store, row)
-    with file:
-        data = file.readall()
-    if hashlib.sha256(data).hexdigest() != known.digest:
-        raise FileLost("is missing or damaged")
-    return known, data
+        target.store.write(str(row.file), data, row.created)
+    return row
