@@ -272,12 +272,6 @@ def is_text(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value.strip())
 
 
-def is_number(value: Any, low: int, high: int, kind: type = int) -> bool:
-    """Return whether a value of JSON is an integer, or with `float` any number, in a range."""
-    is_one = isinstance(value, int | kind) and not isinstance(value, bool)
-    return is_one and low <= value <= high
-
-
 def model(text: str) -> str:
     if not re.fullmatch(MODEL, text):
         advice = "write names such as gpt-image-2, separated by commas"
