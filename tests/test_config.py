@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -593,10 +592,9 @@ def test_settings_know_their_secrets() -> None:
 
 
 def test_no_secret_is_in_a_repr() -> None:
-    settings = config.parse(SECRET_VALUES)
-    parts = (settings, *settings.backends, settings.llm, settings.hosting, settings.pollinations)
-    assert "smms" in repr(settings)
-    assert "secret" not in " ".join(map(repr, parts))
+    text = repr(config.parse(SECRET_VALUES))
+    assert "smms" in text
+    assert "secret" not in text
 
 
 @pytest.mark.parametrize(
@@ -641,21 +639,16 @@ def test_no_secret_is_in_a_fault(values: dict[str, str]) -> None:
     assert "secret" not in " ".join(faults(values))
 
 
-def logged(settings: Settings, message: str, *args: Any, **more: Any) -> str:
+def logged(settings: Settings, message: str, error: BaseException | None = None) -> str:
     """Return what the redacting formatter makes of a message."""
-    stream = StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(RedactingFormatter(settings.secrets(), "%(levelname)s %(message)s"))
-    logger = logging.Logger("test")
-    logger.addHandler(handler)
-    logger.error(message, *args, **more)
-    return stream.getvalue()
+    fields = {"levelname": "ERROR", "msg": message, "exc_info": error and (None, error, None)}
+    formatter = RedactingFormatter(settings.secrets(), "%(levelname)s %(message)s")
+    return formatter.format(logging.makeLogRecord(fields))
 
 
 def test_log_contains_no_secret() -> None:
-    settings = config.parse(SECRET_VALUES)
-    line = logged(settings, "a %s b", " ".join(sorted(SECRET_TEXTS)))
-    assert line == f"ERROR a {' '.join(['***'] * len(SECRET_TEXTS))} b\n"
+    line = logged(config.parse(SECRET_VALUES), " ".join(sorted(SECRET_TEXTS)))
+    assert line == f"ERROR {' '.join(['***'] * len(SECRET_TEXTS))}"
 
 
 @pytest.mark.parametrize(
@@ -666,34 +659,22 @@ def test_log_contains_no_secret() -> None:
             "X-Gateway: wrong key of-the-gateway",
             "X-Gateway: wrong key ***",
         ),
-        (
-            {"PROXY_ACCESS_KEY": "ä/b c&d#e"},
-            "/%C3%A4%2Fb%20c%26d%23e and ä/b c&d#e",
-            "/*** and ***",
-        ),
-        (
-            {},
-            "GET /prompt/a?width=5&key=abc&sig=def&seed=1 'http://h/?authCode=g%23'",
-            "GET /prompt/a?width=5&key=***&sig=***&seed=1 'http://h/?authCode=***'",
-        ),
+        ({"ADMIN_TOKEN": "ä/b c&d#e"}, "/%C3%A4%2Fb%20c%26d%23e and ä/b c&d#e", "/*** and ***"),
+        ({}, "/prompt/a?width=5&key=abc&sig=d&seed=1", "/prompt/a?width=5&key=***&sig=***&seed=1"),
+        ({}, "'http://h/?authCode=g%23'", "'http://h/?authCode=***'"),
         # Stars for a very short one would garble the log.
         ({"ADMIN_TOKEN": "a"}, "a message", "a message"),
     ],
 )
 def test_log_shows_stars_for_secrets(values: dict[str, str], text: str, shown: str) -> None:
-    assert logged(read(**values), "%s", text) == f"ERROR {shown}\n"
+    assert logged(read(**values), text) == f"ERROR {shown}"
 
 
 def test_log_shows_control_characters_escaped() -> None:
-    line = logged(read(), "drew %s", "\x1b]0;x\a \x9b2J\r\n\u2028ERROR \u202eforged\u2066 红")
-    assert line == (r"ERROR drew \x1b]0;x\x07 \x9b2J\r\n\u2028ERROR \u202eforged\u2066 红" "\n")
+    line = logged(read(), "drew \x1b]0;x\a \x9b2J\r\n\u2028ERROR \u202eforged\u2066 红")
+    assert line == r"ERROR drew \x1b]0;x\x07 \x9b2J\r\n\u2028ERROR \u202eforged\u2066 红"
 
 
 def test_no_exception_forges_a_line_of_the_log() -> None:
-    try:
-        raise ValueError(f"\x1b[2J\nERROR forged {KEY}")
-    except ValueError:
-        first, *others = logged(read(), "it failed", exc_info=True).splitlines()
-    assert first == "ERROR it failed"
-    assert others[-2:] == [r"  ValueError: \x1b[2J", "  ERROR forged ***"]
-    assert all(line.startswith("  ") for line in others)
+    text = logged(read(), "it failed", ValueError(f"\x1b[2J\nERROR forged {KEY}"))
+    assert text == "ERROR it failed\n  ValueError: \\x1b[2J\n  ERROR forged ***"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import time
 from typing import Any
 
@@ -15,20 +14,14 @@ from PIL import Image
 from images.formats import EXTENSIONS, foreign_type, media_type_of, pixels_of
 
 from .servers import GIF, JPEG, WEBP, png
+from .test_convert import encode
 
 GREY = Image.linear_gradient("L").resize((3, 2))
 
 
-def made(name: str, image: Image.Image = GREY, **options: Any) -> bytes:
-    """Return the picture in a format."""
-    buffer = io.BytesIO()
-    image.save(buffer, name, **options)
-    return buffer.getvalue()
-
-
 FRAMES: dict[str, Any] = {"save_all": True, "append_images": [Image.new("L", (3, 2), 9)]}
-LOSSY_WEBP = made("webp")
-ALPHA_WEBP = made("webp", Image.merge("LA", (GREY, GREY)))
+LOSSY_WEBP = encode(GREY, "webp")
+ALPHA_WEBP = encode(Image.merge("LA", (GREY, GREY)), "webp")
 
 
 def segment(payload: bytes) -> bytes:
@@ -38,13 +31,13 @@ def segment(payload: bytes) -> bytes:
 
 # By name: the media type, the size in pixels, the bytes.
 PICTURES = {
-    "progressive JPEG": ("image/jpeg", (3, 2), made("jpeg", progressive=True)),
-    "animated GIF": ("image/gif", (3, 2), made("gif", **FRAMES)),
+    "progressive JPEG": ("image/jpeg", (3, 2), encode(GREY, "jpeg", progressive=True)),
+    "animated GIF": ("image/gif", (3, 2), encode(GREY, "gif", **FRAMES)),
     "lossy WebP": ("image/webp", (3, 2), LOSSY_WEBP),
     "WebP with alpha": ("image/webp", (3, 2), ALPHA_WEBP),
-    "animated WebP": ("image/webp", (3, 2), made("webp", **FRAMES)),
-    "animated PNG": ("image/png", (3, 2), made("png", **FRAMES)),
-    "PNG of 16 bits": ("image/png", (3, 2), made("png", GREY.convert("I;16"))),
+    "animated WebP": ("image/webp", (3, 2), encode(GREY, "webp", **FRAMES)),
+    "animated PNG": ("image/png", (3, 2), encode(GREY, "png", **FRAMES)),
+    "PNG of 16 bits": ("image/png", (3, 2), encode(GREY.convert("I;16"), "png")),
     "PNG": ("image/png", (3, 5), png(3, 5)),
     "JPEG": ("image/jpeg", (1, 1), JPEG),
     "thumbnail": ("image/jpeg", (1, 1), JPEG[:2] + segment(b"Exif\0\0" + JPEG) + JPEG[2:]),
