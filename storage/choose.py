@@ -48,7 +48,7 @@ def choose_storage(
     if not settings.storage:
         from storage.cluster.copies import Nowhere
 
-        return shared, Nowhere(), limit
+        return shared, Nowhere(folder), limit
     from storage.cluster.copies import Copies
     from storage.cluster.objects import Objects
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import click.testing
@@ -110,19 +111,9 @@ def hosting_settings(host: ScriptedServer) -> dict[str, str]:
     }
 
 
-class Service(Protocol):
+class Service:
     """The proxy as a client sees it."""
 
-    url: str
-
-    def get(self, target: str, **more: Any) -> Got: ...
-
-    def picture(self, description: str, method: str = "GET", **query: Any) -> Got: ...
-
-    def delete(self, body: bytes, token: str | None = ADMIN) -> Got: ...
-
-
-class _Client:
     url: str
 
     def get(self, target: str, **more: Any) -> Got:
@@ -133,11 +124,28 @@ class _Client:
         pairs = "&".join(f"{name}={value}" for name, value in {"key": KEY, **query}.items())
         return self.get(f"/prompt/{description}?{pairs}", method=method)
 
-    def delete(self, body: bytes, token: str | None = ADMIN) -> Got:
-        headers = {"Content-Type": "application/json"}
-        if token is not None:
-            headers["X-Admin-Token"] = token
-        return self.get("/cache/delete", method="POST", headers=headers, body=body)
+    def post(self, target: str, body: Any, key: str = KEY, **headers: str) -> Got:
+        """Send a body, as JSON unless it is bytes, with an access key."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {key}", **headers}
+        return self.get(target, method="POST", headers=headers, body=data)
+
+    def order(self, body: Any, key: str = KEY, **headers: str) -> Got:
+        """Order pictures as OpenAI's clients do."""
+        return self.post("/v1/images/generations", body, key, **headers)
+
+    def sign(self, body: Any, key: str = KEY, **headers: str) -> Got:
+        return self.post("/sign", body, key, **headers)
+
+    def sign_target(self, body: Any, key: str = KEY) -> str:
+        """Return the path and query of a signed URL."""
+        return str(self.sign(body, key).json["url"]).removeprefix(self.url)
+
+    def as_admin(self, target: str, **headers: str) -> Got:
+        return self.get(target, headers={"X-Admin-Token": ADMIN, **headers})
+
+    def delete(self, body: Any, token: str = ADMIN) -> Got:
+        return self.post("/cache/delete", body, **{"X-Admin-Token": token})
 
 
 class _Handler(WSGIRequestHandler):
@@ -153,7 +161,7 @@ class _Handler(WSGIRequestHandler):
         pass
 
 
-class InProcess(_Client):
+class InProcess(Service):
     """The app in this process, behind Werkzeug's threaded HTTP server: starts in no time.
 
     `ahead` is how many seconds its clock is ahead of the real one.
@@ -176,7 +184,7 @@ class InProcess(_Client):
         self.services.close()
 
 
-class Gunicorn(_Client):
+class Gunicorn(Service):
     """The shipped gunicorn.conf.py in a process of its own, on a free port."""
 
     def __init__(self, environment: dict[str, str], log: Path, root: Path = ROOT) -> None:
@@ -356,6 +364,12 @@ def serve(environment: dict[str, str], opened: list[Any]) -> Callable[..., InPro
         return made
 
     return start
+
+
+@pytest.fixture
+def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
+    """The app in this process, with one backend and the settings of `environment`."""
+    return serve(backend)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import missing
-from .conftest import ROOT, _Client
+from .conftest import ROOT, Service
 from .servers import free_port, wait_until
 
 SHIPPED, SHIPPED_TLS = (
@@ -96,7 +96,7 @@ def server_line(app_url: str) -> str:
     return f"server {urlsplit(app_url).netloc} max_fails=0;"
 
 
-class Nginx(_Client):
+class Nginx(Service):
     """nginx with the shipped file; only addresses and paths are replaced.
 
     With a certificate it speaks TLS at `tls_url`, as deploy/nginx-tls.conf says. `is_alone` means

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import missing
-from .conftest import ROOT, _Client
+from .conftest import ROOT, Service
 from .front import replaced
 from .servers import free_port, wait_until
 
@@ -22,7 +22,7 @@ MODULES = "mpm_event authz_core alias proxy proxy_http headers"
 CARDS = "/opt/prompt-image-proxy/web/cards"
 
 
-class Front(_Client):
+class Front(Service):
     """A server in front of the app, in a process of its own, on a free port."""
 
     package = ""

@@ -186,7 +186,7 @@ def test_least_recently_used_copies_go_first(make: Make, clock: Clock) -> None:
 
 
 def test_processes_know_what_others_used(tmp_path: Path, clock: Clock) -> None:
-    one, other = Recent(tmp_path, 250, clock), Recent(tmp_path, 250, clock)
+    one, other = (Recent(tmp_path, clock, max_bytes=250) for _ in range(2))
     names = [f"{number:064x}-{number:016x}.png" for number in range(3)]
     for name in names:
         if name == names[2]:

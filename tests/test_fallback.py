@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def fall_back(state: State) -> FallBack:
         there = Pollinations(
             PollinationsSettings(url, token, model),
             Upstream(),
-            Cache(state, Nowhere()),
+            Cache(state, Nowhere(Path())),
             timeout=timeout,
             max_image_bytes=LIMIT,
         )

@@ -161,17 +161,6 @@ def test_credentials_are_those_of_the_settings(
     assert headers["x-amz-security-token"] is None
 
 
-def test_nobody_is_asked_for_credentials(
-    answering: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """object_store would otherwise look for the role of the machine at 169.254.169.254."""
-    monkeypatch.setenv("AWS_METADATA_ENDPOINT", answering.url)
-    with pytest.raises(FileNotFoundError):
-        Objects(at(answering.url, access_key_id=None, secret_access_key=None)).get("a.png")
-    [request] = answering.seen
-    assert (request.path, request.headers["Authorization"]) == ("/bucket/prefix/a.png", None)
-
-
 def test_bucket_in_the_host_is_left_out_of_the_path(
     answering: ScriptedServer, opened: list[Any]
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cache import Cache
 from drawing.record import Drawing, Image
 from drawing.storing import Storing
-from hosting import UploadFailed
+from hosting import ImageHost, UploadFailed
 from picture import ImageRequest
 from storage import NoRoom
 from storage.cluster.copies import Nowhere
@@ -20,7 +22,7 @@ from .states import Clock
 IMAGE = Image(png(), "image/png", "b")
 
 
-class Host:
+class Host(ImageHost):
     """An image host that takes pictures while `is_up`."""
 
     is_up = True
@@ -33,7 +35,7 @@ class Host:
 
 def test_cache_needs_room_only_while_uploads_fail(state: State, clock: Clock) -> None:
     host = Host()
-    storing = Storing(Cache(state, Nowhere()), host, upload_timeout=10)
+    storing = Storing(Cache(state, Nowhere(Path())), host, upload_timeout=10)
     drawings = [Drawing(ImageRequest("x"), Deadline.after(10)) for _ in range(2)]
     with storing.reserve():
         storing.store(drawings[0], IMAGE)

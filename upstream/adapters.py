@@ -8,6 +8,7 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection
 
-from upstream.calls import CONNECT_SECONDS, current_call
-from upstream.failure import ProxyFailure, UpstreamError, Why
-
-IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+from settings.parsers import IpNetwork
+from upstream.calls import STALE_SECONDS, current_call
+from upstream.failure import UpstreamError, Why
 
 # `is_global` is true of these, but they can lead to private addresses.
-_DISGUISES: list[IpNetwork] = [
+_DISGUISES = tuple(
     ipaddress.ip_network(network)
     for network in (
         "::/8",  # IPv4-compatible, IPv4-translated, NAT64
@@ -33,29 +33,22 @@ _DISGUISES: list[IpNetwork] = [
         "fec0::/10",  # site-local
         "192.88.99.0/24",  # 6to4 relays
     )
-]
+)
 
 
-def is_public(address: str) -> bool:
-    """Return whether an IP address belongs to the public internet, seen through every disguise."""
-    ip = _ip(address)
-    return not is_in(address, _DISGUISES) and ip.is_global and not ip.is_multicast
-
-
-def is_in(address: str, networks: Iterable[IpNetwork]) -> bool:
-    """Return whether an IP address belongs to one of the networks."""
-    ip = _ip(address)
-    return any(ip in network for network in networks)
-
-
-def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def is_public(address: str, networks: Iterable[IpNetwork] = ()) -> bool:
+    """Return whether an address belongs to the public internet, undisguised, or to `networks`."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    return (isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped) or ip
+    ip = (isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped) or ip
+    is_disguised = any(ip in network for network in _DISGUISES)
+    is_admitted = any(ip in network for network in networks)
+    return is_admitted or (ip.is_global and not ip.is_multicast and not is_disguised)
 
 
 # Servers to which connections are kept, and connections to each: as many as drawings at once.
-SERVERS = 64
 KEPT = 64
+# For each address of a host, so that a dead one leaves time for the next.
+CONNECT_SECONDS = 10.0
 # Routers forget silent connections: these are probed after 30 s, and dead after 60.
 _SOCKET_OPTIONS = [
     *HTTPConnection.default_socket_options,
@@ -70,7 +63,7 @@ class Adapter(HTTPAdapter):
     """Connections to servers that the settings name, kept for later calls."""
 
     def __init__(self, ca_bundle: Path | None) -> None:
-        super().__init__(pool_connections=SERVERS, pool_maxsize=KEPT)
+        super().__init__(pool_connections=KEPT, pool_maxsize=KEPT)
         self.ca_bundle = ca_bundle
 
     def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
@@ -132,10 +125,11 @@ class PictureAdapter(Adapter):
     def _hosts(self, request: requests.PreparedRequest, proxies: Mapping[str, str]) -> list[str]:
         """Return the host's addresses. Raises UpstreamError unless all of them are admitted."""
         parts = urlsplit(str(request.url))
-        with current_call.get().connecting():
+        call = current_call.get()
+        with call.calls.connecting(call):
             found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
         addresses = [str(place[0]) for *_, place in found]
-        if not all(is_public(a) or is_in(a, self.networks) for a in addresses):
+        if not all(is_public(address, self.networks) for address in addresses):
             raise UpstreamError("it named an address that is not public", Why.FORBIDDEN)
         if proxies and not all(map(is_public, addresses)):
             # A fake address, made up by the proxy's own DNS: only the proxy knows the real one.
@@ -150,31 +144,27 @@ class ObservedConnection(HTTPConnection):
 
     def connect(self) -> None:
         call = current_call.get()
-        self.is_kept = False
+        call.connection, self.is_kept = self, False
         self.timeout = min(CONNECT_SECONDS, call.seconds)
-        with call.connecting(self):
+        with call.calls.connecting(call):
             try:
                 super().connect()
             except http.client.HTTPException as error:
                 # Before the connection is open, only a proxy speaks HTTP.
-                raise ProxyFailure from error
+                raise UpstreamError("its proxy gave no HTTP answer", Why.UNREACHABLE) from error
         call.calls.metrics.connected(is_new=True)
         self.timeout = call.seconds
         self.sock.settimeout(self.timeout)
 
     def request(self, *args: Any, **more: Any) -> None:
         call = current_call.get()
-        is_kept = self.is_kept and not self.is_closed
-        if is_kept:
+        call.check()
+        call.connection = self
+        if self.is_kept and not self.is_closed:
             call.calls.metrics.connected(is_new=False)
-        call.sends(self, is_kept=is_kept)
+            call.stale_until = time.monotonic() + STALE_SECONDS
         super().request(*args, **more)
-        call.socket = self.sock
-
-    def getresponse(self) -> Any:
-        response = super().getresponse()
-        self.is_kept = True
-        return response
+        call.socket, self.is_kept = self.sock, True
 
 
 @functools.cache

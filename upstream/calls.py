@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
+from socket import SHUT_RDWR, socket
 from typing import TypeVar
 
 from urllib3.connection import HTTPConnection
@@ -45,23 +45,21 @@ T = TypeVar("T")
 
 # Threads that may resolve names or connect at once: nothing but their own time-outs ends them.
 MOST_CONNECTING = 32
-# For each address of a host, so that a dead one leaves time for the next.
-CONNECT_SECONDS = 10.0
 # A kept connection that fails this soon after sending had already been closed.
 STALE_SECONDS = 1.0
 
 
+@dataclass(eq=False)
 class Call:
     """One outbound call, shared by its caller, its thread and its connection."""
 
-    def __init__(self, calls: Calls, deadline: Deadline) -> None:
-        self.calls = calls
-        self.deadline = deadline
-        self.was_left = False
-        # Kept here because http.client drops it if the connection closes after the answer.
-        self.socket: socket.socket | None = None
-        self._connection: HTTPConnection | None = None
-        self._stale_until = 0.0
+    calls: Calls
+    deadline: Deadline
+    was_left: bool = False
+    connection: HTTPConnection | None = None
+    # Kept here because http.client drops it if the connection closes after the answer.
+    socket: socket | None = None
+    stale_until: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -71,26 +69,15 @@ class Call:
     def leave(self) -> None:
         """Note that the caller has left, and end the thread by shutting its socket down."""
         self.was_left = True
-        connected = self._connection and self._connection.sock
-        for sock in (connected, self.socket):
+        for sock in (self.connection and self.connection.sock, self.socket):
             if sock:
                 with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                    sock.shutdown(SHUT_RDWR)
 
-    @contextlib.contextmanager
-    def connecting(self, connection: HTTPConnection | None = None) -> Iterator[None]:
-        """Resolve a name or connect in this block. Raises TimeoutError if the caller has left."""
-        self._check()
-        self._connection = connection
-        with self.calls.place(self):
-            yield
-        self._check()
-
-    def sends(self, connection: HTTPConnection, *, is_kept: bool) -> None:
-        """Note that the request is sent now. Raises TimeoutError if the caller has left."""
-        self._connection = connection
-        self._stale_until = time.monotonic() + STALE_SECONDS if is_kept else 0.0
-        self._check()
+    def check(self) -> None:
+        """Raise TimeoutError if the caller has left: nothing is sent for it."""
+        if self.was_left:
+            raise TimeoutError("the caller has left")
 
     def was_stale(self, error: BaseException) -> bool:
         """Return whether a request failed because the server had already closed its connection.
@@ -99,11 +86,7 @@ class Call:
         reset: within the second, a reset counts as early even if it follows a byte.
         """
         is_end = any(isinstance(link, ConnectionError) for link in causes(error))
-        return is_end and time.monotonic() < self._stale_until and not self.was_left
-
-    def _check(self) -> None:
-        if self.was_left:
-            raise TimeoutError("the caller has left")
+        return is_end and time.monotonic() < self.stale_until and not self.was_left
 
 
 current_call: ContextVar[Call] = ContextVar("current_call")
@@ -132,17 +115,18 @@ class Calls:
             del answer
 
     @contextlib.contextmanager
-    def place(self, call: Call) -> Iterator[None]:
-        """Hold a place among the calls that connect; wait for one until the deadline.
+    def connecting(self, call: Call) -> Iterator[None]:
+        """Resolve a name or connect in this block; wait for a place until the deadline.
 
-        Raises UpstreamError at once if all are held by calls that were left behind.
+        Raises UpstreamError at once if all places are held by calls that were left behind, and
+        TimeoutError if the caller has left.
         """
         with self._changed:
             while len(self._connecting) >= MOST_CONNECTING:
                 if all(other.was_left for other in self._connecting):
                     raise UpstreamError("too many earlier calls still hang", Why.UNREACHABLE)
-                if not self._changed.wait(call.deadline.remaining()):
-                    raise TimeoutError
+                self._changed.wait(call.seconds)
+                call.check()
             self._connecting.add(call)
         try:
             yield
@@ -150,6 +134,7 @@ class Calls:
             with self._changed:
                 self._connecting.remove(call)
                 self._changed.notify()
+        call.check()
 
 
 def _work(call: Call, work: Callable[[], T], answer: Future[T]) -> None:

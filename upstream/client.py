@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -18,9 +18,10 @@ from urllib.parse import urljoin, urlsplit
 import requests
 
 from metrics import OFF, Metrics
-from settings.proxies import Origin, Proxies
-from upstream.adapters import Adapter, IpNetwork, PictureAdapter
-from upstream.bodies import cut_picture, has_more_values, read_body
+from settings.parsers import IpNetwork
+from settings.proxies import Origin, Proxies, Proxy
+from upstream.adapters import Adapter, PictureAdapter
+from upstream.bodies import cut_picture, has_too_many_values, read_body
 from upstream.calls import Calls, Deadline, current_call
 from upstream.failure import UpstreamError, Why, translated
 
@@ -37,8 +38,6 @@ __all__ = [
 
 MAX_REDIRECTS = 3
 JSON_LIMIT = 2**20
-# No picture's answer, and no LLM's, has so many values. Megabytes of brackets would take gigabytes.
-MAX_VALUES = 250_000
 # Pictures are compressed already.
 HEADERS = {"User-Agent": "prompt-image-proxy", "Accept-Encoding": "identity"}
 
@@ -49,8 +48,8 @@ _PORTS = {"http": 80, "https": 443}
 class Reply:
     """A whole answer, of any status; of an error the first 64 KB.
 
-    Header names are case-insensitive. `picture` was in the body as base64 if the request had it cut
-    out (upstream/bodies.py).
+    Header names are case-insensitive. `picture` was cut out of the body, where it was in base64
+    (upstream/bodies.py).
     """
 
     status: int
@@ -60,7 +59,7 @@ class Reply:
 
     def json(self) -> Any:
         """Return the body as JSON. Raises UpstreamError, for bottomless nesting too."""
-        if has_more_values(self.body, MAX_VALUES):
+        if has_too_many_values(self.body):
             raise UpstreamError("its answer has too many values", Why.UNREADABLE)
         try:
             return json.loads(self.body)
@@ -68,6 +67,7 @@ class Reply:
             raise UpstreamError("its answer is not JSON", Why.UNREADABLE) from error
 
 
+@dataclass(kw_only=True)
 class Upstream:
     """Makes calls over connections that it keeps.
 
@@ -76,18 +76,15 @@ class Upstream:
     instead of the address.
     """
 
-    def __init__(
-        self,
-        *,
-        ca_bundle: Path | None = None,
-        proxies: Proxies | None = None,
-        picture_networks: Sequence[IpNetwork] = (),
-        metrics: Metrics = OFF,
-    ) -> None:
-        self.proxies = proxies or Proxies()
-        self.named = Adapter(ca_bundle)
-        self.pictures = PictureAdapter(ca_bundle, picture_networks)
-        self.calls = Calls(metrics)
+    ca_bundle: Path | None = None
+    proxies: Proxies = field(default_factory=Proxies)
+    picture_networks: Sequence[IpNetwork] = ()
+    metrics: Metrics = OFF
+
+    def __post_init__(self) -> None:
+        self.named = Adapter(self.ca_bundle)
+        self.pictures = PictureAdapter(self.ca_bundle, self.picture_networks)
+        self.calls = Calls(self.metrics)
 
     def close(self) -> None:
         """Close the connections that are kept, and those in use as soon as they are free."""
@@ -113,18 +110,18 @@ class Upstream:
         headers: Mapping[str, str] | None = None,
         json: Any = None,
         files: Mapping[str, tuple[str, bytes, str]] | None = None,
-        cut_picture: bool = False,
     ) -> Reply:
         """Send one request and read its whole answer, of at most `limit` bytes.
 
-        `files` maps a form field to (file name, bytes, media type). `cut_picture` is for an answer
-        whose JSON may hold a picture. Redirects are answers like any other. Raises UpstreamError,
-        and never outlives `deadline`.
+        `files` maps a form field to (file name, bytes, media type). Redirects are answers like any
+        other. Raises UpstreamError, and never outlives `deadline`.
         """
-        request = _prepared(method, url, headers, json=json, files=files)
-        proxies = self._proxies(_origin(request))
-        reply = self._exchange(self.named, request, proxies, deadline, limit)
-        return _without_picture(reply) if cut_picture and reply.status < 400 else reply
+        request, place = _prepared(method, url, headers, json=json, files=files)
+        reply = self._exchange(self.named, request, self.proxies.to(place), deadline, limit)
+        if reply.status >= 400:
+            return reply
+        body, picture = cut_picture(reply.body)
+        return replace(reply, body=body, picture=picture)
 
     def download(
         self,
@@ -142,32 +139,30 @@ class Upstream:
         """
         home_origin = origin(home)
         for _ in range(MAX_REDIRECTS + 1):
-            request = _prepared("GET", url, None)
-            place = _origin(request)
+            (request, place), adapter = _prepared("GET", url), self.named
             if place == home_origin:
                 request.headers.update(headers or {})
-            elif "@" in urlsplit(str(request.url)).netloc:
-                raise UpstreamError("it named a URL with credentials", Why.FORBIDDEN)
-            adapter = self.named if place == home_origin else self.pictures
-            proxies = self._proxies(place, named_by=home_origin)
-            reply = self._exchange(adapter, request, proxies, deadline, limit)
+            else:
+                adapter = self.pictures
+                if "@" in urlsplit(str(request.url)).netloc:
+                    raise UpstreamError("it named a URL with credentials", Why.FORBIDDEN)
+            proxy = self.proxies.to(place, named_by=home_origin)
+            reply = self._exchange(adapter, request, proxy, deadline, limit)
             if reply.status not in (301, 302, 303, 307, 308) or "Location" not in reply.headers:
                 return reply
             url = joined(url, reply.headers["Location"])
         raise UpstreamError(f"it redirected more than {MAX_REDIRECTS} times", Why.FORBIDDEN)
 
-    def _proxies(self, place: Origin, *, named_by: Origin | None = None) -> dict[str, str]:
-        proxy = self.proxies.to(place, named_by=named_by)
-        return {"all": proxy.url} if proxy else {}
-
     def _exchange(
         self,
         adapter: Adapter,
         request: requests.PreparedRequest,
-        proxies: Mapping[str, str],
+        proxy: Proxy | None,
         deadline: Deadline,
         limit: int,
     ) -> Reply:
+        proxies = {"all": proxy.url} if proxy else {}
+
         def exchange() -> Reply:
             seconds = current_call.get().seconds
             answer = adapter.send(request, stream=True, timeout=seconds, proxies=proxies)
@@ -186,7 +181,7 @@ class Upstream:
 
 def origin(url: str) -> Origin:
     """Return scheme, host and port of a URL. Raises UpstreamError unless it is http(s)."""
-    return _origin(_prepared("GET", url, None))
+    return _prepared("GET", url)[1]
 
 
 def joined(base: str, url: str) -> str:
@@ -198,28 +193,19 @@ def joined(base: str, url: str) -> str:
 
 
 def _prepared(
-    method: str, url: str, headers: Mapping[str, str] | None, **content: Any
-) -> requests.PreparedRequest:
-    """Return a request; its headers replace the credentials of the URL. Raises UpstreamError."""
+    method: str, url: str, headers: Mapping[str, str] | None = None, **content: Any
+) -> tuple[requests.PreparedRequest, Origin]:
+    """Return a request and where it goes; `headers` replace the credentials of the URL.
+
+    urlsplit alone takes `http://a\\@b/` for a URL of b. Raises UpstreamError.
+    """
     try:
         request = requests.Request(method, url, **content).prepare()
-    except ValueError as error:
-        raise UpstreamError("it named something that is not a URL", Why.FORBIDDEN) from error
-    request.headers.update({**HEADERS, **(headers or {})})
-    return request
-
-
-def _origin(request: requests.PreparedRequest) -> Origin:
-    """Return where a request goes: urlsplit alone takes `http://a\\@b/` for a URL of b."""
-    try:
         parts = urlsplit(str(request.url))
         port = parts.port
     except ValueError as error:
         raise UpstreamError("it named something that is not a URL", Why.FORBIDDEN) from error
     if parts.scheme not in _PORTS or not parts.hostname:
         raise UpstreamError("it named a URL that is not http or https", Why.FORBIDDEN)
-    return parts.scheme, parts.hostname, port or _PORTS[parts.scheme]
-
-
-def _without_picture(reply: Reply) -> Reply:
-    return Reply(reply.status, reply.headers, *cut_picture(reply.body))
+    request.headers.update({**HEADERS, **(headers or {})})
+    return request, (parts.scheme, parts.hostname, port or _PORTS[parts.scheme])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import re
 import socket
 import ssl
 from collections.abc import Iterator
 from enum import StrEnum
+from http.client import HTTPException, RemoteDisconnected
 
-import requests
-import urllib3
+from urllib3.exceptions import DecodeError, HTTPError, ProtocolError, ProxyError, SSLError
 
 _Kinds = tuple[type[BaseException], ...]
 
@@ -48,22 +47,12 @@ class UpstreamError(Exception):
         self.why = why
 
 
-class ProxyFailure(OSError):
-    """A proxy was reached and did not speak HTTP."""
-
-
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
     """Turn the libraries' exceptions into UpstreamError, without their texts, which hold URLs."""
     try:
         yield
-    except (
-        requests.RequestException,
-        urllib3.exceptions.HTTPError,
-        http.client.HTTPException,
-        OSError,
-        ValueError,
-    ) as error:
+    except (HTTPError, HTTPException, OSError, ValueError) as error:  # requests' are OSErrors
         raise _upstream_error(error) from error
 
 
@@ -79,38 +68,16 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 _CUT = "its answer was cut short or is not HTTP"
 # The first match counts, so specific kinds precede general ones.
 _REASONS: tuple[tuple[_Kinds, str, Why], ...] = (
-    # Not urllib3's TimeoutError: a refused connection is one, too.
-    (
-        (TimeoutError, urllib3.exceptions.ReadTimeoutError),
-        "it did not answer in time",
-        Why.TIMED_OUT,
-    ),
-    ((ProxyFailure,), "its proxy gave no HTTP answer", Why.UNREACHABLE),
-    (
-        (*_SOCKS_UNREACHED, urllib3.exceptions.ProxyError),
-        "its proxy could not be reached",
-        Why.UNREACHABLE,
-    ),
+    ((TimeoutError,), "it did not answer in time", Why.TIMED_OUT),
+    ((*_SOCKS_UNREACHED, ProxyError), "its proxy could not be reached", Why.UNREACHABLE),
     (_SOCKS_FAILED, "its proxy did not connect to it", Why.UNREACHABLE),
     ((socket.gaierror,), "its name could not be resolved", Why.UNREACHABLE),
     ((ConnectionRefusedError,), "it refused the connection", Why.UNREACHABLE),
     # This is a ConnectionResetError too, but the connection was closed in an orderly way.
-    ((http.client.RemoteDisconnected,), _CUT, Why.UNREADABLE),
-    ((ConnectionResetError, BrokenPipeError), "it reset the connection", Why.UNREACHABLE),
-    (
-        (ssl.SSLError, urllib3.exceptions.SSLError),
-        "its certificate or TLS failed",
-        Why.UNTRUSTED,
-    ),
-    (
-        (
-            http.client.HTTPException,
-            urllib3.exceptions.ProtocolError,
-            urllib3.exceptions.DecodeError,
-        ),
-        _CUT,
-        Why.UNREADABLE,
-    ),
+    ((RemoteDisconnected,), _CUT, Why.UNREADABLE),
+    ((ConnectionError,), "it reset the connection", Why.UNREACHABLE),
+    ((ssl.SSLError, SSLError), "its certificate or TLS failed", Why.UNTRUSTED),
+    ((HTTPException, ProtocolError, DecodeError), _CUT, Why.UNREADABLE),
 )
 
 
@@ -118,7 +85,7 @@ def _upstream_error(error: BaseException) -> UpstreamError:
     chain = list(causes(error))
     for link in chain:
         # http.client says so in words only.
-        if type(link) is OSError and (found := re.match("Tunnel.+failed: ([0-9]{3})", str(link))):
+        if found := re.match("Tunnel connection failed: ([0-9]{3})", str(link)):
             return UpstreamError(f"its proxy answered CONNECT with {found[1]}", Why.UNREACHABLE)
     for kinds, reason, why in _REASONS:
         if any(isinstance(link, kinds) for link in chain):

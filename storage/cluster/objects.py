@@ -11,8 +11,9 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -41,6 +42,7 @@ READ_SECONDS = WRITE_SECONDS / 2
 _MISSING = re.compile(r"<Code>(NoSuchKey|BlobNotFound)</Code>")
 
 
+@dataclass
 class Objects:
     """The objects below a prefix. Thread-safe.
 
@@ -49,15 +51,11 @@ class Objects:
     callers ask it, and the others fail at once.
     """
 
-    def __init__(
-        self,
-        settings: ObjectSettings,
-        network: NetworkSettings | None = None,
-        seconds: float = WRITE_SECONDS,
-    ) -> None:
-        self._settings = settings
-        self._network = network
-        self._seconds = seconds
+    settings: ObjectSettings
+    network: NetworkSettings | None = None
+    seconds: float = WRITE_SECONDS
+
+    def __post_init__(self) -> None:
         self._reading = Gate(log, "The bucket cannot be read: %s", "The bucket can be read again")
         self._writing = Gate(
             log, "The bucket cannot be written to: %s", "The bucket can be written to again"
@@ -71,13 +69,11 @@ class Objects:
 
     def put(self, name: str, data: bytes, media_type: str, cache_control: str = "") -> None:
         """Store an object durably, in place of one of the same name."""
-        headers = {"Content-Type": media_type} | (
-            {"Cache-Control": cache_control} if cache_control else {}
-        )
-        self._call(
-            self._writing,
-            lambda: self._patient.put(name, data, attributes=headers, use_multipart=False),
-        )
+        headers = {"Content-Type": media_type}
+        if cache_control:
+            headers["Cache-Control"] = cache_control
+        put = partial(self._patient.put, attributes=headers, use_multipart=False)
+        self._call(self._writing, lambda: put(name, data))
 
     def get(self, name: str) -> bytes:
         """Return an object. Raises FileNotFoundError if the store says that it does not exist."""
@@ -116,49 +112,32 @@ class Objects:
 
     @cached_property
     def _store(self) -> ObjectStore:
-        return self._connect(self._seconds / 2)
+        return self._connect(self.seconds / 2)
 
     @cached_property
     def _patient(self) -> ObjectStore:
-        return self._connect(self._seconds)
+        return self._connect(self.seconds)
 
     def _connect(self, seconds: float) -> ObjectStore:
-        settings, options = self._settings, _client_options(self._settings, self._network)
-        arguments = _s3_options(settings) if settings.url.startswith("s3://") else {}
-        # One attempt may take three quarters of the time; another begins only in the first one.
-        options["timeout"] = timedelta(seconds=seconds * 0.75)
-        retries = {"max_retries": 2, "retry_timeout": timedelta(seconds=seconds * 0.25)}
-        arguments |= {"client_options": options, "retry_config": retries}
-        return from_url(settings.url, **arguments)
-
-
-def _client_options(settings: ObjectSettings, network: NetworkSettings | None) -> dict[str, Any]:
-    is_plain = (settings.endpoint_url or "").startswith("http://")
-    options: dict[str, Any] = {
-        "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-        "allow_http": is_plain,
-    }
-    if network and network.ca_bundle:
-        options["root_certificate"] = network.ca_bundle.read_bytes()
-    proxies = network.proxies if network else {}
-    if proxy := proxies.get("http" if is_plain else "https") or proxies.get("all"):
-        options |= {"proxy_url": proxy.url, "proxy_excludes": network and network.no_proxy}
-    return options
+        is_plain = (self.settings.endpoint_url or "").startswith("http://")
+        options: Any = {
+            # One attempt may take three quarters of the time; another begins only in the first one.
+            "timeout": timedelta(seconds=seconds * 0.75),
+            "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+            "allow_http": is_plain,
+        }
+        if network := self.network:
+            if network.ca_bundle:
+                options["root_certificate"] = network.ca_bundle.read_bytes()
+            proxies = network.proxies
+            if proxy := proxies.get("http" if is_plain else "https") or proxies.get("all"):
+                options |= {"proxy_url": proxy.url, "proxy_excludes": network.no_proxy}
+        retries: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=seconds * 0.25)}
+        more = _s3_options(self.settings) if self.settings.url.startswith("s3://") else {}
+        return from_url(self.settings.url, client_options=options, retry_config=retries, **more)
 
 
 def _s3_options(settings: ObjectSettings) -> dict[str, Any]:
-    # Not every server has bulk deletion.
-    options: dict[str, Any] = {"disable_bulk_delete": True}
-    if settings.region:
-        options["region"] = settings.region
-    if settings.endpoint_url:
-        options["endpoint"] = settings.endpoint_url
-        # Alibaba's OSS wants the bucket in the host; everywhere else it stands in the path.
-        bucket, host = urlsplit(settings.url).netloc, urlsplit(settings.endpoint_url).netloc
-        options["virtual_hosted_style_request"] = host.startswith(f"{bucket}.")
-    if settings.access_key_id is None:
-        # Otherwise credentials are asked for at 169.254.169.254.
-        return options | {"skip_signature": True}
     # Not as options, which a token in AWS_SESSION_TOKEN would join.
     credentials = {
         "access_key_id": settings.access_key_id,
@@ -166,7 +145,16 @@ def _s3_options(settings: ObjectSettings) -> dict[str, Any]:
         "token": None,
         "expires_at": None,
     }
-    return options | {"credential_provider": lambda: credentials}
+    # Not every server has bulk deletion.
+    options = {"disable_bulk_delete": True, "credential_provider": lambda: credentials}
+    if settings.region:
+        options["region"] = settings.region
+    if settings.endpoint_url:
+        options["endpoint"] = settings.endpoint_url
+        # Alibaba's OSS wants the bucket in the host; everywhere else it stands in the path.
+        bucket, host = urlsplit(settings.url).netloc, urlsplit(settings.endpoint_url).netloc
+        options["virtual_hosted_style_request"] = host.startswith(f"{bucket}.")
+    return options
 
 
 def _translated(text: str) -> FileNotFoundError | Down:

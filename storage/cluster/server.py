@@ -11,11 +11,11 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 import psycopg
-from psycopg import errors
 from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.numeric import Int8Dumper
@@ -26,46 +26,35 @@ from storage import Unavailable
 from storage.cluster.tables import ensure_tables
 from storage.gate import Down, Gate, LastingFault
 
-UNREACHABLE = (
-    "no server answers at the host and port in DATABASE_URL: correct them (a / or @ in the password"
-    " is written %2F, %40), start PostgreSQL, or open the firewall"
-)
-# libpq reports failed connections without a code, in English.
-_CONNECTING = (
+# By PostgreSQL's code or, for a failed connection, which has none, by libpq's English words.
+_FAULTS = (
+    ("^25006$", "the database is read-only: DATABASE_URL has to lead to the primary"),
     (
-        r"password authentication failed|no password supplied|role .* does not exist",
+        "^42501$",
+        "the user in DATABASE_URL may not create or use our tables: run GRANT CREATE ON SCHEMA"
+        " public TO that user, or make it the owner of the database",
+    ),
+    (
+        "password authentication failed|no password supplied|role .* does not exist",
         "the user or the password in DATABASE_URL is wrong: correct them",
     ),
     (
-        r"database .* does not exist",
+        "database .* does not exist",
         "the database in DATABASE_URL does not exist: run CREATE DATABASE, or correct its name",
     ),
     (
-        r"resolve host|Connection refused|No such file|timeout expired|timed out|unreachable",
-        UNREACHABLE,
-    ),
-)
-_REPORTED: tuple[tuple[type[psycopg.Error], str], ...] = (
-    (
-        errors.ReadOnlySqlTransaction,
-        "the database is read-only: DATABASE_URL has to lead to the primary",
-    ),
-    (
-        errors.InsufficientPrivilege,
-        "the user in DATABASE_URL may not create or use our tables: run GRANT CREATE ON SCHEMA"
-        " public TO that user, or make it the owner of the database",
+        "resolve host|Connection refused|No such file|timeout expired|timed out|unreachable",
+        "no server answers at the host and port in DATABASE_URL: correct them (a / or @ in the"
+        " password is written %2F, %40), start PostgreSQL, or open the firewall",
     ),
 )
 
 
 def explain(error: psycopg.Error) -> str:
     """Return what is wrong: the commonest faults with what to do, others in the server's words."""
-    for kind, sentence in _REPORTED:
-        if isinstance(error, kind):
-            return sentence
     text = str(error)
-    for pattern, sentence in _CONNECTING:
-        if not error.sqlstate and re.search(pattern, text):
+    for pattern, sentence in _FAULTS:
+        if re.search(pattern, error.sqlstate or text):
             return sentence
     # The host precedes the reason, values follow it in lines of their own, names are quoted.
     reason = text.partition("\n")[0].rpartition(" failed: ")[2].removeprefix("FATAL:").strip()
@@ -109,8 +98,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         `seconds` is how long a call may take. `report` is told why this failed, or None: a pool
         tells only its log.
         """
-        seconds: float = kwargs["seconds"]
-        report: Callable[[str | None], object] = kwargs["report"]
+        seconds, report = kwargs["seconds"], kwargs["report"]
         try:
             with explained(), ExitStack() as stack:
                 connection = super().connect(conninfo, **_parameters(conninfo, seconds))
@@ -162,25 +150,24 @@ _PROBE_SECONDS = 2.0
 _SILENT = "the database does not answer in time"
 
 
+@dataclass
 class Server:
     """At most `size` connections to the database at `url`, each for at most `lifetime` seconds.
 
     A call ends within `seconds`. While the server is down, `gate` lets few calls through.
     """
 
-    def __init__(
-        self, url: str, size: int, gate: Gate, seconds: float, lifetime: float = 3600.0
-    ) -> None:
-        self._url = url
-        self._size = size
-        self._gate = gate
-        self._seconds = seconds
-        self._lifetime = lifetime
-        self._refusals = LastingFault(
-            log, "The database refused a call: %s", "The database takes calls again"
-        )
-        self._pool: ConnectionPool[Connection] | None = None
-        self._mutex = threading.Lock()
+    url: str
+    size: int
+    gate: Gate
+    seconds: float
+    lifetime: float = 3600.0
+    _pool: ConnectionPool[Connection] | None = field(default=None, init=False)
+    _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def __post_init__(self) -> None:
+        begun, ended = "The database refused a call: %s", "The database takes calls again"
+        self._refusals = LastingFault(log, begun, ended)
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """Return `work(connection)`. Raises Unavailable.
@@ -188,17 +175,16 @@ class Server:
         `work` is run once more on a new connection if the first turns out to be lost, although the
         server may have done it the first time.
         """
-        with self._gate.ask() as is_probe:
-            seconds = min(_PROBE_SECONDS, self._seconds) if is_probe else self._seconds
+        with self.gate.ask() as is_probe:
+            seconds = min(_PROBE_SECONDS, self.seconds) if is_probe else self.seconds
             deadline = time.monotonic() + seconds
-            try:
+            with suppress(_Lost):
                 return self._run(work, deadline)
-            except _Lost:
-                return self._run(work, deadline)
+            return self._run(work, deadline)
 
     def check(self, seconds: float, work: Callable[[Connection], object]) -> None:
         """Connect without the pool, do `work`, and leave nothing open. Raises Unavailable."""
-        connect = Connection.connect(self._url, seconds=seconds, report=lambda fault: None)
+        connect = Connection.connect(self.url, seconds=seconds, report=self.gate.note)
         with explained(), closing(connect) as connection:
             work(connection)
 
@@ -216,7 +202,7 @@ class Server:
                 connection.deadline = deadline
                 result = work(connection)
         except PoolTimeout as error:
-            raise Down(self._gate.reason or _SILENT) from error
+            raise Down(self.gate.reason or _SILENT) from error
         except psycopg.Error as error:
             # The server has answered, and not that it ends the session (57P01 …).
             if error.sqlstate and not error.sqlstate.startswith("57P"):
@@ -235,12 +221,12 @@ class Server:
                 # It would log every request, and failures with the user's name.
                 logging.getLogger("psycopg").setLevel(logging.CRITICAL)
                 self._pool = ConnectionPool(
-                    self._url,
+                    self.url,
                     connection_class=Connection,
-                    kwargs={"seconds": self._seconds, "report": self._gate.note},
+                    kwargs={"seconds": self.seconds, "report": self.gate.note},
                     min_size=1,
-                    max_size=self._size,
-                    max_lifetime=self._lifetime,
+                    max_size=self.size,
+                    max_lifetime=self.lifetime,
                     # It would try again at ever longer intervals; a probe makes it try at once.
                     reconnect_timeout=_PROBE_SECONDS,
                     num_workers=1,
