@@ -21,7 +21,7 @@ from storage.local.sqlite import SqliteState
 from storage.store import STALE_SECONDS
 from storage.waiting import Places
 
-from .link import Link
+from .proxy import Link
 from .servers import png, wait_until
 from .states import Clock
 

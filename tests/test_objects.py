@@ -16,8 +16,7 @@ from settings.proxies import Proxy
 from settings.servers import NetworkSettings, ObjectSettings
 from storage.cluster.objects import Objects
 
-from .link import Link
-from .proxy import HttpProxy
+from .proxy import HttpProxy, Link
 from .servers import RawServer, Say, ScriptedServer, wait_until
 from .states import ROOT
 from .wire import over_tls, saying
