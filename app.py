@@ -33,13 +33,12 @@ from storage.waiting import Places
 from upstream.client import Upstream, origin
 from web.api import Api
 from web.files import page_file
-from web.headers import OPENAI_PREFIX, answer_preflight, counting
+from web.headers import OPENAI_PREFIX, answer_preflight
 from web.openai import OpenAi, edit
 from web.openai_forms import openai_error
 from web.pictures import Pictures
 from web.problems import problem
 from web.status import Status
-from web.thumbnails import Thumbnails
 
 if TYPE_CHECKING:
     from images.convert import Converter
@@ -67,12 +66,11 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Fl
     pictures = Pictures(app.wsgi_app, settings, access, cache, pipeline, metrics)
     app.wsgi_app = pictures  # type: ignore[method-assign]
     app.before_request(answer_preflight)
-    app.after_request(counting(metrics))
+    app.after_request(pictures.count)
     status = Status(
         __version__, settings, cache, pipeline.backends, pipeline.llm, pipeline.fallback
     )
-    thumbnails = Thumbnails(Folder(settings.cache_dir))
-    api = Api(settings, access, cache, status, pictures, thumbnails)
+    api = Api(settings, access, cache, status, pictures, Folder(settings.cache_dir))
     openai = OpenAi(settings, access, cache, pipeline, api.link, metrics)
     show = _show_metrics(metrics, access, status) if settings.metrics else None
     app.register_blueprint(_routes(pictures, api, openai, show))
@@ -100,10 +98,7 @@ def make_services(
             settings.pollinations, upstream, cache, timeout, max_image_bytes, metrics
         )
     backends = Backends(
-        [
-            Backend(one, upstream, state, timeout, max_image_bytes, metrics)
-            for one in settings.backends
-        ],
+        [Backend(one, upstream, state, timeout, max_image_bytes) for one in settings.backends],
         state,
         blocked_retry_attempts=settings.blocked_retry_attempts,
         metrics=metrics,

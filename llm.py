@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
+from dialect.doors import CHAT
 from dialect.endpoint import Endpoint, clean_text
+from dialect.envelope import first_choice, message_of
 from dialect.judging import Fault, Outcome
 from drawing.cooldowns import Outages
 from drawing.verdict import FAILURE_TTL, FIRST_FAILURE_SECONDS, MAX_FAILURE_SECONDS
 from metrics import OFF, Metrics
 from settings.servers import PLACEHOLDER, LlmSettings
-from storage import LockTimeout, Note, Unavailable
+from storage import LockTimeout, Note
 from storage.state import State
 from storage.waiting import SingleFlight
 from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
@@ -50,58 +51,33 @@ class RewriteFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rewritten(Note):
-    """A rewritten prompt: the same prompt in three sizes costs one call."""
+    """What the LLM made of a prompt: the same prompt in three sizes costs one call.
+
+    Where it declined, `prompt` is empty, and it is not asked again for `seconds`.
+    """
 
     kind: ClassVar[str] = "answer"
 
     prompt: str
+    reason: str = ""
+    why: str = ""
+    seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Declined(Note):
-    """A prompt that the LLM declined to rewrite; it is not asked again for `seconds`."""
-
-    kind: ClassVar[str] = "declined"
-
-    reason: str
-    why: str
-    seconds: float
-
-    @classmethod
-    def recall(cls, state: State, key: str) -> RewriteFailed | None:
-        """Return the failure while it is remembered. Raises Unavailable."""
-        found = state.recall(cls, key)
-        if found is None or found.age >= found.note.seconds:
-            return None
-        return RewriteFailed(found.note.reason, Fault(Outcome.REFUSED, found.note.why))
-
-    @classmethod
-    def remember(cls, state: State, key: str, failed: RewriteFailed) -> None:
-        """Remember a failure for twice as long as the one before."""
-        seconds = FIRST_FAILURE_SECONDS
-        with suppress(Unavailable):
-            if before := state.recall(cls, key):
-                seconds = min(MAX_FAILURE_SECONDS, 2 * before.note.seconds)
-        state.try_remember(cls(str(failed), failed.why, seconds), key, FAILURE_TTL)
-
-
+@dataclass
 class Llm:
     """One chat-completions API, with the templates that are enabled."""
 
-    def __init__(
-        self,
-        settings: LlmSettings,
-        upstream: Upstream,
-        state: State,
-        *,
-        timeout: float,
-        metrics: Metrics = OFF,
-    ) -> None:
-        self.settings = settings
-        self.state = state
-        self.timeout = timeout
-        self.metrics = metrics
-        self.endpoint = Endpoint(upstream, state, settings.url, "chat/completions", settings.token)
+    settings: LlmSettings
+    upstream: Upstream
+    state: State
+    _: KW_ONLY
+    timeout: float
+    metrics: Metrics = OFF
+
+    def __post_init__(self) -> None:
+        settings, state = self.settings, self.state
+        self.endpoint = Endpoint(self.upstream, state, settings.url, CHAT, settings.token)
         self.outages = Outages(
             state, self.endpoint.outage_key(), "The LLM", is_avoided=False, model=settings.model
         )
@@ -125,24 +101,30 @@ class Llm:
         key = self._key(task, prompt)
         bounded = deadline.within(self.timeout)
 
-        def work() -> str:
-            if known := self.state.recall(Rewritten, key):
-                return known.note.prompt
-            if failed := Declined.recall(self.state, key):
-                raise failed
-            try:
-                answer = self._rewrite(task, prompt, key, bounded)
-            except RewriteFailed as error:
-                if error.fault.outcome is Outcome.REFUSED:
-                    Declined.remember(self.state, key, error)
-                raise
-            self.state.try_remember(Rewritten(answer), key, ANSWER_TTL)
-            return answer
-
         try:
-            return self._answers.run(key, bounded.remaining(), work)
+            return self._answers.run(
+                key, bounded.remaining(), lambda: self._recall_or_ask(task, prompt, key, bounded)
+            )
         except LockTimeout as error:
             raise self._too_late() from error
+
+    def _recall_or_ask(self, task: str, prompt: str, key: str, deadline: Deadline) -> str:
+        found, seconds = self.state.recall(Rewritten, key), FIRST_FAILURE_SECONDS
+        if found and found.note.prompt:
+            return found.note.prompt
+        if found and found.age < found.note.seconds:
+            raise RewriteFailed(found.note.reason, Fault(Outcome.REFUSED, found.note.why))
+        try:
+            answer = self._ask(task, prompt, key, deadline)
+        except RewriteFailed as error:
+            if error.fault.outcome is Outcome.REFUSED:
+                if found:
+                    seconds = min(MAX_FAILURE_SECONDS, 2 * found.note.seconds)
+                declined = Rewritten("", str(error), error.why, seconds)
+                self.state.try_remember(declined, key, FAILURE_TTL)
+            raise
+        self.state.try_remember(Rewritten(answer), key, ANSWER_TTL)
+        return answer
 
     def _key(self, task: str, prompt: str) -> str:
         """Return a key that covers everything that affects the answer."""
@@ -152,7 +134,7 @@ class Llm:
             parts.append(json.dumps(settings.params, sort_keys=True))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def _rewrite(self, task: str, prompt: str, key: str, deadline: Deadline) -> str:
+    def _ask(self, task: str, prompt: str, key: str, deadline: Deadline) -> str:
         """Ask the LLM. A fault of the server is counted, for /status and one WARNING.
 
         An apology or a refusal is the prompt's fault, and is not counted.
@@ -160,7 +142,7 @@ class Llm:
         known = self.outages.recall()
         with self.metrics.llm_call(task):
             try:
-                message = self._ask(task, prompt, deadline)
+                message = self._message(self._body(task, prompt), deadline)
             except RewriteFailed as error:
                 if error.fault.outcome is not Outcome.REFUSED:
                     self.outages.count(known, error.fault, str(error), key)
@@ -168,19 +150,17 @@ class Llm:
             self.outages.end(known)
             return read_prompt(message)
 
-    def _ask(self, task: str, prompt: str, deadline: Deadline) -> str:
+    def _body(self, task: str, prompt: str) -> dict[str, Any]:
         template = self.template(task) or PLACEHOLDER
         fields = {"model": self.settings.model, "temperature": 0.7, "max_tokens": MAX_TOKENS}
-        sent = {
-            name: value
-            for name, value in (fields | {**self.settings.params}).items()
-            if value is not None
-        }
+        fields |= self.settings.params
         messages = [{"role": "user", "content": template.replace(PLACEHOLDER, prompt)}]
+        sent = {name: value for name, value in fields.items() if value is not None}
+        return {**sent, "messages": messages}
+
+    def _message(self, body: dict[str, Any], deadline: Deadline) -> str:
         try:
-            answer = self.endpoint.ask(
-                {**sent, "messages": messages}, deadline=deadline, limit=LLM_LIMIT
-            )
+            answer = self.endpoint.ask(body, deadline=deadline, limit=LLM_LIMIT)
         except UpstreamError as error:
             if error.why is Why.TIMED_OUT:
                 raise self._too_late() from error
@@ -196,19 +176,15 @@ class Llm:
 
 def message_in(answer: Any) -> str:
     """Return the text of a chat completion's first choice. Raises RewriteFailed."""
-    try:
-        choice = answer["choices"][0]
-        content = choice["message"]["content"]
-    except (TypeError, KeyError, IndexError) as error:
-        raise RewriteFailed("no message in the answer", _NO_MESSAGE) from error
-    if choice.get("finish_reason") == "content_filter":
+    if first_choice(answer).get("finish_reason") == "content_filter":
         raise RewriteFailed("its moderation stopped the answer", Fault(Outcome.REFUSED, "refused"))
+    content = message_of(answer).get("content")
     if isinstance(content, list):
         parts = (part.get("text") if isinstance(part, dict) else part for part in content)
         content = "".join(part for part in parts if isinstance(part, str))
     text = clean_text(content)
     if text is None:
-        raise RewriteFailed("the message is empty", _NO_MESSAGE)
+        raise RewriteFailed("no message in the answer", _NO_MESSAGE)
     return text
 
 
@@ -229,9 +205,10 @@ def read_prompt(text: str) -> str:
     return prompt
 
 
-_OPEN = re.compile("<prompt>", re.IGNORECASE)
-_CLOSE = re.compile("</prompt>", re.IGNORECASE)
-_THINK = re.compile("(</?think(?:ing)?>)", re.IGNORECASE)
+_OPEN = re.compile("(?i)<prompt>")
+_CLOSE = re.compile("(?i)</prompt>")
+_THOUGHTS = re.compile(r"(?is)<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)")
+_END_OF_THOUGHTS = re.compile("(?i)</think(?:ing)?>")
 _APOLOGIES = (
     *("i'm sorry", "i'm very sorry", "i am sorry", "i am very sorry", "sorry,", "my apologies"),
     *("i apologize", "i apologise", "i can't", "i cannot", "i won't", "i'm unable", "i am unable"),
@@ -239,12 +216,11 @@ _APOLOGIES = (
     *("抱歉", "很抱歉", "非常抱歉", "对不起", "我无法", "我不能"),
 )
 _LEAD_IN = re.compile(
-    r"\A[#*]{0,6}\s?(?:(?:sure|certainly|of course|okay|好的|当然)[,.!，！]\s?)?"
+    r"(?i)\A[#*]{0,6}\s?(?:(?:sure|certainly|of course|okay|好的|当然)[,.!，！]\s?)?"
     r"(?:here(?:['’]s| is| are| you go)\b[^\n:：]{0,80}|以下是[^\n:：]{0,20}"
     r"|(?:the |your )?(?:(?:enhanced|improved|optimi[sz]ed|rewritten|revised|final|new) )?prompt"
     r"|[^\n:：，,]{0,10}提示词)"
-    r"\*{0,2}[:：]\*{0,2}\s*",
-    re.IGNORECASE,
+    r"\*{0,2}[:：]\*{0,2}\s*"
 )
 _FENCE = re.compile(r"```\w*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _MARKS = (
@@ -257,16 +233,8 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？]")
 
 def _without_thoughts(text: str) -> str:
     """Drop `<think>…</think>`, even if the opening or the closing tag is missing."""
-    answer, *rest = _THINK.split(text)
-    is_thinking = False
-    for tag, part in zip(rest[::2], rest[1::2], strict=True):
-        closes = tag.startswith("</")
-        if closes and not is_thinking:
-            answer = ""  # the text so far was thoughts
-        if closes and part.strip():
-            answer = part
-        is_thinking = not closes
-    return answer
+    first, *others = _END_OF_THOUGHTS.split(_THOUGHTS.sub("", text))
+    return next((part for part in reversed(others) if part.strip()), "" if others else first)
 
 
 def _unwrap(text: str) -> str:

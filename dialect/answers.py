@@ -6,7 +6,6 @@ import html
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -22,17 +21,15 @@ _MAX_REVISED = 4000
 
 # Keys are matched together with the one above them, as `images.url`.
 _PICTURE_KEYS = re.compile(
-    r"image|img|pic|photo|artifact|output|result|ur[li]|link|href|src|file|media|b64|base64"
-    r"|(?:^|\.)data$",
-    re.IGNORECASE,
+    r"(?i)image|img|pic|photo|artifact|output|result|ur[li]|link|href|src|file|media|b64|base64"
+    r"|(?:^|\.)data$"
 )
-_TEXT_KEYS = re.compile(r"(?:content|text|message|answer|markdown|response)$", re.IGNORECASE)
+_TEXT_KEYS = re.compile(r"(?i)(?:content|text|message|answer|markdown|response)$")
 # Shown only where there is no other picture.
-_LAST_KEYS = re.compile(r"thumb|preview|partial|input|logo|icon|avatar|watermark", re.IGNORECASE)
+_LAST_KEYS = re.compile(r"(?i)thumb|preview|partial|input|logo|icon|avatar|watermark")
 _OTHER_KEYS = re.compile(
-    r"logo|icon|avatar|docs?[._]|documentation|help|support|hook|callback|cancel|status|error|reason|thought"
-    r"|thinking|policy|terms|billing|pricing|website|input|prompt",
-    re.IGNORECASE,
+    r"(?i)logo|icon|avatar|docs?[._]|documentation|help|support|hook|callback|cancel|status|error"
+    r"|reason|thought|thinking|policy|terms|billing|pricing|website|input|prompt"
 )
 _REVISED_KEYS = ("revised_prompt", "revisedPrompt", "actual_prompt")
 
@@ -92,13 +89,13 @@ def find_pictures(
 
 
 def _found_in(texts: list[_Text], cut: bytes | None, sent: list[str]) -> Iterator[Found]:
-    """Yield bytes, then URLs under the keys of pictures, then what chats write in prose."""
+    """Yield bytes, then URLs."""
     for item in texts:
         data = cut if cut and STAND_IN in item.text else _bytes_in(item.text, sent)
         if data:
             yield Found(data=data, revised_prompt=item.revised)
     tried = set()
-    for item, candidate in chain(_urls(texts), _written(texts)):
+    for item, candidate in _named(texts):
         if candidate in tried or _is_in(candidate, sent):
             continue
         tried.add(candidate)
@@ -135,19 +132,16 @@ def _json_in(text: str) -> Any | None:
     return read_json(text.encode("utf-8", "replace")) if is_json else None
 
 
-def _urls(texts: list[_Text]) -> Iterator[tuple[_Text, str]]:
-    """Yield each text that is a URL as a whole, under a key that speaks of pictures."""
-    for item in texts:
+def _named(texts: list[_Text]) -> Iterator[tuple[_Text, str]]:
+    """Yield URLs as a whole, under keys of pictures; then those in what a chat has written."""
+    named = [item for item in texts if not _OTHER_KEYS.search(item.place)]
+    pictures = [item for item in named if _PICTURE_KEYS.search(item.place)]
+    for item in pictures:
         url = item.text.strip() if len(item.text) <= _MAX_URL else ""
-        if _speaks_of_pictures(item.place) and _URL.fullmatch(url):
+        if _URL.fullmatch(url):
             yield item, url
-
-
-def _written(texts: list[_Text]) -> Iterator[tuple[_Text, str]]:
-    """Yield the URLs of pictures within texts that a chat has written, or wrapped in Markdown."""
-    for item in texts:
-        is_text = _TEXT_KEYS.search(item.place) and not _OTHER_KEYS.search(item.place)
-        if is_text or _speaks_of_pictures(item.place):
+    for item in named:
+        if _PICTURE_KEYS.search(item.place) or _TEXT_KEYS.search(item.place):
             yield from ((item, candidate) for candidate in _candidates(item.text[:_MAX_TEXT]))
 
 
@@ -166,10 +160,6 @@ def _without_punctuation(link: str) -> str:
     """Return a link without the sentence's, or Markdown's, punctuation after it."""
     link = link.rstrip(".,;:!?*_")
     return link.partition(")")[0] if link.count(")") > link.count("(") else link
-
-
-def _speaks_of_pictures(place: str) -> bool:
-    return bool(_PICTURE_KEYS.search(place)) and not _OTHER_KEYS.search(place)
 
 
 def _bytes_in(text: str, sent: list[str]) -> bytes | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from dialect.error_text import FREE_TEXT, ErrorText
@@ -14,24 +16,22 @@ ESSENTIAL = frozenset(("prompt", "messages", "model"))
 
 # Words of a rejection; the mere name of a parameter proves nothing.
 _REJECTION = re.compile(
-    r"unknown|unsupported|not.{0,3}support|unrecogni[sz]ed|unexpected|invalid|cannot find|extra "
-    r"|not.{0,3}accept|not permitted|not allowed|prohibited|not one of|not (?:a )?valid"
+    r"(?i)unknown|unsupported|not.{0,3}support|unrecogni[sz]ed|unexpected|invalid|cannot find"
+    r"|extra |not.{0,3}accept|not permitted|not allowed|prohibited|not one of|not (?:a )?valid"
     r"|only (?:support|accept)|must|should|cannot (?:both )?be|have to be|need"
     r"|too (?:large|small|big|high|low)|required|missing|instead|divisible|multiples? of|less than"
     r"|greater than|at (?:least|most)|minimum|maximum|exceed|longest|out of range|incorrect"
     r"|no endpoints found"
-    r"|不被?支持|无效|非法|不合法|不正确|错误|必须|应[为该]|未知|不能|不允许|超[出过]|范围|需|至少|最[大小]|不[小大]于",
-    re.IGNORECASE,
+    r"|不被?支持|无效|非法|不合法|不正确|错误|必须|应[为该]|未知|不能|不允许|超[出过]|范围|需|至少|最[大小]|不[小大]于"
 )
 # The parameter as such is unknown, whatever its value.
 _FIELD = r"(?:parameter|argument|field|propert|option|key\b|keys\b|key\(|name\b|input)"
 _UNKNOWN_FIELD = re.compile(
-    rf"(?:unknown|unrecogni[sz]ed|unexpected|unsupported|extra|additional)[ _](?:\w+ |){_FIELD}"
+    rf"(?i)(?:unknown|unrecogni[sz]ed|unexpected|unsupported|extra|additional)[ _](?:\w+ |){_FIELD}"
     rf"|{_FIELD}.{{0,20}}(?:not.{{0,3}}(?:supported|permitted|allowed|accepted)|prohibited)"
     rf"|not.{{0,3}}(?:support|accept).{{0,20}}{_FIELD}|cannot find|should not exist"
     rf"|not a (?:valid|recogni[sz]ed|known|supported) {_FIELD}|invalid {_FIELD} name"
-    r"|unsupported_?params?|未知的?(?:参数|字段)|不支持的?(?:参数|字段)|参数.{0,20}不被?支持|不支持.{0,20}参数|多余",
-    re.IGNORECASE,
+    r"|unsupported_?params?|未知的?(?:参数|字段)|不支持的?(?:参数|字段)|参数.{0,20}不被?支持|不支持.{0,20}参数|多余"
 )
 # The name after these words is the unknown one: Rust and Java list the known ones, too.
 _BEFORE_UNKNOWN_NAME = (
@@ -39,21 +39,20 @@ _BEFORE_UNKNOWN_NAME = (
     r"(?:\w+ ){0,2}\w+(?:\(s\))?:? [\"'`“‘\[]*"
 )
 # These words also mean an unknown parameter, unless the message quotes the value.
-_UNKNOWN = re.compile(r"unknown|unrecogni[sz]ed|unexpected|not permitted", re.IGNORECASE)
+_UNKNOWN = re.compile(r"(?i)unknown|unrecogni[sz]ed|unexpected|not permitted")
 _UNKNOWN_NAME = re.compile(
-    r"(?:unknown|unrecogni[sz]ed|unsupported|unexpected)[ _](?:request |keyword |)"
-    r"(?:parameter|argument|field|name|key)\b(?!.?values?\b)",
-    re.IGNORECASE,
+    r"(?i)(?:unknown|unrecogni[sz]ed|unsupported|unexpected)[ _](?:request |keyword |)"
+    r"(?:parameter|argument|field|name|key)\b(?!.?values?\b)"
 )
 _OF_VALUE = re.compile(
-    r"(?:\b|_)values?(?:\b|_)|\benum|one of|\b(?:must|should) be\b|choose|取值|的值", re.IGNORECASE
+    r"(?i)(?:\b|_)values?(?:\b|_)|\benum|one of|\b(?:must|should) be\b|choose|取值|的值"
 )
 _SIZE_WORDS = re.compile(
-    r"\b(?:size|resolution|width|height|longest edge|dimensions?|(?:mega)?pixels?|aspect.?ratio)\b"
-    r"|ensure this value|input should be|尺寸|分辨率|像素|大小|长宽|宽高|宽度|高度|比例",
-    re.IGNORECASE | re.ASCII,
+    r"(?ai)\b(?:size|resolution|width|height|longest edge|dimensions?|(?:mega)?pixels?"
+    r"|aspect.?ratio)\b|ensure this value|input should be|尺寸|分辨率|像素|大小|长宽|宽高|宽度"
+    r"|高度|比例"
 )
-_ADVICE = re.compile(r"instead|\buse\b|required|missing|provide|specify|请使用|缺少|必填", re.I)
+_ADVICE = re.compile(r"(?i)instead|\buse\b|required|missing|provide|specify|请使用|缺少|必填")
 
 
 def strength(error: ErrorText, name: str) -> int:
@@ -124,42 +123,29 @@ def mentions(error: ErrorText, name: str) -> bool:
 
 # A word is a value if it is quoted, or if nothing goes on about it: not "set to a number".
 _DEMAND = re.compile(
-    r"(?<![\w.])(?:param(?:eter)?s?\.|body\.)?[\"'`“]?(?P<name>[A-Za-z]\w{0,40})[\"'`”]?"
+    r"(?i)(?<![\w.])(?:param(?:eter)?s?\.|body\.)?[\"'`“]?([A-Za-z]\w{0,40})[\"'`”]?"
     r"(?:\s(?:parameter|field|option))?\s(?:must|should|needs? to|has to)(?: always)? be set to\s"
-    r"(?:[\"'`“](?P<quoted>[\w.-]{1,40})[\"'`”]"
-    r"|(?P<bare>[\w-]{1,40}(?:\.\d{1,6})?)"
-    r"(?=\s*(?:$|[.,;:!?)\n\"'`}]|\s(?:for|when|if|in|with|while|on|as|by|unless|to)\b)))",
-    re.IGNORECASE,
+    r"(?:[\"'`“]([\w.-]{1,40})[\"'`”]|([\w-]{1,40}(?:\.\d{1,6})?)"
+    r"(?=\s*(?:$|[.,;:!?)\n\"'`}]|\s(?:for|when|if|in|with|while|on|as|by|unless|to)\b)))"
 )
 _HEADER = re.compile(
-    r"header\s[\"'`]?(X-[A-Za-z0-9-]{1,60})[\"'`]?\s*(?:[=:]|to)\s*[\"'`]?([\w.-]{1,60})", re.I
+    r"(?i)header\s[\"'`]?(X-[A-Za-z0-9-]{1,60})[\"'`]?\s*(?:[=:]|to)\s*[\"'`]?([\w.-]{1,60})"
 )
-_WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
-def demanded_fields(error: ErrorText) -> list[tuple[str, Any]]:
+def demanded_fields(error: ErrorText) -> dict[str, Any]:
     """Return the fields that "must be set to" a value, with that value as JSON has it."""
-    found = []
-    for match in _DEMAND.finditer(error.text):
-        name = match["name"]
+    found = {}
+    for name, quoted, bare in _DEMAND.findall(error.text):
         # "Stream must be set to true" begins a sentence; a camelCase name does not.
         name = name if re.search(r"[a-z][A-Z]", name) else name.lower()
-        text = match["quoted"] or match["bare"]
         if name not in ESSENTIAL and name not in SIZE_FIELDS:
-            found.append((name, _value(text, is_quoted=bool(match["quoted"]))))
+            found[name] = quoted or bare
+            with suppress(ValueError):  # Python writes True and None
+                found[name] = json.loads(found[name].lower().replace("none", "null"))
     return found
 
 
-def demanded_headers(error: ErrorText) -> list[tuple[str, str]]:
+def demanded_headers(error: ErrorText) -> dict[str, str]:
     """Return the headers that a server wants; only those of its own, `X-…`, are taken from it."""
-    return [(name, value.rstrip(".")) for name, value in _HEADER.findall(error.text)]
-
-
-def _value(text: str, *, is_quoted: bool) -> Any:
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    if is_quoted:
-        return text
-    if re.fullmatch(r"-?[0-9]{1,15}", text):
-        return int(text)
-    return float(text) if re.fullmatch(r"-?[0-9]{1,15}\.[0-9]{1,6}", text) else text
+    return {name: value.rstrip(".") for name, value in _HEADER.findall(error.text)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -15,12 +15,15 @@ from dialect.sizes import SizeRule
 IMAGES = "images/generations"
 CHAT = "chat/completions"
 
-# Paths that are asked as they are: OpenAI's, OpenRouter's, MiniMax's.
-_ENDINGS = {
-    IMAGES: ("/images/generations", "/images", "/image_generation", "/chat/completions"),
-    CHAT: ("/chat/completions",),
+Kind = Literal["images", "minimax", "chat"]
+# Paths that are asked as they are: OpenAI's, OpenRouter's, MiniMax's, and of chats.
+_KINDS: Mapping[str, Kind] = {
+    f"/{IMAGES}": "images",
+    "/images": "images",
+    "/image_generation": "minimax",
+    f"/{CHAT}": "chat",
 }
-_VERSION = re.compile(r"/v[0-9]+[a-z0-9]*(/|$)", re.IGNORECASE)
+_VERSION = re.compile(r"(?i)/v[0-9]+[a-z0-9]*(/|$)")
 _DEPLOYMENT = re.compile(r"/openai/deployments/[^/]+(/images/generations|/chat/completions)?$")
 
 # Models that speak no text say so, which is learned like a parameter.
@@ -28,6 +31,11 @@ _OF_CHAT: Mapping[str, Any] = {"modalities": ["image", "text"], "stream": False}
 _OF_MINIMAX: Mapping[str, Any] = {"n": 1, "response_format": "base64"}
 # MiniMax, "Image Generation": width and height are 512 to 2048, divisible by 8.
 _SIZES_OF_MINIMAX = SizeRule(multiple=8, least_side=512, most_side=2048)
+_FIRST = {
+    "images": Learned(),
+    "minimax": Learned(size_field="width", sizes=_SIZES_OF_MINIMAX),
+    "chat": Learned(size_field="image_config"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +48,9 @@ class ApiDoor:
 
     url: str
     base: str
-    kind: Literal["images", "minimax", "chat"] = "images"
-    is_deployment: bool = False
-    first: Learned = field(default_factory=Learned)
+    kind: Kind
+    is_deployment: bool
+    first: Learned
 
     @property
     def needs_model(self) -> bool:
@@ -89,22 +97,11 @@ def door_of(url: str, operation: str) -> ApiDoor:
     parts = urlsplit(url)
     path = parts.path.rstrip("/")
     is_deployment = bool(_DEPLOYMENT.search(path))
-    ending = next((end for end in _ENDINGS[operation] if path.endswith(end)), "")
-    base = path.removesuffix(ending)
+    endings = _KINDS if operation == IMAGES else (f"/{CHAT}",)
+    ending = next((end for end in endings if path.endswith(end)), "")
+    root = path.removesuffix(ending)
     if not ending:
-        base += "" if is_deployment or _VERSION.search(path) else "/v1"
+        root += "" if is_deployment or _VERSION.search(path) else "/v1"
         ending = f"/{operation}"
-    kind: Literal["images", "minimax", "chat"] = "images"
-    first = Learned()
-    if ending == "/chat/completions":
-        kind = "chat"
-        first = Learned(size_field="image_config") if operation == IMAGES else first
-    elif ending == "/image_generation":
-        kind, first = "minimax", Learned(size_field="width", sizes=_SIZES_OF_MINIMAX)
-    return ApiDoor(
-        parts._replace(path=base + ending).geturl(),
-        parts._replace(path=base).geturl(),
-        kind,
-        is_deployment,
-        first,
-    )
+    url, base = (parts._replace(path=found).geturl() for found in (root + ending, root))
+    return ApiDoor(url, base, _KINDS[ending], is_deployment, _FIRST[_KINDS[ending]])

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dialect.doors import door_of
-from dialect.envelope import read_json
+from dialect.envelope import message_of, read_json
 from dialect.error_text import ErrorText, claimed_status, complaint, free_text
 from dialect.judging import Fault, Outcome, judge, of_model
-from dialect.learning import Learned, teaches
+from dialect.learning import Learned
 from dialect.sizes import Size
 from storage.state import State
 from upstream.client import Deadline, Reply, Upstream
@@ -42,21 +42,30 @@ class Answer:
     sent: Collection[str] = ()
 
     @classmethod
-    def of(cls, reply: Reply, sent: Collection[str] = (), secrets: Collection[str] = ()) -> Answer:
-        """Read the answer to a request with the free text `sent` and credentials `secrets`."""
+    def of(cls, reply: Reply, sent: Collection[str] = ()) -> Answer:
+        """Read the answer to a request with the free text `sent`."""
         answer = cls(reply, read_json(reply.body), sent=sent)
         found = complaint(answer.json)
-        return answer.as_error(found, secrets) if reply.status >= 300 or found else answer
+        if reply.status < 300 and not found:
+            return answer
+        error, fault = answer._read(found)
+        return replace(answer, error=error, fault=fault)
 
-    def as_error(self, found: Any, secrets: Collection[str] = ()) -> Answer:
-        """Return this answer as the error that it reports, with a success for a status too."""
+    def without_picture(self) -> Fault:
+        """Return the fault of a success without a picture: rejected, unless its text says more."""
+        fault, said = self._read(None)[1], message_of(self.json).get("content")
+        # A chat model may have said why.
+        detail = " ".join(said.split())[:300] if isinstance(said, str) else ""
+        return replace(fault, detail=detail or fault.detail)
+
+    def _read(self, found: Any) -> tuple[ErrorText, Fault]:
+        """Return this answer as an error; `found` in it may claim a status."""
         reply, body = self.reply, self.json
         if body is None:
             body = reply.body[:4000].decode("utf-8", "replace")
         status = reply.status if reply.status >= 300 else claimed_status(found)
-        error = ErrorText.read(status, body, self.sent, secrets)
-        fault = judge(reply.status, error, reply.headers, self.json)
-        return replace(self, fault=fault, error=error)
+        error = ErrorText.read(status, body, self.sent)
+        return error, judge(reply.status, error, reply.headers, self.json)
 
 
 class Endpoint:
@@ -109,76 +118,42 @@ class Endpoint:
         for bytes in place of a URL. `texts` is free text of the client's beside that in `body`.
         Returns the last answer. Raises UpstreamError and Unavailable.
         """
-        key = self.note_key(body.get("model"))
+        model = body.get("model")
+        key = self.note_key(model)
         recalled = self.state.recall(Learned, key)
         known = recalled.note if recalled else self.door.first
-        learned = replace(known, wants_base64=True) if base64 else known
+        learned = known.forcing({"response_format": "b64_json"}) if base64 else known
         for _ in range(MAX_REQUESTS):
-            sent = _joined(body, learned.fields(body, size))
-            words, headers = (*free_text(sent), *texts), dict(learned.headers)
-            answer = self._call(
-                "POST", self.url, headers, words, json=sent, deadline=deadline, limit=limit
+            sent = learned.fields(body, size)
+            words = (*free_text(sent), *texts)
+            answer = self.call(
+                "POST", self.url, words, learned.headers, json=sent, deadline=deadline, limit=limit
             )
-            news = _lesson(answer, learned, sent, size)
-            if news is None:
+            fault, error = answer.fault, answer.error
+            if fault is None or error is None or fault.outcome is Outcome.REFUSED:
+                # Only lessons that helped are stored: an error may blame an innocent field.
+                if learned != known:
+                    learned.store(self.state, key, recalled)
+                break
+            answer = replace(answer, fault=of_model(fault, error, model))
+            news = learned.learn(error, sent, size)
+            if news == learned:
                 break
             learned = news
-        if answer.fault and answer.error:
-            fault = of_model(answer.fault, answer.error, body.get("model"))
-            answer = replace(answer, fault=fault)
-        # Only lessons that helped are stored: an error may blame an innocent field.
-        if learned != known and (answer.fault is None or answer.fault.outcome is Outcome.REFUSED):
-            learned.store(self.state, key, recalled)
         return answer
 
-    def get(
-        self,
-        url: str,
-        *,
-        deadline: Deadline,
-        limit: int,
-        headers: Mapping[str, str],
-        sent: Collection[str],
+    def call(
+        self, method: str, url: str, sent: Collection[str], headers: Mapping[str, str], **more: Any
     ) -> Answer:
-        """GET a URL of this server, with its credentials. Raises UpstreamError.
+        """Ask a URL of this server, with its credentials and `headers`. Raises UpstreamError.
 
-        `sent` is the free text of the request that led to it.
+        `sent` is the free text of the request, or of the one that led to it; `more` is for
+        Upstream.request.
         """
-        return self._call("GET", url, headers, sent, deadline=deadline, limit=limit)
-
-    def _call(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        words: Collection[str],
-        **more: Any,
-    ) -> Answer:
-        headers = _ACCEPT | self.headers | dict(headers)
+        headers = _ACCEPT | self.headers | {**headers}
         reply = self.upstream.request(method, url, headers=headers, **more)
-        return Answer.of(reply, words, tuple(self.headers.values()))
+        return Answer.of(reply, sent)
 
 
 def _digest(*parts: str | None) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def _joined(body: Mapping[str, Any], sent: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields to send; what `image_config` has in the body stays beside the shape."""
-    shape, own = sent.get("image_config"), body.get("image_config")
-    if isinstance(shape, dict) and isinstance(own, dict):
-        return sent | {"image_config": shape | own}
-    return sent
-
-
-def _lesson(
-    answer: Answer, learned: Learned, sent: Mapping[str, Any], size: Size | None
-) -> Learned | None:
-    """Return what is known after a rejection, or None if it teaches nothing new."""
-    fault, error = answer.fault, answer.error
-    if fault is None or error is None or not teaches(error):
-        return None
-    if fault.outcome is Outcome.REFUSED:
-        return None
-    news = learned.learn(error, sent, size)
-    return news if news != learned else None

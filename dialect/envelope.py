@@ -15,10 +15,7 @@ from upstream.bodies import has_too_many_values
 BLANK = codecs.BOM_UTF8 + b" \t\r\n"
 # JSON, a comment, or a field of an event. HTML, which holds JSON in scripts, is not searched.
 _BEGINNING = re.compile(rb'[{\["]|(?:data|event|id|retry)?:')
-_LINE = re.compile(
-    r'[ \t\ufeff]*(?:event:[ \t]*(?P<name>[^\r\n]{0,100})|(?P<value>(?:data:[ \t]*)?(?=[{\["])))'
-)
-_DATA_LINES = re.compile(r"(?:data:[^\n]*+\n){2,}+")
+_LINE = re.compile(r'[ \t\ufeff]*(?:event:[ \t]*(?P<name>[^\r\n]{0,100})|(?P<value>(?=[{\["])))')
 # Each may have been read to the end of the body, as `[DONE]` is not.
 _MAX_FAULTY = 20
 # Streamed chats have one for each token.
@@ -55,6 +52,8 @@ def read_json(body: bytes) -> Any | None:
 
 def _events(text: str) -> Iterator[tuple[str, Any]]:
     """Yield each value that begins a line or follows another, and the name of its event."""
+    # So that a value may be spread over several lines of data.
+    text = text.removeprefix("data:").replace("\ndata:", "\n")
     position, name, faulty = 0, "", 0
     while faulty < _MAX_FAULTY:
         line = _LINE.match(text, position)
@@ -62,12 +61,6 @@ def _events(text: str) -> Iterator[tuple[str, Any]]:
             try:
                 value, position = _DECODER.raw_decode(text, line.end())
             except (ValueError, RecursionError):
-                # Tried once, since it reads far ahead.
-                spread = None if faulty else _spread(text, position)
-                if spread:
-                    yield name, spread[0]
-                    name, position = "", spread[1]
-                    continue
                 faulty += 1
             else:
                 yield name, value
@@ -80,19 +73,8 @@ def _events(text: str) -> Iterator[tuple[str, Any]]:
             return
 
 
-def _spread(text: str, position: int) -> tuple[Any, int] | None:
-    """Return the value of an event that is spread over several `data:` lines, and its end."""
-    lines = _DATA_LINES.match(text, position)
-    if lines is None:
-        return None
-    try:
-        return _DECODER.decode(re.sub(r"(?m)^data: ?", "", lines[0])), lines.end()
-    except (ValueError, RecursionError):
-        return None
-
-
 def _type(value: Any) -> str:
-    return str(value.get("type") or "") if isinstance(value, dict) else ""
+    return str(_object(value).get("type") or "")
 
 
 def _combined(events: list[tuple[str, Any]]) -> Any:
@@ -103,24 +85,30 @@ def _combined(events: list[tuple[str, Any]]) -> Any:
     if any(map(_delta, values)):
         return _chat(values)
     errors = [
-        (value.get("error") if isinstance(value, dict) else None) or (name and value)
+        _object(value).get("error") or value
         for name, value in events
-        if name.rpartition(".")[2] in ("error", "failed")
-        or (isinstance(value, dict) and value.get("error"))
+        if name.rpartition(".")[2] in ("error", "failed") or _object(value).get("error")
     ]
     return {"error": errors[0], "data": values[::-1]} if errors else values[::-1]
 
 
-def _choice(value: Any) -> dict[str, Any]:
+def first_choice(answer: Any) -> dict[str, Any]:
     """Return the first choice of a chat completion or one of its events, {} if it has none."""
-    choices = value.get("choices") if isinstance(value, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    return choice if isinstance(choice, dict) else {}
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    return _object(choices[0]) if isinstance(choices, list) and choices else {}
+
+
+def message_of(answer: Any) -> dict[str, Any]:
+    """Return the message of a chat completion's first choice, {} if it has none."""
+    return _object(first_choice(answer).get("message"))
 
 
 def _delta(value: Any) -> dict[str, Any]:
-    delta = _choice(value).get("delta")
-    return delta if isinstance(delta, dict) else {}
+    return _object(first_choice(value).get("delta"))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _chat(values: list[Any]) -> dict[str, Any]:
@@ -130,14 +118,12 @@ def _chat(values: list[Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     finished = None
     for value in values:
-        choice, delta = _choice(value), _delta(value)
+        choice, delta = first_choice(value), _delta(value)
         for part in _parts(delta.get("content")) + _parts(delta.get("images")):
-            is_text = isinstance(part, dict) and isinstance(part.get("text"), str)
-            said = part["text"] if is_text else part
+            said = _object(part).get("text") or part
             (text if isinstance(said, str) else images).append(said)
         finished = choice.get("finish_reason") or finished
-        error = (isinstance(value, dict) and value.get("error")) or choice.get("error")
-        if error:
+        if error := _object(value).get("error") or choice.get("error"):
             answer = {"error": error}
     message = {"content": "".join(text)} | ({"images": images} if images else {})
     return answer | {"choices": [{"message": message, "finish_reason": finished}]}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from dialect.envelope import first_choice
+
 # The fields of a request that hold a client's own words.
 FREE_TEXT = ("prompt", "model", "quality", "style", "background", "negative_prompt", "user")
 
@@ -108,9 +110,8 @@ def _letters(text: str) -> str:
 _MAX_FACTS = 400
 _MAX_TEXT = 2**16
 _MAX_NESTED = 8
-_MAX_WORDS = 300
-# Removing a shorter one would garble the message, and it protects nothing.
-_MIN_SECRET = 6
+# More than is shown, so that none is shown in part that is replaced as a whole.
+_MAX_WORDS = 1000
 
 _FINISH_NAMES = ("finishReason", "finish_reason", "blockReason", "block_reason")
 # Only vendors write these. The others can hold a sentence that quotes the client.
@@ -124,10 +125,18 @@ _MESSAGE_NAMES = frozenset(
 _ECHOES = frozenset(("input", "prompt", "revised_prompt", "b64_json", "flagged_input", "parts"))
 # A message beside one of these is no complaint.
 _CONTENT = ("data", "images", "choices", "output", "output_images", "task_id", "task_status")
-# Vendors quote the key that they reject.
+# What becomes of a task may stand in a field of one of these names.
+_STATUS_NAMES = ("task_status", "status", "state")
+FAILED = frozenset((
+    "failed", "failure", "fail", "error", "cancelled", "canceled", "expired", "rejected", "blocked",
+))  # fmt: skip
+# Gateways quote their own keys.
 _SECRET = re.compile(
     r"(?i:bearer)\s+\S+|\b(?:sk|pk|rk|hf|gsk|xai|r8|pst)[-_][\w*.-]{6,}|\bAIza[\w-]{20,}"
 )
+# MiniMax's codes as HTTP has them; others are about the request.
+_MINIMAX = {1001: 504, 1002: 429, 1004: 401, 1008: 402, 1039: 429, 2049: 401}
+_MINIMAX |= dict.fromkeys((1000, 1013, 1024, 1033), 500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,36 +148,27 @@ class ErrorText:
     parameter. `text`, for matching only, is everything together, but codes and params alone if
     the error `is_echo`: it repeats the client's words in a form that cannot be struck out.
     `quoted` are the client's values that were. `raw` is everything with the client's words.
-    `words` is the vendor's message as it came, shortened, for the administrator; it holds no
-    secret.
+    `words` is the vendor's message as it came, shortened, for the administrator; the settings'
+    secrets are still in it.
     """
 
     status: int
     codes: frozenset[str]
     params: frozenset[str]
     text: str
-    raw: str = ""
-    words: str = ""
-    quoted: frozenset[str] = frozenset()
-    is_echo: bool = False
+    raw: str
+    words: str
+    quoted: frozenset[str]
+    is_echo: bool
 
     @classmethod
-    def read(
-        cls,
-        status: int,
-        answer: Any,
-        sent: Collection[str] = (),
-        secrets: Collection[str] = (),
-    ) -> ErrorText:
-        """Read any vendor's error. Raises nothing.
-
-        `sent` is the free text of the request, `secrets` are its credentials.
-        """
+    def read(cls, status: int, answer: Any, sent: Collection[str] = ()) -> ErrorText:
+        """Read any vendor's error; `sent` is the free text of the request. Raises nothing."""
         client, quoted = FreeText(sent), set[str]()
         codes, params = set[str](), set[str]()
+        own: list[str] = []
         messages: list[str] = []
         facts = list(islice(_facts(answer), _MAX_FACTS))
-        own: list[str] = []
         for name, value, is_inside in facts:
             if is_inside and client.could_forge(value):
                 continue
@@ -188,8 +188,8 @@ class ErrorText:
             frozenset(codes),
             frozenset(params),
             _joined(own if is_echo else own + messages),
-            _joined([value for _, value, _ in facts]),
-            _words(facts, secrets),
+            _joined(value for _, value, _ in facts),
+            _words(facts),
             frozenset(quoted),
             is_echo,
         )
@@ -201,12 +201,13 @@ def complaint(answer: Any) -> Any:
         return None
     if error := answer.get("error"):
         return error
-    choices = answer.get("choices")
-    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-        return choices[0].get("error") or None
-    base = answer.get("base_resp")  # MiniMax's; 0 is success
-    if isinstance(base, dict) and base.get("status_code"):
+    if choice := first_choice(answer):
+        return choice.get("error") or None
+    if _minimax_code(answer):
         return answer
+    if task_status(answer) in FAILED:
+        errors = (part.get(name) for part in task_parts(answer) for name in ("error", "errors"))
+        return next(filter(None, errors), answer)
     has_content = any(answer.get(name) for name in _CONTENT)
     complains = any(answer.get(name) for name in ("errors", "message", "msg", "detail"))
     return answer if complains and not has_content else None
@@ -214,8 +215,35 @@ def complaint(answer: Any) -> Any:
 
 def claimed_status(error: Any) -> int:
     """Return the status that an error inside a 200 claims, or 400 if it claims none."""
-    code = str(error.get("code") or error.get("status") or "") if isinstance(error, dict) else ""
+    if not isinstance(error, dict):
+        return 400
+    code = str(error.get("code") or error.get("status") or _MINIMAX.get(_minimax_code(error), ""))
     return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 400
+
+
+def _minimax_code(answer: dict[str, Any]) -> int:
+    """Return the code in an answer of MiniMax's; 0 is success."""
+    base = answer.get("base_resp")
+    code = base.get("status_code") if isinstance(base, dict) else 0
+    return code if isinstance(code, int) else 0
+
+
+def task_parts(answer: Any) -> Iterator[dict[str, Any]]:
+    """Yield the objects of an answer that may be about a task, the innermost first."""
+    if not isinstance(answer, dict):
+        return
+    for name in ("data", "output"):
+        inner = answer.get(name)
+        inner = inner[0] if isinstance(inner, list) and inner else inner
+        if isinstance(inner, dict):
+            yield inner
+    yield answer
+
+
+def task_status(answer: Any) -> str | None:
+    """Return the status of a task in lower case, or None if the answer does not say it."""
+    found = (part.get(name) for part in task_parts(answer) for name in _STATUS_NAMES)
+    return next((value.lower() for value in found if isinstance(value, str)), None)
 
 
 def nodes(answer: Any) -> Iterator[tuple[str, Any, bool]]:
@@ -225,26 +253,19 @@ def nodes(answer: Any) -> Iterator[tuple[str, Any, bool]]:
     that repeat the request are left out, and so is the text that a chat model wrote.
     """
     waiting: list[tuple[str, Any, int]] = [("", answer, 0)]
-    position = 0
-    while position < min(len(waiting), _MAX_FACTS):
-        name, value, nested = waiting[position]
-        position += 1
-        if name in _ECHOES or _is_prose(name, value):
+    for name, value, nested in waiting:  # which grows meanwhile
+        is_message = name in ("message", "delta") and isinstance(value, dict)
+        if name in _ECHOES or (is_message and ("role" in value or "content" in value)):
             continue
         yield name, value, nested > 0
         if isinstance(value, dict):
-            waiting += [(field, item, nested) for field, item in islice(value.items(), _MAX_FACTS)]
+            inner = [(field, item, nested) for field, item in islice(value.items(), _MAX_FACTS)]
         elif isinstance(value, list):
-            waiting += [(name, item, nested) for item in value[:_MAX_FACTS]]
-        elif isinstance(value, str) and nested < _MAX_NESTED:
-            inside = _json_inside(value)
-            if inside is not None:
-                waiting.append((name, inside, nested + 1))
-
-
-def _is_prose(name: str, value: Any) -> bool:
-    is_message = name in ("message", "delta") and isinstance(value, dict)
-    return is_message and ("role" in value or "content" in value)
+            inner = [(name, item, nested) for item in value[:_MAX_FACTS]]
+        else:
+            found = _json_inside(value) if nested < _MAX_NESTED else None
+            inner = [] if found is None else [(name, found, nested + 1)]
+        waiting += inner[: _MAX_FACTS - len(waiting)]
 
 
 def _facts(answer: Any) -> Iterator[tuple[str, str, bool]]:
@@ -259,29 +280,23 @@ def _facts(answer: Any) -> Iterator[tuple[str, str, bool]]:
             yield name, str(value), is_inside
 
 
-def _joined(texts: list[str]) -> str:
+def _joined(texts: Iterable[str]) -> str:
     # A number alone is a code; as text it would look like a limit.
     return "\n".join(text for text in texts if not text.isdecimal())[:_MAX_TEXT]
 
 
-def _words(facts: list[tuple[str, str, bool]], secrets: Collection[str]) -> str:
+def _words(facts: list[tuple[str, str, bool]]) -> str:
     """Return the vendor's message on one line, or its codes if it has none."""
     said = [value for name, value, _ in facts if name in _MESSAGE_NAMES and value.strip()]
     text = said[0] if said else ", ".join(value for _, value, _ in facts)
-    for secret in secrets:
-        secret = secret.removeprefix("Bearer ")
-        text = text.replace(secret, "***") if len(secret) >= _MIN_SECRET else text
-    text = "".join(sign if sign.isprintable() else " " for sign in _SECRET.sub("***", text))
-    return " ".join(text.split())[:_MAX_WORDS]
+    return " ".join(_SECRET.sub("***", text).split())[:_MAX_WORDS]
 
 
-def _json_inside(text: str) -> Any:
+def _json_inside(text: Any) -> Any:
     """Return the JSON object that a gateway has quoted in its own message, if any."""
-    text = text[:_MAX_TEXT]
-    start = text.find("{")
-    if start < 0:
+    if not isinstance(text, str) or "{" not in text[:_MAX_TEXT]:
         return None
     try:
-        return json.JSONDecoder().raw_decode(text, start)[0]
+        return json.JSONDecoder().raw_decode(text[:_MAX_TEXT], text.index("{"))[0]
     except (ValueError, RecursionError):
         return None

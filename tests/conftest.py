@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import click.testing
@@ -34,8 +36,6 @@ from .servers import (
     RawServer,
     Say,
     ScriptedServer,
-    Seen,
-    closing_all,
     fetch,
     free_port,
     png,
@@ -110,19 +110,9 @@ def hosting_settings(host: ScriptedServer) -> dict[str, str]:
     }
 
 
-class Service(Protocol):
+class Service:
     """The proxy as a client sees it."""
 
-    url: str
-
-    def get(self, target: str, **more: Any) -> Got: ...
-
-    def picture(self, description: str, method: str = "GET", **query: Any) -> Got: ...
-
-    def delete(self, body: bytes, token: str | None = ADMIN) -> Got: ...
-
-
-class _Client:
     url: str
 
     def get(self, target: str, **more: Any) -> Got:
@@ -133,11 +123,28 @@ class _Client:
         pairs = "&".join(f"{name}={value}" for name, value in {"key": KEY, **query}.items())
         return self.get(f"/prompt/{description}?{pairs}", method=method)
 
-    def delete(self, body: bytes, token: str | None = ADMIN) -> Got:
-        headers = {"Content-Type": "application/json"}
-        if token is not None:
-            headers["X-Admin-Token"] = token
-        return self.get("/cache/delete", method="POST", headers=headers, body=body)
+    def post(self, target: str, body: Any, key: str = KEY, **headers: str) -> Got:
+        """Send a body, as JSON unless it is bytes, with an access key."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {key}", **headers}
+        return self.get(target, method="POST", headers=headers, body=data)
+
+    def order(self, body: Any, key: str = KEY, **headers: str) -> Got:
+        """Order pictures as OpenAI's clients do."""
+        return self.post("/v1/images/generations", body, key, **headers)
+
+    def sign(self, body: Any, key: str = KEY, **headers: str) -> Got:
+        return self.post("/sign", body, key, **headers)
+
+    def sign_target(self, body: Any, key: str = KEY) -> str:
+        """Return the path and query of a signed URL."""
+        return str(self.sign(body, key).json["url"]).removeprefix(self.url)
+
+    def as_admin(self, target: str, **headers: str) -> Got:
+        return self.get(target, headers={"X-Admin-Token": ADMIN, **headers})
+
+    def delete(self, body: Any, token: str = ADMIN) -> Got:
+        return self.post("/cache/delete", body, **{"X-Admin-Token": token})
 
 
 class _Handler(WSGIRequestHandler):
@@ -153,7 +160,7 @@ class _Handler(WSGIRequestHandler):
         pass
 
 
-class InProcess(_Client):
+class InProcess(Service):
     """The app in this process, behind Werkzeug's threaded HTTP server: starts in no time.
 
     `ahead` is how many seconds its clock is ahead of the real one.
@@ -176,7 +183,7 @@ class InProcess(_Client):
         self.services.close()
 
 
-class Gunicorn(_Client):
+class Gunicorn(Service):
     """The shipped gunicorn.conf.py in a process of its own, on a free port."""
 
     def __init__(self, environment: dict[str, str], log: Path, root: Path = ROOT) -> None:
@@ -185,8 +192,8 @@ class Gunicorn(_Client):
         self.log = log
         self._expected = int(environment["WORKERS"])
         # Nothing of this shell's settings gets in, and no .env: it would be read from the folder.
-        clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        clean["PYTHONPATH"] = str(root)
+        clean = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        clean |= {"PYTHONPATH": str(root), "HOME": str(log.parent / "home")}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "--config", str(root / "gunicorn.conf.py")],
@@ -194,6 +201,7 @@ class Gunicorn(_Client):
                 env=clean | environment | {"PORT": str(port)},
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         wait_until(self._answers, what=f"gunicorn, which said: {self.said()}")
 
@@ -224,33 +232,51 @@ class Gunicorn(_Client):
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
 
+    def reload(self) -> None:
+        """Have it read its settings anew, and wait until all workers are new."""
+        old = self.workers()
+        self.process.send_signal(signal.SIGHUP)
+        self._wait_for_others_than(old)
+
+    def respawn_workers(self) -> None:
+        for pid in (old := self.workers()):
+            os.kill(pid, signal.SIGKILL)
+        self._wait_for_others_than(old)
+
+    def _wait_for_others_than(self, old: list[int]) -> None:
+        def are_new() -> bool:
+            workers = self.workers()
+            return len(workers) == self._expected and not {*old} & {*workers}
+
+        wait_until(are_new, 30, "the workers to be replaced")
+
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGQUIT)
-            try:
-                self.process.wait(3)
-            except subprocess.TimeoutExpired:
-                # A gthread worker deadlocks if SIGQUIT arrives while it starts a thread.
-                for pid in self.workers():
-                    os.kill(pid, signal.SIGKILL)
-                self.process.kill()
-                self.process.wait()
+        """End all its processes at once, and remove the metrics that they leave behind."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for counts in Path("/dev/shm").glob(f"prompt-image-proxy-metrics-{self.process.pid}-*"):
+            shutil.rmtree(counts)
 
 
-def with_backend(
-    folder: Path, things: list[Any], **settings: str
-) -> tuple[Gunicorn, ScriptedServer]:
-    """Start a service, in a folder of its own, and its backend, both to be closed as `things`."""
-    things.append(backend := ScriptedServer())
-    own = {
-        "BACKEND_API_URLS": backend.url,
+def basic_settings(folder: Path) -> dict[str, str]:
+    """Return the least there is to set beside backends, with no way out of this machine."""
+    return {
         "PROXY_ACCESS_KEY": KEY,
         "ADMIN_TOKEN": ADMIN,
-        "CACHE_DIR": str(folder / "pictures"),
+        "CACHE_DIR": str(folder / "cache"),
         "POLLINATIONS_ENABLED": "false",
+        "WORKERS": "2",
     }
-    things.append(service := Gunicorn(own | settings, folder / "gunicorn.log"))
-    return service, backend
+
+
+@contextmanager
+def with_backend(folder: Path, **settings: str) -> Iterator[tuple[Gunicorn, ScriptedServer]]:
+    """Run a service, in a folder of its own, and its backend."""
+    with closing(ScriptedServer()) as backend:
+        own = basic_settings(folder) | {"BACKEND_API_URLS": backend.url}
+        with closing(Gunicorn(own | settings, folder / "gunicorn.log")) as service:
+            yield service, backend
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -262,8 +288,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def opened() -> Iterator[list[Any]]:
     """Things to close when the test is over, the last opened first."""
     things: list[Any] = []
-    with closing_all(things):
-        yield things
+    yield things
+    for thing in reversed(things):
+        thing.close()
 
 
 @pytest.fixture
@@ -336,14 +363,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """The least there is to set, with no way out of this machine."""
-    return {
-        "PROXY_ACCESS_KEY": KEY,
-        "ADMIN_TOKEN": ADMIN,
-        "CACHE_DIR": str(tmp_path / "cache"),
-        "POLLINATIONS_ENABLED": "false",
-        "WORKERS": "2",
-    }
+    return basic_settings(tmp_path)
 
 
 @pytest.fixture
@@ -356,6 +376,12 @@ def serve(environment: dict[str, str], opened: list[Any]) -> Callable[..., InPro
         return made
 
     return start
+
+
+@pytest.fixture
+def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
+    """The app in this process, with one backend and the settings of `environment`."""
+    return serve(backend)
 
 
 @pytest.fixture
@@ -394,6 +420,3 @@ def run(
         return runner.invoke(cli, arguments, input=answer, obj=make_services)
 
     return invoke
-
-
-__all__ = ["ADMIN", "KEY", "REFUSAL", "Say", "Seen", "drawing", "fetch", "saying"]

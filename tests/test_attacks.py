@@ -14,7 +14,6 @@ import pytest
 from .conftest import (
     ADMIN,
     BROKEN,
-    KEY,
     REFUSAL,
     Gunicorn,
     InProcess,
@@ -196,10 +195,7 @@ def test_signed_url_costs_one_drawing_in_all_its_variants(
     gunicorn: Start, backend: ScriptedServer, folder: Path
 ) -> None:
     service = gunicorn(backend, METRICS="true", WORKERS="1")
-    bearer = {"Authorization": f"Bearer {KEY}"}
-    wanted = b'{"description": "shown"}'
-    signed = service.get("/sign", method="POST", headers=bearer, body=wanted).json["url"]
-    target = signed.removeprefix(service.url)
+    target = service.sign_target({"description": "shown"})
     headers = {"Range": "bytes=0-1"}
     assert service.get(target).status == 200
     assert service.get(target, headers=headers).status == 206

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,14 +16,6 @@ Serve = Callable[..., InProcess]
 
 BEARER = {"Authorization": f"Bearer {KEY}"}
 PRIVATE = "private, max-age=31536000, immutable"
-
-
-def signed(service: InProcess, expires_in: int) -> str:
-    """Return the path and query of a URL that expires."""
-    body = json.dumps({"description": "x", "expires_in": expires_in}).encode()
-    got = service.get("/sign", method="POST", headers=BEARER, body=body)
-    parts = urlsplit(got.json["url"])
-    return f"{parts.path}?{parts.query}"
 
 
 def lifetimes(got: Got) -> tuple[int, int]:
@@ -42,32 +32,35 @@ def made(cache_control: str, left: int | None = None, *, is_private: bool = Fals
 # --- the Authorization header
 
 
-@pytest.mark.parametrize("value", [f"Bearer {KEY}", "Bearer wrong", "Basic eDp5", ""])
-def test_answer_to_any_authorization_is_private(
-    serve: Serve, backend: ScriptedServer, value: str
-) -> None:
-    service = serve(backend)
-    target, headers = f"/prompt/x?key={KEY}", {"Authorization": value}
-    cold, hot = (service.get(target, headers=headers) for _ in range(2))
-    etag = {"If-None-Match": hot.headers["ETag"]}
-    unchanged = service.get(target, headers=headers | etag)
-    part = service.get(target, headers=headers | {"Range": "bytes=0-3"})
-    head = service.get(target, method="HEAD", headers=headers)
-    answers = (cold, hot, unchanged, part, head)
-    assert [got.status for got in answers] == [200, 200, 304, 206, 200]
-    assert {got.headers["Cache-Control"] for got in answers} == {PRIVATE}
-    assert {got.headers["X-Accel-Expires"] for got in answers} == {"10"}, "nginx keeps them"
+def test_answer_to_any_authorization_is_private(service: InProcess) -> None:
+    target = f"/prompt/x?key={KEY}"
+    for value in (f"Bearer {KEY}", "Bearer wrong", "Basic eDp5", ""):
+        headers = {"Authorization": value}
+        cold, hot = (service.get(target, headers=headers) for _ in range(2))
+        etag = {"If-None-Match": hot.headers["ETag"]}
+        unchanged = service.get(target, headers=headers | etag)
+        part = service.get(target, headers=headers | {"Range": "bytes=0-3"})
+        head = service.get(target, method="HEAD", headers=headers)
+        answers = (cold, hot, unchanged, part, head)
+        assert [got.status for got in answers] == [200, 200, 304, 206, 200]
+        assert {got.headers["Cache-Control"] for got in answers} == {PRIVATE}
+        assert {got.headers["X-Accel-Expires"] for got in answers} == {"10"}, "nginx keeps them"
     assert service.get(target).headers["Cache-Control"].startswith("public")
 
 
-def test_redirect_for_an_authorization_is_private(
+@pytest.fixture
+def hosted(
     serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
-) -> None:
+) -> InProcess:
+    """A service whose pictures are at an image host."""
     host = server()
     host.say(Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}}))
-    service = serve(backend, **hosting_settings(host))
+    return serve(backend, **hosting_settings(host))
+
+
+def test_redirect_for_an_authorization_is_private(hosted: InProcess) -> None:
     for _ in range(2):
-        got = service.get("/prompt/x", headers=BEARER)
+        got = hosted.get("/prompt/x", headers=BEARER)
         assert (got.status, got.headers["Cache-Control"]) == (302, "private, max-age=3600")
 
 
@@ -92,7 +85,7 @@ def test_no_directive_lets_shared_caches_keep_private_answers(
 
 def test_no_answer_outlasts_the_exp_of_its_url(serve: Serve, backend: ScriptedServer) -> None:
     service = serve(backend, NGINX_CACHE_SECONDS="600")
-    target = signed(service, 100)
+    target = service.sign_target({"description": "x", "expires_in": 100})
     cold, hot = (service.get(target) for _ in range(2))
     unchanged = service.get(target, headers={"If-None-Match": hot.headers["ETag"]})
     for got in (cold, hot, unchanged, service.get(target, headers=BEARER)):
@@ -110,14 +103,9 @@ def test_exp_allows_for_the_second_that_nginx_adds(left: int) -> None:
     assert 0 <= max_age <= left - (in_nginx + 1 if in_nginx else 0)
 
 
-def test_redirect_does_not_outlast_the_exp_of_its_url(
-    serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
-) -> None:
-    host = server()
-    host.say(Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}}))
-    service = serve(backend, **hosting_settings(host))
-    target = signed(service, 60)
-    assert max(map(sum, (lifetimes(service.get(target)) for _ in range(2)))) <= 60
+def test_redirect_does_not_outlast_the_exp_of_its_url(hosted: InProcess) -> None:
+    target = hosted.sign_target({"description": "x", "expires_in": 60})
+    assert max(map(sum, (lifetimes(hosted.get(target)) for _ in range(2)))) <= 60
 
 
 @pytest.mark.parametrize(

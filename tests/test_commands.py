@@ -23,7 +23,7 @@ from storage.local.sqlite import SqliteState
 
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, Run, drawing
 from .servers import GIF, Gate, Say, ScriptedServer, fetch, png, wait_until
-from .states import Clock, SqlitePlace, held_elsewhere
+from .states import held_elsewhere
 
 BASE = "https://pics.example.org"
 
@@ -290,7 +290,7 @@ def test_picture_under_way_is_not_deleted(
     run: Run, cache: Cache, environment: dict[str, str]
 ) -> None:
     key = put(cache, "one")
-    with held_elsewhere(SqlitePlace(environment["CACHE_DIR"], Clock()), key):
+    with held_elsewhere(environment["CACHE_DIR"], key):
         refused = run("cache", "delete", "one", "--yes")
     assert (refused.exit_code, "being drawn" in refused.output) == (1, True)
     assert [row.key for row in cache.state.newest("", 9, None)] == [key]

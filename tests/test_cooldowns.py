@@ -19,7 +19,7 @@ from .states import Clock
 KEY = "a" * 32
 DOWN = Fault(Outcome.FAILED, "down")
 REJECTED = Fault(Outcome.REJECTED, "rejected")
-UNAUTHORISED = Fault(Outcome.FAILED, "unauthorised", is_of_account=True, wait=7.0)
+UNAUTHORISED = Fault(Outcome.FAILED, "unauthorised", wait=7.0)
 RESTED = {KEY: Cooldown()}
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from dialect.error_text import ErrorText, free_text
 from dialect.learning import Learned
-from dialect.sizes import ASPECT_RATIOS, Size, SizeRule, listed_ratios, nearest_ratio
+from dialect.size_words import listed_ratios
+from dialect.sizes import ASPECT_RATIOS, Size, SizeRule
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -158,18 +159,18 @@ MODELSCOPE = (
     " and set header X-ModelScope-Async-Mode=true to switch to asynchronous calling mode"
 )
 DEMANDED: dict[str, tuple[Any, Learned]] = {
-    "Qwen": (openai(QWEN), Learned(forced=(("enable_thinking", False),))),
-    "Codex": ({"detail": "Stream must be set to true"}, Learned(forced=(("stream", True),))),
-    "a number": (openai("n must be set to 1."), Learned(forced=(("n", 1),))),
+    "Qwen": (openai(QWEN), Learned(forced={"enable_thinking": False})),
+    "Codex": ({"detail": "Stream must be set to true"}, Learned(forced={"stream": True})),
+    "a number": (openai("n must be set to 1."), Learned(forced={"n": 1})),
     "a word": (openai("`output_format` must be set to 'png'"),
-               Learned(forced=(("output_format", "png"),))),
+               Learned(forced={"output_format": "png"})),
     "a bare word": (openai("moderation must be set to low for this model"),
-                    Learned(forced=(("moderation", "low"),))),
-    "camelCase": (openai("sampleCount must be set to 1"), Learned(forced=(("sampleCount", 1),))),
+                    Learned(forced={"moderation": "low"})),
+    "camelCase": (openai("sampleCount must be set to 1"), Learned(forced={"sampleCount": 1})),
     "no value": (openai("user must be set to a string"), Learned()),
     "an essential field": (openai("model must be set to x"), Learned()),
     "ModelScope": ({"errors": {"message": MODELSCOPE}},
-                   Learned(headers=(("X-ModelScope-Async-Mode", "true"),))),
+                   Learned(headers={"X-ModelScope-Async-Mode": "true"})),
     "a header of ours": (openai("set header Authorization=none"), Learned()),
 }  # fmt: skip
 
@@ -179,14 +180,12 @@ def test_demanded_field_or_header_is_learned(vendor: str) -> None:
     answer, expected = DEMANDED[vendor]
     learned = learn(answer)
     assert learned == expected
-    assert dict(learned.forced).items() <= learned.fields(BODY, None).items()
+    assert learned.forced.items() <= learned.fields(BODY, None).items()
     assert Learned.from_json(json.loads(json.dumps(learned.to_json()))) == learned
 
 
 def test_demanded_field_that_is_rejected_is_left_out() -> None:
-    learned = learn(
-        openai("Unknown parameter: 'stream'."), known=Learned(forced=(("stream", True),))
-    )
+    learned = learn(openai("Unknown parameter: 'stream'."), known=Learned(forced={"stream": True}))
     assert "stream" not in learned.fields(BODY, None)
 
 
@@ -545,7 +544,7 @@ def test_lessons_are_described_without_values_of_clients() -> None:
     ],
 )
 def test_nearest_ratio_is_by_shape(size: Size, ratio: str) -> None:
-    assert nearest_ratio(size, ASPECT_RATIOS) == ratio
+    assert SizeRule().nearest_ratio(size, ASPECT_RATIOS) == ratio
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from drawing.reservation import OverLimit, Reservation
 from storage import Unavailable
 from storage.state import State
 
-from .conftest import ADMIN, BROKEN, KEY, REFUSAL, Gunicorn, InProcess, drawing
+from .conftest import BROKEN, REFUSAL, Gunicorn, InProcess, Service, drawing
 from .servers import Gate, Got, Say, ScriptedServer, wait_until
 from .states import Clock
 
@@ -30,10 +30,9 @@ NOON = 1_800_014_400.0
 BLOG = Caller("blog", 3)
 
 
-def keys_of(service: InProcess | Gunicorn) -> dict[str, int]:
+def keys_of(service: Service) -> dict[str, int]:
     """Return how many drawings /status counts for each key."""
-    found = service.get("/status", headers={"X-Admin-Token": ADMIN}).json["keys"]
-    return {key["name"]: key["drawings"] for key in found}
+    return {key["name"]: key["drawings"] for key in service.as_admin("/status").json["keys"]}
 
 
 # --- through HTTP -------------------------------------------------------------------------------
@@ -44,7 +43,7 @@ def service(serve: Serve, backend: ScriptedServer) -> InProcess:
     return serve(backend, ACCESS_KEYS=KEYS, DRAWINGS_PER_DAY="1")
 
 
-def blog(service: InProcess | Gunicorn, prompt: str) -> Got:
+def blog(service: Service, prompt: str) -> Got:
     return service.picture(prompt, key="blog-key")
 
 
@@ -70,20 +69,11 @@ def test_limit_ends_at_midnight_utc(service: InProcess) -> None:
     assert blog(service, "c").status == 200
 
 
-def signed(service: InProcess, prompt: str, key: str) -> str:
-    """Return the path and query of a URL that a key signs."""
-    body = json.dumps({"description": prompt}).encode()
-    url: str = service.get(f"/sign?key={key}", method="POST", body=body).json["url"]
-    return url.removeprefix(service.url)
-
-
 def test_signed_urls_share_the_limit_of_the_key_that_signed(service: InProcess) -> None:
-    assert service.get(signed(service, "signed", KEY)).status == 200
+    assert service.get(service.sign_target({"description": "signed"})).status == 200
     assert service.picture("x").status == 429
-    urls = [signed(service, prompt, "blog-key") for prompt in "abcd"]
-    order = json.dumps({"prompt": "e", "seed": 1, "response_format": "url"}).encode()
-    bearer = {"Authorization": "Bearer blog-key"}
-    ordered = service.get("/v1/images/generations", method="POST", headers=bearer, body=order)
+    urls = [service.sign_target({"description": prompt}, "blog-key") for prompt in "abcd"]
+    ordered = service.order({"prompt": "e", "seed": 1, "response_format": "url"}, "blog-key")
     urls.append(ordered.json["data"][0]["url"].removeprefix(service.url))
     assert all("by=blog&sig=" in url for url in urls)
     assert [service.get(url).status for url in urls] == [200, 429, 429, 429, 200]
@@ -112,7 +102,7 @@ def test_key_that_may_not_draw_is_not_told_to_wait(serve: Serve, backend: Script
 def test_failing_url_of_a_stranger_leaves_the_owner_his_limit(
     service: InProcess, backend: ScriptedServer
 ) -> None:
-    url = signed(service, "cursed", KEY)
+    url = service.sign_target({"description": "cursed"})
     backend.say(lambda seen: BROKEN if seen.json["prompt"] == "cursed" else drawing())
     for _ in range(5):
         assert service.get(url).status == 502
@@ -188,7 +178,7 @@ def test_keys_are_shown_to_the_administrator_only(service: InProcess) -> None:
     service.picture("y", key="phone-key")
     assert "keys" not in service.get("/status").json
     assert service.get("/status", headers={"X-Admin-Token": "wrong"}).status == 401
-    assert service.get("/status", headers={"X-Admin-Token": ADMIN}).json["keys"] == [
+    assert service.as_admin("/status").json["keys"] == [
         {"name": "PROXY_ACCESS_KEY", "drawings": 0, "per_day": 1, "expires": None},
         {"name": "blog", "drawings": 1, "per_day": 2, "expires": None},
         {"name": "phone", "drawings": 1, "per_day": None, "expires": None},

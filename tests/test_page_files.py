@@ -9,7 +9,6 @@ from collections.abc import Callable
 from web.sentences import SENTENCES
 
 from .conftest import ROOT, InProcess
-from .servers import ScriptedServer
 
 Serve = Callable[..., InProcess]
 
@@ -17,10 +16,7 @@ FOLDER = ROOT / "web" / "page"
 GZIP = {"Accept-Encoding": "gzip, deflate, br"}
 
 
-def test_every_file_has_its_type_and_may_be_compressed(
-    serve: Serve, backend: ScriptedServer
-) -> None:
-    service = serve(backend)
+def test_every_file_has_its_type_and_may_be_compressed(service: InProcess) -> None:
     types = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg"}
     for path in FOLDER.iterdir():
         plain = service.get(f"/page/{path.name}")
@@ -39,15 +35,13 @@ def test_every_file_has_its_type_and_may_be_compressed(
     assert service.get("/").body == (FOLDER / "page.html").read_bytes()
 
 
-def test_unchanged_file_is_not_sent_again(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend)
+def test_unchanged_file_is_not_sent_again(service: InProcess) -> None:
     etag = service.get("/page/page.js", headers=GZIP).headers["ETag"]
     again = service.get("/page/page.js", headers=GZIP | {"If-None-Match": etag})
     assert (again.status, again.body) == (304, b"")
 
 
-def test_nothing_else_is_served(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend)
+def test_nothing_else_is_served(service: InProcess) -> None:
     for name in ("x.js", "..", "%2e%2e%2fapi.py", "__init__.py", ""):
         assert service.get(f"/page/{name}").status == 404
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,18 +28,21 @@ CAT = {"prompt": "a cat"}
 
 
 def post(service: Service, body: Any = CAT, retry: int = 0, key: str = KEY) -> Got:
-    headers = {"Authorization": f"Bearer {key}", "x-stainless-retry-count": str(retry)}
-    data = json.dumps(body).encode()
-    return service.get("/v1/images/generations", method="POST", headers=headers, body=data)
+    return service.order(body, key, **{"x-stainless-retry-count": str(retry)})
 
 
-def order_and_leave(service: Service, backend: ScriptedServer) -> None:
-    """Send an order, and hang up when it is being drawn."""
-    parts, body, before = urlsplit(service.url), json.dumps(CAT).encode(), len(backend.seen)
+@contextmanager
+def ordering(service: Service) -> Iterator[socket.socket]:
+    """Send an order over a connection, which is closed at the end."""
+    parts, body = urlsplit(service.url), json.dumps(CAT).encode()
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
     with socket.create_connection((str(parts.hostname), parts.port or 0)) as client:
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        wait_until(lambda: len(backend.seen) > before)
+        yield client
+
+
+def has_ended(folder: Path) -> bool:
+    return [note["has_ended"] for note in orders(folder)] == [True]
 
 
 def seeds(got: Got) -> list[int]:
@@ -86,9 +90,10 @@ def test_undelivered_order_is_answered_to_the_next_identical_one(
     gate = Gate(drawing())
     backend.say(gate)
     service = gunicorn(backend)
-    order_and_leave(service, backend)
+    with ordering(service):
+        wait_until(lambda: backend.seen)
     gate.opened.set()
-    wait_until(lambda: [note["has_ended"] for note in orders(tmp_path)] == [True])
+    wait_until(lambda: has_ended(tmp_path))
     first, second = post(service), post(service)
     assert seeds(first) == drawn(backend)[:1]
     assert seeds(second) == drawn(backend)[1:] != seeds(first)
@@ -97,16 +102,11 @@ def test_undelivered_order_is_answered_to_the_next_identical_one(
 def test_client_that_leaves_amid_the_answer_has_not_got_it(
     gunicorn: Start, backend: ScriptedServer, tmp_path: Path
 ) -> None:
-    gate = Gate(drawing(png(size=20_000_000)))
-    backend.say(gate)
+    backend.say(drawing(png(size=20_000_000)))
     service = gunicorn(backend, WORKERS="1")
-    parts, body = urlsplit(service.url), json.dumps(CAT).encode()
-    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-    with socket.create_connection((str(parts.hostname), parts.port or 0)) as client:
-        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        gate.opened.set()
+    with ordering(service) as client:
         assert client.recv(100)
-    wait_until(lambda: [note["has_ended"] for note in orders(tmp_path)] == [True])
+    wait_until(lambda: has_ended(tmp_path))
     assert seeds(post(service)) == drawn(backend), "one drawing"
 
 
@@ -114,11 +114,9 @@ def test_client_that_leaves_amid_the_answer_has_not_got_it(
 
 
 def test_identical_orders_at_once_are_different_pictures(
-    serve: Serve, backend: ScriptedServer
+    service: InProcess, backend: ScriptedServer
 ) -> None:
-    gate = Gate(drawing())
-    backend.say(gate)
-    service = serve(backend)
+    backend.say(gate := Gate(drawing()))
     with ThreadPoolExecutor(8) as pool:
         placed = [pool.submit(post, service) for _ in range(8)]
         wait_until(lambda: len(backend.seen) == 8)
@@ -129,11 +127,9 @@ def test_identical_orders_at_once_are_different_pictures(
 
 
 def test_repetitions_of_two_orders_at_once_get_a_picture_each(
-    serve: Serve, backend: ScriptedServer, tmp_path: Path
+    service: InProcess, backend: ScriptedServer, tmp_path: Path
 ) -> None:
-    gate = Gate(drawing())
-    backend.say(gate)
-    service = serve(backend)
+    backend.say(gate := Gate(drawing()))
     with ThreadPoolExecutor(6) as pool:
         for retry in (0, 1, 2):
             placed = [pool.submit(post, service, CAT, retry) for _ in range(2)]
@@ -181,10 +177,9 @@ def test_another_body_or_key_is_another_order(serve: Serve, backend: ScriptedSer
 
 @pytest.mark.parametrize("failure", [BROKEN, REFUSAL])
 def test_failed_order_is_answered_again_to_whoever_repeats_it(
-    serve: Serve, backend: ScriptedServer, failure: Say
+    service: InProcess, backend: ScriptedServer, failure: Say
 ) -> None:
     backend.say(failure)
-    service = serve(backend)
     first = post(service)
     with ThreadPoolExecutor(6) as pool:
         again = [*pool.map(lambda retry: post(service, CAT, retry), (0, 0, 0, 1, 1, 2))]
@@ -193,10 +188,9 @@ def test_failed_order_is_answered_again_to_whoever_repeats_it(
 
 
 def test_failed_order_may_be_drawn_when_its_failure_is_forgotten(
-    serve: Serve, backend: ScriptedServer
+    service: InProcess, backend: ScriptedServer
 ) -> None:
     backend.say(BROKEN, drawing())
-    service = serve(backend)
     assert post(service).status == 502
     service.ahead = 300.0
     again, new = post(service), post(service)

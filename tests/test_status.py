@@ -24,7 +24,7 @@ from storage.state import State
 from upstream.client import Upstream
 from web.status import Status
 
-from .conftest import ADMIN, KEY, InProcess, saying
+from .conftest import KEY, InProcess, saying
 from .servers import Say, ScriptedServer
 from .states import Clock
 
@@ -116,7 +116,7 @@ def test_only_the_admin_token_opens_what_a_vendor_said(
     service = serve(backend, AUTH_TOKEN=TOKEN)
     assert service.picture("x").status == 502
     assert "last_error" not in service.get("/status").body.decode()
-    got = service.get("/status", headers={"X-Admin-Token": ADMIN})
+    got = service.as_admin("/status")
     found = got.json["backends"][0]["last_error"]
     assert (found["why"], found["text"]) == ("unauthorised", "Incorrect API key provided: ***.")
 
@@ -127,7 +127,7 @@ def test_what_a_chat_model_wrote_is_its_last_error(
     backend.say(saying("I can't draw\nthat."))
     service = serve(BACKEND_API_URLS=f"{backend.url}/v1/chat/completions")
     assert service.picture("x", model="painter").status == 502
-    got = service.get("/status", headers={"X-Admin-Token": ADMIN})
+    got = service.as_admin("/status")
     found = got.json["backends"][0]["last_error"]
     assert (found["why"], found["model"], found["text"]) == (
         "rejected", "painter", "I can't draw that."

@@ -55,12 +55,11 @@ class Polling:
         self.server.say(*answers)
         endpoint = Endpoint(Upstream(), self.state, f"{self.server.url}/v1?a=1", IMAGES, "t")
         body = {"prompt": "a red apple"}
-        task = task_of(endpoint.ask(body, deadline=Deadline.after(10), limit=2**20))
-        assert task
+        accepted = endpoint.ask(body, deadline=Deadline.after(10), limit=2**20)
+        assert task_of(accepted)
         return poll(
             endpoint,
-            task,
-            "a red apple",
+            accepted,
             deadline=Deadline.after(seconds, self.clock),
             timeout=timeout,
             limit=2**20,

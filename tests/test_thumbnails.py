@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from picture import ImageRequest
 from storage.local.folder import THUMBNAIL, Folder
 
-from .conftest import ADMIN, InProcess, drawing, hosting_settings
+from .conftest import InProcess, drawing, hosting_settings
 from .servers import Got, Say, ScriptedServer, png
 
 Serve = Callable[..., InProcess]
@@ -37,7 +36,7 @@ def service(serve: Serve, backend: ScriptedServer) -> InProcess:
 
 
 def look(service: InProcess, target: str = f"/cache/{KEY}?thumbnail", **headers: str) -> Got:
-    return service.get(target, headers={"X-Admin-Token": ADMIN, **headers})
+    return service.as_admin(target, **headers)
 
 
 def is_thumbnail(got: Got, size: tuple[int, int] = (320, 200)) -> bool:
@@ -69,7 +68,7 @@ def test_thumbnail_is_made_at_the_first_look_and_kept(service: InProcess, folder
 
 def test_thumbnail_is_deleted_with_its_picture(service: InProcess, folder: Path) -> None:
     look(service)
-    assert service.delete(json.dumps({"key": KEY}).encode()).status == 200
+    assert service.delete({"key": KEY}).status == 200
     assert thumbnails(folder) == []
     assert look(service).status == 404
 

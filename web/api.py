@@ -18,11 +18,12 @@ from config import Settings
 from drawing.verdict import forget_failures
 from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest
 from storage import Filter, Row, Unavailable
+from storage.local.folder import Folder
 from web.picture_link import Link
 from web.pictures import Pictures
 from web.problems import MAX_BODY, NotFound, TooLarge, as_json
 from web.status import Status
-from web.thumbnails import Thumbnails
+from web.thumbnails import shrink
 
 ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
 
@@ -36,7 +37,7 @@ class Api:
     cache: Cache
     status: Status
     pictures: Pictures
-    thumbnails: Thumbnails
+    thumbnails: Folder
 
     def sign(self) -> Response:
         """POST /sign: a URL that shows one picture without the access key, and its final prompt."""
@@ -79,7 +80,7 @@ class Api:
         if picture is None:
             raise NotFound("no_such_picture")
         if "thumbnail" in request.args:
-            picture = self.thumbnails.shrink(picture)
+            picture = shrink(picture, self.thumbnails)
         response = self.pictures.serve(picture.row.prompt or "", picture)
         response.headers["Cache-Control"] = "private, no-cache"
         response.headers["X-Accel-Expires"] = "0"

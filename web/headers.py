@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flask import Response, request
 from werkzeug.exceptions import NotFound
 from werkzeug.http import dump_header, parse_dict_header
-
-from metrics import Metrics
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -51,19 +48,6 @@ def answer_preflight() -> Response | None:
     if 0 < len(names) <= _MAX_NAMES:
         response.headers["Access-Control-Allow-Headers"] = names
     return response
-
-
-def counting(metrics: Metrics) -> Callable[[Response], Response]:
-    """Return a hook that counts Flask's answers; web/pictures.py counts the hits it answers."""
-
-    def count(response: Response) -> Response:
-        rule = request.url_rule
-        # As docs/api.md writes a route.
-        route = re.sub(r"<(?:[^<>]*:)?(\w+)>", r"{\1}", rule.rule) if rule else "other"
-        metrics.answered(route, str(response.status_code))
-        return response
-
-    return count
 
 
 # How much of Accept and the like is read: browsers send two thirds of it at most.

@@ -39,9 +39,8 @@ if TYPE_CHECKING:
 
 VISIT = "prompt_image_proxy.visit"
 ROUTE = "/prompt/{description}"
-CACHE_NAME = "PromptImageProxy"
-HIT = f"{CACHE_NAME}; hit"
-MISS = f"{CACHE_NAME}; fwd=miss"
+HIT = "PromptImageProxy; hit"
+MISS = "PromptImageProxy; fwd=miss"
 # The target of a redirect can change: the picture may be deleted and drawn anew.
 REDIRECT_CACHE_CONTROL = "public, max-age=3600"
 # No script in a backend's file runs, even if the file is opened as a page.
@@ -72,7 +71,10 @@ class Pictures:
     metrics: Metrics
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"].startswith("/prompt/") and environ["REQUEST_METHOD"] in _METHODS:
+        if environ["PATH_INFO"].startswith("/prompt/") and environ["REQUEST_METHOD"] in (
+            "GET",
+            "HEAD",
+        ):
             visit = environ[VISIT] = self.look_up(environ)
             is_plain = environ["REQUEST_METHOD"] == "GET" and _CONDITIONS.isdisjoint(environ)
             if is_plain and isinstance(visit, Visit) and visit.picture and visit.picture.file:
@@ -142,6 +144,13 @@ class Pictures:
             raise
         return response
 
+    def count(self, response: Response) -> Response:
+        """After a request: count an answer of Flask's by its route, as docs/api.md writes that."""
+        rule = request.url_rule
+        route = re.sub(r"<(?:[^<>]*:)?(\w+)>", r"{\1}", rule.rule) if rule else "other"
+        self.metrics.answered(route, str(response.status_code))
+        return response
+
     def _caching(self, environ: WSGIEnvironment, cache_control: str) -> Headers:
         """Return the caching headers of an answer.
 
@@ -180,17 +189,13 @@ def open_drawn(drawn: Drawing, wanted: ImageRequest, cache: Cache) -> Picture:
     return Picture(row, BytesIO(image.data), is_kept=drawn.row is not None)
 
 
-_METHODS = ("GET", "HEAD")
-_RANGES = ("Accept-Ranges", "bytes")
-
-
 def _headers(prompt: str, row: Row, caching: Headers, cache_status: str = HIT) -> Headers:
     """Return the headers of a picture that the cache holds as a file."""
     return [
         *CROSS_ORIGIN,
         SANDBOX,
         *caching,
-        _RANGES,
+        ("Accept-Ranges", "bytes"),
         ("Content-Type", row.media_type),
         ("Content-Length", str(row.bytes)),
         ("ETag", f'"{str(row.digest)[:32]}"'),
@@ -220,8 +225,8 @@ def _has_one_range() -> bool:
 
 def _not_drawn() -> Response:
     """Answer a HEAD for a picture that is not in the cache: HEAD never draws."""
-    headers = [*CROSS_ORIGIN, ("Cache-Control", "no-store"), ("Cache-Status", MISS)]
-    response = Response(headers=headers)
+    own = [("Cache-Control", "no-store"), ("Cache-Status", MISS)]
+    response = Response(headers=[*CROSS_ORIGIN, *own])
     response.automatically_set_content_length = False
     del response.headers["Content-Type"]
     return response

@@ -105,14 +105,8 @@ _STATUSES: Mapping[type[Exception] | str, int] = {
 # Werkzeug's own sentences are written for pages, and some repeat the request.
 _HTTP_CODES = {404: "no_such_route", 405: "no_such_method", 416: "not_satisfiable"}
 # Waiting does not help: the operator has to change the settings or pay a bill.
-_OPERATOR_REASONS = frozenset(
-    (
-        *("unauthorised", "out of credit", "not found", "unknown model", "no model"),
-        *("bad certificate", "blocked by Cloudflare"),
-    )
-)
-
-
+_OPERATOR_REASONS = {"unauthorised", "out of credit", "not found", "unknown model", "no model"}
+_OPERATOR_REASONS |= {"bad certificate", "blocked by Cloudflare"}
 _JSON_HEADERS = (NOSNIFF, ("Cache-Control", "no-store"))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,85 +19,53 @@ from drawing.storing import HOST_KEY
 from llm import Llm
 from settings.parsers import printable_url
 from settings.redaction import redacted
-from storage import Recalled, Totals, Unavailable
+from storage import N, Recalled, Unavailable
 
 # Of a vendor's error.
 MAX_TEXT = 300
 
 
 @dataclass
-class Notes:
-    """What the state knows of servers and models, by their keys."""
-
-    cooldowns: dict[str, Cooldown] = field(default_factory=dict)
-    learned: dict[str, Recalled[Learned]] = field(default_factory=dict)
-    errors: dict[str, Recalled[LastError]] = field(default_factory=dict)
-
-    def cooldown(self, key: str) -> Cooldown:
-        return self.cooldowns.get(key, Cooldown())
-
-
 class Status:
     """Describes the service from its settings and the notes that all workers share."""
 
-    def __init__(
-        self,
-        version: str,
-        settings: Settings,
-        cache: Cache,
-        backends: Backends,
-        llm: Llm | None,
-        fallback: Pollinations | None,
-    ) -> None:
-        self.version = version
-        self.settings = settings
-        self.cache = cache
-        self.backends = backends
-        self.llm = llm
-        self.fallback = fallback
-        self.secrets = settings.secrets()
+    version: str
+    settings: Settings
+    cache: Cache
+    backends: Backends
+    llm: Llm | None
+    fallback: Pollinations | None
 
     def describe(self, *, for_admin: bool = False) -> dict[str, Any]:
-        """Return the whole answer, in a handful of calls of the state.
-
-        The administrator also sees each server's last error, in its own words.
-        """
-        state, fault = self.cache.state, None
-        notes, totals, drew = Notes(), None, dict[str, float]()
+        """Return the whole answer; the administrator also sees each server's last error."""
+        totals, drew, fault = None, dict[str, float | None](), None
         try:
-            notes, totals = self._recall(for_admin=for_admin), state.totals()
-            drew = state.last_drawn([backend.name for backend in self.backends.all])
+            totals = self.cache.state.totals()
+            drew = {b.name: self.cache.state.last_drawn(b.name) for b in self.backends.all}
         except Unavailable as error:
             fault = str(error)
+        backends = [self._backend(b, drew.get(b.name), for_admin) for b in self.backends.all]
+        options = self._options(for_admin)
         # While the image host takes the pictures, it does not matter whether the store could.
-        is_hosted = bool(self.settings.hosting) and not notes.cooldown(HOST_KEY).seconds
+        is_hosted = bool(self.settings.hosting) and self._server(HOST_KEY)["state"] == "ready"
         fault = fault or self.cache.fault(is_hosted=is_hosted)
-        backends = [self._backend(b, notes, drew.get(b.name)) for b in self.backends.all]
         is_ready = any(backend["state"] == "ready" for backend in backends)
-        return {
-            "status": "ok" if is_ready and not fault else "degraded",
-            "version": self.version,
-            "backends": backends,
-            "cache": self._cache(totals, fault),
-            **self._options(notes),
-        }
-
-    def _cache(self, totals: Totals | None, fault: str | None) -> dict[str, Any]:
-        return {
-            "mode": self._mode(),
+        cache = {
+            "mode": "objects" if self.settings.storage else "file",
             "entries": totals.entries if totals else None,
             "bytes": totals.bytes if totals else None,
             "max_bytes": self.cache.max_bytes,
             "fault": fault,
         }
+        return {
+            "status": "ok" if is_ready and not fault else "degraded",
+            "version": self.version,
+            "backends": backends,
+            "cache": cache | ({"mode": "hosted"} if self.settings.hosting else {}),
+            **options,
+        }
 
-    def _mode(self) -> str:
-        """Return where new pictures are stored."""
-        if self.settings.hosting:
-            return "hosted"
-        return "objects" if self.settings.storage else "file"
-
-    def _options(self, notes: Notes) -> dict[str, Any]:
+    def _options(self, for_admin: bool) -> dict[str, Any]:
         """Return the stages that can be switched off."""
         llm, hosting = self.settings.llm, self.settings.hosting
         fallback, own = self.settings.pollinations, self.fallback
@@ -105,12 +74,12 @@ class Status:
             "image_hosting": {
                 "enabled": hosting is not None,
                 "provider": hosting.provider if hosting else None,
-                **self._failures(HOST_KEY, notes),
+                **self._failures(HOST_KEY, for_admin),
             },
             "llm_optimization": {
                 "enabled": bool(llm and llm.optimize_template),
                 "model": llm.model if llm else None,
-                **(self._failures(self.llm.outages.key, notes) if self.llm else {}),
+                **(self._failures(self.llm.outages.key, for_admin) if self.llm else {}),
             },
             "de_nsfw": {
                 "enabled": bool(llm and llm.safety_template),
@@ -120,76 +89,59 @@ class Status:
                 "enabled": fallback is not None,
                 "url": printable_url(fallback.url) if fallback else None,
                 "model": fallback.model if fallback else None,
-                **(_readiness(own.outages.key, notes) if own else {}),
-                **(self._failures(own.outages.key, notes) if own else {}),
+                **(self._server(own.outages.key, for_admin) if own else {}),
             },
         }
 
-    def _recall(self, *, for_admin: bool) -> Notes:
-        state = self.cache.state
-        servers = [HOST_KEY, *(one.outages.key for one in (self.llm, self.fallback) if one)]
-        servers += [backend.endpoint.outage_key() for backend in self.backends.all]
-        models = [(one.endpoint, name) for one in self.backends.all for name in _models(one)]
-        outages = [*servers, *(endpoint.outage_key(name) for endpoint, name in models)]
-        return Notes(
-            Cooldown.recall_all(state, outages),
-            state.recall_all(Learned, [endpoint.note_key(name) for endpoint, name in models]),
-            state.recall_all(LastError, servers if for_admin else ()),
-        )
+    def _backend(self, backend: Backend, drew: float | None, for_admin: bool) -> dict[str, Any]:
+        endpoint, models = backend.endpoint, dict[str, Any]()
+        # None is the default model.
+        for name in (None, *dict.fromkeys(backend.settings.models.values())):
+            learned = self._recall(Learned, endpoint.note_key(name))
+            found = {"learned": learned.note.describe()} if learned else dict[str, Any]()
+            found |= self._server(endpoint.outage_key(name))
+            del found["state"]
+            models |= {name or "": found} if found else {}
+        return {
+            "url": backend.name,
+            "weight": backend.weight,
+            **self._server(endpoint.outage_key(), for_admin),
+            **({} if backend.weight else {"state": "drained"}),
+            "last_drew": None if drew is None else _iso(drew),
+            **({"models": models} if models else {}),
+        }
 
-    def _backend(self, backend: Backend, notes: Notes, drew: float | None) -> dict[str, Any]:
-        key = backend.endpoint.outage_key()
-        found = {"url": backend.name, "weight": backend.weight} | _readiness(key, notes)
-        found |= {} if backend.weight else {"state": "drained"}
-        found |= {"last_drew": None if drew is None else _iso(drew)} | self._failures(key, notes)
-        models = {name or "": _model(backend, name, notes) for name in _models(backend)}
-        known = {model: about for model, about in models.items() if about}
-        return found | ({"models": known} if known else {})
+    def _server(self, key: str, for_admin: bool = False) -> dict[str, Any]:
+        """Return the state of a server or model, and when and why it last failed, if recently."""
+        known = Cooldown.of(self._recall(Cooldown, key))
+        found: dict[str, Any] = {"state": "cooling" if known.seconds else "ready"}
+        if known.seconds:
+            found["ready_in"] = round(known.seconds, 1)
+        if known.why:
+            found |= {"why": known.why, "last_failed": _iso(known.failed_at)}
+        if for_admin and (last := self._recall(LastError, key)):
+            error = last.note
+            text = vendor_words(error.text, self.settings.secrets())
+            said = {"at": _iso(error.at), "why": error.why, "model": error.model, "text": text}
+            found["last_error"] = said
+        return found
 
-    def _failures(self, key: str, notes: Notes) -> dict[str, Any]:
-        return _last_failure(key, notes) | self._last_error(key, notes)
+    def _failures(self, key: str, for_admin: bool) -> dict[str, Any]:
+        """Return the same of a server whose state is not shown."""
+        found = self._server(key, for_admin)
+        return {name: about for name, about in found.items() if name not in ("state", "ready_in")}
 
-    def _last_error(self, key: str, notes: Notes) -> dict[str, Any]:
-        """Return the last error of a server in its own words, if it was asked for."""
-        found = notes.errors.get(key)
-        if found is None:
-            return {}
-        error = found.note
-        said = {"at": _iso(error.at), "why": error.why, "model": error.model}
-        return {"last_error": said | {"text": vendor_words(error.text, self.secrets)}}
+    def _recall(self, kind: type[N], key: str) -> Recalled[N] | None:
+        """Return a note; None, too, while the state cannot be used, which `describe` says."""
+        with suppress(Unavailable):
+            return self.cache.state.recall(kind, key)
+        return None
 
 
 def vendor_words(text: str, secrets: Iterable[str]) -> str:
     """Return what a server said, for the administrator: short, printable, without secrets."""
     printable = "".join(c if c.isprintable() else " " for c in text)
     return redacted(printable, secrets)[:MAX_TEXT]
-
-
-def _models(backend: Backend) -> Iterable[str | None]:
-    """Return None for a backend's default model, and the names of those it maps."""
-    return (None, *dict.fromkeys(backend.settings.models.values()))
-
-
-def _model(backend: Backend, name: str | None, notes: Notes) -> dict[str, Any]:
-    """Describe a model that is cooling down or of which something was learned; else empty."""
-    learned = notes.learned.get(backend.endpoint.note_key(name))
-    key = backend.endpoint.outage_key(name)
-    wait = notes.cooldown(key).seconds
-    found: dict[str, Any] = {"learned": learned.note.describe()} if learned else {}
-    found |= {"ready_in": round(wait, 1)} if wait else {}
-    return found | _last_failure(key, notes)
-
-
-def _readiness(key: str, notes: Notes) -> dict[str, Any]:
-    """Return whether a server is ready or cooling down, and how long the latter takes."""
-    wait = notes.cooldown(key).seconds
-    return {"state": "cooling", "ready_in": round(wait, 1)} if wait else {"state": "ready"}
-
-
-def _last_failure(key: str, notes: Notes) -> dict[str, Any]:
-    """Return why and when a server last failed, if it did recently."""
-    known = notes.cooldown(key)
-    return {"why": known.why, "last_failed": _iso(known.failed_at)} if known.why else {}
 
 
 def _iso(moment: float) -> str:
