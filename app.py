@@ -98,10 +98,7 @@ def make_services(
             settings.pollinations, upstream, cache, timeout, max_image_bytes, metrics
         )
     backends = Backends(
-        [
-            Backend(one, upstream, state, timeout, max_image_bytes, metrics)
-            for one in settings.backends
-        ],
+        [Backend(one, upstream, state, timeout, max_image_bytes) for one in settings.backends],
         state,
         blocked_retry_attempts=settings.blocked_retry_attempts,
         metrics=metrics,

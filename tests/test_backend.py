@@ -226,7 +226,7 @@ def test_picture_whose_url_hiccups_is_paid_once(
 
 @pytest.mark.parametrize(
     ("status", "seconds", "pauses"),
-    [(404, 10, [1, 2, 4]), (500, 2.5, [1, 2]), (403, 10, []), (451, 10, [])],
+    [(404, 10, [1, 2, 4]), (500, 3.5, [1, 2]), (403, 10, []), (451, 10, [])],
 )
 def test_picture_that_cannot_be_fetched_is_a_failure(
     backend: ScriptedServer, draw: Draw, status: int, seconds: float, pauses: list[float]
