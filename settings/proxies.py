@@ -29,21 +29,20 @@ class Proxy:
     def parse(cls, url: str) -> Proxy:
         """Read `http://user:password@host:port`; without a scheme, http is meant.
 
-        Raises ValueError with the reason. It never shows the URL, which may hold a password.
+        Raises ValueError. Its sentence never shows the URL, which may hold a password.
         """
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            raise ValueError("the host or the port of a proxy is invalid") from None
-        if parts.scheme not in _PORTS:
-            raise ValueError("a proxy is http://, socks5:// or socks5h://")
+            default_port, host, port = _PORTS[parts.scheme], parts.hostname, parts.port
+        except (KeyError, ValueError):
+            host = None
         if not host:
-            raise ValueError("a proxy needs a host, as in http://proxy.example.org:3128")
+            advice = "write http://host:3128, socks5://host:1080 or socks5h://host:1080"
+            raise ValueError(f"is not the URL of a proxy; {advice}")
         if parts.scheme != "http":
             check_extra("socks")
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        return cls(parts.scheme, host, port or _PORTS[parts.scheme], user, password)
+        return cls(parts.scheme, host, port or default_port, user, password)
 
     @property
     def url(self) -> str:
