@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from .conftest import (
     llm_settings,
     pollinations_settings,
     saying,
+    with_backend,
 )
 from .disks import file_sizes_limited
 from .servers import (
@@ -45,14 +47,12 @@ from .servers import (
     Got,
     Say,
     ScriptedServer,
-    closing_all,
     fetch,
     free_port,
     png,
     send_and_leave,
     wait_until,
 )
-from .test_gunicorn import reload, respawn_all_workers
 
 Serve = Callable[..., InProcess]
 Start = Callable[..., Gunicorn]
@@ -137,21 +137,10 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped | None
         yield None
         return
     folder = tmp_path_factory.mktemp("prometheus")
-    opened: list[Any] = []
-    with closing_all(opened):
-        opened.append(backend := ScriptedServer())
-        environment = {
-            "BACKEND_API_URLS": backend.url,
-            "PROXY_ACCESS_KEY": KEY,
-            "DRAWINGS_PER_DAY": "1000",
-            "ADMIN_TOKEN": ADMIN,
-            "POLLINATIONS_ENABLED": "false",
-            "CACHE_DIR": str(folder / "cache"),
-            "WORKERS": "2",
-            **ON,
-        }
-        opened.append(service := Gunicorn(environment, folder / "gunicorn.log"))
-        opened.append(prometheus := PrometheusServer(folder, service.url))
+    with (
+        with_backend(folder, DRAWINGS_PER_DAY="1000", **ON) as (service, backend),
+        closing(PrometheusServer(folder, service.url)) as prometheus,
+    ):
         yield backend, service, prometheus
 
 
@@ -350,8 +339,8 @@ def test_counters_survive_deaths_and_reloads_but_gauges_do_not(
         service.picture("x")
     send_and_leave(service.url, f"/prompt/y?key={KEY}")
     wait_until(lambda: Numbers(service)("drawings_in_progress") == 1)
-    for change in (respawn_all_workers, reload, reload):
-        change(service)
+    for change in (service.respawn_workers, service.reload, service.reload):
+        change()
         found = Numbers(service)
         assert found("pictures_total", source="hit") == 10
         assert found("drawing_duration_seconds_count", outcome="drawn") == 1
@@ -372,11 +361,11 @@ def test_full_disk_costs_numbers_and_no_worker(gunicorn: Start, backend: Scripte
     service.picture("x")
     service.picture("x")
     with file_sizes_limited(service.process.pid, 2000):
-        reload(service)
+        service.reload()
         assert service.said().count("This worker is missing from /metrics: File too large") == 2
         # SQLite's -shm file has 32 KiB, so that new workers cannot serve pictures either.
         assert Numbers(service)("pictures_total", source="hit") == 1
-    respawn_all_workers(service)
+    service.respawn_workers()
     service.picture("x")
     assert Numbers(service)("pictures_total", source="hit") == 2
 

@@ -20,7 +20,7 @@ from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from .servers import RawServer, ScriptedServer, read_request
 
-Talk = Callable[[socket.socket], None]
+Talk = Callable[[socket.socket], object]
 MakeServer = Callable[[], ScriptedServer]
 MakeRawServer = Callable[[Talk], RawServer]
 
