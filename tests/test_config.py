@@ -17,13 +17,12 @@ import pytest
 import config
 from config import Settings, SettingsError
 from settings.dotenv import Dotenv
-from settings.proxies import Proxy
+from settings.proxies import NetworkSettings, Proxy
 from settings.redaction import RedactingFormatter
 from settings.servers import (
     BackendSettings,
     HostingSettings,
     LlmSettings,
-    NetworkSettings,
     ObjectSettings,
     PollinationsSettings,
 )
@@ -233,7 +232,7 @@ def test_two_variables_are_enough() -> None:
     assert found.cache_dir == Path.cwd() / "image_file_cache"
     assert (found.threads, found.workers) == (512, usable_cores())
     assert (found.llm, found.hosting, found.storage) == (None, None, None)
-    assert found.network == NetworkSettings(None, {}, "", {}, ())
+    assert found.network == NetworkSettings()
 
 
 def test_blank_value_means_not_set() -> None:
@@ -354,12 +353,12 @@ def test_one_server_has_one_proxy() -> None:
     urls = ("https://user:word@a/v1", "https://a/v2")
     own = {urls[0]: "http://one", urls[1]: None}
     values = {"BACKEND_API_URLS": ",".join(urls), "BACKEND_PROXIES": json.dumps(own)}
-    assert_fault(values, "BACKEND_PROXIES: 'https://a' has two proxies")
+    assert_fault(values, "BACKEND_PROXIES: 'https://a/v2' has another proxy")
     values["BACKEND_PROXIES"] = json.dumps({urls[0]: " http://one ", urls[1]: "one"})
-    expected = dict.fromkeys(urls, Proxy("http", "one", 80))
-    assert read(**values).network.backend_proxies == expected
+    expected = {("https", "a", 443): Proxy("http", "one", 80)}
+    assert read(**values).network.own_proxies == expected
     values["BACKEND_PROXIES"] = json.dumps({urls[0]: None, urls[1]: ""})
-    assert read(**values).network.backend_proxies == dict.fromkeys(urls)
+    assert read(**values).network.own_proxies == dict.fromkeys(expected)
 
 
 def test_first_file_of_certificates_that_is_named_counts(certificates: tuple[Path, Path]) -> None:
