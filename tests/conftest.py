@@ -413,7 +413,9 @@ def run(
     """Run `python -m commands …` in this process, in a folder without `.env`."""
     monkeypatch.chdir(tmp_path)
 
-    def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
+    def invoke(
+        *arguments: str, answer: str | None = None, **settings: str | None
+    ) -> click.testing.Result:
         own = {"PYTHONPATH": str(ROOT), "BACKEND_API_URLS": backend.url}
         variables = dict.fromkeys(os.environ) | own | environment | settings
         runner = click.testing.CliRunner(env=variables)
