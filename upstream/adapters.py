@@ -86,7 +86,8 @@ class Adapter(HTTPAdapter):
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, *args: Any, **more: Any
     ) -> Any:
-        place, options = super().build_connection_pool_key_attributes(request, *args, **more)
+        known: Any = super().build_connection_pool_key_attributes(request, *args, **more)
+        place, options = known
         is_tls = place["scheme"] == "https"
         options["ssl_context"] = _tls_context(self.ca_bundle) if is_tls else None
         options["socket_options"] = _SOCKET_OPTIONS
