@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
@@ -58,7 +58,6 @@ def sentence(error: Exception) -> str:
     return str(error)
 
 
-T = TypeVar("T")
 Command = Callable[..., None]
 
 FILES = click.argument(
@@ -94,7 +93,7 @@ def counted(pictures: int) -> str:
     return f"{pictures} picture{'' if pictures == 1 else 's'}"
 
 
-def progress(items: Iterable[T], label: str, length: int, *, is_quiet: bool) -> Any:
+def progress(items: Iterable[Any], label: str, length: int, *, is_quiet: bool) -> Any:
     """Return click's progress bar over `items`, on stderr."""
     return click.progressbar(
         items, length=length, label=label, show_pos=True, file=sys.stderr, hidden=is_quiet

@@ -18,8 +18,7 @@ from commands.console import AS_JSON, picture_options, read_request, say
 from commands.document_faults import DocumentFault, Examiner
 from commands.documents import FoundUrl, documents, read, rewrite, split
 from commands.services import AnyService, with_service
-from picture import EXTENSIONS, BadRequest
-from web.picture_link import Link
+from picture import EXTENSIONS, BadRequest, Link
 
 
 @click.command()
