@@ -26,7 +26,7 @@ from settings.servers import (
     ObjectSettings,
     PollinationsSettings,
 )
-from settings.table import ROWS, usable_cores
+from settings.table import NAMES, ROWS, SECRETS, usable_cores
 
 from .conftest import ROOT
 
@@ -41,7 +41,6 @@ LLM = {
     "DE_NSFW_ENABLED": "true",
     "LLM_OPTIMIZATION_API_URL": "https://llm.example.com",
 }
-NAMES = {name for row in ROWS for name in row.all_names}
 
 
 def read(**values: str) -> Settings:
@@ -509,9 +508,10 @@ STRONG = {"PROXY_ACCESS_KEY": "0123456789abcdef", "SIGNING_KEY": "0123456789abcd
         ),
         ({}, "LOG_LEVEL=DEBUG\nPORT=1\n\nLOG_LEVEL=\nPORT=2\n", "LOG_LEVEL: an empty line further"),
         ({}, "PORT=\nPORT=2\nLOG_LEVEL=\nLOG_LEVEL=\n", None),
+        ({}, "PORT=1\nLOG_LEVEL='DEBUG\n", ".env: line 2 cannot be read"),
         *(
             ({}, f"ADMIN_TOKEN={whole}\n#x", None)
-            for whole in ("'abc #def'", '"abc #def"', "abc#def", "#abc", "")
+            for whole in ("'abc #def' # a=b #c", '"abc #def"', "abc#def", "#abc", "")
         ),
     ],
 )
@@ -558,7 +558,7 @@ SECRET_TEXTS = set(re.findall(r"secret-[\w%-]+", " ".join(SECRET_VALUES.values()
 
 def test_every_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
     values = dict(SECRET_VALUES)
-    for name in config.SECRETS:
+    for name in SECRETS:
         # With the byte order mark that Windows editors write.
         (tmp_path / name).write_text(f"\ufeff  {values.pop(name)}\r\n\n", "utf-8")
         values[f"{name}_FILE"] = str(tmp_path / name)
