@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
 from dialect.judging import UNKNOWN_MODEL, Fault, Outcome
-from drawing.backend import Backend, NotDrawn, first_free
+from drawing.backend import Backend, NotDrawn, counted, first_free
 from drawing.cooldowns import Cooldown, Known
 from drawing.record import Drawing, Round
 from metrics import OFF, Metrics
@@ -36,6 +36,8 @@ class Backends:
 
     def __post_init__(self) -> None:
         self.in_use = [backend for backend in self.all if backend.weight > 0]
+        for backend in self.all:
+            self.metrics.backend_listed(backend.name)
 
     def ready_in(self, request: ImageRequest) -> float:
         """Return the seconds until a backend may be asked for `request`, 0 if one may now.
@@ -115,13 +117,10 @@ class Backends:
                 if faults:
                     self.metrics.retried()
                 try:
-                    image = backend.draw(drawing, slot)
+                    with counted(self.metrics, backend.name, outages, known, request.key):
+                        return Round(backend.draw(drawing, slot), tuple(faults))
                 except NotDrawn as error:
-                    outages.count(known, error.fault, str(error), request.key)
                     faults.append(error.fault)
                     refusals += error.fault.outcome is Outcome.REFUSED
-                else:
-                    outages.end(known)
-                    return Round(image, tuple(faults))
         has_model = any(fault.why != UNKNOWN_MODEL for fault in faults)
         return Round(None, tuple(faults), has_model=has_model) if faults else None

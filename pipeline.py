@@ -79,7 +79,8 @@ class Pipeline:
                     raise
             except StillRunning:
                 if own.deadline.is_over:
-                    late = Stage.since(began, "queue", "failed", Why.TIMED_OUT)
+                    waited = round(time.monotonic() - began, 3)
+                    late = Stage("queue", "failed", waited, Why.TIMED_OUT)
                     raise GaveUp("deadline_passed", [late]) from None
                 if until.is_over:
                     raise

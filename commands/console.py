@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
@@ -39,10 +39,11 @@ class Commands(click.Group):
         except (click.ClickException, SettingsError, Problem, OSError) as error:
             if isinstance(error, OSError) and error.filename is None:  # of standard output
                 raise
-            raise click.ClickException(printable_lines(_sentence(error))) from error
+            raise click.ClickException(printable_lines(sentence(error))) from error
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """Return what a command says of an error."""
     match error:
         case click.ClickException():
             return error.format_message()
@@ -57,8 +58,7 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
-T = TypeVar("T")
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = Callable[..., None]
 
 FILES = click.argument(
     "files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
@@ -93,7 +93,7 @@ def counted(pictures: int) -> str:
     return f"{pictures} picture{'' if pictures == 1 else 's'}"
 
 
-def progress(items: Iterable[T], label: str, length: int, *, is_quiet: bool) -> Any:
+def progress(items: Iterable[Any], label: str, length: int, *, is_quiet: bool) -> Any:
     """Return click's progress bar over `items`, on stderr."""
     return click.progressbar(
         items, length=length, label=label, show_pos=True, file=sys.stderr, hidden=is_quiet

@@ -12,28 +12,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import quote, unquote_plus, unquote_to_bytes, urldefrag, urlencode, urlsplit
+from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 import click
 
-from picture import CREDENTIALS, ImageRequest, Named
+from picture import CREDENTIALS, ImageRequest
 
 
 def documents(paths: Iterable[Path]) -> list[Path]:
     """Return the files, and each folder's Markdown files; hidden ones are left out."""
     found: list[Path] = []
     for path in paths:
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(
-                file
-                for file in path.rglob("*.[mM][dD]")
-                if not any(part.startswith(".") for part in file.relative_to(path).parts)
-            )
+        inside = _markdown_files(path) if path.is_dir() else [path]
         if not inside:
             raise click.ClickException(f"{path} contains no .md file.")
         found += inside
     return found
+
+
+def _markdown_files(folder: Path) -> list[Path]:
+    found = (path.relative_to(folder) for path in folder.rglob("*.[mM][dD]") if path.is_file())
+    return sorted(
+        folder / path for path in found if not any(part.startswith(".") for part in path.parts)
+    )
 
 
 def read(file: Path) -> str:
@@ -89,18 +90,12 @@ _PARAMETER = re.compile(rf"((?:{_AND}|&)?(?:[^&#=]*\?)?)((?:[^&#]|(?!{_AND})&#?\
 
 @dataclass(frozen=True, slots=True)
 class FoundUrl:
-    """One of our URLs as written, and as read."""
+    """One of our URLs as written, and as read: `pictures` are those that it may show."""
 
     url: str
-    named: Named
-
-    @property
-    def request(self) -> ImageRequest:
-        return self.named.request
-
-    @property
-    def credentials(self) -> dict[str, str]:
-        return self.named.credentials
+    request: ImageRequest
+    credentials: dict[str, str]
+    pictures: tuple[ImageRequest, ...]
 
     @classmethod
     def read(cls, url: str) -> FoundUrl:
@@ -114,12 +109,13 @@ class FoundUrl:
         path = parts.path[parts.path.index("/prompt/") :]
         latin = unquote_to_bytes(path.encode()).decode("latin-1")
         query = quote(parts.query, safe=string.printable, errors="surrogateescape")
-        return cls(url, ImageRequest.from_url(latin, query, max_prompt_length=sys.maxsize))
+        named = ImageRequest.from_url(latin, query, max_prompt_length=sys.maxsize)
+        return cls(url, named.request, named.credentials, named.pictures)
 
     @property
     def address(self) -> str:
         """The URL that a browser requests."""
-        return urldefrag(_dereferenced(self.url)).url
+        return _dereferenced(self.url)
 
     def signed(self, credentials: Mapping[str, str | int]) -> str:
         """Return the URL with `credentials` in place of its own, and nothing else changed."""

@@ -15,10 +15,10 @@ from dialect.endpoint import Answer, Endpoint
 from dialect.envelope import BLANK
 from dialect.judging import Fault, Outcome
 from dialect.tasks import poll
-from drawing.cooldowns import Outages
+from drawing.cooldowns import Known, Outages
 from drawing.record import NO_MODEL, Drawing, Image
 from images.formats import foreign_type, media_type_of
-from metrics import OFF, Metrics
+from metrics import Metrics
 from picture import ImageRequest
 from settings.parsers import printable_url
 from settings.servers import BackendSettings
@@ -58,14 +58,18 @@ class NotDrawn(Exception):
 
 
 @contextmanager
-def counted(metrics: Metrics, backend: str) -> Iterator[None]:
-    """Count and time a call to a backend by its outcome."""
+def counted(
+    metrics: Metrics, backend: str, outages: Outages, known: Known, picture: str
+) -> Iterator[None]:
+    """Count and time the call that a backend gets in the block, and its failures as `outages`."""
     began, outcome = time.perf_counter(), Outcome.FAILED
     try:
         yield
         outcome = Outcome.DRAWN
+        outages.end(known)
     except NotDrawn as error:
         outcome = error.fault.outcome
+        outages.count(known, error.fault, str(error), picture)
         raise
     finally:
         metrics.backend_called(backend, outcome, time.perf_counter() - began)
@@ -85,7 +89,6 @@ class Backend:
     state: State
     timeout: float
     max_image_bytes: int
-    metrics: Metrics = OFF
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
@@ -97,7 +100,6 @@ class Backend:
         )
         places = range(settings.concurrency or 0)
         self._slots = [self.endpoint.note_key(f"slot {place}") for place in places]
-        self.metrics.backend_listed(self.name)
 
     def model(self, request: ImageRequest) -> str | None:
         """Return the name of the model as this backend knows it, or None for its default."""
@@ -134,18 +136,17 @@ class Backend:
 
         `slot` is closed as soon as the backend has drawn, before the picture is downloaded.
         """
-        with counted(self.metrics, self.name):
-            try:
-                return self._draw(drawing, slot or ExitStack())
-            except LockTimeout:
-                raise NotDrawn.failed(Why.TIMED_OUT, "no room by the deadline") from None
-            except UpstreamError as error:
-                detail = str(error)
-                if error.why is Why.TIMED_OUT:
-                    detail = f"no answer within {self.timeout:g} s (BACKEND_TIMEOUT)"
-                    if drawing.deadline.is_over:
-                        detail = "no answer by the deadline (GENERATION_DEADLINE)"
-                raise NotDrawn.failed(error.why, detail) from error
+        try:
+            return self._draw(drawing, slot or ExitStack())
+        except LockTimeout:
+            raise NotDrawn.failed(Why.TIMED_OUT, "no room by the deadline") from None
+        except UpstreamError as error:
+            detail = str(error)
+            if error.why is Why.TIMED_OUT:
+                detail = f"no answer within {self.timeout:g} s (BACKEND_TIMEOUT)"
+                if drawing.deadline.is_over:
+                    detail = "no answer by the deadline (GENERATION_DEADLINE)"
+            raise NotDrawn.failed(error.why, detail) from error
 
     def _draw(self, drawing: Drawing, slot: ExitStack) -> Image:
         with slot:

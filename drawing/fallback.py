@@ -16,10 +16,9 @@ from drawing.cooldowns import Outages
 from drawing.record import COOLING, Drawing, Image
 from images.formats import media_type_of
 from metrics import OFF, Metrics
-from picture import ImageRequest
 from settings.servers import PollinationsSettings
 from storage import Note, Unavailable
-from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
+from upstream.client import Reply, Upstream, UpstreamError, Why
 
 # It takes any other seed for 42, so that all of those would draw one picture.
 SEEDS = 2**31
@@ -72,55 +71,37 @@ class Pollinations:
         known = self.outages.recall()
         if self.outages.wait(known):
             raise NotDrawn.failed(COOLING, COOLING)
-        try:
-            with counted(self.metrics, self.name):
-                image = self._draw(drawing)
-        except NotDrawn as error:
-            self.outages.count(known, error.fault, str(error), drawing.request.key)
-            raise
-        self.outages.end(known)
-        return image
-
-    def _draw(self, drawing: Drawing) -> Image:
-        prompt, request = drawing.best_prompt, drawing.request
-        url = self._picture_url(prompt, request)
-        try:
-            reply = self._get(url, prompt, drawing.deadline)
-        except NotDrawn as error:
-            has_timed_out = error.fault.why == Why.TIMED_OUT and not drawing.deadline.is_over
-            if not (self.settings.token and has_timed_out):
-                raise
+        with counted(self.metrics, self.name, self.outages, known, drawing.request.key):
+            try:
+                return self._ask(drawing)
+            except NotDrawn as error:
+                has_timed_out = error.fault.why == Why.TIMED_OUT and not drawing.deadline.is_over
+                if not (self.settings.token and has_timed_out):
+                    raise
             # The supported service has it join the drawing under way, billed once.
-            reply = self._get(url, prompt, drawing.deadline)
-        image = self._image_in(reply, prompt)
-        # The legacy service has some prompts share a picture, and says so.
-        if reply.headers.get("X-Cache-Semantic") != "HIT":
-            with suppress(Unavailable):
-                self._check_bytes(image, prompt, request)
-        return image
+            return self._ask(drawing)
 
-    def _get(self, url: str, prompt: str, deadline: Deadline) -> Reply:
-        """Return a 200. Raises NotDrawn."""
+    def _ask(self, drawing: Drawing) -> Image:
         try:
             reply = self.upstream.download(
-                url,
+                self._picture_url(drawing),
                 home=self.settings.url,
-                deadline=deadline.within(self.timeout),
+                deadline=drawing.deadline.within(self.timeout),
                 limit=self.max_image_bytes,
                 headers=self.headers,
             )
         except UpstreamError as error:
             raise NotDrawn.failed(error.why, str(error)) from error
-        if reply.status == 200:
-            return reply
-        answer = Answer.of(reply, (prompt,))
-        fault = answer.fault or Fault(Outcome.FAILED, "down")
-        if reply.status == 402 and answer.error and "queue full" in answer.error.text.lower():
-            fault = replace(fault, why="rate limited")
-        raise NotDrawn(fault, f"{fault.why} (HTTP {reply.status})")
+        image = self._image_in(reply, drawing.best_prompt)
+        # The legacy service has some prompts share a picture, and says so.
+        if reply.headers.get("X-Cache-Semantic") != "HIT":
+            with suppress(Unavailable):
+                self._check_bytes(image, drawing)
+        return image
 
-    def _picture_url(self, prompt: str, request: ImageRequest) -> str:
+    def _picture_url(self, drawing: Drawing) -> str:
         """Return the URL of a picture: its path ends in the prompt."""
+        request, path = drawing.request, quote(drawing.best_prompt, safe="")
         width, height = request.pixels or (None, None)
         wanted = {
             "model": self.settings.model,
@@ -132,21 +113,27 @@ class Pollinations:
         }
         base, _, own_query = self.settings.url.partition("?")
         sent = urlencode({name: value for name, value in wanted.items() if value is not None})
-        return f"{base}/{quote(prompt, safe='')}?" + (f"{own_query}&" if own_query else "") + sent
+        return f"{base}/{path}?" + (f"{own_query}&" if own_query else "") + sent
 
     def _image_in(self, reply: Reply, prompt: str) -> Image:
-        if "X-Error-Type" in reply.headers:
+        """Return the picture in an answer. Raises NotDrawn."""
+        if reply.status == 200 and "X-Error-Type" in reply.headers:
             raise _placeholder("sent a placeholder", retry_after(reply.headers))
         media_type = media_type_of(reply.body)
-        if media_type is None:
-            fault = Answer.of(reply, (prompt,)).fault or Fault(Outcome.FAILED, "not a picture")
-            raise NotDrawn(fault, "its answer is not a complete picture")
-        return Image(reply.body, media_type, self.name)
+        if reply.status == 200 and media_type:
+            return Image(reply.body, media_type, self.name)
+        answer = Answer.of(reply, (prompt,))
+        why = "not a picture" if reply.status == 200 else "down"
+        fault = answer.fault or Fault(Outcome.FAILED, why)
+        if reply.status == 402 and answer.error and "queue full" in answer.error.text.lower():
+            fault = replace(fault, why="rate limited")
+        raise NotDrawn(fault, f"{fault.why} (HTTP {reply.status})")
 
-    def _check_bytes(self, image: Image, prompt: str, request: ImageRequest) -> None:
+    def _check_bytes(self, image: Image, drawing: Drawing) -> None:
         """Raise NotDrawn if another prompt has got these bytes; its picture is then deleted."""
         state, digest = self.cache.state, _digest(image.data)
-        mine = FallbackPicture(_digest(prompt.strip().lower().encode()), request.key)
+        prompt = drawing.best_prompt.strip().lower()
+        mine = FallbackPicture(_digest(prompt.encode()), drawing.request.key)
         if state.exchange(None, mine, digest, SAME_BYTES_TTL):
             return
         found = state.recall(FallbackPicture, digest)

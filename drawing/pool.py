@@ -19,15 +19,9 @@ T = TypeVar("T")
 class Busy(Problem):
     """Too many requests are queued, drawing or waiting."""
 
-    def __init__(self) -> None:
-        super().__init__("too_many_drawings")
-
 
 class StillRunning(Problem):
     """The caller's time ran out before the work was done; the work continues."""
-
-    def __init__(self) -> None:
-        super().__init__("still_drawing")
 
 
 class Pool(Generic[T]):
@@ -55,12 +49,12 @@ class Pool(Generic[T]):
             with self.places.take(key):
                 wanted = self._drawings.keys
                 if key not in wanted and len(wanted) >= self.places.size:
-                    raise Busy
+                    raise Busy("too_many_drawings")
                 return self._drawings.run(key, until.remaining(), work)
         except LockTimeout:
-            raise StillRunning from None
+            raise StillRunning("still_drawing") from None
         except (NoPlace, CancelledError):
-            raise Busy from None
+            raise Busy("too_many_drawings") from None
 
     def close(self) -> None:
         """Finish running work and drop queued work: callers of the latter get Busy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self
 
@@ -49,14 +49,8 @@ class Stage:
     seconds: float
     why: str | None = None
 
-    @classmethod
-    def since(cls, began: float, stage: str, outcome: str, why: str | None = None) -> Stage:
-        """`began` is a moment of the monotonic clock."""
-        return cls(stage, str(outcome), round(time.monotonic() - began, 3), why)
-
     def to_json(self) -> dict[str, Any]:
-        own = {"stage": self.stage, "outcome": self.outcome, "seconds": self.seconds}
-        return own | ({"why": self.why} if self.why else {})
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +184,6 @@ class Drawing:
         return any(fault.outcome is not Outcome.FAILED for fault in self.rounds[-1].faults)
 
     @property
-    def lacks_model(self) -> bool:
-        """Return whether the request names a model, and no backend knows it."""
-        return self.request.model is not None and any(not found.has_model for found in self.rounds)
-
-    @property
     def is_made_too_long(self) -> bool:
         """Return whether a backend called the LLM's prompt too long, but not yet the user's own."""
         if self.optimized is None or self.image:
@@ -208,7 +197,8 @@ class Drawing:
 
     def add(self, stage: str, began: float, outcome: str = "ok", why: str | None = None) -> None:
         """Add a stage that began at a moment of the monotonic clock."""
-        self.stages.append(Stage.since(began, stage, outcome, why))
+        seconds = round(time.monotonic() - began, 3)
+        self.stages.append(Stage(stage, str(outcome), seconds, why))
 
     def add_round(self, found: Round, began: float) -> None:
         """Add the result of asking backends, and a stage that names each reason once."""

@@ -34,7 +34,9 @@ def verdict(drawing: Drawing, ready_in: float, *, has_fallback: bool) -> GaveUp:
     wait = math.ceil(ready_in) or None
     is_cooling = wait and not drawing.faults and (drawing.rounds or not drawing.made_a_call)
     code: Ending = "all_cooling_down" if is_cooling else "no_backend_drew"
-    return GaveUp("unknown_model" if drawing.lacks_model else code, stages, retry_after=wait)
+    if drawing.request.model and not all(found.has_model for found in drawing.rounds):
+        code = "unknown_model"
+    return GaveUp(code, stages, retry_after=wait)
 
 
 def is_refused(drawing: Drawing) -> bool:

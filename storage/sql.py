@@ -105,6 +105,9 @@ AMEND = (
 )
 REMOVE = f"DELETE FROM entries WHERE {_IS_UNCHANGED}"
 DELETE = "DELETE FROM entries WHERE key = :key"
+FILES = "SELECT key, file FROM entries WHERE key IN ({keys})"
+# One seek in the index: for several names, GROUP BY would read every row.
+LAST_DRAWN = "SELECT max(created) AS created FROM entries WHERE drawn_by = :name"
 _LISTED = (
     f"SELECT {_COLUMNS} FROM entries WHERE ({{0}}, key) < (:before, :key)"
     " AND (:search = '' OR lower(prompt) LIKE lower(:pattern) ESCAPE '!')"
@@ -136,6 +139,10 @@ RESTART = f"""
 UPDATE notes SET expires = expires - created + :now, created = :now
 WHERE created > :now AND NOT {_IS_OVER}
 """
+RECALL = (
+    "SELECT key, value, :now - created AS age, expires - :now AS remaining FROM notes"
+    f" WHERE NOT {_IS_OVER} AND kind = :kind AND key IN ({{keys}})"
+)
 NOW = "SELECT :now AS now"
 FORGET = "DELETE FROM notes WHERE kind = :kind AND key = :key"
 # A count is a note whose value is a number: it expires and is trimmed like one.
@@ -152,6 +159,10 @@ TAKE_BACK = f"""
 UPDATE notes SET value = CAST({_COUNT} - :amount AS TEXT)
 WHERE kind = 'count' AND key = :key AND {_COUNT} >= :amount
 """
+COUNTS = (
+    "SELECT key, CAST(value AS BIGINT) AS count FROM notes"
+    " WHERE kind = 'count' AND expires > :now AND key IN ({keys})"
+)
 EXPIRE = f"DELETE FROM notes WHERE {_IS_OVER}"
 TRIM = f"""
 DELETE FROM notes WHERE created <=
@@ -160,33 +171,6 @@ DELETE FROM notes WHERE created <=
 
 
 @cache
-def files(count: int) -> str:
-    """Parameters, as of the others: `key0`, `key1` …"""
-    return f"SELECT key, file FROM entries WHERE key IN ({_numbered(':key{0}', ', ', count)})"
-
-
-@cache
-def last_drawn(count: int) -> str:
-    """One seek in the index each: GROUP BY would read every row."""
-    form = "SELECT :key{0} AS name, max(created) AS created FROM entries WHERE drawn_by = :key{0}"
-    return _numbered(form, " UNION ALL ", count)
-
-
-@cache
-def recall(count: int) -> str:
-    return (
-        "SELECT key, value, :now - created AS age, expires - :now AS remaining FROM notes"
-        f" WHERE NOT {_IS_OVER} AND kind = :kind AND key IN ({_numbered(':key{0}', ', ', count)})"
-    )
-
-
-@cache
-def counts(count: int) -> str:
-    return (
-        "SELECT key, CAST(value AS BIGINT) AS count FROM notes WHERE kind = 'count'"
-        f" AND expires > :now AND key IN ({_numbered(':key{0}', ', ', count)})"
-    )
-
-
-def _numbered(form: str, between: str, count: int) -> str:
-    return between.join(form.format(number) for number in range(count))
+def with_keys(statement: str, count: int) -> str:
+    """Return a statement with the parameters `key0`, `key1` … in place of its `{keys}`."""
+    return statement.format(keys=", ".join(f":key{number}" for number in range(count)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from metrics import Metrics
+from metrics import OFF, Metrics
 from storage import ALL, Filter, N, Note, Recalled, Row, Totals, Unavailable, sql
 from storage.sql import from_columns
 from storage.store import Task
@@ -24,6 +24,7 @@ Step = tuple[str, Values]
 Found = Sequence[Any]
 
 
+@dataclass
 class State(ABC):
     """Rows, notes and locks, shared by all processes that use the same database.
 
@@ -34,8 +35,7 @@ class State(ABC):
     A subclass runs the statements of storage/sql.py and supplies `:now`.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    metrics: Metrics = field(default=OFF, kw_only=True)
 
     @property
     @abstractmethod
@@ -150,15 +150,15 @@ class State(ABC):
 
     def files(self, keys: Sequence[str]) -> dict[str, str | None]:
         """Return the file (None: hosted) of each of at most 10,000 keys that has a row."""
-        return dict(self._look_up("files", sql.files, keys))
+        return dict(self._look_up("files", sql.FILES, keys))
 
     @abstractmethod
     def totals(self) -> Totals: ...
 
-    def last_drawn(self, names: Sequence[str]) -> dict[str, float]:
-        """Return when the newest picture of each `drawn_by` was created."""
-        found = self._look_up("last_drawn", sql.last_drawn, names)
-        return {name: created for name, created in found if created}
+    def last_drawn(self, name: str) -> float | None:
+        """Return when the newest picture whose `drawn_by` is `name` was created."""
+        [(created,)] = self._select("last_drawn", sql.LAST_DRAWN, {"name": name})
+        return None if created is None else float(created)
 
     # --- notes
 
@@ -179,7 +179,7 @@ class State(ABC):
     def recall_all(self, kind: type[N], keys: Iterable[str]) -> dict[str, Recalled[N]]:
         """Return those notes of a kind that exist under these keys, each as `recall` would."""
         wanted = list(dict.fromkeys(keys))
-        rows = self._look_up("recall", sql.recall, wanted, kind=kind.kind)
+        rows = self._look_up("recall", sql.RECALL, wanted, kind=kind.kind)
         if any(age < -_CLOCK_PRECISION for *_, age, _ in rows):
             with suppress(Unavailable):
                 self._transact("restart", "0", (sql.RESTART, {}))
@@ -236,7 +236,7 @@ class State(ABC):
 
     def counts(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the counts of those keys that have one."""
-        return dict(self._look_up("counts", sql.counts, keys))
+        return dict(self._look_up("counts", sql.COUNTS, keys))
 
     def expire(self) -> None:
         """Drop notes and counts that have expired, and the oldest where there are too many."""
@@ -258,12 +258,10 @@ class State(ABC):
         found = map(from_columns, self._select(name, statement, values))
         return [row for row in found if row]
 
-    def _look_up(
-        self, name: str, statement: Callable[[int], str], keys: Sequence[str], **values: str
-    ) -> Found:
-        """Return what a statement for that many keys finds: nothing for none."""
-        numbered = {f"key{number}": key for number, key in enumerate(keys)}
-        return self._select(name, statement(len(keys)), values | numbered) if keys else ()
+    def _look_up(self, name: str, statement: str, keys: Sequence[str], **values: str) -> Found:
+        """Return what a statement about these keys finds."""
+        values |= {f"key{number}": key for number, key in enumerate(keys)}
+        return self._select(name, sql.with_keys(statement, len(keys)), values) if keys else ()
 
     def _write(self, name: str, statement: str, *values: Values) -> int:
         return self._execute(name, statement, values) if values else 0

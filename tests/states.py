@@ -7,24 +7,18 @@ import sqlite3
 import subprocess
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
-import psycopg
-
 from settings.servers import ObjectSettings
 from storage import Note, Row
 from storage.cluster.copies import Copies
 from storage.cluster.objects import Objects
-from storage.cluster.postgres import PostgresState
 from storage.local.folder import Folder
-from storage.local.sqlite import SqliteState
-from storage.state import State
 from storage.store import Store
 from storage.waiting import Places
 
@@ -103,52 +97,6 @@ def refusing(folder: Path, statement: str) -> Iterator[None]:
         connection.execute("DROP TRIGGER refused")
 
 
-class StatePlace(ABC):
-    """Where a state lives, at an `address`. Each `open` is like that of another process."""
-
-    def __init__(self, address: Path | str, clock: Clock) -> None:
-        self.address = str(address)
-        self.clock = clock
-        self._opened = ExitStack()
-
-    def open(self) -> State:
-        state = self._open()
-        self._opened.callback(state.close)
-        return state
-
-    @abstractmethod
-    def _open(self) -> State: ...
-
-    def close(self) -> None:
-        self._opened.close()
-
-
-class SqlitePlace(StatePlace):
-    """A folder with a SQLite database."""
-
-    def _open(self) -> State:
-        return SqliteState(Path(self.address), self.clock)
-
-
-class PostgresPlace(StatePlace):
-    """A schema of a database; its server's clock is the test's once that is `set_clock`."""
-
-    def _open(self) -> State:
-        return PostgresState(self.address, now="test_now()")
-
-    def set_clock(self) -> None:
-        connection = psycopg.connect(self.address, autocommit=True)
-        self._opened.callback(connection.close)
-        connection.execute(f"CREATE TABLE clock AS SELECT {self.clock.now}::float8 AS now")
-        connection.execute(
-            "CREATE FUNCTION test_now() RETURNS float8 STABLE LANGUAGE sql"
-            " AS 'SELECT now FROM clock'"
-        )
-        self.clock.followers.append(
-            lambda now: connection.execute("UPDATE clock SET now = %s", (now,))
-        )
-
-
 class FolderPlace:
     """A folder of pictures."""
 
@@ -202,19 +150,25 @@ class CopiesPlace(FolderPlace):
 
 _HOLD = """
 import sys
-from tests import states
-place = getattr(states, sys.argv[1])(sys.argv[2], states.Clock())
-with place.open().hold(sys.argv[3], 5):
+from pathlib import Path
+from storage.cluster.postgres import PostgresState
+from storage.local.sqlite import SqliteState
+address, key = sys.argv[1:]
+state = PostgresState(address) if "://" in address else SqliteState(Path(address))
+with state.hold(key, 5):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 @contextmanager
-def held_elsewhere(place: StatePlace, key: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Hold a lock in another process, which is killed at the end if not before."""
+def held_elsewhere(address: Path | str, key: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Hold a lock in another process, which is killed at the end if not before.
+
+    `address` is the folder of a SqliteState or the URL of a PostgresState.
+    """
     with subprocess.Popen(
-        [sys.executable, "-c", _HOLD, type(place).__name__, place.address, key],
+        [sys.executable, "-c", _HOLD, str(address), key],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

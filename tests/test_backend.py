@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +20,7 @@ from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 from .conftest import InProcess, drawing
 from .one_backend import PNG, Draw, backend_at, not_drawn, taken
 from .servers import Answer, Say, ScriptedServer, Seen, read_request, wait_until
-from .states import Clock, PostgresPlace, SqlitePlace, StatePlace, held_elsewhere
+from .states import Clock, held_elsewhere
 from .wire import PUBLIC, MakeRawServer, MakeServer, Net, guarded_net, hang
 
 net = pytest.fixture(autouse=True)(guarded_net)
@@ -162,17 +161,9 @@ def test_without_concurrency_there_is_no_limit(state: State) -> None:
     assert all(there.take_slot() for _ in range(100))
 
 
-@pytest.fixture(params=[SqlitePlace, PostgresPlace])
-def place(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[StatePlace]:
-    is_local = request.param is SqlitePlace
-    address = tmp_path if is_local else request.getfixturevalue("postgres").schema()
-    with closing(request.param(address, clock)) as made:
-        yield made
-
-
-def test_slot_of_a_killed_process_is_free(place: StatePlace) -> None:
-    there = backend_at(place.open(), "http://127.0.0.1:1", concurrency=1)
-    with held_elsewhere(place, there.endpoint.note_key("slot 0")) as child:
+def test_slot_of_a_killed_process_is_free(state: State, tmp_path: Path) -> None:
+    there = backend_at(state, "http://127.0.0.1:1", concurrency=1)
+    with held_elsewhere(tmp_path, there.endpoint.note_key("slot 0")) as child:
         assert there.take_slot() is None
         child.kill()
         child.wait()
@@ -235,7 +226,7 @@ def test_picture_whose_url_hiccups_is_paid_once(
 
 @pytest.mark.parametrize(
     ("status", "seconds", "pauses"),
-    [(404, 10, [1, 2, 4]), (500, 2.5, [1, 2]), (403, 10, []), (451, 10, [])],
+    [(404, 10, [1, 2, 4]), (500, 3.5, [1, 2]), (403, 10, []), (451, 10, [])],
 )
 def test_picture_that_cannot_be_fetched_is_a_failure(
     backend: ScriptedServer, draw: Draw, status: int, seconds: float, pauses: list[float]

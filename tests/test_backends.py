@@ -181,8 +181,7 @@ class SlowCalls(Metrics):
 
 def test_round_that_the_deadline_ends_is_cut(house: MakeHouse, clock: Clock) -> None:
     made = house(REFUSAL, REFUSAL)
-    for backend in made.backends.all:
-        backend.metrics = SlowCalls(clock)
+    made.backends.metrics = SlowCalls(clock)
     found = made.draw()
     assert (found.is_cut, len(found.faults), sum(made.asked)) == (True, 1, 1)
 

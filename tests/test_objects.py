@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from settings.proxies import Proxy
-from settings.servers import NetworkSettings, ObjectSettings
+from settings.proxies import NetworkSettings, Proxy
+from settings.servers import ObjectSettings
 from storage.cluster.objects import Objects
 
 from .link import Link
 from .proxy import HttpProxy
 from .servers import RawServer, Say, ScriptedServer, wait_until
 from .states import ROOT
-from .wire import over_tls, saying
+from .wire import OK, over_tls, saying
 
 MISSING = "<Error><Code>NoSuchKey</Code></Error>"
 # object_store takes no answer to a PUT without one.
@@ -41,8 +41,7 @@ def at(url: str, **more: Any) -> ObjectSettings:
 
 
 def through(**proxies: str) -> NetworkSettings:
-    known = {scheme: Proxy.parse(url) for scheme, url in proxies.items()}
-    return NetworkSettings(None, known, "", {}, ())
+    return NetworkSettings(proxies={name: Proxy.parse(url) for name, url in proxies.items()})
 
 
 def failure_of(call: Callable[[], object]) -> str:
@@ -177,12 +176,9 @@ def test_authority_of_the_settings_is_trusted(
     raw_server: Callable[..., RawServer], certificates: tuple[Path, Path]
 ) -> None:
     authority, certificate = certificates
-    answer = f"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nLast-Modified: {DATE}\r\n\r\nbytes"
-    tls = raw_server(over_tls(certificate, saying(answer.encode())))
+    dated = b"Last-Modified: Tue, 14 Nov 2023 22:13:20 GMT\r\n"
+    tls = raw_server(over_tls(certificate, saying(OK + dated + b"Content-Length: 5\r\n\r\nbytes")))
     settings = at(f"https://127.0.0.1:{tls.port}")
     assert "CA_BUNDLE" in failure_of(lambda: Objects(settings).get("a.png"))
-    network = NetworkSettings(authority, {}, "", {}, ())
+    network = NetworkSettings(ca_bundle=authority)
     assert Objects(settings, network).get("a.png") == b"bytes"
-
-
-DATE = "Tue, 14 Nov 2023 22:13:20 GMT"

@@ -28,7 +28,7 @@ from .conftest import (
     saying,
 )
 from .servers import Gate, Say, ScriptedServer, Seen, png, wait_until
-from .states import Clock, SqlitePlace, held_elsewhere
+from .states import held_elsewhere
 
 Serve = Callable[..., InProcess]
 MakeServer = Callable[[], ScriptedServer]
@@ -477,8 +477,10 @@ def test_each_caller_waits_as_long_as_its_own_deadline(
     wanted = ImageRequest("x")
     service = serve(backend)
     pipeline = service.services.pipeline
-    place = SqlitePlace(Path(environment["CACHE_DIR"]), Clock())
-    with held_elsewhere(place, wanted.key) as process, ThreadPoolExecutor(2) as pool:
+    with (
+        held_elsewhere(environment["CACHE_DIR"], wanted.key) as process,
+        ThreadPoolExecutor(2) as pool,
+    ):
         hasty = pool.submit(pipeline.draw, wanted, answer_within=1.0)
         wait_until(lambda: pipeline.pool.places.taken == 1)
         patient = pool.submit(pipeline.draw, wanted)
@@ -552,7 +554,7 @@ def test_deletion_clears_nothing_while_another_worker_draws(
         key = service.picture("x").json["key"]
         service.ahead += 10
     service.ahead -= 10
-    with held_elsewhere(SqlitePlace(environment["CACHE_DIR"], Clock()), key):
+    with held_elsewhere(environment["CACHE_DIR"], key):
         got = service.delete(body)
         assert (got.status, "being drawn" in got.detail) == (503, True)
         assert int(got.headers["Retry-After"]) > 0

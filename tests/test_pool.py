@@ -15,7 +15,7 @@ from storage.waiting import Places
 from upstream.calls import Deadline
 
 from .servers import wait_until
-from .states import Clock, SqlitePlace, held_elsewhere
+from .states import held_elsewhere
 
 KEYS = [f"{number:064x}" for number in range(1, 50)]
 
@@ -103,10 +103,7 @@ def test_work_goes_on_when_its_caller_has_given_up(callers: Make) -> None:
 
 def test_caller_stops_waiting_for_another_process_in_time(tmp_path: Path, callers: Make) -> None:
     waiting = callers(1, 4)
-    with (
-        held_elsewhere(SqlitePlace(tmp_path, Clock()), KEYS[0]),
-        pytest.raises(StillRunning),
-    ):
+    with held_elsewhere(tmp_path, KEYS[0]), pytest.raises(StillRunning):
         waiting.call(KEYS[0], 0.1).result(5)
     waiting.gate.set()
     assert waiting.call(KEYS[0]).result(5) == f"drawn {KEYS[0]}"

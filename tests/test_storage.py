@@ -13,9 +13,12 @@ from os import fstat
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psycopg
 import pytest
 
 from storage import Filter, LockTimeout, Note, Row, Totals
+from storage.cluster.postgres import PostgresState
+from storage.local.sqlite import SqliteState
 from storage.state import State
 from storage.store import Store
 
@@ -24,16 +27,15 @@ from .states import (
     Clock,
     CopiesPlace,
     FolderPlace,
-    PostgresPlace,
-    SqlitePlace,
-    StatePlace,
+    Word,
     held_elsewhere,
     key_of,
     name_of,
     row_of,
 )
 
-STATES = ["sqlite_place", "postgres_place"]
+Open = Callable[[], State]
+
 STORES = [FolderPlace, CopiesPlace]
 
 
@@ -45,12 +47,6 @@ class Colour(Note):
 
 
 @dataclass(frozen=True, slots=True)
-class Sound(Note):
-    kind: ClassVar[str] = "sound"
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
 class NewColour(Note):
     """What another version of the program makes of the same kind."""
 
@@ -58,33 +54,47 @@ class NewColour(Note):
     hue: float
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+@pytest.fixture(params=["sqlite", "postgres"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a state lives: a folder, or the URL of a database."""
+    if request.param == "sqlite":
+        return tmp_path / "state"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.schema()
 
 
 @pytest.fixture
-def sqlite_place(tmp_path: Path, clock: Clock) -> StatePlace:
-    return SqlitePlace(tmp_path / "state", clock)
+def open_state(address: Path | str, clock: Clock, opened: list[Any]) -> Open:
+    """Open the state, each time as another process would."""
+    if isinstance(address, str):
+        opened.append(set_clock(address, clock))
+
+    def open_one() -> State:
+        made: State
+        if isinstance(address, str):
+            made = PostgresState(address, "test_now()")
+        else:
+            made = SqliteState(address, clock)
+        opened.append(made)
+        return made
+
+    return open_one
+
+
+def set_clock(url: str, clock: Clock) -> psycopg.Connection[Any]:
+    """Let `test_now()` in a database tell the time of `clock`."""
+    connection = psycopg.connect(url, autocommit=True)
+    connection.execute(f"CREATE TABLE clock AS SELECT {clock.now}::float8 AS now")
+    connection.execute(
+        "CREATE FUNCTION test_now() RETURNS float8 STABLE LANGUAGE sql AS 'SELECT now FROM clock'"
+    )
+    clock.followers.append(lambda now: connection.execute("UPDATE clock SET now = %s", (now,)))
+    return connection
 
 
 @pytest.fixture
-def postgres_place(postgres: Postgres, clock: Clock) -> StatePlace:
-    place = PostgresPlace(postgres.schema(), clock)
-    place.set_clock()
-    return place
-
-
-@pytest.fixture(params=STATES)
-def place(request: pytest.FixtureRequest) -> Iterator[StatePlace]:
-    place: StatePlace = request.getfixturevalue(request.param)
-    yield place
-    place.close()
-
-
-@pytest.fixture
-def state(place: StatePlace) -> State:
-    return place.open()
+def state(open_state: Open) -> State:
+    return open_state()
 
 
 def store(state: State, *texts: str, **values: Any) -> list[Row]:
@@ -97,7 +107,7 @@ def store(state: State, *texts: str, **values: Any) -> list[Row]:
 # --- rows
 
 
-def test_stored_row_is_found_whole_by_every_process(state: State, place: StatePlace) -> None:
+def test_stored_row_is_found_whole_by_every_process(state: State, open_state: Open) -> None:
     row = row_of(
         "红 🍎",
         width=640,
@@ -113,7 +123,7 @@ def test_stored_row_is_found_whole_by_every_process(state: State, place: StatePl
     assert state.store(row) is None
     assert state.find(row.key) == row
     state.close()
-    assert place.open().find(row.key) == row
+    assert open_state().find(row.key) == row
     assert state.find(row.key) == row, "a closed state opens again"
     assert state.find(key_of("another")) is None
 
@@ -134,8 +144,8 @@ def test_storing_returns_the_file_of_the_replaced_row(state: State) -> None:
     assert state.find(newer.key) == newer
 
 
-def test_each_replaced_file_is_returned_once(state: State, place: StatePlace) -> None:
-    states = [state, place.open()]
+def test_each_replaced_file_is_returned_once(state: State, open_state: Open) -> None:
+    states = [state, open_state()]
     rows = [row_of("a", file=name_of("a", number)) for number in range(20)]
     with ThreadPoolExecutor(8) as pool:
         replaced = list(pool.map(lambda n: states[n % 2].store(rows[n]), range(20)))
@@ -195,8 +205,7 @@ def test_newest_picture_of_each_backend_says_when_it_last_drew(state: State) -> 
     for text, created, name in [("a", 1.0, "x"), ("b", 3.5, "x"), ("c", 2.0, "x"), ("d", 4.0, "y")]:
         store(state, text, created=created, drawn_by=name)
     store(state, "e", created=9.0)
-    assert state.last_drawn(["x", "y", "idle"]) == {"x": 3.5, "y": 4.0}
-    assert state.last_drawn([]) == {}
+    assert [state.last_drawn(name) for name in ("x", "y", "idle")] == [3.5, 4.0, None]
 
 
 # --- the gallery
@@ -272,15 +281,15 @@ RED = Colour("红🍎 \udc00", [1, None])
 def test_notes_are_recalled_together_with_their_age(state: State, clock: Clock) -> None:
     state.remember(RED, "k", 100)
     clock.now += 5
-    state.remember(Sound("loud"), "k", 10)
+    state.remember(Word("loud"), "k", 10)
     clock.now += 1
     state.remember(Colour("blue", []), "l", 100)
     notes = state.recall_all(Colour, ["k", "l", "other", "k"])
     assert notes.keys() == {"k", "l"}
     red = notes["k"]
     assert (red.note, red.age, red.left) == (RED, 6, 94)
-    assert (loud := state.recall(Sound, "k")) is not None
-    assert (loud.note, loud.age, loud.left) == (Sound("loud"), 1, 9)
+    assert (loud := state.recall(Word, "k")) is not None
+    assert (loud.note, loud.age, loud.left) == (Word("loud"), 1, 9)
     assert state.recall_all(Colour, []) == {}
     assert state.recall(Colour, "k") == red
 
@@ -322,12 +331,12 @@ def test_note_of_a_clock_that_was_wrong_is_void(state: State, clock: Clock) -> N
 def test_note_replaces_one_of_its_kind_and_can_be_forgotten(state: State) -> None:
     state.remember(Colour("old", []), "k", 100)
     state.remember(RED, "k", 100)
-    state.remember(Sound("loud"), "k", 100)
+    state.remember(Word("loud"), "k", 100)
     assert (red := state.recall(Colour, "k")) is not None
     assert red.note == RED
     assert (state.forget(Colour, "k"), state.forget(Colour, "k")) == (True, False)
     assert state.recall(Colour, "k") is None
-    assert state.recall(Sound, "k")
+    assert state.recall(Word, "k")
 
 
 def test_note_of_another_version_is_forgotten(state: State) -> None:
@@ -350,20 +359,20 @@ def test_note_is_exchanged_unless_it_has_changed(state: State, clock: Clock) -> 
     assert state.exchange(None, RED, "k", 10)
 
 
-def test_one_of_many_processes_exchanges_a_note(state: State, place: StatePlace) -> None:
-    states = [state, place.open()]
+def test_one_of_many_processes_exchanges_a_note(state: State, open_state: Open) -> None:
+    states = [state, open_state()]
 
     def count(number: int) -> None:
         while True:
-            before = states[number % 2].recall(Sound, "k")
-            after = Sound(str(int(before.note.name) + 1 if before else 1))
+            before = states[number % 2].recall(Word, "k")
+            after = Word(str(int(before.note.text) + 1 if before else 1))
             if states[number % 2].exchange(before, after, "k", 100):
                 return
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(count, range(40)))
-    assert (found := state.recall(Sound, "k"))
-    assert found.note == Sound("40")
+    assert (found := state.recall(Word, "k"))
+    assert found.note == Word("40")
 
 
 def test_now_is_the_state_s_own_clock(state: State, clock: Clock) -> None:
@@ -405,8 +414,8 @@ def test_count_begins_anew_when_its_time_is_over(state: State, clock: Clock) -> 
     assert state.counts(["k"]) == {}, "it was dropped"
 
 
-def test_processes_never_count_beyond_the_limit_together(state: State, place: StatePlace) -> None:
-    states = [state, place.open()]
+def test_processes_never_count_beyond_the_limit_together(state: State, open_state: Open) -> None:
+    states = [state, open_state()]
     with ThreadPoolExecutor(8) as pool:
         counted = list(pool.map(lambda n: states[n % 2].count("k", 1, 100, 10), range(40)))
     assert (sum(counted), state.counts(["k"])) == (10, {"k": 10})
@@ -416,9 +425,9 @@ def test_processes_never_count_beyond_the_limit_together(state: State, place: St
 
 
 def test_lock_keeps_other_processes_out_until_its_holder_is_killed(
-    state: State, place: StatePlace
+    state: State, address: Path | str
 ) -> None:
-    with held_elsewhere(place, key := key_of("a")) as child:
+    with held_elsewhere(address, key := key_of("a")) as child:
         with pytest.raises(LockTimeout), state.hold(key, 0.1):
             pass
         with state.hold(key_of("b"), 0.1):
@@ -429,10 +438,10 @@ def test_lock_keeps_other_processes_out_until_its_holder_is_killed(
 
 
 def test_processes_that_wait_for_each_other_are_no_deadlock(
-    state: State, place: StatePlace
+    state: State, address: Path | str
 ) -> None:
     with (
-        held_elsewhere(place, key_of("a")),
+        held_elsewhere(address, key_of("a")),
         state.hold(key_of("b"), 1),
         pytest.raises(LockTimeout),
         state.hold(key_of("a"), 0.1),

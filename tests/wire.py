@@ -17,11 +17,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from settings.proxies import NetworkSettings
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from .servers import RawServer, ScriptedServer, read_request
 
-Talk = Callable[[socket.socket], None]
+Talk = Callable[[socket.socket], object]
 MakeServer = Callable[[], ScriptedServer]
 MakeRawServer = Callable[[Talk], RawServer]
 
@@ -108,7 +109,7 @@ def address_of(address: str, port: int) -> tuple[Any, ...]:
 
 
 def ask(url: str, seconds: float = 10.0, trust: Path | None = None, **more: Any) -> Reply:
-    upstream = Upstream(ca_bundle=trust)
+    upstream = Upstream(NetworkSettings(ca_bundle=trust))
     return upstream.request("GET", url, deadline=Deadline.after(seconds), **more)
 
 

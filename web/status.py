@@ -38,10 +38,10 @@ class Status:
 
     def describe(self, *, for_admin: bool = False) -> dict[str, Any]:
         """Return the whole answer; the administrator also sees each server's last error."""
-        totals, drew, fault = None, dict[str, float](), None
+        totals, drew, fault = None, dict[str, float | None](), None
         try:
             totals = self.cache.state.totals()
-            drew = self.cache.state.last_drawn([backend.name for backend in self.backends.all])
+            drew = {b.name: self.cache.state.last_drawn(b.name) for b in self.backends.all}
         except Unavailable as error:
             fault = str(error)
         backends = [self._backend(b, drew.get(b.name), for_admin) for b in self.backends.all]

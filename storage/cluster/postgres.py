@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
-from metrics import OFF, Metrics
 from storage import Totals, Unavailable, sql
 from storage.cluster.server import Connection, Server, log
 from storage.cluster.tables import FOLD_TOTALS, NOW, TOTALS, ensure_writable, translate
@@ -64,25 +64,25 @@ _CHECK_SECONDS = 8.0
 _TRANSACTION_LOCK = "SELECT pg_advisory_xact_lock(:lock)"
 
 
+@dataclass
 class PostgresState(State):
-    """The state in the database at `url`, in the schema that its search_path leads to."""
+    """The state in the database at `url`, in the schema that its search_path leads to.
+
+    `clock` is the server's time in SQL, seconds since the epoch. `seconds` bound each call.
+    """
 
     # It never changes: whoever replaces the database, say by a backup, restarts the service.
     epoch = 0
 
-    def __init__(
-        self,
-        url: str,
-        now: str = NOW,
-        seconds: float = CALL_SECONDS,
-        metrics: Metrics = OFF,
-    ) -> None:
-        """`now` is the server's time in SQL: seconds since the epoch. `seconds` bound each call."""
-        super().__init__(metrics)
+    url: str
+    clock: str = NOW
+    seconds: float = CALL_SECONDS
+
+    def __post_init__(self) -> None:
         self._gate = Gate(log, "The database cannot be used: %s", "The database can be used again")
-        self._server = Server(url, CONNECTIONS, self._gate, seconds)
-        self._locks = AdvisoryLocks(Server(url, 1, self._gate, seconds, lifetime=math.inf))
-        self._now = now
+        self._server = Server(self.url, CONNECTIONS, self._gate, self.seconds)
+        lock_server = Server(self.url, 1, self._gate, self.seconds, lifetime=math.inf)
+        self._locks = AdvisoryLocks(lock_server)
 
     @property
     def fault(self) -> str | None:
@@ -112,12 +112,12 @@ class PostgresState(State):
     # --- ways to run statements, each of them one round trip
 
     def _select(self, name: str, statement: str, values: Values) -> Found:
-        query = translate(statement, self._now)
-        with self._metrics.state_call(name):
+        query = translate(statement, self.clock)
+        with self.metrics.state_call(name):
             return self._server.run(lambda c: c.execute(query, values, binary=True).fetchall())
 
     def _execute(self, name: str, statement: str, values: Sequence[Values]) -> int:
-        query = translate(statement, self._now)
+        query = translate(statement, self.clock)
         # In one order for all, so that two of them never wait for each other's rows.
         ordered = sorted(values, key=lambda each: str(each["key"]))
 
@@ -126,13 +126,13 @@ class PostgresState(State):
                 cursor.executemany(query, ordered)  # one pipeline, and so one transaction
                 return cursor.rowcount
 
-        with self._metrics.state_call(name):
+        with self.metrics.state_call(name):
             return self._server.run(work)
 
     def _transact(self, name: str, key: str, *steps: Step) -> list[Found]:
         # Negative, so that it is not the lock that `hold` takes for the key.
         lock = _TRANSACTION_LOCK, {"lock": ~lock_number(key)}
-        queries = [(translate(query, self._now), values) for query, values in (lock, *steps)]
+        queries = [(translate(query, self.clock), values) for query, values in (lock, *steps)]
 
         def work(connection: Connection) -> list[Found]:
             # What is sent before the pipeline ends is one transaction.
@@ -140,5 +140,5 @@ class PostgresState(State):
                 cursors = [connection.execute(*query) for query in queries]
             return [cursor.fetchall() if cursor.description else [] for cursor in cursors[1:]]
 
-        with self._metrics.state_call(name):
+        with self.metrics.state_call(name):
             return self._server.run(work)

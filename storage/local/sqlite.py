@@ -7,9 +7,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
-from metrics import OFF, Metrics
 from storage import IncompatibleSchema, Totals, Unavailable
 from storage.local.backup import DailyBackup, Damage
 from storage.local.database import Database
@@ -19,26 +19,22 @@ from storage.state import Found, State, Step, Values
 from storage.store import HOUR, Task
 
 
+@dataclass
 class SqliteState(State):
     """The state in a folder: `index.sqlite3`, `locks`, and in `backup` a copy of the index.
 
     The copy is made only where `spare_bytes` stay free.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        clock: Callable[[], float] = time.time,
-        spare_bytes: int = 0,
-        metrics: Metrics = OFF,
-    ) -> None:
-        super().__init__(metrics)
-        self.directory = directory
-        index = directory / "index.sqlite3"
-        self._backup = DailyBackup(index, spare_bytes, clock)
+    directory: Path
+    clock: Callable[[], float] = time.time
+    spare_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        index = self.directory / "index.sqlite3"
+        self._backup = DailyBackup(index, self.spare_bytes, self.clock)
         self._database = Database(index, self._backup.restore)
-        self._locks = Locks(directory / "locks")
-        self._clock = clock
+        self._locks = Locks(self.directory / "locks")
 
     @property
     def epoch(self) -> object:
@@ -61,7 +57,7 @@ class SqliteState(State):
                 raise sqlite3.DatabaseError("no such totals")
             return Totals(**row)
 
-        with self._metrics.state_call("totals"):
+        with self.metrics.state_call("totals"):
             return self._database.read(work)
 
     def delete(self, key: str) -> bool:
@@ -97,19 +93,19 @@ class SqliteState(State):
 
     def _select(self, name: str, statement: str, values: Values) -> Found:
         timed = self._timed(values)
-        with self._metrics.state_call(name):
+        with self.metrics.state_call(name):
             return self._database.read(lambda c: c.execute(statement, timed).fetchall())
 
     def _execute(self, name: str, statement: str, values: Sequence[Values]) -> int:
         timed = [self._timed(each) for each in values]
-        with self._metrics.state_call(name):
+        with self.metrics.state_call(name):
             return self._database.write(lambda c: c.executemany(statement, timed).rowcount)
 
     def _transact(self, name: str, key: str, *steps: Step) -> list[Found]:
         # SQLite runs one writing transaction at a time, whatever its key.
         timed = [(statement, self._timed(values)) for statement, values in steps]
-        with self._metrics.state_call(name):
+        with self.metrics.state_call(name):
             return self._database.write(lambda c: [c.execute(*step).fetchall() for step in timed])
 
     def _timed(self, values: Values) -> Values:
-        return {**values, "now": self._clock()}
+        return {**values, "now": self.clock()}
