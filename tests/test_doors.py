@@ -164,8 +164,8 @@ def test_headers_go_to_the_own_origin_alone(
 
 def test_parameters_join_those_of_chat(backend: ScriptedServer, draw: Draw) -> None:
     backend.say(OF_CHAT)
-    extra = {"image_config": {"image_size": "2K"}, "modalities": ["image"], "seed": None}
-    extra["model"] = "x"
+    config = {"image_size": "2K"}
+    extra = {"image_config": config, "modalities": ["image"], "seed": None, "model": "x"}
     draw(f"{backend.url}/chat/completions", ImageRequest("a", 64, 64), params={"*": extra})
     sent = backend.seen[0].json
     assert sent["image_config"] == {"aspect_ratio": "1:1", "image_size": "2K"}
