@@ -527,24 +527,23 @@ def test_probable_mistakes_are_warnings(
 
 # Every secret, each with a text of its own.
 SECRET_VALUES = {
-    "PROXY_ACCESS_KEY": "secret-of-proxy",
+    **{
+        name: f"secret-of-{name}"
+        for name in (
+            *("PROXY_ACCESS_KEY", "ADMIN_TOKEN", "AUTH_TOKEN", "LLM_OPTIMIZATION_TOKEN"),
+            *("IMAGE_HOSTING_KEY", "IMAGE_HOSTING_AUTH_CODE", "POLLINATIONS_TOKEN"),
+            *("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"),
+        )
+    },
     "ACCESS_KEYS": '{"blog": {"key": "secret-of-blog"}, "phone": {"key": "secret-of-phone"}}',
-    "ADMIN_TOKEN": "secret-of-admin",
     "SIGNING_KEY": "secret-of-signing, secret-of-old-signing",
-    "AUTH_TOKEN": "secret-of-auth",
     "TOKEN_MAP": '{"https://a/v1": "secret-of-map"}',
     "BACKEND_HEADERS": '{"https://a/v1": {"X-Name": "secret-in-header"}}',
-    "IMAGE_HOSTING_KEY": "secret-of-hosting",
-    "IMAGE_HOSTING_AUTH_CODE": "secret-of-code",
-    "LLM_OPTIMIZATION_TOKEN": "secret-of-llm",
-    "POLLINATIONS_TOKEN": "secret-of-pollinations",
     "BACKEND_PROXIES": '{"https://a/v1": "http://user:secret-of-own-proxy@proxy"}',
     "https_proxy": "http://user:secret-of-proxy-for-all@proxy",
     "ALL_PROXY": "http://secret-as-user-of-proxy@proxy",
     "DATABASE_URL": "postgresql://u:secret-of%2Fdatabase@db/pictures?sslpassword=secret-of-tls",
     "STORAGE_URL": "s3://bucket",
-    "S3_ACCESS_KEY_ID": "secret-as-key-id",
-    "S3_SECRET_ACCESS_KEY": "secret-of-bucket",
     "BACKEND_API_URLS": "https://a/v1,https://user:secret-in-url@b/v1,https://secret-as-user@c",
     "LLM_OPTIMIZATION_API_URL": "https://u:secret-in-llm-url@llm",
     "IMAGE_HOSTING_URL": "https://u:secret-in%2Dhosting-url@host",
