@@ -68,8 +68,7 @@ class Settings(Table):
     @property
     def address(self) -> str:
         """Where the service listens, `host:port`."""
-        host = url_host(self.host)
-        return f"{host}:{self.port}"
+        return f"{url_host(self.host)}:{self.port}"
 
     @property
     def fingerprint(self) -> str:
@@ -160,9 +159,8 @@ def load() -> Settings:
 
 def _check(settings: Settings, reader: Reader) -> None:
     """Report settings that do not go together."""
-    if not settings.access_keys and not any(
-        fault.startswith("ACCESS_KEYS") for fault in reader.faults
-    ):
+    has_faulty_keys = any(fault.startswith("ACCESS_KEYS") for fault in reader.faults)
+    if not settings.access_keys and not has_faulty_keys:
         advice = "write a long random string, which clients send as ?key="
         reader.require("PROXY_ACCESS_KEY", advice)
     names = {settings.access_key: SHARED_NAME}
@@ -194,6 +192,5 @@ def _check_machines(settings: Settings, reader: Reader) -> None:
     if settings.database_url and (settings.cache_dir / "index.sqlite3").exists():
         # Its files would be taken for copies of what is in the bucket, and deleted one day.
         sentence = "holds the index of a single machine; write another folder, and import this one"
-        reader.fault(
-            "CACHE_DIR", f"{sentence} into it: .venv/bin/python -m commands cache import …"
-        )
+        command = ".venv/bin/python -m commands cache import …"
+        reader.fault("CACHE_DIR", f"{sentence} into it: {command}")

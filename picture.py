@@ -6,10 +6,12 @@ Every other module may import this one, which itself imports only settings/parse
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlencode
 
 from settings.parsers import MODEL
@@ -91,8 +93,8 @@ class ImageRequest:
         written = description.strip()
         prompt = _without_extension(written)
         request = cls.from_text(prompt, max_prompt_length, **found)
-        literal = None if prompt == written else replace(request, prompt=written)
-        return Named(request, credentials, literal)
+        literal = () if prompt == written else (replace(request, prompt=written),)
+        return Named((*literal, request), credentials)
 
     def to_url(self, extension: str | None = None, /, **credentials: str | int) -> str:
         """Return the path and query from which `from_url` returns this value.
@@ -148,21 +150,53 @@ class ImageRequest:
         return "{}x{}".format(*self.pixels) if self.pixels else None
 
 
-class Named(NamedTuple):
-    """A URL as read: the picture that it names, and the CREDENTIALS in it.
+@dataclass(frozen=True)
+class Named:
+    """A URL as read: the pictures that it may show, and the CREDENTIALS in it.
 
-    `literal` is the picture whose prompt includes the extension at the end of the path, if there
-    is one: it may have been drawn, and signed, when an extension was part of the prompt.
+    The first picture that is in the cache is shown, otherwise the last one is drawn. There are two
+    where the path ends in an extension: it may have been drawn, and signed, as part of the prompt.
+    """
+
+    pictures: tuple[ImageRequest, ...]
+    credentials: dict[str, str]
+
+    @property
+    def request(self) -> ImageRequest:
+        return self.pictures[-1]
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the pictures."""
+        return tuple(one.key for one in self.pictures)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A picture's URL, also as Markdown and HTML to paste into documents.
+
+    `drawn` is the size that it was drawn at, if it is known: browsers would squash a picture into
+    another one.
     """
 
     request: ImageRequest
-    credentials: dict[str, str]
-    literal: ImageRequest | None = None
+    url: str
+    drawn: tuple[int, int] | None = None
 
     @property
-    def pictures(self) -> list[ImageRequest]:
-        """The pictures that the URL may show: the first of them that is in the cache."""
-        return [one for one in (self.literal, self.request) if one]
+    def markdown(self) -> str:
+        alt = re.sub(r"([\\`*_\[\]<>&!])", r"\\\1", " ".join(self.request.prompt.split()))
+        return f"![{alt}]({self.url})"
+
+    @property
+    def html(self) -> str:
+        width, height = self.drawn or self.request.pixels or (None, None)
+        size = f' width="{width}" height="{height}"' if width else ""
+        alt = html.escape(" ".join(self.request.prompt.split()))
+        return f'<img src="{html.escape(self.url)}" alt="{alt}"{size} loading="lazy">'
+
+    def to_json(self) -> dict[str, str]:
+        return {"url": self.url, "markdown": self.markdown, "html": self.html}
 
 
 def _without_extension(prompt: str) -> str:

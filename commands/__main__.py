@@ -5,10 +5,9 @@ from __future__ import annotations
 import click
 
 from app import make_services
-from commands.cache_group import cache_group
+from commands.cache_group import cache_group, keys
 from commands.check import check
 from commands.console import Commands
-from commands.keys import keys
 from commands.links import links, warm
 from commands.sign import sign
 

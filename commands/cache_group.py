@@ -1,4 +1,4 @@
-"""`cache`: look into the cache, tidy it, and move it."""
+"""`cache`: look into the cache, tidy it, and move it; `keys`: list the access keys."""
 
 from __future__ import annotations
 
@@ -10,14 +10,7 @@ from itertools import chain, islice
 
 import click
 
-from commands.console import (
-    AS_JSON,
-    counted,
-    picture_options,
-    read_request,
-    say,
-    say_json,
-)
+from commands.console import AS_JSON, counted, picture_options, read_request, say, say_json
 from commands.migrate import adopt_pictures, backup, export, import_directory
 from commands.session import with_cache
 from commands.transfer import pages
@@ -130,3 +123,19 @@ def _size(count: int) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+@click.command(short_help="List the access keys and their drawings of today.")
+@AS_JSON
+@with_cache
+def keys(services: Services, as_json: bool) -> None:
+    """List the access keys by name, with their drawings since midnight UTC."""
+    found = services.access.usage(services.cache.state)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    width = max(len(key["name"]) for key in found)
+    for key in found:
+        limit = ", no limit" if key["per_day"] is None else f" of {key['per_day']}"
+        expires = f", valid until {key['expires']}" if key["expires"] else ""
+        click.echo(f"{key['name']:<{width}}  {key['drawings']} drawn today{limit}{expires}")

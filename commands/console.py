@@ -39,10 +39,11 @@ class Commands(click.Group):
         except (click.ClickException, SettingsError, Problem, OSError) as error:
             if isinstance(error, OSError) and error.filename is None:  # of standard output
                 raise
-            raise click.ClickException(printable_lines(_sentence(error))) from error
+            raise click.ClickException(printable_lines(sentence(error))) from error
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """Return what a command says of an error."""
     match error:
         case click.ClickException():
             return error.format_message()
@@ -58,7 +59,7 @@ def _sentence(error: Exception) -> str:
 
 
 T = TypeVar("T")
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = Callable[..., None]
 
 FILES = click.argument(
     "files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 from urllib.parse import unquote, unquote_plus
@@ -41,6 +42,7 @@ class DocumentFault(NamedTuple):
     kind: str = LEFT
 
 
+@dataclass(frozen=True)
 class Examiner:
     """Reads documents: which URLs of ours open, and what is wrong with the others.
 
@@ -48,15 +50,13 @@ class Examiner:
     with it; without, those that name a picture and carry credentials. `keys` must be left nowhere.
     """
 
-    def __init__(
-        self,
-        why_closed: Callable[[FoundUrl], str | None],
-        keys: Sequence[str] = (),
-        public_url: str | None = None,
-    ) -> None:
-        self.why_closed = why_closed
-        self.base = f"{public_url}/prompt/" if public_url else ""
-        self.has_key = _matcher(keys)
+    why_closed: Callable[[FoundUrl], str | None]
+    public_url: str | None = None
+    keys: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> str:
+        return f"{self.public_url}/prompt/" if self.public_url else ""
 
     def examine(self, text: str) -> Iterator[tuple[int, FoundUrl | DocumentFault]]:
         """Yield each URL of ours that opens, and each fault, with its line, counted from 1."""
@@ -66,6 +66,17 @@ class Examiner:
             if not any(isinstance(one, DocumentFault) for one in found) and self.has_key(line):
                 found.append(DocumentFault(_NO_URL))  # at most partly
             yield from ((number, one) for one in found)
+
+    def has_key(self, text: str) -> bool:
+        """Return whether a text contains one of the keys.
+
+        A short key may be an ordinary word: it counts only where it is used as a key.
+        """
+        long = [re.escape(key) for key in self.keys if len(key) >= MIN_SECRET_LENGTH]
+        any_key = "|".join(map(re.escape, self.keys))
+        used = rf"(?:\bkey=|\b(?i:bearer)\s+)(?:{any_key})(?![A-Za-z0-9-])"
+        pattern = re.compile("|".join([*long, used]))
+        return bool(self.keys) and any(map(pattern.search, _spellings(text)))
 
     def _examine(self, url: str, rest: str) -> FoundUrl | DocumentFault | None:
         """Judge a URL and the text that follows it."""
@@ -98,20 +109,6 @@ class Examiner:
             if "key" in found.credentials:
                 reason = "its key was not replaced"
         return DocumentFault(reason, LEFT if has_key else BROKEN) if reason else found
-
-
-def _matcher(keys: Sequence[str]) -> Callable[[str], bool]:
-    """Return whether a text contains one of `keys`, as a function.
-
-    A short key may be an ordinary word: it counts only where it is used as a key.
-    """
-    if not keys:
-        return lambda text: False
-    long = [re.escape(key) for key in keys if len(key) >= MIN_SECRET_LENGTH]
-    any_key = "|".join(re.escape(key) for key in keys)
-    used = rf"(?:\bkey=|\b(?i:bearer)\s+)(?:{any_key})(?![A-Za-z0-9-])"
-    pattern = re.compile("|".join([*long, used]))
-    return lambda text: any(pattern.search(one) for one in _spellings(text))
 
 
 def _spellings(text: str) -> set[str]:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import quote, unquote_plus, unquote_to_bytes, urldefrag, urlencode, urlsplit
+from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlencode, urlsplit
 
 import click
 
-from picture import CREDENTIALS, ImageRequest, Named
+from picture import CREDENTIALS, ImageRequest
 
 
 def documents(paths: Iterable[Path]) -> list[Path]:
@@ -89,18 +89,12 @@ _PARAMETER = re.compile(rf"((?:{_AND}|&)?(?:[^&#=]*\?)?)((?:[^&#]|(?!{_AND})&#?\
 
 @dataclass(frozen=True, slots=True)
 class FoundUrl:
-    """One of our URLs as written, and as read."""
+    """One of our URLs as written, and as read: `pictures` are those that it may show."""
 
     url: str
-    named: Named
-
-    @property
-    def request(self) -> ImageRequest:
-        return self.named.request
-
-    @property
-    def credentials(self) -> dict[str, str]:
-        return self.named.credentials
+    request: ImageRequest
+    credentials: dict[str, str]
+    pictures: list[ImageRequest]
 
     @classmethod
     def read(cls, url: str) -> FoundUrl:
@@ -114,12 +108,13 @@ class FoundUrl:
         path = parts.path[parts.path.index("/prompt/") :]
         latin = unquote_to_bytes(path.encode()).decode("latin-1")
         query = quote(parts.query, safe=string.printable, errors="surrogateescape")
-        return cls(url, ImageRequest.from_url(latin, query, max_prompt_length=sys.maxsize))
+        named = ImageRequest.from_url(latin, query, max_prompt_length=sys.maxsize)
+        return cls(url, named.request, named.credentials, named.pictures)
 
     @property
     def address(self) -> str:
         """The URL that a browser requests."""
-        return urldefrag(_dereferenced(self.url)).url
+        return _dereferenced(self.url)
 
     def signed(self, credentials: Mapping[str, str | int]) -> str:
         """Return the URL with `credentials` in place of its own, and nothing else changed."""

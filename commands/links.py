@@ -6,15 +6,14 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
-from commands.console import AS_JSON, FILES, progress, say, say_json
+from commands.console import AS_JSON, FILES, progress, say, say_json, sentence
 from commands.document_faults import DocumentFault, Examiner
 from commands.documents import FoundUrl, documents, read
 from commands.services import AnyService, with_service
-from commands.session import DRAWN, THERE
+from picture import Problem
 
 
 @click.command(short_help="List the URLs of this service in documents.")
@@ -41,7 +40,7 @@ def _examine(
 ) -> Iterator[tuple[str, FoundUrl | DocumentFault]]:
     """Yield the URLs of ours that open in documents, and the faults, each with its place."""
     service.announce_cache()
-    examiner = Examiner(service.why_closed, public_url=service.public_url)
+    examiner = Examiner(service.why_closed, service.public_url)
     for file in documents(files):
         for line, one in examiner.examine(read(file)):
             yield f"{file}:{line}", one
@@ -73,39 +72,36 @@ def warm(service: AnyService, files: tuple[Path, ...], jobs: int, as_json: bool)
         if isinstance(one, DocumentFault):
             broken.append(f"{place}: {one.reason}")
         else:
-            wanted[one.named.pictures[0].key] = one
-    outcomes = _draw_all(service, list(wanted.values()), jobs, is_quiet=as_json)
-    _report(outcomes, broken, as_json=as_json)
-
-
-Outcomes = list[tuple[FoundUrl, str]]
-
-
-def _draw_all(
-    service: AnyService, wanted: list[FoundUrl], jobs: int, *, is_quiet: bool
-) -> Outcomes:
-    pool = ThreadPoolExecutor(min(jobs, service.max_jobs))
-    try:
-        waiting = {pool.submit(service.draw, found): found for found in wanted}
-        completed = as_completed(waiting)
-        with progress(completed, "Drawing", len(waiting), is_quiet=is_quiet) as done:
-            return [(waiting[future], future.result()) for future in done]
-    finally:
-        # On Ctrl-C the drawings under way are finished and stored: they have been paid for.
-        pool.shutdown(cancel_futures=True)
-
-
-def _report(outcomes: Outcomes, broken: list[str], *, as_json: bool) -> NoReturn:
-    """Print the outcomes, and exit."""
-    counts = {how: sum(outcome == how for _, outcome in outcomes) for how in (DRAWN, THERE)}
-    failed = {found.request.prompt: how for found, how in outcomes if how not in counts}
+            wanted[one.pictures[0].key] = one
+    counts, failed = _draw_all(service, list(wanted.values()), jobs, is_quiet=as_json)
     if as_json:
         say_json(counts | {"failed": failed, "broken": broken})
     else:
         more = f", {len(broken)} broken" if broken else ""
-        click.echo(f"{counts[DRAWN]} drawn, {counts[THERE]} there, {len(failed)} failed{more}")
+        click.echo(f"{counts['drawn']} drawn, {counts['there']} there, {len(failed)} failed{more}")
         for prompt, why in failed.items():
             say(f"  {_shortened(prompt):<50}  {why}")
     for line in broken:
         say(line, err=True)
     sys.exit(1 if failed or broken else 0)
+
+
+def _draw_all(
+    service: AnyService, wanted: list[FoundUrl], jobs: int, *, is_quiet: bool
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Return how many pictures were drawn or there, and why others failed, by their prompts."""
+    counts, failed = {"drawn": 0, "there": 0}, {}
+    pool = ThreadPoolExecutor(min(jobs, service.max_jobs))
+    try:
+        drawings = {pool.submit(service.draw, found): found.request.prompt for found in wanted}
+        completed = as_completed(drawings)
+        with progress(completed, "Drawing", len(drawings), is_quiet=is_quiet) as done:
+            for drawing in done:
+                try:
+                    counts["drawn" if drawing.result() else "there"] += 1
+                except (click.ClickException, Problem) as error:
+                    failed[drawings[drawing]] = sentence(error)
+    finally:
+        # On Ctrl-C the drawings under way are finished and stored: they have been paid for.
+        pool.shutdown(cancel_futures=True)
+    return counts, failed

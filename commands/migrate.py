@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -27,44 +28,44 @@ from storage import Row
 def _import_typescript(directory: Path, services: Services, *, as_json: bool) -> NoReturn:
     """Import the cache of the TypeScript version, and exit with what became of it."""
     metas = sorted(directory.rglob("*.meta.json"))
-    outcomes = (_import_entry(meta, services) for meta in metas)
     counts = Counter(imported=0, there=0, blocked=0, fallback_failed=0, unusable=0)
+    outcomes = _import_entries(metas, services)
     count_outcomes(outcomes, counts, "Importing", len(metas), as_json=as_json)
 
 
-def _import_entry(meta: Path, services: Services) -> str:
-    """Import one entry, `{hash}.data` beside `{hash}.meta.json`.
+def _import_entries(metas: Iterable[Path], services: Services) -> Iterator[str]:
+    """Yield for each entry the outcome, or which file is unusable and why."""
+    for meta in metas:
+        try:
+            yield _import_entry(meta, services)
+        except OSError as error:
+            yield f"{error.filename}: {error.strerror}"
+        except NotKept as error:
+            yield f"{meta}: {error}"
 
-    Return the outcome, or which file is unusable and why.
-    """
-    key = meta.name.removesuffix(".meta.json")
+
+def _import_entry(meta: Path, services: Services) -> str:
+    """Import `{hash}.meta.json` and, if it drew a picture, `{hash}.data` beside it."""
+    key, about = meta.name.removesuffix(".meta.json"), None
     if not re.fullmatch(r"[0-9a-f]{64}", key):
         return f"{meta}: its name is not a cache key"
-    try:
-        if (about := _read_object(meta)) is None:
-            return f"{meta}: not a JSON object"
-        created = _created_at(about.get("createdAt"), meta)
-        texts = {name: about.get(f"{name}Prompt") for name in ("optimized", "rewritten", "revised")}
-        prompts = {name: text for name, text in texts.items() if isinstance(text, str)}
-        if about.get("blocked"):
-            _remember_blocked(key, prompts, created, services)
-        # Drawings that ended without a picture: refused, and the fallback failed as well.
-        for field, outcome in (("fallbackFailed", "fallback_failed"), ("blocked", "blocked")):
-            if about.get(field):
-                return outcome
-        file = meta.with_name(f"{key}.data")
-        return _import_picture(services.cache, key, file, created=created, **prompts)
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-
-
-def _read_object(file: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, or None if it has none. Raises OSError."""
-    try:
-        found = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+    with suppress(ValueError, RecursionError):
+        about = json.loads(meta.read_bytes())
+    if not isinstance(about, dict):
+        return f"{meta}: not a JSON object"
+    created = _created_at(about.get("createdAt"), meta)
+    texts = {name: about.get(f"{name}Prompt") for name in ("optimized", "rewritten", "revised")}
+    prompts = {name: text for name, text in texts.items() if isinstance(text, str)}
+    if about.get("blocked"):
+        fingerprint, ttl = services.settings.fingerprint, services.settings.blocked_ttl
+        note = Blocked(prompts.get("optimized"), prompts.get("rewritten"), fingerprint)
+        if (left := created + ttl - time.time()) > 0:
+            services.cache.state.try_remember(note, key, left)
+    if about.get("fallbackFailed"):  # after the refusal
+        return "fallback_failed"
+    if about.get("blocked"):
+        return "blocked"
+    return _import_picture(services.cache, key, meta, created=created, **prompts)
 
 
 def _created_at(value: Any, meta: Path) -> float:
@@ -76,27 +77,14 @@ def _created_at(value: Any, meta: Path) -> float:
     return meta.stat().st_mtime
 
 
-def _remember_blocked(
-    key: str, prompts: dict[str, str], created: float, services: Services
-) -> None:
-    settings = services.settings
-    note = Blocked(prompts.get("optimized"), prompts.get("rewritten"), settings.fingerprint)
-    if (left := created + settings.blocked_ttl - time.time()) > 0:
-        services.cache.state.try_remember(note, key, left)
-
-
-def _import_picture(cache: Cache, key: str, file: Path, **about: Any) -> str:
+def _import_picture(cache: Cache, key: str, meta: Path, **about: Any) -> str:
     if picture := cache.get(key):
         picture.close()
         return "there"
-    data = file.read_bytes()
-    media_type = media_type_of(data)
-    if media_type is None:
+    data = (file := meta.with_name(f"{key}.data")).read_bytes()
+    if (media_type := media_type_of(data)) is None:
         return f"{file}: not a complete PNG, JPEG, WebP or GIF"
-    try:
-        cache.put(key, data, media_type, **about)
-    except NotKept as error:
-        return f"{file}: {error}"
+    cache.put(key, data, media_type, **about)
     return "imported"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cached_property, update_wrapper
@@ -12,23 +11,13 @@ from typing import Any
 import click
 
 import config
+from commands.console import Command
 from commands.documents import FoundUrl
-from commands.session import (
-    DRAWN,
-    NOT_DRAWN,
-    THERE,
-    LocalService,
-    MakeServices,
-    R,
-    built,
-    drawn_on,
-    load_settings,
-)
+from commands.session import NOT_DRAWN, LocalService, MakeServices, built, drawn_on, load_settings
 from config import Settings, SettingsError
 from picture import PARAMETERS, ImageRequest
 from settings.parsers import url_without_query
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
-from web.picture_link import Link
 from web.sentences import SENTENCES
 
 _ANSWER_SECONDS, _DRAWING_SECONDS = 60.0, 600.0
@@ -51,12 +40,8 @@ class RemoteService:
     max_jobs = 32
 
     @cached_property
-    def key(self) -> str:
-        return self.access_key or str(click.prompt("Access key", hide_input=True, err=True))
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,)
+    def keys(self) -> tuple[str]:
+        return (self.access_key or str(click.prompt("Access key", hide_input=True, err=True)),)
 
     def announce_cache(self) -> None:
         click.echo(f"Cache: that of {self.public_url}", err=True)
@@ -69,12 +54,18 @@ class RemoteService:
             return None
         return _detail(self._get(found))
 
-    def link(self, request: ImageRequest, expires_in: int | None, extension: str | None) -> Link:
+    def sign(
+        self, request: ImageRequest, expires_in: int | None, extension: str | None = None
+    ) -> str:
         """Have the service sign a picture's URL."""
-        reply = self._sign(request, expires_in, extension)
+        body = {name: getattr(request, name) for name in PARAMETERS}
+        body |= {"description": request.prompt, "expires_in": expires_in, "extension": extension}
+        # As WSGI will decode it.
+        headers = {"Authorization": f"Bearer {self.keys[0]}".encode().decode("latin-1")}
+        reply = self._ask("POST", f"{self.public_url}/sign", headers=headers, json=body)
         if reply.status != 200:
             raise click.ClickException(_detail(reply))
-        return Link(request, reply.json()["url"])
+        return str(reply.json()["url"])
 
     def sign_found(
         self, found: FoundUrl, *, resign: bool, old_keys: tuple[str, ...], expires_in: int | None
@@ -85,17 +76,11 @@ class RemoteService:
         if they had not expired, and old keys are replaced, too.
         """
         key = found.credentials.get("key")
-        is_known = key == self.key or (resign and key in old_keys)
-        if not is_known and resign and "sig" in found.credentials:
-            is_known = self.why_closed(found) in (None, _EXPIRED)
-        if not is_known:
-            return None
-        reply = self._sign(found.request, expires_in)
-        if reply.status == 400:  # why_closed says what is wrong with it
-            return None
-        if reply.status != 200:
-            raise click.ClickException(_detail(reply))
-        return dict(FoundUrl.read(reply.json()["url"]).credentials)
+        if not (resign and key in old_keys):
+            may_sign = key in self.keys or (resign and "sig" in found.credentials)
+            if not may_sign or self.why_closed(found) not in (None, _EXPIRED):
+                return None
+        return dict(FoundUrl.read(self.sign(found.request, expires_in)).credentials)
 
     def describe(self, found: FoundUrl) -> str:
         """Return when a URL's picture was drawn."""
@@ -106,29 +91,17 @@ class RemoteService:
             return drawn_on(parsedate_to_datetime(reply.headers["Last-Modified"]).timestamp())
         return NOT_DRAWN
 
-    def draw(self, found: FoundUrl) -> str:
-        """Draw a picture that is not cached yet; return DRAWN, THERE, or why it failed."""
-        try:
-            reply = self._get(found)
-        except click.ClickException as error:
-            return error.message
+    def draw(self, found: FoundUrl) -> bool:
+        """Draw a picture, and return False if it is cached. Raises ClickException."""
+        reply = self._get(found)
         if reply.status not in _SHOWN:
-            return _detail(reply)
-        return THERE if "hit" in reply.headers.get("Cache-Status", "") else DRAWN
+            raise click.ClickException(_detail(reply))
+        return "hit" not in reply.headers.get("Cache-Status", "")
 
     def _get(self, found: FoundUrl) -> Reply:
         """Ask for a URL's picture, or for its error as JSON. One byte of the picture is enough."""
         headers = {"Accept": "application/json", "Range": "bytes=0-0"}
         return self._ask("GET", found.address, _DRAWING_SECONDS, headers=headers)
-
-    def _sign(
-        self, request: ImageRequest, expires_in: int | None, extension: str | None = None
-    ) -> Reply:
-        body = {name: getattr(request, name) for name in PARAMETERS}
-        body |= {"description": request.prompt, "expires_in": expires_in, "extension": extension}
-        # As WSGI will decode it.
-        headers = {"Authorization": f"Bearer {self.key}".encode().decode("latin-1")}
-        return self._ask("POST", f"{self.public_url}/sign", headers=headers, json=body)
 
     def _ask(self, method: str, url: str, seconds: float = _ANSWER_SECONDS, **more: Any) -> Reply:
         """Send a request; repeat it when the service asks for a moment's patience.
@@ -159,7 +132,7 @@ def _detail(reply: Reply) -> str:
 AnyService = LocalService | RemoteService
 
 
-def with_service(command: Callable[..., R]) -> Callable[..., R]:
+def with_service(command: Command) -> Command:
     """Pass the service as the first argument, and add the option --server."""
 
     @click.option(
@@ -170,13 +143,13 @@ def with_service(command: Callable[..., R]) -> Callable[..., R]:
         " in the environment or .env; without it, you are asked.",
     )
     @click.pass_obj
-    def run(make_services: MakeServices, /, server: str | None, **arguments: Any) -> R:
+    def run(make_services: MakeServices, /, server: str | None, **arguments: Any) -> None:
         settings = _client_settings() if server else load_settings()
         with built(make_services, settings) as services:
-            if server is None:
-                return command(LocalService(services), **arguments)
-            service = RemoteService(server, services.upstream, settings.access_key)
-            return command(service, **arguments)
+            service: AnyService = LocalService(services)
+            if server:
+                service = RemoteService(server, services.upstream, settings.access_key)
+            command(service, **arguments)
 
     return update_wrapper(run, command)
 

@@ -7,16 +7,15 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import update_wrapper
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 import config
 from access import Access, Unauthorised
-from commands.console import counted
+from commands.console import Command, counted
 from commands.documents import FoundUrl
 from config import Settings
-from drawing.record import GaveUp
 from picture import BadRequest, ImageRequest
 from pipeline import Services
 from settings.parsers import printable_url
@@ -24,10 +23,8 @@ from settings.redaction import RedactingFormatter
 from settings.table import THREADS_KEPT_FREE
 from storage import Unavailable
 from storage.local.folder import owner_fault
-from web.picture_link import Link
 from web.sentences import explain
 
-R = TypeVar("R")
 # The object of click's context.
 MakeServices = Callable[[Settings], Services]
 
@@ -48,14 +45,14 @@ def built(make_services: MakeServices, settings: Settings) -> closing[Services]:
     return closing(make_services(settings))
 
 
-def with_cache(command: Callable[..., R]) -> Callable[..., R]:
+def with_cache(command: Command) -> Command:
     """Pass the parts of the service as the first argument, and say which cache is used."""
 
     @click.pass_obj
-    def run(make_services: MakeServices, /, **arguments: Any) -> R:
+    def run(make_services: MakeServices, /, **arguments: Any) -> None:
         with built(make_services, load_settings()) as services:
             announce_cache(services)
-            return command(services, **arguments)
+            command(services, **arguments)
 
     return update_wrapper(run, command)
 
@@ -78,7 +75,6 @@ def announce_cache(services: Services) -> None:
     click.echo(f"Cache: {' and '.join(places)}{found}", err=True)
 
 
-DRAWN, THERE = "drawn", "there"
 NOT_DRAWN = "not drawn yet"
 
 
@@ -100,7 +96,7 @@ class LocalService:
         """Return why a URL does not show its picture, or None if it does."""
         try:
             self._check_length(found.request)
-            self.access.authorise(found.credentials, pictures=found.named.pictures)
+            self.access.authorise(found.credentials, pictures=found.pictures)
         except (Unauthorised, BadRequest) as error:
             return explain(error)
         return None
@@ -109,12 +105,12 @@ class LocalService:
         if len(request.prompt) > (limit := self.settings.max_prompt_length):
             raise BadRequest("prompt_too_long", limit=limit)
 
-    def link(self, request: ImageRequest, expires_in: int | None, extension: str | None) -> Link:
-        """Sign a picture's URL. Raises BadRequest and Forbidden."""
+    def sign(self, request: ImageRequest, expires_in: int | None, extension: str | None) -> str:
+        """Return a picture's URL, signed. Raises BadRequest and Forbidden."""
         self._check_length(request)
         base = self.public_url or f"http://{self.settings.address}"
         signed = self.access.sign(request, self.access.shared, expires_in)
-        return Link(request, base + request.to_url(extension, **signed))
+        return base + request.to_url(extension, **signed)
 
     def sign_found(
         self, found: FoundUrl, *, resign: bool, old_keys: tuple[str, ...], expires_in: int | None
@@ -127,7 +123,7 @@ class LocalService:
         if not (resign or "key" in found.credentials):
             return None
         try:
-            caller = self.access.authorise(found.credentials, pictures=found.named.pictures)
+            caller = self.access.authorise(found.credentials, pictures=found.pictures)
         except (Unauthorised, BadRequest):
             if not (resign and self._was_accepted(found, old_keys)):
                 return None
@@ -147,7 +143,7 @@ class LocalService:
                 clock=lambda: -1.0,  # before anything expired
             )
             try:
-                past.authorise(found.credentials, pictures=found.named.pictures)
+                past.authorise(found.credentials, pictures=found.pictures)
                 return True
             except BadRequest:
                 return False
@@ -158,24 +154,19 @@ class LocalService:
 
     def describe(self, found: FoundUrl) -> str:
         """Return when a URL's picture was drawn. Raises Unavailable."""
-        for request in found.named.pictures:
+        for request in found.pictures:
             if row := self.services.cache.state.find(request.key):
                 return drawn_on(row.created)
         return NOT_DRAWN
 
-    def draw(self, found: FoundUrl) -> str:
-        """Draw a picture that is not cached yet; return DRAWN, THERE, or why it failed."""
-        try:
-            for request in found.named.pictures:
-                if picture := self.services.cache.get(request.key, request):
-                    picture.close()
-                    return THERE
-            self.services.pipeline.draw(found.request)
-        except GaveUp as error:
-            return explain(error)
-        except Unavailable as error:
-            return str(error)
-        return DRAWN
+    def draw(self, found: FoundUrl) -> bool:
+        """Draw a picture, and return False if it is cached. Raises GaveUp and Unavailable."""
+        for request in found.pictures:
+            if picture := self.services.cache.get(request.key, request):
+                picture.close()
+                return False
+        self.services.pipeline.draw(found.request)
+        return True
 
 
 def drawn_on(created: float) -> str:

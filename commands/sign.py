@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+from web.picture_link import Link
 
 from access import MAX_EXPIRES_IN
 from commands.console import AS_JSON, picture_options, read_request, say
@@ -71,14 +72,14 @@ def sign(
         raise click.UsageError("--resign and --dry-run need --in-place; --old-key needs --resign.")
     if in_place:
         keys = (*service.keys, *old_keys)
-        examiner = Examiner(service.why_closed, keys, service.public_url)
+        examiner = Examiner(service.why_closed, service.public_url, keys)
         signing = _Signing(service, examiner, resign, old_keys, expires_in)
         files = documents(map(Path, arguments))
         _sign_files(files, signing, is_dry=dry_run, as_json=as_json)
     if len(arguments) != 1:
         raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
     wanted = read_request(arguments[0], parameters)
-    link = service.link(wanted, expires_in, extension).to_json()
+    link = Link(wanted, service.sign(wanted, expires_in, extension)).to_json()
     click.echo(json.dumps(link) if as_json else link[form])
 
 
@@ -115,7 +116,7 @@ class _Signing:
             if credentials is None:
                 return url
             again = FoundUrl.read(found.signed(credentials))
-            is_same = again.named.pictures == found.named.pictures
+            is_same = again.pictures == found.pictures
             if is_same and "key" not in again.credentials and not self.service.why_closed(again):
                 return again.url
         return url

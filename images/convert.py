@@ -140,36 +140,30 @@ class Converter:
             opened = _open(io.BytesIO(data), media_type)
             if getattr(opened, "is_animated", False):
                 raise Inconvertible("is animated")
-            image = _normalise(opened)
-            name = self._format_for(image, media_type)
+            image, name = _normalise(opened), self.picture_format
+            if name == "original":
+                is_webp = media_type == "image/webp" or image.mode == "RGBA"
+                name = "webp" if is_webp else "jpeg"
             return self._encode(image, name), f"image/{name}"
 
     def _fits(self, data: bytes) -> bool:
         return self.max_bytes is None or len(data) <= self.max_bytes
 
-    def _format_for(self, image: Image.Image, media_type: str) -> str:
-        if self.picture_format != "original":
-            return self.picture_format
-        return "webp" if media_type == "image/webp" or image.mode == "RGBA" else "jpeg"
-
     def _encode(self, image: Image.Image, name: str) -> bytes:
         """Encode in at most `max_bytes`: in less detail, and if that is not enough, smaller."""
-        for detail in self._details(name):
+        least = min(self.quality, LEAST_QUALITY)
+        qualities = (*range(self.quality, least, -QUALITY_STEP), least)
+        for detail in (2**24, PALETTE) if name == "png" else qualities:
             data = _encode(image, name, detail)
             if self._fits(data):
                 return data
         factor = 1.0
         while self.max_bytes and not self._fits(data):
             factor *= min(0.9, 0.97 * math.sqrt(self.max_bytes / len(data)))
-            data = _encode(_scaled(image, factor), name, detail)
+            width, height = (max(1, round(side * factor)) for side in image.size)
+            smaller = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+            data = _encode(smaller, name, detail)
         return data
-
-    def _details(self, name: str) -> tuple[int, ...]:
-        """Return the qualities to try in turn or, for PNG, the numbers of colours."""
-        if name == "png":
-            return 2**24, PALETTE
-        least = min(self.quality, LEAST_QUALITY)
-        return *range(self.quality, least, -QUALITY_STEP), least
 
 
 def thumbnail(file: IO[bytes], media_type: str) -> bytes:
@@ -238,11 +232,6 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             if converted := ImageCms.profileToProfile(image, source, srgb, outputMode=mode):
                 return converted
     return image.convert(mode)
-
-
-def _scaled(image: Image.Image, factor: float) -> Image.Image:
-    width, height = (max(1, round(side * factor)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def _encode(image: Image.Image, name: str, detail: int) -> bytes:

@@ -32,7 +32,8 @@ def example() -> str:
             lines.append(f"\n# --- {row.heading} ---\n\n")
             sign = "" if row.heading == "Required" else "#"
         default = f" Default: {_default(row)}" if sign else ""
-        lines += [f"# {_plain(_meaning(row) + default)}\n", f"{sign}{row.name}={row.text}\n"]
+        text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", _meaning(row) + default)  # links
+        lines += [f"# {re.sub(r'[`]|[*]{2}', '', text)}\n", f"{sign}{row.name}={row.text}\n"]
     return "".join(lines)
 
 
@@ -73,10 +74,6 @@ def _help() -> dict[str, str]:
             case (ast.AnnAssign(target=ast.Name(id=field)), ast.Expr(ast.Constant(str(text)))):
                 texts[field] = " ".join(text.split())
     return texts
-
-
-def _plain(markdown: str) -> str:
-    return re.sub(r"`|\*\*", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", markdown))
 
 
 if __name__ == "__main__":

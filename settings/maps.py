@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from settings.parsers import each, header_value, is_number, is_text, json_object
+from settings.parsers import each, header_value, is_text, json_object
 from settings.proxies import Proxy
 
 # The name under which PROXY_ACCESS_KEY and the URLs signed with it are logged and counted.
@@ -43,15 +43,16 @@ def _named_key(name: str, value: Any) -> KeySettings:
     key, per_day, expires = (value.get(field) for field in ("key", "per_day", "expires"))
     if not is_text(key):
         raise ValueError(f"{name!r}: has no key; write a long random string in quotes")
-    if per_day is not None and not is_number(per_day, 0, MAX_PER_DAY):
-        advice = f"write an integer from 0 to {MAX_PER_DAY}"
-        raise ValueError(f"{name!r}: per_day is not usable; {advice}")
+    try:
+        limit = None if per_day is None else number(0, MAX_PER_DAY)(per_day)
+    except ValueError as error:
+        raise ValueError(f"{name!r}: per_day {error}") from None
     try:
         last = None if expires is None else datetime.date.fromisoformat(expires)
     except (TypeError, ValueError):
         advice = 'write one as "2027-01-31"'
         raise ValueError(f"{name!r}: expires is not a day; {advice}") from None
-    return KeySettings(name, key.strip(), per_day, last)
+    return KeySettings(name, key.strip(), limit, last)
 
 
 # RFC 9110, section 5.1.
@@ -60,16 +61,17 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OWN_HEADERS = frozenset(("host", "content-length", "transfer-encoding"))
 
 
-def weight(value: Any) -> float:
-    if not is_number(value, 0, 1_000_000, float):
-        raise ValueError("is not usable; write a number from 0 to 1000000")
-    return float(value)
+def number(low: int, high: int, kind: type = int) -> Callable[[Any], Any]:
+    """Return a parser of JSON's integers in a range, or with `float` of any numbers."""
 
+    def parse(value: Any) -> Any:
+        is_one = isinstance(value, int | kind) and not isinstance(value, bool)
+        if not is_one or not low <= value <= high:
+            noun = "an integer" if kind is int else "a number"
+            raise ValueError(f"is not usable; write {noun} from {low} to {high}")
+        return value
 
-def concurrency(value: Any) -> int:
-    if not is_number(value, 1, 1000):
-        raise ValueError("is not usable; write an integer from 1 to 1000")
-    return int(value)
+    return parse
 
 
 def token(value: Any) -> str:

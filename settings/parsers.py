@@ -19,6 +19,7 @@ from typing import Any, TypeGuard, TypeVar
 from urllib.parse import urlsplit
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 # By the end of the name of the file that installs them: requirements-cluster.txt.
 _PACKAGES = {
@@ -49,30 +50,53 @@ HOSTING_PROVIDERS = {
     "s3": {"URL": "s3://bucket/prefix", "PUBLIC_URL": "https://images.example.com"},
 }
 
-_DATABASE = "write postgresql://user:password@host/database"
-
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+def matching(pattern: str, fault: str) -> Callable[[str], str]:
+    """Return a parser of texts that match as a whole."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(fault)
+        return text
+
+    return parse
+
+
+model = matching(MODEL, "has an unusable name; write names such as gpt-image-2, or several with ,")
+host = matching(
+    r"[A-Za-z0-9_.:%-]+", "is not an address; write one such as 127.0.0.1, 0.0.0.0 or ::"
+)
+header_value = matching(
+    "[ -~]*", "contains characters that HTTP headers cannot; write printable ASCII only"
+)
+database_url = matching(
+    r"postgres(ql)?://[^\s\x00-\x1f\x7f]*",
+    "is not the URL of a PostgreSQL database; write postgresql://user:password@host/database,"
+    " with %20 for a space",
+)
+
+
+def _number(
+    pattern: str, kind: Callable[[str], N], low: N, high: N, what: str
+) -> Callable[[str], N]:
+    def parse(text: str) -> N:
+        if not re.fullmatch(pattern, text) or not low <= kind(text) <= high:
+            raise ValueError(f"{text!r} is not usable; write {what} from {low} to {high}")
+        return kind(text)
+
+    return parse
+
+
 def integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        # int() alone would accept '１２', '1_000' and ' 5 '.
-        if not re.fullmatch(r"-?[0-9]{1,18}", text) or not low <= int(text) <= high:
-            raise ValueError(f"{text!r} is not usable; write an integer from {low} to {high}")
-        return int(text)
-
-    return parse
+    # int() alone would accept '１２', '1_000' and ' 5 '.
+    return _number("-?[0-9]{1,18}", int, low, high, "an integer")
 
 
-def seconds(low: float, high: int = 86400) -> Callable[[str], float]:
+def seconds(low: float, high: float = 86400) -> Callable[[str], float]:
     # At most a day for a time-out: above 24 days a socket raises OverflowError.
-    def parse(text: str) -> float:
-        is_decimal = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text)
-        if not is_decimal or not low <= float(text) <= high:
-            raise ValueError(f"{text!r} is not usable; write seconds, from {low:g} to {high}")
-        return float(text)
-
-    return parse
+    return _number(r"[0-9]{1,9}(\.[0-9]{1,6})?", float, low, high, "seconds,")
 
 
 def boolean(text: str) -> bool:
@@ -91,18 +115,6 @@ def one_of(*choices: str) -> Callable[[str], str]:
         raise ValueError(f"{text!r} is unknown; write one of {', '.join(choices)}")
 
     return parse
-
-
-def host(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.:%-]+", text):
-        raise ValueError(f"{text!r} is not an address; write one such as 127.0.0.1, 0.0.0.0 or ::")
-    return text
-
-
-def header_value(text: str) -> str:
-    if not text.isascii() or not text.isprintable():
-        raise ValueError("contains characters that HTTP headers cannot; write printable ASCII only")
-    return text
 
 
 def base_url(text: str) -> str:
@@ -145,15 +157,6 @@ def _printable_start(text: str) -> str:
 def printable_url(url: str) -> str:
     """Return the URL without what may be secret in it: user, password, query and fragment."""
     return re.sub(r"//[^/?#]*@", "//", re.split(r"[?#]", url, maxsplit=1)[0])
-
-
-def database_url(text: str) -> str:
-    """Return the URL of a PostgreSQL database, as libpq reads it."""
-    if not re.match(r"postgres(ql)?://", text):
-        raise ValueError(f"does not begin with postgresql://; {_DATABASE}")
-    if re.search(r"[\s\x00-\x1f\x7f]", text):
-        raise ValueError(f"contains white space, which is written as %20; {_DATABASE}")
-    return text
 
 
 def bucket_url(text: str) -> str:
@@ -244,11 +247,8 @@ def json_object(text: str, example: str = '{"https://backend/v1": …}') -> dict
         value = json.loads(text)
         json.dumps(value, allow_nan=False)  # loads accepts NaN, and reads 1e999 as infinity
     except (ValueError, RecursionError) as error:
-        where = ""
-        if isinstance(error, json.JSONDecodeError):
-            character = text[error.pos : error.pos + 1]
-            quote = "" if character.isascii() else f" ({character!r} is not ASCII)"
-            where = f" at character {error.pos + 1}{quote}"
+        position = getattr(error, "pos", None)
+        where = "" if position is None else f" at character {position + 1}"
         raise ValueError(f"is not JSON{where}; write {example}") from None
     if not isinstance(value, dict):
         raise ValueError(f"is JSON but not an object; write {example}")
@@ -270,16 +270,3 @@ def each(entries: Mapping[str, Any], parse: Callable[[str, Any], T]) -> list[T]:
 
 def is_text(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value.strip())
-
-
-def is_number(value: Any, low: int, high: int, kind: type = int) -> bool:
-    """Return whether a value of JSON is an integer, or with `float` any number, in a range."""
-    is_one = isinstance(value, int | kind) and not isinstance(value, bool)
-    return is_one and low <= value <= high
-
-
-def model(text: str) -> str:
-    if not re.fullmatch(MODEL, text):
-        advice = "write names such as gpt-image-2, separated by commas"
-        raise ValueError(f"{text!r} is not a model that a URL can name; {advice}")
-    return text

@@ -72,16 +72,12 @@ class Proxies:
             if origin in self.own:
                 return self.own[origin]
         scheme, host, port = place
-        if _is_excepted(host, port, self.no_proxy):
+        # requests.utils.should_bypass_proxies sets an environment variable while it looks, which
+        # threads restore wrongly for each other, and knows no IPv6 networks.
+        entries = self.no_proxy.lower().replace(",", " ").split()
+        if "*" in entries or any(_covers(entry, host, port) for entry in entries):
             return None
         return self.schemes.get(scheme) or self.schemes.get("all")
-
-
-# requests.utils.should_bypass_proxies sets an environment variable while it looks, which threads
-# restore wrongly for each other, and knows no IPv6 networks.
-def _is_excepted(host: str, port: int, no_proxy: str) -> bool:
-    entries = no_proxy.lower().replace(",", " ").split()
-    return "*" in entries or any(_covers(entry, host, port) for entry in entries)
 
 
 def _covers(entry: str, host: str, port: int) -> bool:

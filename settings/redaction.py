@@ -21,16 +21,12 @@ _LONGEST_LINE = 4000
 
 def printable(text: str) -> str:
     r"""Return a text as one line that commands no terminal: an escape character becomes `\x1b`."""
-    return _UNPRINTABLE.sub(_escaped, text)
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def printable_lines(text: str) -> str:
     r"""Return a text whose lines, ended by `\n`, are printable."""
     return "\n".join(map(printable, text.split("\n")))
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:

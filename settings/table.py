@@ -68,7 +68,9 @@ class Table:
     """The Bearer token for every backend that `TOKEN_MAP` does not name."""
     token_map: Mapping[str, str] = by_backend(maps.token, is_secret=True)
     """Tokens by backend: `{"https://api.openai.com/v1": "sk-…"}`."""
-    backend_weights: Mapping[str, float] = by_backend(maps.weight, shown="1 each")
+    backend_weights: Mapping[str, float] = by_backend(
+        maps.number(0, 1_000_000, float), shown="1 each"
+    )
     """How often each backend is chosen: `{"https://api.openai.com/v1": 2.5}`. 0 drains one."""
     model_map: Mapping[str, Mapping[str, str]] = by_backend(maps.model_names)
     """Model names by backend: `{"https://api.x.ai/v1": {"gpt-image-2": "grok-imagine-image"}}`."""
@@ -81,7 +83,7 @@ class Table:
     backend_headers: Mapping[str, Mapping[str, str]] = by_backend(maps.headers, is_secret=True)
     """[More headers](backends.md#headers) by backend, for a gateway in front of it:
     `{"https://gateway.example.org/v1": {"CF-Access-Client-Id": "…"}}`."""
-    backend_concurrency: Mapping[str, int] = by_backend(maps.concurrency, shown="no limit")
+    backend_concurrency: Mapping[str, int] = by_backend(maps.number(1, 1000), shown="no limit")
     """How many drawings a backend has [under way at once](backends.md#drawings-at-once), over all
     workers and machines: `{"http://127.0.0.1:8000": 1}`. Others wait, or another backend draws
     them."""

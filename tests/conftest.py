@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -35,8 +36,6 @@ from .servers import (
     RawServer,
     Say,
     ScriptedServer,
-    Seen,
-    closing_all,
     fetch,
     free_port,
     png,
@@ -193,8 +192,8 @@ class Gunicorn(Service):
         self.log = log
         self._expected = int(environment["WORKERS"])
         # Nothing of this shell's settings gets in, and no .env: it would be read from the folder.
-        clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        clean["PYTHONPATH"] = str(root)
+        clean = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        clean |= {"PYTHONPATH": str(root), "HOME": str(log.parent / "home")}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "--config", str(root / "gunicorn.conf.py")],
@@ -202,6 +201,7 @@ class Gunicorn(Service):
                 env=clean | environment | {"PORT": str(port)},
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         wait_until(self._answers, what=f"gunicorn, which said: {self.said()}")
 
@@ -232,33 +232,51 @@ class Gunicorn(Service):
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
 
+    def reload(self) -> None:
+        """Have it read its settings anew, and wait until all workers are new."""
+        old = self.workers()
+        self.process.send_signal(signal.SIGHUP)
+        self._wait_for_others_than(old)
+
+    def respawn_workers(self) -> None:
+        for pid in (old := self.workers()):
+            os.kill(pid, signal.SIGKILL)
+        self._wait_for_others_than(old)
+
+    def _wait_for_others_than(self, old: list[int]) -> None:
+        def are_new() -> bool:
+            workers = self.workers()
+            return len(workers) == self._expected and not {*old} & {*workers}
+
+        wait_until(are_new, 30, "the workers to be replaced")
+
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGQUIT)
-            try:
-                self.process.wait(3)
-            except subprocess.TimeoutExpired:
-                # A gthread worker deadlocks if SIGQUIT arrives while it starts a thread.
-                for pid in self.workers():
-                    os.kill(pid, signal.SIGKILL)
-                self.process.kill()
-                self.process.wait()
+        """End all its processes at once, and remove the metrics that they leave behind."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for counts in Path("/dev/shm").glob(f"prompt-image-proxy-metrics-{self.process.pid}-*"):
+            shutil.rmtree(counts)
 
 
-def with_backend(
-    folder: Path, things: list[Any], **settings: str
-) -> tuple[Gunicorn, ScriptedServer]:
-    """Start a service, in a folder of its own, and its backend, both to be closed as `things`."""
-    things.append(backend := ScriptedServer())
-    own = {
-        "BACKEND_API_URLS": backend.url,
+def basic_settings(folder: Path) -> dict[str, str]:
+    """Return the least there is to set beside backends, with no way out of this machine."""
+    return {
         "PROXY_ACCESS_KEY": KEY,
         "ADMIN_TOKEN": ADMIN,
-        "CACHE_DIR": str(folder / "pictures"),
+        "CACHE_DIR": str(folder / "cache"),
         "POLLINATIONS_ENABLED": "false",
+        "WORKERS": "2",
     }
-    things.append(service := Gunicorn(own | settings, folder / "gunicorn.log"))
-    return service, backend
+
+
+@contextmanager
+def with_backend(folder: Path, **settings: str) -> Iterator[tuple[Gunicorn, ScriptedServer]]:
+    """Run a service, in a folder of its own, and its backend."""
+    with closing(ScriptedServer()) as backend:
+        own = basic_settings(folder) | {"BACKEND_API_URLS": backend.url}
+        with closing(Gunicorn(own | settings, folder / "gunicorn.log")) as service:
+            yield service, backend
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -270,8 +288,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def opened() -> Iterator[list[Any]]:
     """Things to close when the test is over, the last opened first."""
     things: list[Any] = []
-    with closing_all(things):
-        yield things
+    yield things
+    for thing in reversed(things):
+        thing.close()
 
 
 @pytest.fixture
@@ -344,14 +363,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """The least there is to set, with no way out of this machine."""
-    return {
-        "PROXY_ACCESS_KEY": KEY,
-        "ADMIN_TOKEN": ADMIN,
-        "CACHE_DIR": str(tmp_path / "cache"),
-        "POLLINATIONS_ENABLED": "false",
-        "WORKERS": "2",
-    }
+    return basic_settings(tmp_path)
 
 
 @pytest.fixture
@@ -401,13 +413,12 @@ def run(
     """Run `python -m commands …` in this process, in a folder without `.env`."""
     monkeypatch.chdir(tmp_path)
 
-    def invoke(*arguments: str, answer: str | None = None, **settings: str) -> click.testing.Result:
+    def invoke(
+        *arguments: str, answer: str | None = None, **settings: str | None
+    ) -> click.testing.Result:
         own = {"PYTHONPATH": str(ROOT), "BACKEND_API_URLS": backend.url}
         variables = dict.fromkeys(os.environ) | own | environment | settings
         runner = click.testing.CliRunner(env=variables)
         return runner.invoke(cli, arguments, input=answer, obj=make_services)
 
     return invoke
-
-
-__all__ = ["ADMIN", "KEY", "REFUSAL", "Say", "Seen", "drawing", "fetch", "saying"]

@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from typing import Any
@@ -294,12 +294,3 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError("count() never ends")
-
-
-@contextlib.contextmanager
-def closing_all(things: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for thing in reversed(things):
-            thing.close()

@@ -1,4 +1,4 @@
-"""Fixtures for tests of the page: a browser, and a proxy with its backend, one of each a process.
+"""Fixtures that are started once a process: a proxy with its backend, and a browser.
 
 Selenium is imported where a browser is started, since other tests do without it.
 """
@@ -6,7 +6,6 @@ Selenium is imported where a browser is started, since other tests do without it
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,8 +18,8 @@ import pytest
 from storage import Row
 from storage.local.sqlite import SqliteState
 
-from .conftest import ADMIN, KEY, Gunicorn, drawing
-from .servers import Say, ScriptedServer, Seen, closing_all, png
+from .conftest import Gunicorn, drawing, with_backend
+from .servers import Say, ScriptedServer, Seen, png
 
 if TYPE_CHECKING:
     from .browser import Page
@@ -84,30 +83,19 @@ class Studio:
         self.backend.say(drawing())
         self.backend.seen.clear()
         for entry in self.entries():
-            self.service.delete(json.dumps({"key": entry["key"]}).encode())
+            self.service.delete({"key": entry["key"]})
 
     def entries(self) -> list[dict[str, Any]]:
-        listed = self.service.get("/cache?limit=200", headers={"X-Admin-Token": ADMIN})
-        found: list[dict[str, Any]] = listed.json["entries"]
+        found: list[dict[str, Any]] = self.service.as_admin("/cache?limit=200").json["entries"]
         return found
 
 
 @pytest.fixture(scope="session")
 def opened_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    folder, backend = tmp_path_factory.mktemp("studio"), ScriptedServer()
-    environment = {
-        "PROXY_ACCESS_KEY": KEY,
-        "ADMIN_TOKEN": ADMIN,
-        "CACHE_DIR": str(folder / "cache"),
-        "POLLINATIONS_ENABLED": "false",
-        "WORKERS": "2",
-        "MODELS": "flux/1-schnell, gpt-image-1",
-        "BACKEND_API_URLS": backend.url,
-    }
-    with closing_all([backend]):
-        service = Gunicorn(environment, folder / "gunicorn.log")
-        with closing_all([service]):
-            yield Studio(service, backend, folder / "cache")
+    folder = tmp_path_factory.mktemp("studio")
+    settings = {"MODELS": "flux/1-schnell, gpt-image-1", "NGINX_CACHE_SECONDS": "600"}
+    with with_backend(folder, **settings) as (service, backend):
+        yield Studio(service, backend, folder / "cache")
 
 
 @pytest.fixture

@@ -35,11 +35,11 @@ from .conftest import (
     pollinations_settings,
     saying,
 )
-from .front import Nginx
+from .fronts import Nginx
 from .link import Link
 from .objectstore import ObjectServer
 from .postgres import Postgres
-from .servers import Gate, Got, Say, ScriptedServer, closing_all, png, send_and_leave, wait_until
+from .servers import Gate, Got, Say, ScriptedServer, png, send_and_leave, wait_until
 
 HIT = "PromptImageProxy; hit"
 BLOG = "access-key-of-the-blog"
@@ -71,15 +71,9 @@ class Machine:
     def copies(self) -> int:
         return len(list(self.cache.glob("*.png")))
 
-    def kill(self) -> None:
-        """End the whole service as a power cut does."""
-        for pid in (self.service.process.pid, *self.service.workers()):
-            os.kill(pid, signal.SIGKILL)
-        self.service.process.wait()
-
     def close(self) -> None:
-        with closing_all([self.database, self.objects, self.service]):
-            pass
+        for one in (self.service, self.objects, self.database):
+            one.close()
 
 
 def port_of(url: str) -> int:
@@ -127,17 +121,18 @@ class Cluster:
         )
 
     def close(self) -> None:
-        with closing_all([self.backend, self.llm, *self.machines]):
-            pass
+        for machine in self.machines:
+            machine.close()
+        self.llm.close()
+        self.backend.close()
 
 
 @pytest.fixture(scope="module")
 def running(
     postgres: Postgres, object_server: ObjectServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    things: list[Any] = []
-    with closing_all(things):
-        things.append(made := Cluster(postgres, object_server, tmp_path_factory.mktemp("cluster")))
+    folder = tmp_path_factory.mktemp("cluster")
+    with closing(Cluster(postgres, object_server, folder)) as made:
         yield made
 
 
@@ -300,7 +295,7 @@ def test_other_machine_takes_over_from_a_killed_one(cluster: Cluster) -> None:
         kept = pool.submit(cluster.one.picture, "taken%20over")
         locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
         wait_until(lambda: cluster.postgres.execute(locks) == [(1,)])
-        lost.kill()
+        lost.service.close()
         killed = time.monotonic()
         wait_until(lambda: len(cluster.backend.seen) == 2)
         assert time.monotonic() - killed < 1

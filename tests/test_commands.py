@@ -21,13 +21,26 @@ from picture import ImageRequest
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
-from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, Run, drawing
-from .servers import GIF, Gate, Say, ScriptedServer, fetch, png, wait_until
+from .conftest import KEY, REFUSAL, ROOT, InProcess, Run, drawing
+from .servers import GIF, Gate, Say, ScriptedServer, png, wait_until
 from .states import held_elsewhere
 
 BASE = "https://pics.example.org"
 
 COMMANDS = [sys.executable, "-m", "commands"]
+
+
+def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, with these variables."""
+    return subprocess.run(
+        [*COMMANDS, *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -74,19 +87,14 @@ def test_signing_without_a_key_is_a_sentence(run: Run) -> None:
 def test_signed_url_is_accepted_by_the_server(
     run: Run, serve: Callable[..., InProcess], backend: ScriptedServer
 ) -> None:
-    result = run("sign", "a red apple", "--width", "64", "--seed", "7", PUBLIC_URL=BASE)
-    assert result.exit_code == 0
-    url = result.stdout.strip()
+    options = ("--width", "64", "--seed", "7")
+    url = run("sign", "a red apple", *options, PUBLIC_URL=BASE).stdout.strip()
     assert url.startswith(f"{BASE}/prompt/a%20red%20apple?width=64&seed=7&sig=")
     assert serve(backend).get(url.removeprefix(BASE)).status == 200
-    assert "exp=" in run("sign", "x", "--expires-in", "60", PUBLIC_URL=BASE).output
-    assert run("sign", "x").stdout.startswith("http://127.0.0.1:")
-    webp = run("sign", "x", "--extension", "webp", PUBLIC_URL=BASE).stdout
-    assert webp.startswith(f"{BASE}/prompt/x.webp?sig=")
-    words = ("--quality", "high", "--style", "vivid", "--background", "blue")
-    more = run("sign", "x", *words, "--negative-prompt", "no text", PUBLIC_URL=BASE).stdout
-    assert "?quality=high&style=vivid&background=blue&negative_prompt=no%20text&sig=" in more
-    assert serve(backend).get(more.strip().removeprefix(BASE)).status == 200
+    more = ("--style", "vivid", "--negative-prompt", "no text", "--extension", "webp")
+    url = run("sign", "x", *more, "--expires-in", "60", PUBLIC_URL=BASE).stdout.strip()
+    assert url.startswith(f"{BASE}/prompt/x.webp?style=vivid&negative_prompt=no%20text&exp=")
+    assert serve(backend).get(url.removeprefix(BASE)).status == 200
 
 
 def test_link_is_printed_in_three_formats(run: Run) -> None:
@@ -100,12 +108,9 @@ def test_link_is_printed_in_three_formats(run: Run) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("sign",),
         ("sign", "a", "b"),
         ("sign", " "),
         ("sign", "x", "--width", "0"),
-        ("sign", "x", "--expires-in", "0"),
-        ("sign", "x", "--format", "gif"),
         ("sign", "--in-place", "no-such-file"),
         ("sign", "--in-place", "."),
         ("sign", "x", "--resign"),
@@ -125,7 +130,7 @@ def test_bad_arguments_end_with_a_sentence(run: Run, arguments: tuple[str, ...])
 def test_signing_in_place_replaces_the_key_and_nothing_else(run: Run, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     before = (
-        f"# One\r\n![x]({BASE}/prompt/a?width=9&key={KEY})\r\n"
+        f"\ufeff# One\r\n![x]({BASE}/prompt/a?width=9&key={KEY})\t \r"
         f'<img src="{BASE}/prompt/b?key={KEY}&amp;seed=1"> {BASE}/prompt/c\n'
     ).encode() + b"\xff"
     page.write_bytes(before)
@@ -185,18 +190,6 @@ def test_warm_draws_missing_pictures_and_reports_failures(
     assert sorted(seen.json["prompt"] for seen in backend.seen) == ["a", "b", "rude"]
     counts = json.loads(run("warm", str(page), "--json").stdout)
     assert (counts["drawn"], counts["there"], list(counts["failed"])) == (0, 3, ["rude"])
-
-
-def test_warm_names_urls_that_do_not_open(
-    run: Run, backend: ScriptedServer, tmp_path: Path
-) -> None:
-    page = tmp_path / "page.md"
-    signed = run("sign", "signed", PUBLIC_URL=BASE).stdout.strip()
-    page.write_text(f"![]({signed}) ![]({BASE}/prompt/x?sig={'0' * 32})")
-    result = run("warm", str(page))
-    assert (result.exit_code, result.stdout) == (1, "1 drawn, 0 there, 0 failed, 1 broken\n")
-    assert f"\n{page}:1: The signature is wrong: " in result.stderr
-    assert [seen.json["prompt"] for seen in backend.seen] == ["signed"]
 
 
 def test_interrupted_warm_can_be_run_again(
@@ -280,12 +273,6 @@ def test_deleting_asks_first(run: Run, cache: Cache) -> None:
     assert run("cache", "delete", "ONE", "--yes").exit_code == 1
 
 
-def test_both_pictures_that_a_url_may_show_are_deleted(run: Run, cache: Cache) -> None:
-    for prompt in ("logo", "logo.png"):
-        put(cache, prompt)
-    assert run("cache", "delete", "Logo.png", "--yes").stdout == "2 deleted\n"
-
-
 def test_picture_under_way_is_not_deleted(
     run: Run, cache: Cache, environment: dict[str, str]
 ) -> None:
@@ -314,8 +301,6 @@ def test_command_says_which_cache_it_works_on(
     page = str(write_page(tmp_path, "there"))
     for arguments in (
         ("cache", "list", "--json"),
-        ("cache", "stats", "--json"),
-        ("cache", "delete", "--match", "nothing", "--json"),
         ("cache", "import", environment["CACHE_DIR"], "--json"),
         ("warm", page, "--json"),
     ):
@@ -324,11 +309,13 @@ def test_command_says_which_cache_it_works_on(
         json.loads(result.stdout)
 
 
-def test_options_name_another_picture(run: Run, cache: Cache) -> None:
-    request = ImageRequest("x", style="vivid")
-    cache.put(request.key, png(), "image/png", request=request)
-    assert run("cache", "delete", "x", "--yes").exit_code == 1
-    assert run("cache", "delete", "x", "--style", "vivid", "--yes").exit_code == 0
+def test_deleting_takes_what_a_url_with_these_parameters_may_show(run: Run, cache: Cache) -> None:
+    for prompt in ("logo", "logo.png"):
+        request = ImageRequest(prompt, style="vivid")
+        cache.put(request.key, png(), "image/png", request=request)
+    assert run("cache", "delete", "Logo.png", "--yes").exit_code == 1
+    options = ("--style", "vivid", "--yes")
+    assert run("cache", "delete", "Logo.png", *options).stdout == "2 deleted\n"
 
 
 def test_import_takes_over_the_typescript_cache(
@@ -384,18 +371,16 @@ def test_failed_fallbacks_do_not_make_an_import_fail(run: Run, tmp_path: Path) -
 def test_imported_picture_learns_its_prompt_from_the_first_url(
     run: Run, serve: Callable[..., InProcess], backend: ScriptedServer, tmp_path: Path
 ) -> None:
-    key = ImageRequest("a cat", width=8, style="vivid").key
+    key = ImageRequest("a cat", style="vivid").key
     (tmp_path / f"{key}.meta.json").write_text("{}")
     (tmp_path / f"{key}.data").write_bytes(GIF)
     run("cache", "import", str(tmp_path))
-    service, admin = serve(backend), {"X-Admin-Token": ADMIN}
-    [entry] = service.get("/cache", headers=admin).json["entries"]
-    assert (entry["key"], entry["prompt"], entry["url"]) == (key, None, None)
-    assert service.picture("A%20cat", width=8, style="vivid").body == GIF
+    assert json.loads(run("cache", "list", "--json").stdout)["prompt"] is None
+    service = serve(backend)
+    assert service.picture("A%20cat", style="vivid").body == GIF
     service.services.cache.flush()
-    [entry] = service.get("/cache?q=cat", headers=admin).json["entries"]
-    assert (entry["prompt"], entry["width"], entry["style"]) == ("A cat", 8, "vivid")
-    assert fetch(entry["url"]).body == GIF
+    row = json.loads(run("cache", "list", "--json").stdout)
+    assert (row["prompt"], row["style"]) == ("A cat", "vivid")
 
 
 def test_unusable_cache_ends_a_command_with_a_sentence(
@@ -416,38 +401,26 @@ def test_unusable_cache_ends_a_command_with_a_sentence(
 # --- the real command ---------------------------------------------------------------------------
 
 
-def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own, with these variables and the `.env` in `folder`."""
-    return subprocess.run(
-        [*COMMANDS, *arguments],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "HOME": "/home/somebody", **environment},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-
-
-def test_dotenv_is_read_as_the_service_reads_it(tmp_path: Path) -> None:
+def test_dotenv_is_read_as_the_service_reads_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / ".env").write_text("SIGNING_KEY=of-the-folder-above\n")
     (folder := tmp_path / "folder").mkdir()
+    monkeypatch.chdir(folder)
     key = "a$b-${HOME}"
-    (folder / ".env").write_text(f"BACKEND_API_URLS=http://127.0.0.1:9\nPROXY_ACCESS_KEY={key}\n")
+    (folder / ".env").write_text(f"PROXY_ACCESS_KEY={key}\n")
     access = Access(key)
     signature = access.sign(ImageRequest("x"), access.shared)["sig"]
-    assert f"sig={signature}" in command("sign", "x", folder=folder).stdout
+    assert f"sig={signature}" in run("sign", "x", PROXY_ACCESS_KEY=None, HOME="/home").stdout
 
 
-def test_faults_and_warnings_of_settings_are_sentences(tmp_path: Path) -> None:
-    result = command("cache", "stats", folder=tmp_path, PORT="x", PROXY_ACCESS_KEY="k")
-    assert (result.returncode, result.stdout) == (1, "")
+def test_faults_and_warnings_of_settings_are_sentences(run: Run) -> None:
+    result = run("cache", "stats", PORT="x", BACKEND_API_URLS="")
+    assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("Error: Invalid settings:\n")
     assert "PORT: 'x' is not usable" in result.stderr
     assert "BACKEND_API_URLS: is not set" in result.stderr
-    assert "Traceback" not in result.stderr
-    least = {"BACKEND_API_URLS": "http://127.0.0.1:9", "PROXY_ACCESS_KEY": "k"}
-    result = command("sign", "x", folder=tmp_path, **least)
+    result = run("sign", "x", PROXY_ACCESS_KEY="k")
     assert result.stdout.startswith("http://127.0.0.1:8080/prompt/x?sig=")
     assert result.stderr.startswith("Warning: PROXY_ACCESS_KEY: under 16 characters;")
 
@@ -474,15 +447,12 @@ def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
         "S3_SECRET_ACCESS_KEY": "secret",
         "CACHE_DIR": str(tmp_path / "copies"),
     }
-    result = run("check", **servers)
+    result = run("check", **servers, PORT="x")
     assert (result.exit_code, result.stdout) == (1, "")
-    *_, head, database, objects = result.stderr.splitlines()
-    assert head == "Error: The cache cannot be used:"
+    first, _, head, database, objects = result.stderr.splitlines()
+    assert (first, head) == ("Error: Invalid settings:", "The cache cannot be used:")
     assert database.startswith("  DATABASE_URL: no server answers")
     assert objects.startswith("  S3_ENDPOINT_URL: object store: cannot be reached; write")
-    in_one_go = run("check", **servers, PORT="x").stderr.splitlines()
-    assert in_one_go[0] == "Error: Invalid settings:"
-    assert in_one_go[2:] == [head.removeprefix("Error: "), database, objects]
     assert run("check", "--settings", **servers).exit_code == 0
     assert run("check", "--settings", PORT="x").exit_code == 1
 

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +55,15 @@ def read_llm(**values: str) -> LlmSettings:
     return found
 
 
-def hosted_by(provider: str, **more: str) -> dict[str, str]:
+def of(text: str) -> dict[str, str]:
+    """Return settings that are written as `NAME=value`, separated by spaces."""
+    return dict(pair.split("=", 1) for pair in text.split())
+
+
+def hosted_by(provider: str, more: str = "") -> dict[str, str]:
     """Return HOSTING with a provider, and with settings without `IMAGE_HOSTING_` before them."""
-    more = {f"IMAGE_HOSTING_{name}": value for name, value in more.items()}
-    return {**HOSTING, "IMAGE_HOSTING_PROVIDER": provider, **more}
+    values = {f"IMAGE_HOSTING_{name}": value for name, value in of(more).items()}
+    return {**HOSTING, "IMAGE_HOSTING_PROVIDER": provider, **values}
 
 
 def faults(values: Mapping[str, str]) -> list[str]:
@@ -70,11 +74,12 @@ def faults(values: Mapping[str, str]) -> list[str]:
     return caught.value.faults
 
 
-def assert_fault(values: Mapping[str, str], variable: str, reason: str) -> None:
+def assert_fault(values: Mapping[str, str], expected: str) -> None:
+    """Assert that these settings have one fault: `VARIABLE: `, and words of its sentence."""
+    variable, _, reason = expected.partition(": ")
     (fault,) = faults({**LEAST, **values})
-    name, _, sentence = fault.partition(": ")
-    assert name == variable
-    assert reason in sentence, fault
+    assert fault.startswith(f"{variable}: ")
+    assert reason in fault
 
 
 # --- faults
@@ -89,73 +94,55 @@ def test_all_faults_are_reported_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "variable", "reason"),
+    ("values", "fault"),
     [
-        ({"BACKEND_API_URLS": " "}, "BACKEND_API_URLS", "is not set"),
-        ({"PROXY_ACCESS_KEY": ""}, "PROXY_ACCESS_KEY", "is not set"),
-        ({"PROXY_ACCESS_KEY": "", "ACCESS_KEYS": "{}"}, "PROXY_ACCESS_KEY", "is not set"),
-        ({"PROXY_ACCESS_KEY": "", "ACCESS_KEYS": "nonsense"}, "ACCESS_KEYS", "is not JSON"),
-        (
-            {"ACCESS_KEYS": '{"a": {"key": "k"}, "b": {"key": "k"}}'},
-            "ACCESS_KEYS",
-            "'b' has the same key as 'a'",
-        ),
-        (
-            {"ACCESS_KEYS": f'{{"a": {{"key": "{KEY}"}}}}'},
-            "ACCESS_KEYS",
-            "'a' has the same key as 'PROXY_ACCESS_KEY'",
-        ),
-        ({"BACKEND_WEIGHTS": f'{{"{URL}": 0}}'}, "BACKEND_WEIGHTS", "drains every backend"),
-        ({"CACHE_MAX_BYTES": "9", "MAX_IMAGE_BYTES": "10"}, "CACHE_MAX_BYTES", "MAX_IMAGE_BYTES"),
-        ({"LLM_OPTIMIZATION_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "LLM_OPTIMIZATION_ENABLED"),
-        ({"DE_NSFW_ENABLED": "1"}, "LLM_OPTIMIZATION_API_URL", "DE_NSFW_ENABLED needs it"),
-        ({"LLM_PARAMS": "{"}, "LLM_PARAMS", 'is not JSON at character 2; write {"enable_thinking"'),
-        ({"LLM_PARAMS": "[]"}, "LLM_PARAMS", "not an object"),
-        ({"LLM_PARAMS": '{"messages": []}'}, "LLM_PARAMS", "which no setting replaces"),
-        ({"LLM_PARAMS": '{"model": 5}'}, "LLM_PARAMS", "a model that is not a name"),
+        (of("BACKEND_API_URLS="), "BACKEND_API_URLS: is not set"),
+        (of("PROXY_ACCESS_KEY="), "PROXY_ACCESS_KEY: is not set"),
+        (of("PROXY_ACCESS_KEY= ACCESS_KEYS={}"), "PROXY_ACCESS_KEY: is not set"),
+        (of("PROXY_ACCESS_KEY= ACCESS_KEYS=nonsense"), "ACCESS_KEYS: is not JSON"),
+        (of(f'ACCESS_KEYS={{"a":{{"key":"{KEY}"}}}}'), "ACCESS_KEYS: key as 'PROXY_ACCESS_KEY'"),
+        (of('ACCESS_KEYS={"a":{"key":"k"},"b":{"key":"k"}}'), "ACCESS_KEYS: 'b' has the same key"),
+        # As the documents print them.
+        (of("PROXY_ACCESS_KEY=a-long-random-string"), "PROXY_ACCESS_KEY: is the example"),
+        (of("ADMIN_TOKEN=another-long-random-string"), "ADMIN_TOKEN: is the example"),
+        (of("SIGNING_KEY=my-own,a-third-long-random-string"), "SIGNING_KEY: is the example"),
+        ({"ACCESS_KEYS": '{"a": {"key": "long random string"}}'}, "ACCESS_KEYS: is the example"),
+        (of(f'BACKEND_WEIGHTS={{"{URL}":0}}'), "BACKEND_WEIGHTS: drains every backend"),
+        (of("CACHE_MAX_BYTES=9 MAX_IMAGE_BYTES=10"), "CACHE_MAX_BYTES: is below MAX_IMAGE_BYTES"),
+        (of("LLM_OPTIMIZATION_ENABLED=1"), "LLM_OPTIMIZATION_API_URL: ENABLED needs it"),
+        (of("DE_NSFW_ENABLED=1"), "LLM_OPTIMIZATION_API_URL: DE_NSFW_ENABLED needs it"),
         *(
-            (LLM | {name: "Improve {PROMPT}."}, name, "does not contain {ORIGINAL_PROMPT}")
+            (LLM | {name: "Improve {PROMPT}."}, f"{name}: does not contain {{ORIGINAL_PROMPT}}")
             for name in ("LLM_OPTIMIZATION_TEMPLATE", "DE_NSFW_TEMPLATE")
         ),
-        (HOSTING, "IMAGE_HOSTING_PROVIDER", "smms, picgo, cloudflare_imgbed"),
-        (hosted_by("smms"), "IMAGE_HOSTING_KEY", "smms needs it"),
-        (hosted_by("picgo", URL="https://host"), "IMAGE_HOSTING_KEY", "picgo needs it"),
-        (hosted_by("picgo", KEY="k"), "IMAGE_HOSTING_URL", "picgo needs it"),
+        (HOSTING, "IMAGE_HOSTING_PROVIDER: smms, picgo, cloudflare_imgbed"),
+        (hosted_by("smms"), "IMAGE_HOSTING_KEY: smms needs it"),
+        (hosted_by("picgo", "URL=https://host"), "IMAGE_HOSTING_KEY: picgo needs it"),
+        (hosted_by("picgo", "KEY=k"), "IMAGE_HOSTING_URL: picgo needs it"),
+        (hosted_by("picgo", "KEY=k URL=s3://bucket"), "IMAGE_HOSTING_URL: does not suit"),
+        (hosted_by("cloudflare_imgbed"), "IMAGE_HOSTING_URL: cloudflare_imgbed needs it"),
+        (S3_KEYS | hosted_by("s3", "PUBLIC_URL=https://a"), "IMAGE_HOSTING_URL: s3 needs it"),
+        (S3_KEYS | hosted_by("s3", "URL=s3://ab"), "IMAGE_HOSTING_PUBLIC_URL: s3 needs it"),
         (
-            hosted_by("picgo", KEY="k", URL="s3://bucket"),
-            "IMAGE_HOSTING_URL",
-            "does not suit the provider",
+            S3_KEYS | hosted_by("s3", "URL=https://ab PUBLIC_URL=https://a"),
+            "IMAGE_HOSTING_URL: does not suit the provider",
         ),
-        (hosted_by("cloudflare_imgbed"), "IMAGE_HOSTING_URL", "cloudflare_imgbed needs it"),
-        (S3_KEYS | hosted_by("s3", PUBLIC_URL="https://a"), "IMAGE_HOSTING_URL", "s3 needs it"),
-        (S3_KEYS | hosted_by("s3", URL="s3://bucket"), "IMAGE_HOSTING_PUBLIC_URL", "s3 needs it"),
-        (
-            S3_KEYS | hosted_by("s3", URL="https://bucket", PUBLIC_URL="https://a"),
-            "IMAGE_HOSTING_URL",
-            "does not suit the provider",
+        (DATABASE, "STORAGE_URL: DATABASE_URL needs it"),
+        (S3_KEYS | of("STORAGE_URL=s3://bucket"), "DATABASE_URL: STORAGE_URL needs it"),
+        # The credentials would be looked for at an address of the cloud's own network.
+        *(
+            (S3_KEYS | use | {name: ""}, f"{name}: needs it")
+            for use in (
+                DATABASE | of("STORAGE_URL=s3://bucket"),
+                hosted_by("s3", "URL=s3://bucket PUBLIC_URL=https://img.example"),
+            )
+            for name in S3_KEYS
         ),
-        (DATABASE, "STORAGE_URL", "DATABASE_URL needs it"),
-        (S3_KEYS | {"STORAGE_URL": "s3://bucket"}, "DATABASE_URL", "STORAGE_URL needs it"),
+        (of("all_proxy=http://host:port"), "all_proxy: the port of a proxy is invalid"),
     ],
 )
-def test_settings_that_do_not_go_together(
-    values: dict[str, str], variable: str, reason: str
-) -> None:
-    assert_fault(values, variable, reason)
-
-
-@pytest.mark.parametrize("name", S3_KEYS)
-@pytest.mark.parametrize(
-    "use",
-    [
-        DATABASE | {"STORAGE_URL": "s3://bucket"},
-        hosted_by("s3", URL="s3://bucket", PUBLIC_URL="https://img.example"),
-    ],
-    ids=["storage", "hosting"],
-)
-def test_s3_bucket_without_its_access_key(use: dict[str, str], name: str) -> None:
-    """The credentials would be looked for at an address of the cloud's own network."""
-    assert_fault({**use, **S3_KEYS, name: ""}, name, "needs it")
+def test_settings_that_do_not_go_together(values: dict[str, str], fault: str) -> None:
+    assert_fault(values, fault)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +161,7 @@ def test_missing_package_is_a_fault(
 ) -> None:
     assert (ROOT / f"requirements-{extra}.txt").exists()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert_fault({variable: text}, variable, f"-r requirements-{extra}.txt")
+    assert_fault({variable: text}, f"{variable}: -r requirements-{extra}.txt")
     assert read(METRICS="no", PICTURE_FORMAT="original") == read()
 
 
@@ -197,11 +184,11 @@ def test_cache_folder_must_be_writable(tmp_path: Path, monkeypatch: pytest.Monke
         "image_file_cache/below": "is not a folder",
         "x" * 5000: "File name too long",
     }.items():
-        assert_fault({"CACHE_DIR": str(tmp_path / path)}, "CACHE_DIR", reason)
+        assert_fault({"CACHE_DIR": str(tmp_path / path)}, f"CACHE_DIR: {reason}")
     with unprivileged():
-        assert_fault({"CACHE_DIR": "/new/cache"}, "CACHE_DIR", "'/' is not writable")
+        assert_fault({"CACHE_DIR": "/new/cache"}, "CACHE_DIR: '/' is not writable")
     monkeypatch.chdir(tmp_path)
-    assert_fault({}, "CACHE_DIR", "is not a folder")
+    assert_fault({}, "CACHE_DIR: is not a folder")
 
 
 def test_cache_folder_need_not_exist(tmp_path: Path) -> None:
@@ -214,7 +201,7 @@ def test_cache_of_one_machine_is_no_folder_for_copies(tmp_path: Path) -> None:
     values = {**DATABASE, "STORAGE_URL": "gs://bucket", "CACHE_DIR": str(tmp_path)}
     assert read(**values).storage == ObjectSettings("gs://bucket")
     (tmp_path / "index.sqlite3").touch()
-    assert_fault(values, "CACHE_DIR", "cache import")
+    assert_fault(values, "CACHE_DIR: cache import")
 
 
 @pytest.mark.parametrize("name", [row.name for row in ROWS if row.is_by_backend])
@@ -229,14 +216,15 @@ def test_cache_of_one_machine_is_no_folder_for_copies(tmp_path: Path) -> None:
     ],
 )
 def test_map_is_a_json_object_by_backend(name: str, text: str, reason: str) -> None:
-    assert_fault({name: text}, name, reason)
+    assert_fault({name: text}, f"{name}: {reason}")
 
 
 def test_every_invalid_entry_of_a_map_is_a_fault() -> None:
-    weights = json.dumps({URL: -1, "https://b": "x", "https://c": 1})
-    values = {"BACKEND_API_URLS": f"{URL},https://b", "BACKEND_WEIGHTS": weights}
+    headers = {"Host": "a", "X-A": "1\n", "X B": "2", "X-C": "3"}
+    entries = {URL: headers, "https://b": "x", "https://c": {"X-A": "1"}}
+    values = {"BACKEND_API_URLS": f"{URL},https://b", "BACKEND_HEADERS": json.dumps(entries)}
     urls = [fault.split("'")[1] for fault in faults({**LEAST, **values})]
-    assert urls == [URL, "https://b", "https://c"]
+    assert urls == [URL, URL, URL, "https://b", "https://c"]
 
 
 # --- values
@@ -254,11 +242,6 @@ def test_two_variables_are_enough() -> None:
 
 def test_blank_value_means_not_set() -> None:
     assert read(**dict.fromkeys(NAMES - LEAST.keys(), " \t")) == read()
-
-
-def test_settings_are_frozen() -> None:
-    with pytest.raises(AttributeError):
-        read().port = 1  # type: ignore[misc]
 
 
 def test_maps_apply_to_their_backends() -> None:
@@ -309,9 +292,8 @@ def test_named_keys_join_the_shared_one_or_replace_it() -> None:
     ("values", "url"),
     [
         ({}, "https://image.pollinations.ai/prompt"),
-        ({"POLLINATIONS_TOKEN": "t"}, "https://gen.pollinations.ai/image"),
-        ({"POLLINATIONS_URL": "http://own/image/"}, "http://own/image"),
-        ({"POLLINATIONS_URL": "http://own", "POLLINATIONS_TOKEN": "t"}, "http://own"),
+        (of("POLLINATIONS_TOKEN=t"), "https://gen.pollinations.ai/image"),
+        (of("POLLINATIONS_URL=http://own/image/ POLLINATIONS_TOKEN=t"), "http://own/image"),
     ],
 )
 def test_pollinations_host_depends_on_the_token(values: dict[str, str], url: str) -> None:
@@ -326,14 +308,14 @@ BUCKET = ObjectSettings("s3://bucket/prefix", None, None, "id", "k")
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (hosted_by("SMMS", KEY="k"), ("smms", "https://s.ee/api/v1/file/upload", "k", None)),
-        (hosted_by("smms", KEY="k", URL="https://own/"), ("smms", "https://own", "k", None)),
+        (hosted_by("SMMS", "KEY=k"), ("smms", "https://s.ee/api/v1/file/upload", "k", None)),
+        (hosted_by("smms", "KEY=k URL=https://own/"), ("smms", "https://own", "k", None)),
         (
-            hosted_by("cloudflare_imgbed", URL="https://bed", AUTH_CODE="#1%"),
+            hosted_by("cloudflare_imgbed", "URL=https://bed AUTH_CODE=#1%"),
             ("cloudflare_imgbed", "https://bed", None, "#1%"),
         ),
         (
-            S3_KEYS | hosted_by("s3", URL="s3://bucket/prefix/", PUBLIC_URL="https://img/pics/"),
+            S3_KEYS | hosted_by("s3", "URL=s3://bucket/prefix/ PUBLIC_URL=https://img/pics/"),
             ("s3", "", None, None, "https://img/pics", BUCKET),
         ),
     ],
@@ -370,14 +352,13 @@ def test_proxies_are_read_as_curl_reads_them() -> None:
         "all": Proxy("socks5h", "::1", 1080),
     }
     assert found.no_proxy == "lan"
-    assert_fault({"all_proxy": "http://host:port"}, "all_proxy", "the port of a proxy is invalid")
 
 
 def test_one_server_has_one_proxy() -> None:
     urls = ("https://user:word@a/v1", "https://a/v2")
     own = {urls[0]: "http://one", urls[1]: None}
     values = {"BACKEND_API_URLS": ",".join(urls), "BACKEND_PROXIES": json.dumps(own)}
-    assert_fault(values, "BACKEND_PROXIES", "'https://a' has two proxies")
+    assert_fault(values, "BACKEND_PROXIES: 'https://a' has two proxies")
     values["BACKEND_PROXIES"] = json.dumps({urls[0]: " http://one ", urls[1]: "one"})
     expected = dict.fromkeys(urls, Proxy("http", "one", 80))
     assert read(**values).network.backend_proxies == expected
@@ -385,13 +366,11 @@ def test_one_server_has_one_proxy() -> None:
     assert read(**values).network.backend_proxies == dict.fromkeys(urls)
 
 
-def test_first_file_of_certificates_that_is_named_counts(
-    certificates: tuple[Path, Path],
-) -> None:
+def test_first_file_of_certificates_that_is_named_counts(certificates: tuple[Path, Path]) -> None:
     authority = str(certificates[0])
     values: dict[str, str] = {}
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CA_BUNDLE"):
-        assert_fault({**values, name: "/no/such/file"}, name, "No such file or directory")
+        assert_fault({**values, name: "/no/such/file"}, f"{name}: No such file or directory")
         assert read(**values, **{name: authority}).network.ca_bundle == Path(authority)
         values[name] = "/not/read/where/another/name/goes/first"
 
@@ -430,7 +409,7 @@ def test_unusable_file_is_a_fault(name: str, tmp_path: Path) -> None:
         "empty": "does not contain" if "TEMPLATE" in name else "names an empty file",
     }.items():
         values = {**LEAST, **LLM, name: "", f"{name}_FILE": str(tmp_path / path)}
-        assert_fault(values, f"{name}_FILE", reason)
+        assert_fault(values, f"{name}_FILE: {reason}")
 
 
 # --- .env and the environment
@@ -453,39 +432,34 @@ def test_environment_overrides_dotenv(dotenv: Path, monkeypatch: pytest.MonkeyPa
     assert (found.port, found.threads, found.access_key) == (2000, 20, KEY)
 
 
-def test_dotenv_is_optional(dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dotenv.unlink()
-    for name, value in LEAST.items():
-        monkeypatch.setenv(name, value)
-    assert config.load() == read()
-
-
 def test_dotenv_may_contain_json_quotes_dollars_and_comments(dotenv: Path) -> None:
     with dotenv.open("a") as file:
         file.write(f'TOKEN_MAP={{"{URL}": "a$b"}}\n')
         file.write("# a comment\nexport LOG_LEVEL='debug'  # another\n")
         file.write("ADMIN_TOKEN=${PORT}x#y\nWORKERS\n")
+    # As editors of Windows write it.
+    dotenv.write_bytes(b"\xef\xbb\xbf" + dotenv.read_bytes().replace(b"\n", b"\r\n"))
     found = config.load()
+    assert [backend.url for backend in found.backends] == [URL]
     assert (found.backends[0].token, found.log_level) == ("a$b", "DEBUG")
     # Nothing is expanded: a token may contain a dollar sign.
     assert found.admin_token == "${PORT}x#y"
 
 
-def test_dotenv_may_have_a_byte_order_mark(dotenv: Path) -> None:
-    dotenv.write_bytes(b"\xef\xbb\xbf" + dotenv.read_bytes().replace(b"\n", b"\r\n"))
-    assert (config.load().backends[0].url, config.load().access_key) == (URL, KEY)
-
-
-def test_missing_dotenv_is_named_where_nothing_is_set(dotenv: Path) -> None:
-    folder = dotenv.parent
-    dotenv.unlink()
-    with pytest.raises(SettingsError) as caught:
-        config.load()
-    assert caught.value.faults[-1] == f".env: is not in {folder}; copy .env.example to it"
-    dotenv.touch()
+def test_missing_dotenv_is_named_where_nothing_is_set(
+    dotenv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dotenv.write_text("")
     with pytest.raises(SettingsError) as caught:
         config.load()
     assert "is not in" not in str(caught.value)
+    dotenv.unlink()
+    with pytest.raises(SettingsError) as caught:
+        config.load()
+    assert caught.value.faults[-1] == f".env: is not in {dotenv.parent}; copy .env.example to it"
+    for name, value in LEAST.items():
+        monkeypatch.setenv(name, value)
+    assert config.load() == read()
 
 
 def test_unreadable_dotenv_is_a_fault(dotenv: Path) -> None:
@@ -510,21 +484,6 @@ def test_secret_in_the_environment_overrides_both_forms_in_dotenv(
     assert (found.access_key, found.admin_token) == ("from-file", "from-environment")
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"PROXY_ACCESS_KEY": "a-long-random-string"},
-        {"ADMIN_TOKEN": "another-long-random-string"},
-        {"SIGNING_KEY": "of-my-own-0123456789,a-third-long-random-string"},
-        {"ACCESS_KEYS": '{"blog": {"key": "long random string"}}'},
-    ],
-)
-def test_secret_of_the_documents_is_a_fault(values: dict[str, str]) -> None:
-    with pytest.raises(SettingsError, match="is the example of the documents") as caught:
-        read(**values)
-    assert [fault.partition(":")[0] for fault in caught.value.faults] == list(values)
-
-
 def test_empty_line_of_dotenv_explains_what_is_missing(dotenv: Path) -> None:
     with dotenv.open("a") as file:
         file.write("PROXY_ACCESS_KEY=\n")
@@ -545,11 +504,7 @@ STRONG = {"PROXY_ACCESS_KEY": "0123456789abcdef", "SIGNING_KEY": "0123456789abcd
     [
         ({"AUTH_TOKEN": "none"}, "CACHE_DIR_FILES=x\nCOMPOSE_PROJECT_NAME=x\nhttp_proxy=", None),
         (
-            {
-                "PROXY_ACCESS_KEY": "demo",
-                "ACCESS_KEYS": '{"blog": {"key": "short"}}',
-                "SIGNING_KEY": "0123456789abcdef,old",
-            },
+            of('PROXY_ACCESS_KEY=demo ACCESS_KEYS={"a":{"key":"b"}} SIGNING_KEY=old'),
             "",
             "PROXY_ACCESS_KEY, ACCESS_KEYS, SIGNING_KEY: under 16 characters",
         ),
@@ -557,9 +512,7 @@ STRONG = {"PROXY_ACCESS_KEY": "0123456789abcdef", "SIGNING_KEY": "0123456789abcd
         *(
             ({}, f"{name}=x", f"{name}: is in .env but is not a setting; did you mean {meant}?")
             for name, meant in {
-                "POLLINATIONS_ENABLE": "POLLINATIONS_ENABLED",
                 "BACKEND_API_URL": "BACKEND_API_URLS",
-                "DE_NSFW_TEMPLATES": "DE_NSFW_TEMPLATE",
                 "ADMIN_TOKEN_FILES": "ADMIN_TOKEN_FILE",
                 "port": "PORT",
             }.items()
@@ -629,7 +582,7 @@ def test_every_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
 def test_secret_set_twice_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     values = {"ADMIN_TOKEN": "a", "ADMIN_TOKEN_FILE": str(tmp_path / "secret")}
-    assert_fault(values, "ADMIN_TOKEN_FILE", "ADMIN_TOKEN is set too")
+    assert_fault(values, "ADMIN_TOKEN_FILE: ADMIN_TOKEN is set too")
 
 
 def test_settings_know_their_secrets() -> None:
@@ -639,10 +592,9 @@ def test_settings_know_their_secrets() -> None:
 
 
 def test_no_secret_is_in_a_repr() -> None:
-    settings = config.parse(SECRET_VALUES)
-    parts = (settings, *settings.backends, settings.llm, settings.hosting, settings.pollinations)
-    assert "smms" in repr(settings)
-    assert "secret" not in " ".join(map(repr, parts))
+    text = repr(config.parse(SECRET_VALUES))
+    assert "smms" in text
+    assert "secret" not in text
 
 
 @pytest.mark.parametrize(
@@ -687,73 +639,42 @@ def test_no_secret_is_in_a_fault(values: dict[str, str]) -> None:
     assert "secret" not in " ".join(faults(values))
 
 
-def logged(settings: Settings, message: str, *args: Any, **more: Any) -> str:
+def logged(settings: Settings, message: str, error: BaseException | None = None) -> str:
     """Return what the redacting formatter makes of a message."""
-    stream = StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(RedactingFormatter(settings.secrets(), "%(levelname)s %(message)s"))
-    logger = logging.Logger("test")
-    logger.addHandler(handler)
-    logger.error(message, *args, **more)
-    return stream.getvalue()
+    fields = {"levelname": "ERROR", "msg": message, "exc_info": error and (None, error, None)}
+    formatter = RedactingFormatter(settings.secrets(), "%(levelname)s %(message)s")
+    return formatter.format(logging.makeLogRecord(fields))
 
 
 def test_log_contains_no_secret() -> None:
-    settings = config.parse(SECRET_VALUES)
-    line = logged(settings, "a %s b", " ".join(sorted(SECRET_TEXTS)))
-    assert line == f"ERROR a {' '.join(['***'] * len(SECRET_TEXTS))} b\n"
+    line = logged(config.parse(SECRET_VALUES), " ".join(sorted(SECRET_TEXTS)))
+    assert line == f"ERROR {' '.join(['***'] * len(SECRET_TEXTS))}"
 
 
-def test_each_faulty_header_has_a_sentence() -> None:
-    headers = {"Host": "a", "X-A": "1\n", "X B": "2", "X-C": "3"}
-    found = faults(
-        {**LEAST, "BACKEND_HEADERS": json.dumps({URL: headers, f"{URL}/x": {"X-A": "1"}})}
-    )
-    assert len(found) == 4
-    assert all(fault.startswith("BACKEND_HEADERS: 'https://") for fault in found)
-
-
-def test_log_contains_no_credentials_of_a_header() -> None:
-    headers = f'{{"{URL}": {{"X-Gateway": "Bearer of-the-gateway"}}}}'
-    line = logged(read(BACKEND_HEADERS=headers), "X-Gateway: wrong key of-the-gateway")
-    assert line == "ERROR X-Gateway: wrong key ***\n"
-
-
-def test_log_contains_no_percent_encoded_secret() -> None:
-    settings = read(PROXY_ACCESS_KEY="ä/b c&d#e")
-    line = logged(settings, "/%%C3%%A4%%2Fb%%20c%%26d%%23e and %s", "ä/b c&d#e")
-    assert line == "ERROR /*** and ***\n"
-
-
-def test_log_contains_no_credential_of_a_url() -> None:
-    line = logged(read(), "GET /prompt/a?width=5&key=abc&sig=def&seed=1 'http://h/?authCode=g%%23'")
-    assert line == "ERROR GET /prompt/a?width=5&key=***&sig=***&seed=1 'http://h/?authCode=***'\n"
-
-
-def test_log_contains_no_secret_in_a_traceback() -> None:
-    settings = read(ADMIN_TOKEN="token-of-admin")
-    try:
-        raise ValueError("bad token-of-admin at /?key=any")
-    except ValueError:
-        text = logged(settings, "it failed", exc_info=True)
-    assert "Traceback" in text
-    assert text.endswith("ValueError: bad *** at /?key=***\n")
+@pytest.mark.parametrize(
+    ("values", "text", "shown"),
+    [
+        (
+            {"BACKEND_HEADERS": f'{{"{URL}": {{"X-Gateway": "Bearer of-the-gateway"}}}}'},
+            "X-Gateway: wrong key of-the-gateway",
+            "X-Gateway: wrong key ***",
+        ),
+        ({"ADMIN_TOKEN": "ä/b c&d#e"}, "/%C3%A4%2Fb%20c%26d%23e and ä/b c&d#e", "/*** and ***"),
+        ({}, "/prompt/a?width=5&key=abc&sig=d&seed=1", "/prompt/a?width=5&key=***&sig=***&seed=1"),
+        ({}, "'http://h/?authCode=g%23'", "'http://h/?authCode=***'"),
+        # Stars for a very short one would garble the log.
+        ({"ADMIN_TOKEN": "a"}, "a message", "a message"),
+    ],
+)
+def test_log_shows_stars_for_secrets(values: dict[str, str], text: str, shown: str) -> None:
+    assert logged(read(**values), text) == f"ERROR {shown}"
 
 
 def test_log_shows_control_characters_escaped() -> None:
-    line = logged(read(), "drew %s", "\x1b]0;x\a \x9b2J\r\n\u2028ERROR \u202eforged\u2066 红")
-    assert line == (r"ERROR drew \x1b]0;x\x07 \x9b2J\r\n\u2028ERROR \u202eforged\u2066 红" "\n")
+    line = logged(read(), "drew \x1b]0;x\a \x9b2J\r\n\u2028ERROR \u202eforged\u2066 红")
+    assert line == r"ERROR drew \x1b]0;x\x07 \x9b2J\r\n\u2028ERROR \u202eforged\u2066 红"
 
 
 def test_no_exception_forges_a_line_of_the_log() -> None:
-    try:
-        raise ValueError("\x1b[2J\nERROR forged")
-    except ValueError:
-        first, *others = logged(read(), "it failed", exc_info=True).splitlines()
-    assert first == "ERROR it failed"
-    assert others[-2:] == [r"  ValueError: \x1b[2J", "  ERROR forged"]
-    assert all(line.startswith("  ") for line in others)
-
-
-def test_very_short_secret_does_not_garble_the_log() -> None:
-    assert logged(read(ADMIN_TOKEN="a"), "a message") == "ERROR a message\n"
+    text = logged(read(), "it failed", ValueError(f"\x1b[2J\nERROR forged {KEY}"))
+    assert text == "ERROR it failed\n  ValueError: \\x1b[2J\n  ERROR forged ***"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import json
 import re
 import struct
 import threading
@@ -24,8 +22,8 @@ from images.convert import MAX_PIXELS, Converter, thumbnail
 from images.formats import Inconvertible, media_type_of
 from picture import ImageRequest
 
-from .conftest import KEY, InProcess, drawing, hosting_settings
-from .servers import WEBP, Say, ScriptedServer, png
+from .conftest import InProcess, drawing, hosting_settings
+from .servers import JPEG, Say, ScriptedServer, png
 
 FORMATS = ("webp", "jpeg", "png")
 SIZE = (40, 20)
@@ -69,13 +67,15 @@ OPAQUE = split(RED, WHITE).convert("RGB")
 NOISE = Image.merge("RGB", [Image.effect_noise((200, 100), 80) for _ in range(3)])
 
 
+def png_chunk(chunk: bytes) -> bytes:
+    return struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
 def raw_png(width: int, height: int, depth: int, kind: int, pixels: bytes) -> bytes:
     """Return a PNG of given pixels, compressed: Pillow does not write every kind itself."""
     head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n"
-    for chunk in (b"IHDR" + head, b"IDAT" + pixels, b"IEND"):
-        data += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return data
+    chunks = (b"IHDR" + head, b"IDAT" + pixels, b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(map(png_chunk, chunks))
 
 
 def sixteen_bits(kind: int, *pixel: int) -> bytes:
@@ -153,9 +153,8 @@ def swapped_profile() -> bytes:
 @pytest.mark.parametrize("picture_format", FORMATS)
 def test_colour_profile_is_applied(picture_format: str) -> None:
     for image, other in ((OPAQUE, WHITE), (TRANSPARENT, CLEAR)):
-        data = encode(
-            image, "webp" if picture_format == "png" else "png", icc_profile=swapped_profile()
-        )
+        name = "webp" if picture_format == "png" else "png"
+        data = encode(image, name, icc_profile=swapped_profile())
         converted = decode(convert(data, picture_format)).convert("RGBA")
         assert "icc_profile" not in converted.info
         pixel: Any = converted.getpixel((5, 10))
@@ -218,12 +217,8 @@ def test_original_format_is_left_only_by_pictures_too_large(
     assert not small.is_needed(data, f"image/{name}")
     assert large.is_needed(data, f"image/{name}")
     assert media_type_of(convert(data, "original", limit=len(data) - 1)) == becomes
-
-
-def test_picture_in_the_wanted_format_is_not_converted_again() -> None:
-    assert not Converter("webp", 90, None).is_needed(WEBP, "image/webp")
-    assert not Converter("webp", 90, 1000).is_needed(WEBP, "image/webp")
-    assert Converter("webp", 90, None).is_needed(png(), "image/png")
+    assert Converter(name, 90, None).is_needed(data, f"image/{name}") is False
+    assert Converter("webp", 90, None).is_needed(data, "image/gif")
 
 
 # --- what is left as it is
@@ -243,71 +238,54 @@ def test_animation_is_left_as_it_is(name: str) -> None:
     assert why(encode(OPAQUE, name, **frames)) == "is animated"
 
 
-def with_size(data: bytes, pack: str, at: int, width: int, height: int) -> bytes:
-    return data[:at] + struct.pack(pack, width, height) + data[at + struct.calcsize(pack) :]
+def with_size(data: bytes, at: int, size: bytes) -> bytes:
+    return data[:at] + size + data[at + 4 :]
 
 
-JPEG_OF_ONE = encode(Image.new("L", (1, 1)), "jpeg")
 SIDE = 7072  # its square is just above 50 million
 HUGE = {
     "PNG": raw_png(SIDE, SIDE, 8, 0, b""),
-    "JPEG": with_size(JPEG_OF_ONE, ">HH", JPEG_OF_ONE.index(b"\xff\xc0") + 5, SIDE, SIDE),
-    "GIF": with_size(encode(OPAQUE, "gif"), "<HH", 6, 65535, 65535),
-    "WebP": with_size(encode(OPAQUE, "webp"), "<HH", 26, 16383, 16383),
+    "JPEG": with_size(JPEG, JPEG.index(b"\xff\xc0") + 5, struct.pack(">HH", SIDE, SIDE)),
+    "GIF": with_size(encode(OPAQUE, "gif"), 6, b"\xff" * 4),
+    "WebP": with_size(encode(OPAQUE, "webp"), 26, struct.pack("<HH", 16383, 16383)),
 }
 
 
 @pytest.mark.parametrize("name", HUGE)
 def test_picture_over_50_megapixels_is_not_decoded(name: str) -> None:
-    assert SIDE * SIDE > MAX_PIXELS > (SIDE - 1) * (SIDE - 1)
+    assert SIDE**2 > MAX_PIXELS > (SIDE - 1) ** 2
     assert why(HUGE[name]) == "has over 50 megapixels"
 
 
-def with_scans(count: int, *, before: bytes = b"", after: bytes = b"") -> bytes:
-    """Return a progressive JPEG whose last scan is repeated."""
+def test_jpeg_of_over_100_scans_is_not_decoded() -> None:
     data = encode(OPAQUE, "jpeg", progressive=True)
     start, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
-    return data[:start] + before + data[start:end] * count + data[end:] + after
-
-
-def test_jpeg_of_over_100_scans_is_not_decoded() -> None:
+    head, scan, rest = data[:start], data[start:end], data[end:]
     false_end = b"\xff\xfe\0\4\xff\xd9"  # in a comment
-    for data in (with_scans(120), with_scans(120, before=false_end)):
-        assert why(data) == "has over 100 scans"
+    for many in (head + scan * 120 + rest, head + false_end + scan * 120 + rest):
+        assert why(many) == "has over 100 scans"
         with pytest.raises(Inconvertible, match="scans"):
-            thumbnail(io.BytesIO(data), "image/jpeg")
-    assert convert(with_scans(80), "webp")
-    assert convert(with_scans(1, after=b"\xff\xda\0\2" * 200), "webp")
-
-
-def exif_of(entries: int) -> bytes:
-    """Return EXIF data of which each entry names the whole as its value."""
-    entry = "HHII"
-    directory = (struct.pack(f">{entry}", 0x9000 + n, 7, 12 * entries, 0) for n in range(entries))
-    return b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", entries) + b"".join(directory)
+            thumbnail(io.BytesIO(many), "image/jpeg")
+    assert convert(head + scan * 80 + rest, "webp")
+    assert convert(data + b"\xff\xda\0\2" * 200, "webp")
 
 
 @pytest.mark.parametrize("name", ["jpeg", "png", "webp"])
 def test_metadata_that_would_fill_the_memory_is_not_read(name: str) -> None:
-    assert why(encode(OPAQUE, name, exif=exif_of(501))) == "has too much metadata"
-
-
-def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
-    """Return a PNG with these chunks before its pixels."""
-    data = encode(OPAQUE, "png")
-    at = data.index(b"IDAT") - 4
-    made = (
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in chunks
-    )
-    return data[:at] + b"".join(made) + data[at:]
+    """Each of these entries names the whole of the EXIF data as its value."""
+    entries = [struct.pack(">HHII", 0x9000 + n, 7, 12 * 501, 0) for n in range(501)]
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 501) + b"".join(entries)
+    assert why(encode(OPAQUE, name, exif=exif)) == "has too much metadata"
 
 
 def test_compressed_metadata_of_a_png_is_not_unpacked() -> None:
     text, profile = zlib.compress(bytes(10**6)), zlib.compress(bytes(3 * 10**7))
-    texts = [(b"zTXt", b"k%d\0\0" % number + text) for number in range(70)]
-    for data in (png_with(*texts), png_with((b"iCCP", b"k\0\0" + profile))):
-        assert why(data) == "cannot be read or written (ValueError)"
+    texts = [b"zTXtk%d\0\0" % number + text for number in range(70)]
+    data = encode(OPAQUE, "png")
+    pixels = data.index(b"IDAT") - 4
+    for chunks in (texts, [b"iCCPk\0\0" + profile]):
+        bomb = data[:pixels] + b"".join(map(png_chunk, chunks)) + data[pixels:]
+        assert why(bomb) == "cannot be read or written (ValueError)"
 
 
 def test_jpeg_of_many_segments_is_not_read() -> None:
@@ -351,47 +329,34 @@ def test_damage_never_raises_anything_else(
 # --- thumbnails, and memory
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((1024, 768), (320, 240)),
-        ((100, 1000), (32, 320)),
-        ((20, 10), (20, 10)),
-        ((1, 900), (1, 320)),
-    ],
-)
+THUMBNAILS = [((1024, 768), (320, 240)), ((100, 1000), (32, 320)), ((20, 10), (20, 10))]
+
+
+@pytest.mark.parametrize(("size", "expected"), [*THUMBNAILS, ((1, 900), (1, 320))])
 def test_thumbnail_fits_into_320_pixels(size: tuple[int, int], expected: tuple[int, int]) -> None:
     for name in ("png", "jpeg"):
-        image = decode(
-            thumbnail(io.BytesIO(encode(Image.new("RGB", size, RED), name)), f"image/{name}")
-        )
+        data = encode(Image.new("RGB", size, RED), name)
+        image = decode(thumbnail(io.BytesIO(data), f"image/{name}"))
         assert (image.format, image.size) == ("WEBP", expected)
         assert is_close(image.convert("RGB").getpixel((0, 0)), RED)
 
 
-class Gate(io.BytesIO):
-    """A file that is read only once it is opened."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self.is_asked = threading.Event()
-        self.is_open = threading.Event()
-
-    def read(self, size: int | None = -1) -> bytes:
-        self.is_asked.set()
-        assert self.is_open.wait(10)
-        return super().read(size)
-
-
 def test_one_picture_is_converted_at_a_time() -> None:
+    is_asked, is_open = threading.Event(), threading.Event()
+
+    class SlowFile(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            is_asked.set()
+            assert is_open.wait(10)
+            return super().read(size)
+
     with ThreadPoolExecutor() as pool:
-        gate = Gate(png())
-        first = pool.submit(thumbnail, gate, "image/png")
-        assert gate.is_asked.wait(10)
+        first = pool.submit(thumbnail, SlowFile(png()), "image/png")
+        assert is_asked.wait(10)
         second = pool.submit(convert, png(), "webp")
         with pytest.raises(TimeoutError):
             second.result(0.05)
-        gate.is_open.set()
+        is_open.set()
         assert first.result(10)
         assert second.result(10)
 
@@ -412,22 +377,9 @@ def test_picture_is_converted_once_when_it_is_stored(
         assert (media_type_of(got.body), got.body) == ("image/webp", answers[0].body)
         assert got.headers["Content-Type"] == "image/webp"
         assert got.headers["Content-Disposition"] == 'inline; filename="apple.webp"'
-        assert got.headers["Content-Length"] == str(len(got.body))
-        assert got.headers["ETag"] == answers[0].headers["ETag"]
     assert re.fullmatch(STAGES, answers[0].headers["Server-Timing"])
     [stored] = (tmp_path / "cache").glob(f"{ImageRequest('apple').key}*")
     assert (stored.suffix, stored.read_bytes()) == (".webp", answers[0].body)
-
-
-def test_openai_clients_get_the_converted_picture(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, PICTURE_FORMAT="jpeg")
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    body = json.dumps({"prompt": "apple", "seed": 7}).encode()
-    for _ in ("cold", "warm"):
-        got = service.get("/v1/images/generations", method="POST", headers=headers, body=body)
-        data = base64.b64decode(got.json["data"][0]["b64_json"])
-        assert media_type_of(data) == "image/jpeg"
-        assert service.picture("apple", seed=7).body == data
 
 
 def test_picture_is_converted_before_it_is_uploaded(
@@ -438,9 +390,7 @@ def test_picture_is_converted_before_it_is_uploaded(
     service = serve(backend, PICTURE_FORMAT="webp", **hosting_settings(host))
     assert service.picture("apple").status == 302
     [sent] = host.seen
-    assert b"Content-Type: image/webp" in sent.body
-    assert b'.webp"' in sent.body
-    assert b"RIFF" in sent.body
+    assert re.search(rb'(?s)\.webp"\r\nContent-Type: image/webp\r\n\r\nRIFF', sent.body)
 
 
 def test_picture_that_cannot_be_converted_is_kept_as_it_came(
@@ -455,7 +405,5 @@ def test_picture_that_cannot_be_converted_is_kept_as_it_came(
         assert (got.body, got.headers["Content-Type"]) == (data, media_type_of(data))
         assert re.fullmatch(STAGES, got.headers["Server-Timing"])
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [("is animated" in warning, BROKEN in warning) for warning in warnings] == [
-        (True, False),
-        (False, True),
-    ]
+    assert [BROKEN in warning for warning in warnings] == [False, True]
+    assert "is animated" in warnings[0]

@@ -158,7 +158,7 @@ def test_make_run_says_that_its_port_is_taken(checkout: Path, more: dict[str, st
         with start(checkout, PORT=str(port), PROXY_ACCESS_KEY="own-access-key", **more) as process:
             said, _ = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert f"HOST, PORT: Address already in use: 127.0.0.1:{port}; stop what listens" in said
+    assert f"HOST, PORT: Address already in use: 127.0.0.1:{port}; write an address" in said
     assert len(said.splitlines()) == 1
 
 
@@ -167,7 +167,6 @@ def test_make_run_says_that_its_port_is_taken(checkout: Path, more: dict[str, st
     [
         ({"PORT": "80a"}, "PORT: '80a' is not usable; write an integer from 1 to 65535"),
         ({"PORT": "99999"}, "PORT: '99999' is not usable"),
-        ({"HOST": "host.invalid"}, "; write an address of this machine as HOST"),
         ({"HOST": "192.0.2.1"}, "; write an address of this machine as HOST"),
     ],
 )

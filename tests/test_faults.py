@@ -176,7 +176,7 @@ def test_full_disk_stops_drawing_and_nothing_else(
             assert_refused(service, f"new{n % 4}", "0.5 MiB free, 1.0 MiB needed")
             old = service.picture(kept[n % 5])
             assert (old.headers["Cache-Status"], old.body) == (HIT, picture_of(kept[n % 5]))
-        assert service.delete(b'{"description": "kept0"}').status == 200
+        assert service.delete({"description": "kept0"}).status == 200
         assert len(pictures(folder)) == 4
         assert len(known.seen) == 5, "nothing is paid for"
     assert service.picture("new0").headers["Cache-Status"] == STORED
@@ -194,7 +194,7 @@ def test_read_only_folder_stops_drawing_and_nothing_else(
         for n in range(12):
             assert_refused(service, f"new{n % 2}", "Read-only file system")
             assert service.picture("kept").headers["Cache-Status"] == HIT
-            assert service.delete(b'{"description": "nothing"}').status in (404, 503)
+            assert service.delete({"description": "nothing"}).status in (404, 503)
     assert len(known.seen) == 1
     for n in range(6):
         assert service.picture(f"later{n}").headers["Cache-Status"] == STORED

@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import select
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -24,7 +23,7 @@ import pytest
 
 from web.serving import INVALID_SETTINGS
 
-from .conftest import ADMIN, KEY, ROOT, Gunicorn, drawing
+from .conftest import KEY, ROOT, Gunicorn, InProcess, drawing
 from .image import copy_image
 from .proxy import HttpProxy
 from .servers import (
@@ -37,7 +36,8 @@ from .servers import (
     send_and_leave,
     wait_until,
 )
-from .wire import make_authority, over_tls, saying
+from .studio import Studio
+from .wire import over_tls, saying
 
 Start = Callable[..., Gunicorn]
 
@@ -45,32 +45,24 @@ Start = Callable[..., Gunicorn]
 # --- one drawing for many requests
 
 
-def test_200_identical_requests_over_two_workers_draw_once(
-    gunicorn: Start, backend: ScriptedServer
-) -> None:
-    gate = Gate(drawing(png(shade=9)))
-    backend.say(gate)
-    service = gunicorn(backend)
+def test_200_identical_requests_over_two_workers_draw_once(studio: Studio) -> None:
+    studio.backend.say(gate := Gate(drawing(png(shade=9))))
     with ThreadPoolExecutor(200) as pool:
-        answers = [pool.submit(service.picture, "x") for _ in range(200)]
-        wait_until(lambda: backend.seen)
+        answers = [pool.submit(studio.service.picture, "x") for _ in range(200)]
+        wait_until(lambda: studio.backend.seen)
         gate.opened.set()
         got = [answer.result() for answer in answers]
     assert {(one.status, one.body) for one in got} == {(200, png(shade=9))}
-    assert len(backend.seen) == 1
+    assert len(studio.backend.seen) == 1
 
 
-def test_drawing_continues_after_its_client_disconnects(
-    gunicorn: Start, backend: ScriptedServer
-) -> None:
-    gate = Gate(drawing())
-    backend.say(gate)
-    service = gunicorn(backend)
-    send_and_leave(service.url, f"/prompt/x?key={KEY}")
-    wait_until(lambda: backend.seen)
+def test_drawing_continues_after_its_client_disconnects(studio: Studio) -> None:
+    studio.backend.say(gate := Gate(drawing()))
+    send_and_leave(studio.service.url, f"/prompt/x?key={KEY}")
+    wait_until(lambda: studio.backend.seen)
     gate.opened.set()
-    wait_until(lambda: service.get("/status").json["cache"]["entries"] == 1)
-    assert service.picture("x").headers["Cache-Status"] == "PromptImageProxy; hit"
+    wait_until(studio.entries)
+    assert studio.service.picture("x").headers["Cache-Status"] == "PromptImageProxy; hit"
 
 
 def test_hits_are_served_while_all_places_for_drawings_are_taken(
@@ -78,8 +70,7 @@ def test_hits_are_served_while_all_places_for_drawings_are_taken(
 ) -> None:
     service = gunicorn(backend, THREADS="24")
     service.picture("cached")
-    gate = Gate(drawing())
-    backend.say(gate)
+    backend.say(gate := Gate(drawing()))
     with ThreadPoolExecutor(40) as pool:
         misses = [pool.submit(service.picture, f"miss-{n}") for n in range(40)]
         # Two workers have 24 - 16 places each: the other requests are rejected at once.
@@ -99,10 +90,13 @@ def test_hits_are_served_while_all_places_for_drawings_are_taken(
 
 
 def test_backend_is_reached_through_a_proxy_and_its_own_authority(
-    gunicorn: Start, opened: list[Any], raw_server: Callable[..., RawServer], tmp_path: Path
+    gunicorn: Start,
+    opened: list[Any],
+    raw_server: Callable[..., RawServer],
+    certificates: tuple[Path, Path],
 ) -> None:
     opened.append(proxy := HttpProxy())
-    authority, certificate = make_authority(tmp_path)
+    authority, certificate = certificates
     body = drawing().content()
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     backend = raw_server(over_tls(certificate, saying(answer)))
@@ -122,37 +116,34 @@ def test_backend_is_reached_through_a_proxy_and_its_own_authority(
 # --- request lines
 
 
-def test_4000_characters_of_any_script_pass(gunicorn: Start, backend: ScriptedServer) -> None:
+def test_4000_characters_of_any_script_pass(studio: Studio) -> None:
     prompt = "🍎" * 4000
-    assert gunicorn(backend).picture(quote(prompt)).status == 200
-    assert backend.seen[0].json["prompt"] == prompt
+    assert studio.service.picture(quote(prompt)).status == 200
+    assert studio.backend.seen[0].json["prompt"] == prompt
+
+
+def connect(service: Gunicorn) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", urlsplit(service.url).port or 0), 10)
 
 
 @pytest.mark.parametrize("length", [65_600, 1_000_000])
-def test_longer_request_line_is_a_quick_414(
-    gunicorn: Start, backend: ScriptedServer, length: int
-) -> None:
-    service = gunicorn(backend)
-    port = urlsplit(service.url).port
-    with socket.create_connection(("127.0.0.1", port or 0), timeout=10) as client:
+def test_longer_request_line_is_a_quick_414(studio: Studio, length: int) -> None:
+    with connect(studio.service) as client:
         with contextlib.suppress(OSError):  # it may hang up before the end
             client.sendall(b"GET /prompt/" + b"x" * length)
         assert client.recv(100).startswith(b"HTTP/1.1 414")
-    assert service.get("/robots.txt").status == 200
+    assert studio.service.get("/robots.txt").status == 200
 
 
 @pytest.mark.parametrize("target", ["/sign", "/v1/images/generations"])
 @pytest.mark.parametrize("chunks", ["ZZ\r\n", "-1\r\n", "5\r\nabcdefgh\r\n", "5\r\nab", ""])
-def test_body_of_broken_chunks_is_a_400(
-    gunicorn: Start, backend: ScriptedServer, target: str, chunks: str
-) -> None:
-    service = gunicorn(backend, WORKERS="1")
+def test_body_of_broken_chunks_is_a_400(studio: Studio, target: str, chunks: str) -> None:
     head = f"POST {target} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-    with socket.create_connection(("127.0.0.1", urlsplit(service.url).port or 0), 10) as client:
+    with connect(studio.service) as client:
         client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n{chunks}".encode())
         client.shutdown(socket.SHUT_WR)
         assert client.recv(100).startswith(b"HTTP/1.1 400")
-    assert "Traceback" not in service.said()
+    assert "Traceback" not in studio.service.said()
 
 
 # --- start, reload, stop
@@ -191,19 +182,6 @@ def test_probable_mistakes_are_logged_once(
     assert "plugh" not in said
 
 
-def reload(service: Gunicorn) -> None:
-    before = set(service.workers())
-    service.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: not before & set(service.workers()), 30)
-
-
-def respawn_all_workers(service: Gunicorn) -> None:
-    old = set(service.workers())
-    for pid in old:
-        os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: len(service.workers()) == 2 and not old & set(service.workers()))
-
-
 def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
@@ -214,12 +192,11 @@ def test_flood_of_connections_never_exhausts_the_descriptors(
     service = gunicorn(backend, THREADS="64")
     service.picture("cached")
     resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (100, 256))
-    reload(service)
+    service.reload()
     workers = service.workers()
     assert {resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] for pid in workers} == {256}
     assert "THREADS: 64 may need 896 open files" in service.said()
-    address = ("127.0.0.1", urlsplit(service.url).port)
-    clients = [socket.create_connection(address) for _ in range(600)]
+    clients = [connect(service) for _ in range(600)]
     answers = select.poll()
     for client in clients:
         answers.register(client, select.POLLIN)
@@ -234,19 +211,18 @@ def test_flood_of_connections_never_exhausts_the_descriptors(
     assert "Too many open files" not in service.said()
 
 
-def test_three_reloads_under_load_lose_no_request(gunicorn: Start, backend: ScriptedServer) -> None:
-    service = gunicorn(backend)
-    service.picture("cached")
+def test_three_reloads_under_load_lose_no_request(studio: Studio) -> None:
+    studio.service.picture("cached")
     stop = threading.Event()
 
     def ask() -> Iterator[int]:
         while not stop.is_set():
-            yield service.picture("cached").status
+            yield studio.service.picture("cached").status
 
     with ThreadPoolExecutor(8) as pool:
         asking = [pool.submit(lambda: list(ask())) for _ in range(8)]
         for _ in range(3):
-            reload(service)
+            studio.service.reload()
         stop.set()
         statuses = [status for one in asking for status in one.result()]
     assert len(statuses) > 20
@@ -254,26 +230,32 @@ def test_three_reloads_under_load_lose_no_request(gunicorn: Start, backend: Scri
 
 
 def test_reload_applies_valid_settings_and_ignores_invalid_ones(
-    gunicorn: Start, backend: ScriptedServer
+    gunicorn: Start, backend: ScriptedServer, environment: dict[str, str]
 ) -> None:
+    del environment["ADMIN_TOKEN"]
     service = gunicorn(backend)
 
     def max_age() -> str:
-        return service.picture("x").headers["X-Accel-Expires"]
+        return service.picture("new-admin-token").headers["X-Accel-Expires"]
 
     dotenv = service.log.parent / ".env"
-    dotenv.write_text("NGINX_CACHE_SECONDS=77\nMETRICS=true\n")
-    reload(service)
+    valid = "METRICS=true\nADMIN_TOKEN=new-admin-token\nHOST=192.0.2.1\n"
+    dotenv.write_text(f"NGINX_CACHE_SECONDS=77\n{valid}")
+    service.reload()
     assert max_age() == "77"
-    assert service.get("/metrics", headers={"Authorization": f"Bearer {ADMIN}"}).status == 200
+    headers = {"Authorization": "Bearer new-admin-token"}
+    assert service.get("/metrics", headers=headers).status == 200
+    wait_until(lambda: "(***)" in service.said(), what="the prompt, which is a secret now")
+    address = service.url.removeprefix("http://")
+    assert f"takes a restart; the service still listens on {address}" in service.said()
     dotenv.write_text("NGINX_CACHE_SECONDS=many\n")
-    reload(service)
+    service.reload()
     assert service.said().count("NGINX_CACHE_SECONDS: 'many' is not usable") == 1
     assert "Reload failed; the service keeps its settings." in service.said()
-    respawn_all_workers(service)
+    service.respawn_workers()
     assert max_age() == "77"
     dotenv.write_text("NGINX_CACHE_SECONDS=78\n")
-    reload(service)
+    service.reload()
     assert max_age() == "78"
 
 
@@ -288,11 +270,11 @@ def test_reload_checks_the_cache_only_where_it_has_changed(
     with closing(sqlite3.connect(f"{folder}/index.sqlite3")) as index:
         index.execute("PRAGMA user_version = 9999")  # of a newer version
     dotenv.write_text(f"CACHE_DIR={folder}\nPROXY_ACCESS_KEY=another-{KEY}\n")
-    reload(service)
+    service.reload()
     assert service.picture("x").status == 401
     (unusable := tmp_path / "other" / "index.sqlite3").mkdir(parents=True)
     dotenv.write_text(f"CACHE_DIR={unusable.parent}\nPROXY_ACCESS_KEY={KEY}\n")
-    reload(service)
+    service.reload()
     assert "The cache cannot be used: CACHE_DIR: the index cannot be opened" in service.said()
     assert service.picture("x").status == 401
 
@@ -313,21 +295,12 @@ def test_reload_refuses_servers_that_cannot_be_used(
         "S3_SECRET_ACCESS_KEY": "wrong-secret",
     }
     dotenv.write_text("\n".join(f"{name}={value}" for name, value in lines.items()))
-    reload(service)
+    service.reload()
     [failed] = (line for line in service.said().splitlines() if "Reload failed" in line)
     assert re.search("keeps its settings. .* DATABASE_URL: .* S3_ENDPOINT_URL: ", failed)
-    respawn_all_workers(service)
+    service.respawn_workers()
     assert service.picture("x").status == 200
     assert "secret" not in service.said()
-
-
-def test_new_address_takes_a_restart(gunicorn: Start, backend: ScriptedServer) -> None:
-    service = gunicorn(backend)
-    (service.log.parent / ".env").write_text("HOST=192.0.2.1\n")
-    reload(service)
-    assert service.picture("x").status == 200
-    address = service.url.removeprefix("http://")
-    assert f"takes a restart; the service still listens on {address}" in service.said()
 
 
 def test_running_service_needs_nothing_on_disk(
@@ -343,35 +316,26 @@ def test_running_service_needs_nothing_on_disk(
     for file in program.rglob("*.*"):
         file.write_text("def broken(:")
     conf.write_text(newer, "utf-8")
-    respawn_all_workers(service)
+    service.respawn_workers()
     dotenv = tmp_path / ".env"
     dotenv.write_text("NGINX_CACHE_SECONDS=77\n")
-    reload(service)
+    service.reload()
     # The package that this one needs is not imported yet.
     dotenv.write_text("NGINX_CACHE_SECONDS=78\nPICTURE_FORMAT=webp\n")
-    reload(service)
+    service.reload()
     assert "Reload failed; the service keeps its settings.\n  Traceback" in service.said()
-    respawn_all_workers(service)
+    service.respawn_workers()
     assert service.picture("x").headers["X-Accel-Expires"] == "77"
     assert b"<html" in service.get("/").body
 
 
-def test_new_secrets_are_redacted_after_a_reload(
-    gunicorn: Start, backend: ScriptedServer, environment: dict[str, str]
-) -> None:
-    del environment["ADMIN_TOKEN"]
-    service = gunicorn(backend)
-    (service.log.parent / ".env").write_text("ADMIN_TOKEN=new-admin-token\n")
-    reload(service)
-    service.picture("new-admin-token")
-    wait_until(lambda: "(***)" in service.said())
-
-
 def test_stop_stores_the_current_drawing_and_closes_the_cache(
-    gunicorn: Start, backend: ScriptedServer, environment: dict[str, str]
+    gunicorn: Start,
+    serve: Callable[..., InProcess],
+    backend: ScriptedServer,
+    environment: dict[str, str],
 ) -> None:
-    gate = Gate(drawing())
-    backend.say(gate)
+    backend.say(gate := Gate(drawing()))
     service = gunicorn(backend)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(service.picture, "x")
@@ -383,8 +347,8 @@ def test_stop_stores_the_current_drawing_and_closes_the_cache(
     assert service.process.wait(15) == 0
     # SQLite deletes its write-ahead log when the last connection is closed.
     assert not list(Path(environment["CACHE_DIR"]).glob("*-wal"))
-    again = gunicorn(backend)
-    assert again.picture("x").headers["Cache-Status"] == "PromptImageProxy; hit"
+    again = serve(backend).picture("x")
+    assert again.headers["Cache-Status"] == "PromptImageProxy; hit"
 
 
 # --- the log and other files
@@ -403,19 +367,17 @@ def test_no_prompt_commands_the_terminal_of_the_log(
     assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", service.said())
 
 
-def test_cache_hits_are_not_logged(gunicorn: Start, backend: ScriptedServer) -> None:
-    service = gunicorn(backend)
+def test_cache_hits_are_not_logged(studio: Studio) -> None:
+    service, said_before = studio.service, studio.service.said()
+    assert "Using worker:" in said_before
     service.picture("x")
-    before = wait_until(lambda: service.said() if "Drew" in service.said() else "")
-    assert "Using worker:" in before
+    drawn = wait_until(lambda: (said := service.said()) != said_before and said)
+    assert "Drew" in drawn.removeprefix(said_before)
     for _ in range(5):
         service.picture("x")
-    assert service.said() == before
+    assert service.said() == drawn
 
 
-def test_no_control_socket_is_created(
-    gunicorn: Start, backend: ScriptedServer, tmp_path: Path
-) -> None:
-    gunicorn(backend, HOME=str(tmp_path / "home"))
-    assert not (tmp_path / "home").exists()
+def test_no_control_socket_is_created(studio: Studio) -> None:
+    assert not (studio.service.log.parent / "home").exists()
     assert not list(ROOT.glob("*.ctl"))

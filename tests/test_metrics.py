@@ -12,9 +12,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -38,6 +39,7 @@ from .conftest import (
     llm_settings,
     pollinations_settings,
     saying,
+    with_backend,
 )
 from .disks import file_sizes_limited
 from .servers import (
@@ -45,14 +47,12 @@ from .servers import (
     Got,
     Say,
     ScriptedServer,
-    closing_all,
     fetch,
     free_port,
     png,
     send_and_leave,
     wait_until,
 )
-from .test_gunicorn import reload, respawn_all_workers
 
 Serve = Callable[..., InProcess]
 Start = Callable[..., Gunicorn]
@@ -137,21 +137,10 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped | None
         yield None
         return
     folder = tmp_path_factory.mktemp("prometheus")
-    opened: list[Any] = []
-    with closing_all(opened):
-        opened.append(backend := ScriptedServer())
-        environment = {
-            "BACKEND_API_URLS": backend.url,
-            "PROXY_ACCESS_KEY": KEY,
-            "DRAWINGS_PER_DAY": "1000",
-            "ADMIN_TOKEN": ADMIN,
-            "POLLINATIONS_ENABLED": "false",
-            "CACHE_DIR": str(folder / "cache"),
-            "WORKERS": "2",
-            **ON,
-        }
-        opened.append(service := Gunicorn(environment, folder / "gunicorn.log"))
-        opened.append(prometheus := PrometheusServer(folder, service.url))
+    with (
+        with_backend(folder, DRAWINGS_PER_DAY="1000", **ON) as (service, backend),
+        closing(PrometheusServer(folder, service.url)) as prometheus,
+    ):
         yield backend, service, prometheus
 
 
@@ -182,9 +171,7 @@ print([name for name in sys.modules if "prometheus" in name or name == "web.metr
 """
 
 
-def test_without_the_setting_nothing_is_imported(
-    environment: dict[str, str],
-) -> None:
+def test_without_the_setting_nothing_is_imported(environment: dict[str, str]) -> None:
     settings = {**environment, "BACKEND_API_URLS": "http://127.0.0.1:9"}
     pairs = [f"{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-c", WITHOUT, *pairs]
@@ -220,10 +207,8 @@ def test_drawing_is_counted_stage_by_stage(
     assert found.by("backend_calls_total", "backend", "outcome") == calls
     assert found("backend_call_duration_seconds_count", backend=backend.url) == 2
     assert [found(f"{name}_total") for name in ("refusals", "rewrites", "retries")] == [1, 1, 0]
-    assert found.by("llm_calls_total", "task", "outcome") == {
-        ("optimise", "ok"): 1,
-        ("rewrite", "ok"): 1,
-    }
+    calls = {("optimise", "ok"): 1, ("rewrite", "ok"): 1}
+    assert found.by("llm_calls_total", "task", "outcome") == calls
     assert found.by("uploads_total", "outcome") == {"ok": 1}
 
 
@@ -254,11 +239,8 @@ def test_fallback_and_retries_are_counted(serve: Serve, server: Servers) -> None
     found = Numbers(service)
     assert found("retries_total") == 2
     assert found.by("pictures_total", "source") == {"fallback": 1}
-    calls = {(backend.url, "failed"): 1.0 for backend in backends}
-    assert found.by("backend_calls_total", "backend", "outcome") == {
-        **calls,
-        ("pollinations", "drawn"): 1,
-    }
+    calls = {(backend.url, "failed"): 1 for backend in backends} | {("pollinations", "drawn"): 1}
+    assert found.by("backend_calls_total", "backend", "outcome") == calls
 
 
 def test_waiting_requests_and_drawings_are_shown_with_their_limits(
@@ -282,13 +264,9 @@ def test_waiting_requests_and_drawings_are_shown_with_their_limits(
 
 def test_openai_clients_get_hits_too(serve: Serve, backend: ScriptedServer) -> None:
     service = serve(backend, **ON)
+    headers, body = {"Authorization": f"Bearer {KEY}"}, b'{"prompt": "x", "seed": 42}'
     for _ in range(2):
-        service.get(
-            "/v1/images/generations",
-            method="POST",
-            headers={"Authorization": f"Bearer {KEY}"},
-            body=b'{"prompt": "x", "seed": 42}',
-        )
+        service.get("/v1/images/generations", method="POST", headers=headers, body=body)
     assert Numbers(service).by("pictures_total", "source") == {"backend": 1, "hit": 1}
 
 
@@ -351,12 +329,6 @@ def test_metrics_show_no_secret_and_no_prompt(serve: Serve, backend: ScriptedSer
 # --- over two workers
 
 
-def folders_of(service: Gunicorn) -> list[Path]:
-    """Return the folder that the workers of a service count in, if it is there."""
-    pattern = f"prompt-image-proxy-metrics-{service.process.pid}-*"
-    return [*Path("/dev/shm").glob(pattern), *Path(tempfile.gettempdir()).glob(pattern)]
-
-
 def test_counters_survive_deaths_and_reloads_but_gauges_do_not(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
@@ -367,20 +339,21 @@ def test_counters_survive_deaths_and_reloads_but_gauges_do_not(
         service.picture("x")
     send_and_leave(service.url, f"/prompt/y?key={KEY}")
     wait_until(lambda: Numbers(service)("drawings_in_progress") == 1)
-    for change in (respawn_all_workers, reload, reload):
-        change(service)
+    for change in (service.respawn_workers, service.reload, service.reload):
+        change()
         found = Numbers(service)
         assert found("pictures_total", source="hit") == 10
         assert found("drawing_duration_seconds_count", outcome="drawn") == 1
         assert found("drawings_in_progress") == 0
         wait_until(lambda: Numbers(service)("drawings_limit") == 2 * 64)
     gate.opened.set()
-    (folder,) = folders_of(service)
+    name = f"prompt-image-proxy-metrics-{service.process.pid}-*"
+    (folder,) = (*Path("/dev/shm").glob(name), *Path(tempfile.gettempdir()).glob(name))
     assert folder.stat().st_mode & 0o777 == 0o700
     assert len(list(folder.glob("counter_*.db"))) <= 4
     service.process.terminate()
     assert service.process.wait(15) == 0
-    assert folders_of(service) == []
+    assert not folder.exists()
 
 
 def test_full_disk_costs_numbers_and_no_worker(gunicorn: Start, backend: ScriptedServer) -> None:
@@ -388,11 +361,11 @@ def test_full_disk_costs_numbers_and_no_worker(gunicorn: Start, backend: Scripte
     service.picture("x")
     service.picture("x")
     with file_sizes_limited(service.process.pid, 2000):
-        reload(service)
+        service.reload()
         assert service.said().count("This worker is missing from /metrics: File too large") == 2
         # SQLite's -shm file has 32 KiB, so that new workers cannot serve pictures either.
         assert Numbers(service)("pictures_total", source="hit") == 1
-    respawn_all_workers(service)
+    service.respawn_workers()
     service.picture("x")
     assert Numbers(service)("pictures_total", source="hit") == 2
 
@@ -416,77 +389,55 @@ def test_folders_of_killed_services_are_removed_at_start(
 # --- a real Prometheus
 
 
-class Observed(NamedTuple):
-    """What clients saw of two workers under load, and the Prometheus that scrapes these."""
-
-    service: Gunicorn
-    prometheus: PrometheusServer
-    drawn: int
-    statuses: Counter[tuple[str, str]]
-    hits: int
-    misses: int
+Observed = tuple[Gunicorn, PrometheusServer, ScriptedServer, list[tuple[str, Got]]]
 
 
-def load(service: Gunicorn) -> list[tuple[str, Got]]:
-    """Send requests to two workers, many of them for the same pictures at once."""
+@pytest.fixture(scope="module")
+def observed(scraped: Scraped | None) -> Observed:
+    """Two workers and their Prometheus after a load, with the routes and answers of its requests.
+
+    Many of these are for the same pictures at once.
+    """
+    if scraped is None:
+        missing.skip("Prometheus is not installed: apt-get install prometheus")
+    backend, service, prometheus = scraped
+    backend.say(lambda seen: REFUSAL if "refused" in seen.json["prompt"] else drawing())
     pictures, key = "/prompt/{description}", f"?key={KEY}"
     requests = [(pictures, f"/prompt/{n // 8}{key}") for n in range(240)]
     requests += [(pictures, f"/prompt/{n % 10}{key}") for n in range(200)]
     requests += [(pictures, f"/prompt/refused{key}"), (pictures, "/prompt/x?key=wrong")] * 10
     requests += [("other", "/nothing"), ("/status", "/status")] * 10
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda one: (one[0], service.get(one[1])), requests))
-
-
-@pytest.fixture(scope="module")
-def observed(scraped: Scraped | None) -> Observed:
-    if scraped is None:
-        missing.skip("Prometheus is not installed: apt-get install prometheus")
-    backend, service, prometheus = scraped
-    backend.say(lambda seen: REFUSAL if "refused" in seen.json["prompt"] else drawing())
-    answers = load(service)
-    how = [got.headers["Cache-Status"] or "" for _, got in answers if got.status == 200]
-    return Observed(
-        service,
-        prometheus,
-        drawn=sum("refused" not in seen.json["prompt"] for seen in backend.seen),
-        statuses=Counter((route, str(got.status)) for route, got in answers),
-        hits=how.count("PromptImageProxy; hit"),
-        misses=sum("fwd=miss" in status for status in how),
-    )
+        answers = list(pool.map(lambda one: (one[0], service.get(one[1])), requests))
+    return service, prometheus, backend, answers
 
 
 def test_prometheus_has_the_numbers_of_the_load_generator(observed: Observed) -> None:
-    assert observed.drawn == 30
+    _, prometheus, backend, answers = observed
+    statuses = Counter((route, str(got.status)) for route, got in answers)
+    how = [got.headers["Cache-Status"] or "" for _, got in answers if got.status == 200]
+    hits, misses = how.count("PromptImageProxy; hit"), sum("fwd=miss" in one for one in how)
+    assert sum("refused" not in seen.json["prompt"] for seen in backend.seen) == 30
     requests = PREFIX + 'requests_total{route!~"/metrics|/robots.txt"}'
-    wait_until(lambda: observed.prometheus.by(requests, "route", "status") == observed.statuses)
-    assert observed.prometheus.by(f"{PREFIX}pictures_total", "source") == {
-        ("hit",): observed.hits,
-        ("backend",): observed.drawn,
-        ("waited",): observed.misses - observed.drawn,
-    }
-    outcomes = observed.prometheus.by(f"{PREFIX}drawing_duration_seconds_count", "outcome")
-    assert outcomes == {("drawn",): observed.drawn, ("refused",): 1}
+    wait_until(lambda: prometheus.by(requests, "route", "status") == statuses)
+    sources = {("hit",): hits, ("backend",): 30, ("waited",): misses - 30}
+    assert prometheus.by(f"{PREFIX}pictures_total", "source") == sources
+    outcomes = prometheus.by(f"{PREFIX}drawing_duration_seconds_count", "outcome")
+    assert outcomes == {("drawn",): 30, ("refused",): 1}
 
 
 def test_promtool_finds_no_fault(observed: Observed) -> None:
-    text = observed.service.get("/metrics", headers=BEARER).body
+    text = observed[0].get("/metrics", headers=BEARER).body
     run = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
     assert (run.returncode, run.stdout + run.stderr) == (0, b"")
 
 
-def panels() -> list[dict[str, Any]]:
-    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-
-
 def test_every_panel_of_the_dashboard_shows_something(observed: Observed) -> None:
-    everywhere = {"$__rate_interval": "10s", "$instance": ".*"}
-    for panel in panels():
-        for target in panel["targets"]:
-            expression = target["expr"]
-            for variable, value in everywhere.items():
-                expression = expression.replace(variable, value)
-            found = wait_until(partial(observed.prometheus.query, expression), what=expression)
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", ()):
+            expression = target["expr"].replace("$__rate_interval", "10s")
+            expression = expression.replace("$instance", ".*")
+            found = wait_until(partial(observed[1].query, expression), what=expression)
             for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
                 assert all(label in one["metric"] for one in found), (expression, label)
 
@@ -496,7 +447,7 @@ def test_expressions_for_alerts_are_about_metrics_that_exist(observed: Observed)
     assert len(rows) == 5
     for row in rows:
         value, _, _ = row.rsplit(" ", 2)
-        wait_until(partial(observed.prometheus.query, value), what=row)
+        wait_until(partial(observed[1].query, value), what=row)
 
 
 def test_guide_lists_every_metric_with_its_labels(serve: Serve, backend: ScriptedServer) -> None:

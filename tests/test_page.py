@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -367,9 +366,7 @@ def test_copied_links_are_those_of_sign(page: Page, studio: Studio) -> None:
     page.open(studio.service)
     page.type("#seed", "7")
     page.draw("a [red] apple")
-    body = json.dumps({"description": "a [red] apple", "seed": 7}).encode()
-    headers = {"Authorization": f"Bearer {KEY}"}
-    signed = studio.service.get("/sign", method="POST", headers=headers, body=body).json
+    signed = studio.service.sign({"description": "a [red] apple", "seed": 7}).json
     for kind in ("markdown", "html", "url"):
         assert page.copied(f'[data-copy="{kind}"]') == signed[kind]
     assert fetch(signed["url"]).body == png()

@@ -270,14 +270,8 @@ def test_markdown_document_shows_twenty_signed_pictures_cold_and_warm(
 ) -> None:
     prompts = [f"picture ({number}) *of* [twenty]" for number in range(20)]
     studio.backend.say(drawing(png(8, 8)))
-    headers = {"Authorization": f"Bearer {KEY}"}
     markdown = [
-        studio.service.get(
-            "/sign",
-            method="POST",
-            headers=headers,
-            body=json.dumps({"description": prompt, "width": 8}).encode(),
-        ).json["markdown"]
+        studio.service.sign({"description": prompt, "width": 8}).json["markdown"]
         for prompt in prompts
     ]
     assert KEY not in "".join(markdown)

@@ -20,7 +20,8 @@ BOUNDED = settings(max_examples=80, deadline=None)
 
 def from_url(url: str, **more: int) -> tuple[ImageRequest, dict[str, str]]:
     """Parse a URL as a WSGI server passes it on: the path percent-decoded, as Latin-1."""
-    return named_by(url, **more)[:2]
+    named = named_by(url, **more)
+    return named.request, named.credentials
 
 
 def named_by(url: str, **more: int) -> Named:
@@ -277,7 +278,7 @@ def test_any_parameter_is_taken_as_given_or_a_bad_request(given: dict[str, str])
 def test_url_with_an_extension_may_show_two_pictures() -> None:
     [literal, plain] = named_by("/prompt/%20Logo.PNG%20?seed=7").pictures
     assert (literal, plain) == (ImageRequest("Logo.PNG", seed=7), ImageRequest("Logo", seed=7))
-    assert named_by("/prompt/Logo").pictures == [ImageRequest("Logo")]
+    assert named_by("/prompt/Logo").pictures == (ImageRequest("Logo"),)
     assert literal.keys_to_delete == [plain.key, literal.key]
     assert plain.keys_to_delete == [plain.key]
 

@@ -36,7 +36,7 @@ Serve = Callable[..., InProcess]
 MakeServer = Callable[[], ScriptedServer]
 
 ROOMS = ("", "drawing", "storage", "web")
-RAISED = re.compile(r'(?:BadRequest|Unauthorised|Forbidden|NotFound|TooLarge|Problem)\(\s*"(\w+)"')
+RAISED = re.compile(r'(?:BadRequest|Unauthorised|Forbidden|NotFound|Problem)\(\s*"(\w+)"')
 
 CHROME_IMG = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
 FIREFOX_IMG = "image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5"

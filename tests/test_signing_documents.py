@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,20 +17,22 @@ from picture import ImageRequest
 from settings.maps import KeySettings
 
 from .conftest import KEY, ROOT, InProcess, Run
-from .servers import ScriptedServer
+from .servers import Say, ScriptedServer
 
 BASE = "https://pics.example.org"
 NAMED = json.dumps({"blog": {"key": "blog-key"}, "old": {"key": "o-key", "expires": "2020-01-01"}})
 
 
-def url(prompt: str, credentials: dict[str, str | int]) -> str:
-    return BASE + ImageRequest(prompt).to_url(**credentials)
+def url(prompt: str, credentials: dict[str, str | int], base: str = BASE) -> str:
+    return base + ImageRequest(prompt).to_url(**credentials)
 
 
-def signed(access: Access, prompt: str, name: str = "", expires_in: int | None = None) -> str:
+def signed(
+    access: Access, prompt: str, name: str = "", expires_in: int | None = None, base: str = BASE
+) -> str:
     """Return the URL of a picture that the key with this name has signed."""
     caller = Caller(name) if name else access.shared
-    return url(prompt, access.sign(ImageRequest(prompt), caller, expires_in))
+    return url(prompt, access.sign(ImageRequest(prompt), caller, expires_in), base)
 
 
 def write(page: Path, *urls: str) -> Path:
@@ -111,30 +112,28 @@ def test_dry_run_prints_what_would_change(run: Run, tmp_path: Path) -> None:
     assert result.stderr.endswith(f"{page}:2: The access key is wrong.\n")
 
 
-@pytest.mark.parametrize(
-    ("written", "reason"),
-    [
-        ("/prompt/a", "This URL has neither a key nor a signature."),
-        ("/prompt/a?key=wrong", "The access key is wrong."),
-        ("/prompt/a?sig=1", "The signature is incomplete."),
-        ("/prompt/a?width=0&sig=1", "The parameter width must be"),
-        ("/prompt/a b?sig=1", "the URL ends at ' ', which must be percent-encoded"),
-        ("/prompt/a%20b，c?sig=1", "the URL ends at '，', which must be percent-encoded"),
-        ("/prompt/", "The description is empty."),
-    ],
-)
-def test_url_that_does_not_open_is_named_with_its_reason(
-    run: Run, tmp_path: Path, written: str, reason: str
-) -> None:
+def test_urls_that_do_not_open_are_named_with_their_reasons(run: Run, tmp_path: Path) -> None:
+    reasons = {
+        "/prompt/a": "This URL has neither a key nor a signature.",
+        "/prompt/a?key=wrong": "The access key is wrong.",
+        "/prompt/a?sig=1": "The signature is incomplete.",
+        "/prompt/a?width=0&sig=1": "The parameter width must be",
+        "/prompt/a b?sig=1": "the URL ends at ' ', which must be percent-encoded",
+        "/prompt/a%20b，c?sig=1": "the URL ends at '，', which must be percent-encoded",
+        "/prompt/": "The description is empty.",
+    }
     page = tmp_path / "page.md"
-    page.write_text(
-        f"{BASE}/about https://other.example/prompt/a?key=x\nSee {BASE}{written} there."
-    )
-    for command in (("sign", "--in-place"), ("warm",)):
-        result = run(*command, str(page), PUBLIC_URL=BASE)
-        assert (result.exit_code, "1 broken" in result.stdout) == (1, True)
-        assert f"{page}:2: {reason}" in result.stderr
-    assert f"{page}:2: {reason}" in run("links", str(page), PUBLIC_URL=BASE).stdout
+    others = f"{BASE}/about https://other.example/prompt/a?key=x\n"
+    page.write_text(others + "".join(f"See {BASE}{written} there.\n" for written in reasons))
+    signed = run("sign", "--in-place", str(page), PUBLIC_URL=BASE)
+    warmed = run("warm", str(page), PUBLIC_URL=BASE)
+    listed = run("links", str(page), PUBLIC_URL=BASE)
+    assert {signed.exit_code, warmed.exit_code, listed.exit_code} == {1}
+    assert "7 broken" in signed.stdout
+    assert "7 broken" in warmed.stdout
+    for said in (signed.stderr, warmed.stderr, listed.stdout):
+        for number, reason in enumerate(reasons.values(), 2):
+            assert f"{page}:{number}: {reason}" in said
 
 
 def test_links_say_what_they_show_and_since_when(
@@ -156,46 +155,117 @@ def test_links_say_what_they_show_and_since_when(
     assert len(backend.seen) == 1
 
 
-# --- docs/signing.md ----------------------------------------------------------------------------
+def test_keys_are_changed_as_documented(run: Run, tmp_path: Path) -> None:
+    def perform(line: str) -> str:
+        """Run a documented line in a folder that stands for the service's; return its output."""
+        if arguments := line.partition(".venv/bin/python -m commands ")[2]:
+            return run(*shlex.split(arguments), PROXY_ACCESS_KEY=None, CACHE_DIR=None).stdout
+        subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+        return ""
 
-
-def documented(heading: str) -> list[str]:
-    """Return the commands below a heading of the document."""
-    text = (ROOT / "docs/signing.md").read_text("utf-8").partition(f"\n## {heading}\n")[2]
-    return re.findall(r"(?m)^\$ (.+)", text.partition("\n## ")[0])
-
-
-def shell(command: str, folder: Path) -> str:
-    """Run a documented command in a folder that stands for the service's; return its output."""
-    command = command.replace(".venv/bin/python", sys.executable)
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        ["sh", "-c", command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-
-
-def test_keys_are_changed_as_documented(tmp_path: Path) -> None:
     (notes := tmp_path / "notes").mkdir()
     write(tmp_path / "README.md", signed(Access(KEY), "a"))
     write(notes / "b.md", signed(Access("unrelated", signing_keys=["old"]), "b"))
-    (dotenv := tmp_path / ".env").write_text(
-        f"BACKEND_API_URLS=http://127.0.0.1:9\nPROXY_ACCESS_KEY={KEY}\nSIGNING_KEY=old\n"
+    (dotenv := tmp_path / ".env").write_text(f"PROXY_ACCESS_KEY={KEY}\nSIGNING_KEY=old\n")
+    section = (
+        (ROOT / "docs/signing.md").read_text("utf-8").split("\n## Change the signing key\n")[1]
     )
-    add, preview, resign, links, remove, leaked = documented("Change the signing key")
-    shell(add, tmp_path)
+    add, preview, resign, links, remove, leaked = re.findall(r"(?m)^\$ (.+)", section)
+    perform(add)
     assert re.search(r"(?m)^SIGNING_KEY=[0-9a-f]{64},old$", dotenv.read_text())
-    assert shell(preview, tmp_path).count("1 to sign") == 2
-    assert shell(resign, tmp_path).count("1 signed") == 2
-    shell(remove, tmp_path)
+    assert perform(preview).count("1 to sign") == 2
+    assert perform(resign).count("1 signed") == 2
+    perform(remove)
     assert re.search(r"(?m)^SIGNING_KEY=[0-9a-f]{64}$", dotenv.read_text())
-    assert shell(links, tmp_path).count("not drawn yet") == 2
+    assert perform(links).count("not drawn yet") == 2
     # A link that was signed before there was a SIGNING_KEY, and the key itself.
     write(notes / "c.md", signed(Access(KEY), "c"), url("d", {"key": KEY}))
     dotenv.write_text(dotenv.read_text().replace(KEY, "another-access-key"))
-    shell(leaked.replace("former-access-key", KEY), tmp_path)
-    assert shell(links, tmp_path).count("not drawn yet") == 4
+    perform(leaked.replace("former-access-key", KEY))
+    assert perform(links).count("not drawn yet") == 4
+
+
+# --- on a server --------------------------------------------------------------------------------
+
+HERE = {"BACKEND_API_URLS": "", "PUBLIC_URL": ""}
+
+
+@pytest.fixture
+def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
+    return serve(backend, SIGNING_KEY="new,old")
+
+
+def test_documents_are_signed_and_drawn_elsewhere(
+    run: Run, service: InProcess, backend: ScriptedServer, tmp_path: Path
+) -> None:
+    keys = {"picture 0": KEY, "picture 1": KEY, "picture 2": "wrong"}
+    urls = (url(prompt, {"key": key}, service.url) for prompt, key in keys.items())
+    page = write(tmp_path / "page.md", *urls)
+    server = ("--server", service.url)
+    result = run("sign", "--in-place", *server, str(page), **HERE)
+    assert (result.exit_code, result.stdout) == (1, f"{page}: 2 signed, 1 broken\n")
+    assert result.stderr == f"{page}:3: The access key is wrong.\n"
+    assert page.read_text().count("sig=") == 2
+    assert KEY not in page.read_text()
+    result = run("links", *server, str(page), **HERE)
+    assert re.findall(r":(\d): picture \d, (.+)", result.stdout) == [
+        ("1", "not drawn yet"),
+        ("2", "not drawn yet"),
+    ]
+    assert (
+        run("warm", *server, str(page), **HERE).stdout == "2 drawn, 0 there, 0 failed, 1 broken\n"
+    )
+    assert len(backend.seen) == 2
+    again = run("warm", *server, "--json", str(page), **HERE)
+    assert json.loads(again.stdout)["there"] == 2
+    assert ", drawn 20" in run("links", *server, str(page), **HERE).stdout
+
+
+def test_resigning_elsewhere_replaces_what_the_server_knows(
+    run: Run, service: InProcess, tmp_path: Path
+) -> None:
+    old = Access(KEY, signing_keys=["old"], clock=lambda: 1e9)
+    page = write(
+        tmp_path / "page.md",
+        signed(old, "0", base=service.url),
+        signed(old, "1", expires_in=1, base=service.url),
+        url("2", {"key": "former"}, service.url),
+        url("3", {"sig": "0" * 32}, service.url),
+    )
+    arguments = ("--in-place", "--resign", "--old-key", "former", "--server", service.url)
+    result = run("sign", *arguments, str(page), **HERE)
+    assert result.stdout == f"{page}: 3 signed, 1 broken\n"
+    signatures = re.findall(r"sig=(\w+)", page.read_text())
+    assert run("sign", *arguments, str(page), **HERE).stdout == f"{page}: 0 signed, 1 broken\n"
+    only = Access(None, signing_keys=["new"])
+    for number in range(3):
+        assert only.authorise({"sig": signatures[number]}, pictures=[ImageRequest(str(number))])
+
+
+def test_key_is_asked_for_where_it_is_not_set(run: Run, service: InProcess) -> None:
+    arguments = ("sign", "x", "--width", "9", "--server", service.url)
+    without = {**HERE, "PROXY_ACCESS_KEY": ""}
+    result = run(*arguments, answer=f"{KEY}\n", **without)
+    assert result.stdout.strip() == run(*arguments, **HERE).stdout.strip()
+    assert result.stdout.startswith(f"{service.url}/prompt/x?width=9&sig=")
+    assert KEY not in result.output
+    result = run(*arguments, answer="wrong\n", **without)
+    assert (result.exit_code, result.stderr[-29:]) == (1, "Error: The access key is wrong.\n"[-29:])
+
+
+def test_busy_server_is_asked_again_and_other_errors_are_reported(
+    run: Run, server: Callable[[], ScriptedServer], tmp_path: Path
+) -> None:
+    elsewhere = server()
+    page = tmp_path / "page.md"
+    page.write_text(f"{elsewhere.url}/prompt/a?key=k {elsewhere.url}/prompt/b?key=k")
+    busy = Say(b"", 503, headers={"Retry-After": "0"})
+    failed = Say({"detail": "No backend could draw the picture."}, 502)
+    elsewhere.say(Say(b""), Say(b""), busy, Say(b"x"), failed)
+    result = run("warm", "--server", elsewhere.url, "--jobs", "1", str(page), **HERE)
+    assert result.stdout.splitlines()[0] == "1 drawn, 0 there, 1 failed"
+    assert "No backend could draw the picture." in result.stdout
+    assert [seen.method for seen in elsewhere.seen] == ["HEAD", "HEAD", "GET", "GET", "GET"]
+    elsewhere.close()
+    result = run("warm", "--server", elsewhere.url, str(page), **HERE)
+    assert f"Error: {elsewhere.url}: it refused the connection." in result.stderr

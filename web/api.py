@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any
 
 from flask import Response, request
 from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
-from cache import Cache
+from cache import Cache, Picture
 from config import Settings
 from drawing.verdict import forget_failures
-from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest
+from images.formats import Inconvertible
+from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest, Link
 from storage import Filter, Row, Unavailable
-from storage.local.folder import Folder
-from web.picture_link import Link
+from storage.local.folder import THUMBNAIL, Folder
 from web.pictures import Pictures
-from web.problems import MAX_BODY, NotFound, TooLarge, as_json
+from web.problems import NotFound, as_json
 from web.status import Status
-from web.thumbnails import shrink
 
+MAX_BODY = 16 * 1024
 ROBOTS = "# Every new URL under /prompt/ costs money.\nUser-agent: *\nDisallow: /prompt/\n"
 
 
@@ -42,7 +45,7 @@ class Api:
     def sign(self) -> Response:
         """POST /sign: a URL that shows one picture without the access key, and its final prompt."""
         caller = self.access.authorise(request.args, request.headers.get("Authorization", ""))
-        body = parse_body(read_bytes())
+        body = read_body()
         wanted = read_image_request(body, self.settings.max_prompt_length)
         expires_in = read_integer(body, "expires_in", 1, MAX_EXPIRES_IN)
         link = self.link(wanted, caller, expires_in, read_choice(body, "extension", EXTENSIONS))
@@ -76,11 +79,11 @@ class Api:
     def show_picture(self, key: str) -> Response:
         """GET /cache/{key}?thumbnail: one picture, even if its prompt is unknown."""
         self._authorise_admin()
-        picture = self.cache.get(key) if _is_key(key) else None
+        picture = self.cache.get(key)
         if picture is None:
             raise NotFound("no_such_picture")
         if "thumbnail" in request.args:
-            picture = shrink(picture, self.thumbnails)
+            picture = _thumbnail(picture, self.thumbnails)
         response = self.pictures.serve(picture.row.prompt or "", picture)
         response.headers["Cache-Control"] = "private, no-cache"
         response.headers["X-Accel-Expires"] = "0"
@@ -89,10 +92,10 @@ class Api:
     def delete_picture(self) -> Response:
         """POST /cache/delete: delete one picture, and forget its refusal or failure."""
         self._authorise_admin()
-        body = parse_body(read_bytes())
+        body = read_body()
         key = body.get("key")
         # An adopted picture has a key and no prompt.
-        if _is_key(key):
+        if isinstance(key, str) and re.fullmatch(r"[0-9a-f]{64}", key):
             keys = [key]
         else:
             keys = read_image_request(body, self.settings.max_prompt_length).keys_to_delete
@@ -156,6 +159,31 @@ class Api:
         }
 
 
+def _thumbnail(picture: Picture, folder: Folder) -> Picture:
+    """Return the thumbnail of a cached picture, whose file is closed then.
+
+    It is made on first use, and stored in a folder of this machine, which deletes it with its
+    picture. Without Pillow, and for a picture that is hosted or cannot be converted, returns the
+    picture itself.
+    """
+    if picture.file is None:  # hosted
+        return picture
+    row, name = picture.row, f"{picture.row.file}{THUMBNAIL}"
+    try:
+        if not (folder.directory / name).exists():
+            from images.convert import thumbnail  # needs Pillow, which need not be installed
+
+            folder.write(name, thumbnail(picture.file, row.media_type), row.created)
+        file = folder.open(name)
+    except (ImportError, Inconvertible, OSError):
+        picture.file.seek(0)
+        return picture
+    picture.close()
+    size = os.fstat(file.fileno()).st_size
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return Picture(replace(row, media_type="image/webp", bytes=size, digest=digest), file)
+
+
 def _read_number(query: Mapping[str, str], name: str, low: int, high: int) -> int | None:
     """Return a parameter of the query, None if it is not given. Raises BadRequest."""
     if not (text := query.get(name)):
@@ -175,10 +203,6 @@ def _read_cursor(query: Mapping[str, str]) -> tuple[float, str] | None:
     return float(match[1]) if "." in text else int(match[1]), match[2]
 
 
-def _is_key(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str) and bool(re.fullmatch(r"[0-9a-f]{64}", value))
-
-
 def _forwarded_base() -> str:
     """Return scheme and host as the client sees them: nginx forwards both."""
     scheme = request.headers.get("X-Forwarded-Proto", request.scheme)
@@ -188,27 +212,24 @@ def _forwarded_base() -> str:
     return f"{scheme}://{host}"
 
 
-def read_bytes(limit: int = MAX_BODY) -> bytes:
-    """Return the request's body, of at most `limit` bytes. Raises BadRequest and TooLarge."""
+def read_body(limit: int = MAX_BODY) -> dict[str, Any]:
+    """Return the request's body, a JSON object of at most `limit` bytes.
+
+    Raises BadRequest and RequestEntityTooLarge.
+    """
+    # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
+    request.max_content_length = limit + 1
     try:
-        # One byte more than allowed: Werkzeug only cuts off a body that announces no length.
-        data = request.stream.read(limit + 1)
+        data = request.get_data()
     except (OSError, ParseException):  # its chunks are malformed, or not all of them came
         raise BadRequest("body_cut") from None
     if len(data) > limit:
-        raise TooLarge("body_too_large", limit=limit)
-    return data
-
-
-def parse_body(data: bytes) -> dict[str, Any]:
-    """Parse a body, a JSON object. Raises BadRequest."""
-    try:
+        raise RequestEntityTooLarge
+    with suppress(ValueError, RecursionError):
         body = json.loads(data)
-    except (ValueError, RecursionError):
-        raise BadRequest("body_not_json") from None
-    if not isinstance(body, dict):
-        raise BadRequest("body_not_object")
-    return body
+        if isinstance(body, dict):
+            return body
+    raise BadRequest("body_not_object")
 
 
 def read_image_request(body: dict[str, Any], max_prompt_length: int) -> ImageRequest:

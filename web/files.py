@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 
 from flask import Response, request
+from werkzeug.exceptions import NotFound
 
 from web.headers import NOSNIFF
-from web.problems import NotFound
 
 _FOLDER = Path(__file__).resolve().parent / "page"
 _TYPES = {
@@ -38,7 +38,7 @@ _HEADERS = (
 def page_file(name: str = "page.html") -> Response:
     """GET / and /page/{name}: the page and its files."""
     if name not in _FILES:
-        raise NotFound("no_such_file")
+        raise NotFound
     response = Response(_FILES[name], headers=_HEADERS, mimetype=_TYPES[Path(name).suffix])
     if request.accept_encodings["gzip"]:
         response.set_data(_compressed(name))

@@ -81,6 +81,9 @@ def prepare(environ: WSGIEnvironment) -> None:
     for name in CONDITIONS:
         if len(environ.get(name, "")) > _CONDITION_LENGTH:
             del environ[name]
+    # Several ranges, or those of another unit, are ignored, as RFC 9110 allows, too.
+    if not re.fullmatch(r"bytes=[^,]*", environ.get("HTTP_RANGE", ""), re.I):
+        environ.pop("HTTP_RANGE", None)
     environ["QUERY_STRING"] = environ["QUERY_STRING"][:_QUERY_LENGTH]
     path = environ["PATH_INFO"][:_PATH_LENGTH]
     if match := _OPENAI_PATH.fullmatch(path):

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -25,24 +24,24 @@ from drawing.pool import Busy
 from drawing.record import GaveUp
 from drawing.reservation import OverLimit, Reservation
 from metrics import Metrics
-from picture import BadRequest, ImageRequest, Problem
+from picture import BadRequest, ImageRequest, Link, Problem
 from pipeline import Pipeline
 from storage import Unavailable
-from web.api import parse_body, read_bytes
+from web.api import read_body
 from web.openai_forms import (
     MAX_BODY,
     MAX_PICTURES,
     OPEN_HEADERS,
     PLACE,
+    SEEDS,
     Order,
     length_with_base64,
     may_retry,
     with_base64,
 )
-from web.picture_link import Link
 from web.pictures import open_drawn
 from web.problems import NotFound, as_json
-from web.repeats import Claim, claim, send
+from web.repeats import ORDER_TTL, Claim, claim, send
 
 
 @dataclass
@@ -59,18 +58,15 @@ class OpenAi:
     def generate(self) -> Response:
         """POST /v1/images/generations: draw pictures, or find those of a given seed."""
         caller = self._authorise()
-        body = read_bytes(MAX_BODY)
-        order = Order.from_json(parse_body(body), self.settings.max_prompt_length)
-        claimed = self._claim(order, caller, body)
-        if claimed.seed is not None:
-            order = order.starting_at(claimed.seed)
+        order = Order.from_json(read_body(MAX_BODY), self.settings.max_prompt_length)
+        claimed = self._claim(order, caller)
         try:
             return self._answer(order, caller, claimed)
         except Problem as error:
             if isinstance(error, GaveUp) and not may_retry(error):
-                claimed.undelivered(error.remembered_for or 0.0)
-            else:
-                claimed.unpaid()
+                claimed.end(max(ORDER_TTL, error.remembered_for or 0.0))
+            else:  # it cost nothing
+                claimed.end(0.0 if claimed.is_new else ORDER_TTL)
             raise
 
     def list_models(self) -> Response:
@@ -91,61 +87,61 @@ class OpenAi:
 
     # --- an order
 
-    def _claim(self, order: Order, caller: Caller, body: bytes) -> Claim:
+    def _claim(self, order: Order, caller: Caller) -> Claim:
         """Claim the seeds of an order, unless it has its own. Raises Unavailable."""
-        if order.has_seed:
-            return Claim(self.cache.state)
+        if order.seed is not None:
+            return Claim(self.cache.state, order.seed)
 
         def is_failing(seed: int) -> bool:
-            return all(map(self.pipeline.remembered, order.starting_at(seed).pictures))
+            return all(map(self.pipeline.remembered, order.pictures(seed)))
 
-        key = hashlib.sha256(caller.name.encode() + b"\0" + body).hexdigest()
-        return claim(self.cache.state, key, _retry_count(), order.first.seed, is_failing)
+        key = hashlib.sha256(caller.name.encode() + b"\0" + request.get_data()).hexdigest()
+        # OpenAI's SDKs count their repetitions.
+        retry = min(9999, max(0, request.headers.get("x-stainless-retry-count", 0, int)))
+        return claim(self.cache.state, key, retry, secrets.randbelow(SEEDS), is_failing)
 
     def _answer(self, order: Order, caller: Caller, claimed: Claim) -> Response:
-        urls = self._sign(order, caller)
-        places = 0
+        pictures, places = order.pictures(claimed.seed), 0
+        urls = self._sign(pictures, order.form, caller)
         if order.count > 1 and not claimed.joins:
-            keys = [picture.key for picture in order.pictures]
-            places = len(keys) - len(self.cache.state.files(keys))
-        with ExitStack() as stack:
             # If several drawings would exceed the day's limit, none begins.
-            with Reservation(self.cache.state, caller, places if places > 1 else 0) as reserved:
-                found = self._draw_all(order, reserved)
-            for picture in found.values():
-                stack.callback(picture.close)
-            stack.callback(claimed.undelivered)
-            items = [
-                _describe_picture(wanted, picture, order.form, urls.get(wanted))
-                for wanted, picture in found.items()
-            ]
-            response = _respond(items, found.values(), claimed)
-            response.call_on_close(stack.pop_all().close)
+            places = order.count - len(self.cache.state.files([one.key for one in pictures]))
+        with Reservation(self.cache.state, caller, places if places > 1 else 0) as reserved:
+            found = self._draw_all(pictures, reserved)
+        items = [
+            _describe_picture(wanted, picture, order.form, urls.get(wanted))
+            for wanted, picture in found.items()
+        ]
+        response = _respond(items, found.values(), claimed)
+        for close in (claimed.end, *(picture.close for picture in found.values())):
+            response.call_on_close(close)
         return response
 
-    def _sign(self, order: Order, caller: Caller) -> dict[ImageRequest, str]:
+    def _sign(
+        self, pictures: Sequence[ImageRequest], form: str | None, caller: Caller
+    ) -> dict[ImageRequest, str]:
         """Return the pictures' URLs if they are wanted. Comes first: a failure costs nothing."""
-        if order.form == "b64_json":
+        if form == "b64_json":
             return {}
         try:
-            return {picture: self.link(picture, caller).url for picture in order.pictures}
+            return {picture: self.link(picture, caller).url for picture in pictures}
         except (BadRequest, Forbidden) as error:
-            if order.form == "url":
+            if form == "url":
                 raise BadRequest(error.code, name="response_format") from error
             return {}
 
-    def _draw_all(self, order: Order, reserved: Reservation) -> dict[ImageRequest, Picture]:
+    def _draw_all(
+        self, pictures: Sequence[ImageRequest], reserved: Reservation
+    ) -> dict[ImageRequest, Picture]:
         """Return the pictures that could be drawn. Raises an error only if all drawings failed."""
         # Each waits in a thread of its own and takes one of the pipeline's waiting places.
         with ThreadPoolExecutor(MAX_PICTURES, thread_name_prefix="openai") as threads:
-            drawing = threads.map(lambda wanted: self._draw(wanted, reserved), order.pictures)
-            outcomes = dict(zip(order.pictures, drawing, strict=True))
-        errors = [outcome for outcome in outcomes.values() if isinstance(outcome, Exception)]
+            outcomes = list(threads.map(lambda wanted: self._draw(wanted, reserved), pictures))
+        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if len(errors) == len(outcomes):
             raise next((error for error in errors if not may_retry(error)), errors[0])
-        return {
-            wanted: outcome for wanted, outcome in outcomes.items() if isinstance(outcome, Picture)
-        }
+        found = zip(pictures, outcomes, strict=True)
+        return {wanted: outcome for wanted, outcome in found if isinstance(outcome, Picture)}
 
     def _draw(self, wanted: ImageRequest, reserved: Reservation) -> Picture | Exception:
         """Return a picture from the cache or draw it; return the error if that fails."""
@@ -153,7 +149,7 @@ class OpenAi:
             if picture := self.cache.get(wanted.key, wanted):
                 self.metrics.hit()
                 return picture
-            return open_drawn(self.pipeline.draw(wanted, reserved=reserved), wanted, self.cache)
+            return open_drawn(self.pipeline.draw(wanted, reserved=reserved), self.cache)
         except (Busy, GaveUp, OverLimit, Unavailable) as error:
             return error
 
@@ -161,12 +157,6 @@ class OpenAi:
 def edit() -> NoReturn:
     """POST /v1/images/edits: not supported. The body, an upload, is not read."""
     raise BadRequest("no_edits")
-
-
-def _retry_count() -> int:
-    """Return the number of the repetition, which OpenAI's SDKs send; 0 for a first request."""
-    text = request.headers.get("x-stainless-retry-count", "")
-    return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else 0
 
 
 def _respond(items: list[dict[str, Any]], pictures: Iterable[Picture], claimed: Claim) -> Response:
@@ -182,13 +172,15 @@ def _respond(items: list[dict[str, Any]], pictures: Iterable[Picture], claimed: 
 def _describe_picture(
     wanted: ImageRequest, picture: Picture, form: str | None, signed: str | None
 ) -> dict[str, Any]:
-    row, more = picture.row, {"revised_prompt": picture.row.final_prompt, "seed": wanted.seed}
+    row, found = picture.row, dict[str, Any]()
     # At its URL, a picture that could not be stored would be drawn and paid for again.
     own = signed if picture.is_kept else None
     url = (own or row.url) if form == "url" else (row.url or own)
     if picture.file and not (form == "url" and url):
-        return {"b64_json": PLACE} | ({"url": url} if url and form is None else {}) | more
-    return {"url": url, **more}
+        found["b64_json"] = PLACE
+    if url and (form != "b64_json" or not found):
+        found["url"] = url
+    return found | {"revised_prompt": row.final_prompt, "seed": wanted.seed}
 
 
 def _describe_model(model: str) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from web.sentences import explain
 
 MAX_PICTURES = 10
 # Random seeds stay below: JavaScript's numbers hold nine digits exactly.
-_SEEDS = 10**9 - MAX_PICTURES
+SEEDS = 10**9 - MAX_PICTURES
 _TEXTS = ("prompt", "model", "size", "user", *OPTIONS)
 
 
@@ -34,13 +34,13 @@ _TEXTS = ("prompt", "model", "size", "user", *OPTIONS)
 class Order:
     """Pictures that differ in their seeds, which are consecutive.
 
-    `has_seed`: the client chose the first seed; otherwise it is random. `form`: whether to answer
-    with URLs (`url`) or with bytes (`b64_json`); None means both.
+    `seed` is the first, if the client chose it. `form`: whether to answer with URLs (`url`) or with
+    bytes (`b64_json`); None means both.
     """
 
     first: ImageRequest
     count: int
-    has_seed: bool
+    seed: int | None
     form: str | None
 
     @classmethod
@@ -49,10 +49,9 @@ class Order:
 
         Null means not given, and unknown fields are ignored.
         """
-        if body.get("stream") not in (None, False):
-            raise BadRequest("no_streaming", name="stream")
-        if body.get("partial_images") not in (None, 0):
-            raise BadRequest("no_partial_images", name="partial_images")
+        for name in ("stream", "partial_images"):
+            if body.get(name) not in (None, False, 0):
+                raise BadRequest("no_streaming", name=name)
         texts = {name: read_text(body, name) for name in _TEXTS}
         if texts["prompt"] is None:
             raise BadRequest("parameter_missing", name="prompt")
@@ -68,17 +67,11 @@ class Order:
         # OpenAI's models of this name return only bytes, and clients expect nothing else of them.
         if form is None and (first.model or "").startswith("gpt-image"):
             form = "b64_json"
-        order = cls(first, count, seed is not None, form)
-        return order.starting_at(secrets.randbelow(_SEEDS) if seed is None else seed)
+        return cls(first, count, seed, form)
 
-    def starting_at(self, seed: int) -> Order:
-        """Return the same order with other seeds, of which `seed` is the first."""
-        return replace(self, first=replace(self.first, seed=seed))
-
-    @property
-    def pictures(self) -> tuple[ImageRequest, ...]:
-        seeds = range(self.first.seed, self.first.seed + self.count)
-        return tuple(replace(self.first, seed=seed) for seed in seeds)
+    def pictures(self, seed: int) -> list[ImageRequest]:
+        """Return the pictures if `seed` is the first of their seeds."""
+        return [replace(self.first, seed=seed + number) for number in range(self.count)]
 
 
 def _read_size(text: str | None) -> tuple[str | None, str | None]:

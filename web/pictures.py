@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,6 +48,8 @@ SANDBOX = ("Content-Security-Policy", "default-src 'none'; sandbox")
 _CONDITIONS = frozenset(CONDITIONS)
 _BLOCK = 2**16
 _http_date = lru_cache(1024)(http_date)
+# A hot URL is parsed and hashed once.
+_read_url = lru_cache(256)(ImageRequest.from_url)
 
 
 class Visit(NamedTuple):
@@ -91,16 +93,16 @@ class Pictures:
     def look_up(self, environ: WSGIEnvironment) -> Visit | Problem:
         """Parse and authorise a request and look its picture up; return the error if that fails."""
         try:
-            pictures, keys, credentials = _read_url(
-                environ["PATH_INFO"], environ["QUERY_STRING"], self.settings.max_prompt_length
-            )
+            path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+            named = _read_url(path, query, self.settings.max_prompt_length)
             authorization = environ.get("HTTP_AUTHORIZATION", "")
-            caller = self.access.authorise(credentials, authorization, pictures)
-            for key, one in zip(keys, pictures, strict=True):
+            caller = self.access.authorise(named.credentials, authorization, named.pictures)
+            exp = named.credentials.get("exp")
+            for key, one in zip(named.keys, named.pictures, strict=True):
                 if picture := self.cache.get(key, one):
                     self.metrics.hit()
-                    return Visit(one, caller, credentials.get("exp"), picture)
-            return Visit(pictures[-1], caller, credentials.get("exp"))
+                    return Visit(one, caller, exp, picture)
+            return Visit(named.request, caller, exp)
         except (BadRequest, Unauthorised, Unavailable) as error:
             return error
 
@@ -119,7 +121,7 @@ class Pictures:
             return _not_drawn()
         within = self.settings.answer_within
         drawn = self.pipeline.draw(visit.request, visit.caller, answer_within=within)
-        picture = open_drawn(drawn, visit.request, self.cache)
+        picture = open_drawn(drawn, self.cache)
         status = f"{MISS}{'; stored' if picture.is_kept else ''}; detail={drawn.source}"
         response = self.serve(visit.request.prompt, picture, status)
         if drawn.stages:
@@ -138,7 +140,7 @@ class Pictures:
         body = FileWrapper(picture.file, _BLOCK)
         response = Response(body, headers=headers, direct_passthrough=True)
         try:
-            response.make_conditional(request.environ, _has_one_range(), picture.row.bytes)
+            response.make_conditional(request.environ, True, picture.row.bytes)
         except HTTPException:  # 416
             picture.close()
             raise
@@ -165,12 +167,12 @@ class Pictures:
         return caching_headers(cache_control, seconds, left, is_private=is_private)
 
 
-def open_drawn(drawn: Drawing, wanted: ImageRequest, cache: Cache) -> Picture:
+def open_drawn(drawn: Drawing, cache: Cache) -> Picture:
     """Return a picture just drawn: from its file if it has one, which takes no memory.
 
     Raises Unavailable if another process drew it and it is gone.
     """
-    image = drawn.image
+    image, wanted = drawn.image, drawn.request
     if image is None or (drawn.row and drawn.row.file):
         with suppress(Unavailable):
             if picture := cache.get(wanted.key, wanted):
@@ -203,24 +205,6 @@ def _headers(prompt: str, row: Row, caching: Headers, cache_status: str = HIT) -
         ("Content-Disposition", _disposition(prompt, row.media_type)),
         ("Cache-Status", cache_status),
     ]
-
-
-@lru_cache(256)
-def _read_url(
-    path: str, query: str, max_prompt_length: int
-) -> tuple[Sequence[ImageRequest], Sequence[str], Mapping[str, str]]:
-    """Return the pictures that a URL may show, their keys, and the credentials in it.
-
-    A hot URL is parsed and hashed once.
-    """
-    named = ImageRequest.from_url(path, query, max_prompt_length)
-    return named.pictures, [one.key for one in named.pictures], named.credentials
-
-
-def _has_one_range() -> bool:
-    """Return whether the Range header is one that is served; others are ignored (RFC 9110)."""
-    wanted = request.range
-    return wanted is not None and wanted.units == "bytes" and len(wanted.ranges) == 1
 
 
 def _not_drawn() -> Response:

@@ -57,13 +57,9 @@ def wants_picture() -> bool:
 
 def preferred_language() -> Language:
     """Return the language of the two that the client prefers."""
-    for tag in request.accept_languages.values():
-        match tag.lower().partition("-")[0]:
-            case "zh":
-                return "zh"
-            case "en":
-                return "en"
-    return "en"
+    tags = (tag.lower().partition("-")[0] for tag in request.accept_languages.values())
+    known = [tag for tag in tags if tag in ("en", "zh")]
+    return "zh" if known[:1] == ["zh"] else "en"
 
 
 def card(code: str, remedy: str | None, status: int, language: Language) -> bytes:
@@ -75,7 +71,6 @@ def card(code: str, remedy: str | None, status: int, language: Language) -> byte
 
 log = logging.getLogger("prompt_image_proxy.web")
 
-MAX_BODY = 16 * 1024
 # Asking again costs little: the request joins the drawing under way.
 RELOAD_SECONDS = 2
 _BUSY_SECONDS = 5
@@ -85,16 +80,11 @@ class NotFound(Problem):
     """No picture, file or model has this name."""
 
 
-class TooLarge(Problem):
-    """The body of a request has too many bytes."""
-
-
 _STATUSES: Mapping[type[Exception] | str, int] = {
     BadRequest: 400,
     Unauthorised: 401,
     Forbidden: 403,
     NotFound: 404,
-    TooLarge: 413,
     # How a drawing ended.
     "moderation_refused": 422,
     "no_backend_drew": 502,
@@ -103,7 +93,12 @@ _STATUSES: Mapping[type[Exception] | str, int] = {
     "deadline_passed": 504,
 }
 # Werkzeug's own sentences are written for pages, and some repeat the request.
-_HTTP_CODES = {404: "no_such_route", 405: "no_such_method", 416: "not_satisfiable"}
+_HTTP_CODES = {
+    404: "no_such_route",
+    405: "no_such_method",
+    413: "body_too_large",
+    416: "not_satisfiable",
+}
 # Waiting does not help: the operator has to change the settings or pay a bill.
 _OPERATOR_REASONS = {"unauthorised", "out of credit", "not found", "unknown model", "no model"}
 _OPERATOR_REASONS |= {"bad certificate", "blocked by Cloudflare"}
@@ -144,21 +139,6 @@ class Report:
         said = (sentence.say(language, seconds=self.retry_after) for sentence in sentences)
         return joined(said, language)
 
-    def to_json(self, language: Language) -> dict[str, Any]:
-        """Return problem+json."""
-        error = self.error
-        title = TITLES.get(error.code) or TITLES.get(self.status) or TITLES["other"]
-        found = {"type": "about:blank", "title": title.say(language), "status": self.status}
-        found["detail"] = explain(error, language)
-        if isinstance(error, GaveUp):
-            found["stages"] = [stage.to_json() for stage in error.stages]
-            found |= {"remembered": True} if error.is_repeated else {}
-            found |= {"until": error.until.isoformat(timespec="seconds")} if error.until else {}
-        if self.remedy:
-            found["remedy"] = None if self.remedy == "unknown" else self.remedy
-        advice = self.advise(language, for_admin=True)
-        return found | ({"advice": advice} if advice else {})
-
 
 def problem(error: Exception, *, has_cards: bool) -> Response:
     """Answer any error with its status and a neutral sentence.
@@ -170,12 +150,26 @@ def problem(error: Exception, *, has_cards: bool) -> Response:
     if has_cards and wants_picture():
         picture = card(report.error.code, report.remedy, report.status, language)
         return Response(picture, report.status, headers, content_type="image/png")
-    found = report.to_json(language)
-    visit: Visit | Problem | None = request.environ.get(VISIT)
+    body = json.dumps(_problem_json(report, language)) + "\n"
+    return Response(body, report.status, headers, content_type="application/problem+json")
+
+
+def _problem_json(report: Report, language: Language) -> dict[str, Any]:
+    error, visit = report.error, request.environ.get(VISIT)
+    title = TITLES.get(error.code) or TITLES.get(report.status) or TITLES["other"]
+    found = {"type": "about:blank", "title": title.say(language), "status": report.status}
+    found["detail"] = explain(error, language)
+    if isinstance(error, GaveUp):
+        found["stages"] = [stage.to_json() for stage in error.stages]
+        found |= {"remembered": True} if error.is_repeated else {}
+        found |= {"until": error.until.isoformat(timespec="seconds")} if error.until else {}
+    if report.remedy:
+        found["remedy"] = None if report.remedy == "unknown" else report.remedy
+    if advice := report.advise(language, for_admin=True):
+        found["advice"] = advice
     if isinstance(visit, Visit):
         found["key"] = visit.request.key
-    body = json.dumps(found) + "\n"
-    return Response(body, report.status, headers, content_type="application/problem+json")
+    return found
 
 
 def report_of(error: Exception) -> Report:

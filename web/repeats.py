@@ -42,34 +42,23 @@ class Placed(Note):
 class Claim:
     """The claim of an order to its seeds, until its end or until another order takes them over.
 
-    `placed` is the note as it is stored under `key`; None for an order without one. `joins`: the
-    order that had the seeds before may still be under way.
+    `seed` is the first of them. `placed` is the note as it is stored under `key`; None for an order
+    without one. `joins`: the order that had the seeds before may still be under way.
     """
 
     state: State
+    seed: int
     key: str = ""
     placed: Placed | None = None
     _: KW_ONLY
     is_new: bool = False
     joins: bool = False
 
-    @property
-    def seed(self) -> int | None:
-        return self.placed.seed if self.placed else None
+    def end(self, ttl: float = ORDER_TTL) -> None:
+        """Note that the order has ended: for so long, the next identical order gets its seeds.
 
-    def delivered(self) -> None:
-        """The answer has been delivered: nobody will repeat this order."""
-        self._end(0.0)
-
-    def undelivered(self, seconds: float = ORDER_TTL) -> None:
-        """The order has ended without that: the next identical order gets its seeds."""
-        self._end(max(ORDER_TTL, seconds))
-
-    def unpaid(self) -> None:
-        """Drop the note of an order that failed and cost nothing."""
-        self._end(0.0 if self.is_new else ORDER_TTL)
-
-    def _end(self, ttl: float) -> None:
+        0 forgets it: nobody will repeat an order that was delivered.
+        """
         placed, self.placed = self.placed, None
         if placed:
             # Unlike State.forget, this leaves alone what another order has taken over.
@@ -92,16 +81,16 @@ def claim(
         if key := _repeated(known, retry):
             before = known[key].note
             if before.has_ended and is_failing(before.seed):
-                return Claim(state, key, before)
+                return Claim(state, before.seed, key, before)
             after = replace(before, retry=retry, turn=before.turn + 1, has_ended=False)
             if state.exchange(known[key], after, key, ORDER_TTL):
-                return Claim(state, key, after, joins=not before.has_ended)
+                return Claim(state, after.seed, key, after, joins=not before.has_ended)
         elif free := [key for key in keys if key not in known]:
             key, after = secrets.choice(free), Placed(new_seed, retry)
             if state.exchange(None, after, key, ORDER_TTL):
-                return Claim(state, key, after, is_new=True)
+                return Claim(state, new_seed, key, after, is_new=True)
         else:
-            return Claim(state)
+            return Claim(state, new_seed)
 
 
 def _repeated(known: Mapping[str, Recalled[Placed]], retry: int) -> str | None:
@@ -134,7 +123,7 @@ def send(
     is_there = connection is None or not _is_closed(connection)
     yield last or b""
     if is_there:
-        claim.delivered()
+        claim.end(0.0)
 
 
 def _is_closed(connection: socket.socket) -> bool:

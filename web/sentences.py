@@ -183,11 +183,8 @@ SENTENCES: Mapping[str, Sentence] = {
     "cache_unavailable": Sentence("The cache cannot be used at the moment.", "缓存暂时无法使用。"),
     # the API
     "body_cut": Sentence("The body did not arrive whole.", "请求体没有完整到达。"),
-    "body_not_json": Sentence("The body is not JSON.", "请求体不是 JSON。"),
     "body_not_object": Sentence("The body is not a JSON object.", "请求体不是 JSON 对象。"),
-    "body_too_large": Sentence(
-        "The body is larger than {limit} bytes.", "请求体超过 {limit} 字节。"
-    ),
+    "body_too_large": Sentence("The body is too large.", "请求体过大。"),
     "parameter_missing": Sentence("The parameter {name} is required.", "缺少参数 {name}。"),
     "not_a_string": Sentence("The parameter {name} must be a string.", "参数 {name} 须为字符串。"),
     "not_a_scalar": Sentence(
@@ -207,16 +204,12 @@ SENTENCES: Mapping[str, Sentence] = {
     "not_a_host": Sentence(
         "The Host of the request is not a host name.", "请求的 Host 不是主机名。"
     ),
-    "no_streaming": Sentence(
-        "Streaming is not supported: stream must be false.", "不支持流式输出：stream 须为 false。"
-    ),
-    "no_partial_images": Sentence("Partial images are not supported.", "不支持部分图片。"),
+    "no_streaming": Sentence("Streaming is not supported.", "不支持流式输出。"),
     "no_edits": Sentence(
         "Pictures cannot be edited here, only drawn: POST /v1/images/generations.",
         "不支持编辑图片，只能生成：POST /v1/images/generations。",
     ),
     "no_such_picture": Sentence("There is no such picture in the cache.", "缓存中没有此图片。"),
-    "no_such_file": Sentence("There is no such file.", "没有此文件。"),
     "no_such_model": Sentence(
         "There is no such model. GET /v1/models lists those that are offered.",
         "没有此模型。GET /v1/models 列出可用的模型。",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import logging
 import os
 import resource
@@ -37,10 +36,6 @@ _RESERVED_DESCRIPTORS, _DESCRIPTORS_PER_REQUEST = 128, 12
 INVALID_SETTINGS = 78
 # By which gunicorn or systemd pass on a socket that listens already.
 _HANDED_SOCKETS = {"GUNICORN_FD", "LISTEN_FDS"}
-_LISTEN_ADVICE = {
-    errno.EADDRINUSE: "stop what listens there, or write another PORT",
-    errno.EACCES: "write a PORT above 1023",
-}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
@@ -175,7 +170,7 @@ def listen_fault(host: str, port: int) -> str | None:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((host, port))
     except OSError as error:
-        advice = _LISTEN_ADVICE.get(error.errno or 0, "write an address of this machine as HOST")
+        advice = "write an address of this machine as HOST, and a free PORT"
         return f"HOST, PORT: {error.strerror}: {url_host(host)}:{port}; {advice}"
     return None
 
