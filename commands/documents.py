@@ -94,7 +94,7 @@ class FoundUrl:
     url: str
     request: ImageRequest
     credentials: dict[str, str]
-    pictures: list[ImageRequest]
+    pictures: tuple[ImageRequest, ...]
 
     @classmethod
     def read(cls, url: str) -> FoundUrl:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
-from web.picture_link import Link
 
 from access import MAX_EXPIRES_IN
 from commands.console import AS_JSON, picture_options, read_request, say
 from commands.document_faults import DocumentFault, Examiner
 from commands.documents import FoundUrl, documents, read, rewrite, split
 from commands.services import AnyService, with_service
-from picture import EXTENSIONS, BadRequest
+from picture import EXTENSIONS, BadRequest, Link
 
 
 @click.command()
