@@ -181,19 +181,6 @@ def test_fallback_redirect_to_another_private_host_is_refused(
     assert other.seen == []
 
 
-def test_fallback_is_not_asked_while_it_cools_down(
-    server: MakeServer, fall_back: FallBack, clock: Clock
-) -> None:
-    there = server()
-    there.say(Say("", 429, {"Retry-After": "45"}), Say(PNG))
-    assert fault(lambda: fall_back(there.url)).why == "rate limited"
-    clock.now += 44
-    assert fault(lambda: fall_back(there.url)).why == "cooling down"
-    assert len(there.seen) == 1
-    clock.now += 2
-    assert fall_back(there.url).data == PNG
-
-
 def test_same_bytes_for_two_prompts_are_a_placeholder(
     server: MakeServer, fall_back: FallBack, clock: Clock
 ) -> None:
