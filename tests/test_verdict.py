@@ -211,14 +211,6 @@ def test_remembered_failure_is_answered_again_until_it_is_over(state: State, clo
     assert Failure.recall(state, "k", "settings") is None
 
 
-def test_clock_that_is_set_back_prolongs_no_failure(state: State, clock: Clock) -> None:
-    fail(state)
-    clock.now -= 3600
-    assert Failure.recall(state, "k", "settings")
-    clock.now += 2
-    assert Failure.recall(state, "k", "settings") is None
-
-
 def test_refusal_is_recalled_under_its_settings_and_forgotten(state: State) -> None:
     state.remember(Blocked("better", "safer", "settings"), "k", 60)
     assert (found := Blocked.recall(state, "k", "settings"))
