@@ -47,14 +47,11 @@ def list_pictures(services: Services, match: str, limit: int, as_json: bool) -> 
 @with_cache
 def stats(services: Services, as_json: bool) -> None:
     """Print how much is in the cache."""
-    totals = services.cache.state.totals()
-    limit = services.cache.max_bytes
-    if as_json:
-        found = {"entries": totals.entries, "bytes": totals.bytes, "max_bytes": limit}
-        click.echo(json.dumps(found))
-    else:
-        of = f" of {_size(limit)}" if limit else ", no limit"
-        click.echo(f"{counted(totals.entries)}, {_size(totals.bytes)}{of}")
+    totals, limit = services.cache.state.totals(), services.cache.max_bytes
+    found = {"entries": totals.entries, "bytes": totals.bytes, "max_bytes": limit}
+    of = f" of {_size(limit)}" if limit else ", no limit"
+    text = f"{counted(totals.entries)}, {_size(totals.bytes)}{of}"
+    click.echo(json.dumps(found) if as_json else text)
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}

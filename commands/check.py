@@ -12,7 +12,7 @@ import click
 
 from commands.asking import ask_all
 from commands.console import say
-from commands.session import MakeServices, built, load_settings
+from commands.session import built, load_settings
 from config import Settings, SettingsError
 from storage.choose import Unusable, check_parts, connections
 
@@ -63,8 +63,7 @@ _OF_THE_CACHE = re.compile(r"CACHE_DIR|DATABASE_URL|STORAGE_URL|S3_|CA_BUNDLE|\w
 @click.option("--settings", "only_settings", is_flag=True, help="Check the settings alone.")
 @click.option("--backends", "asks", is_flag=True, help="Ask the backends, the LLM, PUBLIC_URL.")
 @click.option("--draw", "draws", is_flag=True, help="Have each backend draw: it costs.")
-@click.pass_obj
-def check(make_services: MakeServices, only_settings: bool, asks: bool, draws: bool) -> None:
+def check(only_settings: bool, asks: bool, draws: bool) -> None:
     """Check the settings, and that the cache, the database and the bucket can be used.
 
     Reports all faults together, with a remedy for each, and exits 1 if there are any. Warns of
@@ -90,7 +89,7 @@ def check(make_services: MakeServices, only_settings: bool, asks: bool, draws: b
     click.echo(f"The settings are valid{'' if only_settings else ', and the cache can be used'}.")
     if settings and (asks or draws):
         has_faults = False
-        with built(make_services, settings) as services:
+        with built(settings) as services:
             for line, remedy in ask_all(services, draws=draws):
                 say(f"{line}\n  {remedy}" if remedy else line)
                 has_faults |= bool(remedy)

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import click
 
@@ -58,7 +58,6 @@ def sentence(error: Exception) -> str:
     return str(error)
 
 
-T = TypeVar("T")
 Command = Callable[..., None]
 
 FILES = click.argument(
@@ -94,7 +93,7 @@ def counted(pictures: int) -> str:
     return f"{pictures} picture{'' if pictures == 1 else 's'}"
 
 
-def progress(items: Iterable[T], label: str, length: int, *, is_quiet: bool) -> Any:
+def progress(items: Iterable[Any], label: str, length: int, *, is_quiet: bool) -> Any:
     """Return click's progress bar over `items`, on stderr."""
     return click.progressbar(
         items, length=length, label=label, show_pos=True, file=sys.stderr, hidden=is_quiet
@@ -103,8 +102,8 @@ def progress(items: Iterable[T], label: str, length: int, *, is_quiet: bool) -> 
 
 def count_outcomes(
     outcomes: Iterable[str], counts: Counter[str], label: str, length: int, *, as_json: bool
-) -> NoReturn:
-    """Add outcomes to `counts`, with a progress bar, print the result, and exit.
+) -> int:
+    """Add outcomes to `counts`, with a progress bar, print them, and return the exit status.
 
     An outcome that is not in `counts` describes a problem, and is counted as unusable.
     """
@@ -117,4 +116,4 @@ def count_outcomes(
         say(problem, err=True)
     text = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in counts.items())
     click.echo(json.dumps(counts) if as_json else text)
-    sys.exit(1 if problems else 0)
+    return 1 if problems else 0

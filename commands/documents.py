@@ -23,17 +23,18 @@ def documents(paths: Iterable[Path]) -> list[Path]:
     """Return the files, and each folder's Markdown files; hidden ones are left out."""
     found: list[Path] = []
     for path in paths:
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(
-                file
-                for file in path.rglob("*.[mM][dD]")
-                if not any(part.startswith(".") for part in file.relative_to(path).parts)
-            )
+        inside = _markdown_files(path) if path.is_dir() else [path]
         if not inside:
             raise click.ClickException(f"{path} contains no .md file.")
         found += inside
     return found
+
+
+def _markdown_files(folder: Path) -> list[Path]:
+    found = (path.relative_to(folder) for path in folder.rglob("*.[mM][dD]") if path.is_file())
+    return sorted(
+        folder / path for path in found if not any(part.startswith(".") for part in path.parts)
+    )
 
 
 def read(file: Path) -> str:

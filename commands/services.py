@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import cached_property, update_wrapper
+from functools import cached_property, wraps
 from typing import Any
 
 import click
@@ -13,7 +13,7 @@ import click
 import config
 from commands.console import Command
 from commands.documents import FoundUrl
-from commands.session import NOT_DRAWN, LocalService, MakeServices, built, drawn_on, load_settings
+from commands.session import NOT_DRAWN, LocalService, built, drawn_on, load_settings
 from config import Settings, SettingsError
 from picture import PARAMETERS, ImageRequest
 from settings.parsers import url_without_query
@@ -142,16 +142,16 @@ def with_service(command: Command) -> Command:
         help="A service elsewhere, which draws and signs. The access key is PROXY_ACCESS_KEY"
         " in the environment or .env; without it, you are asked.",
     )
-    @click.pass_obj
-    def run(make_services: MakeServices, /, server: str | None, **arguments: Any) -> None:
+    @wraps(command)
+    def run(server: str | None, **arguments: Any) -> None:
         settings = _client_settings() if server else load_settings()
-        with built(make_services, settings) as services:
+        with built(settings) as services:
             service: AnyService = LocalService(services)
             if server:
                 service = RemoteService(server, services.upstream, settings.access_key)
             command(service, **arguments)
 
-    return update_wrapper(run, command)
+    return run
 
 
 def _client_settings() -> Settings:

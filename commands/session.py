@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
-from functools import update_wrapper
+from functools import wraps
 from typing import Any
 
 import click
@@ -25,9 +25,6 @@ from storage import Unavailable
 from storage.local.folder import owner_fault
 from web.sentences import explain
 
-# The object of click's context.
-MakeServices = Callable[[Settings], Services]
-
 
 def load_settings() -> Settings:
     """Return the settings, and print their warnings on stderr. Raises SettingsError."""
@@ -37,24 +34,28 @@ def load_settings() -> Settings:
     return settings
 
 
-def built(make_services: MakeServices, settings: Settings) -> closing[Services]:
-    """Build the parts of the service, to be closed after; their warnings appear on stderr."""
+def built(settings: Settings) -> closing[Services]:
+    """Build the parts of the service, to be closed after.
+
+    Where no handler is set, Python prints warnings on stderr by a last one, which redacts them now.
+    """
     handler = logging.lastResort
     assert handler
     handler.setFormatter(RedactingFormatter(settings.secrets()))
+    make_services: Callable[[Settings], Services] = click.get_current_context().obj
     return closing(make_services(settings))
 
 
 def with_cache(command: Command) -> Command:
     """Pass the parts of the service as the first argument, and say which cache is used."""
 
-    @click.pass_obj
-    def run(make_services: MakeServices, /, **arguments: Any) -> None:
-        with built(make_services, load_settings()) as services:
+    @wraps(command)
+    def run(**arguments: Any) -> None:
+        with built(load_settings()) as services:
             announce_cache(services)
             command(services, **arguments)
 
-    return update_wrapper(run, command)
+    return run
 
 
 def announce_cache(services: Services) -> None:

@@ -80,10 +80,9 @@ class Page:
         self.driver.get(f"{service.url}/robots.txt")
         self.url = service.url
         given = {f"pip.{name}": value for name, value in {"key": key, **stored}.items() if value}
-        self.run("localStorage.clear(); sessionStorage.clear()")
-        self.run("for (const name in arguments[0]) localStorage[name] = arguments[0][name]", given)
-        self.run("history.replaceState(null, '', arguments[0])", f"/{fragment}")
-        self.driver.refresh()
+        clear = "localStorage.clear(); sessionStorage.clear();"
+        self.run(f"{clear} Object.assign(localStorage, arguments[0])", given)
+        self.driver.get(f"{service.url}/{fragment}")
 
     def open_history(self) -> None:
         self.click("#history-tab")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +15,18 @@ from cache import Cache
 from picture import ImageRequest
 from settings.servers import ObjectSettings
 from storage import Row, Totals, Unavailable
-from storage.cluster.copies import Copies, Recent
+from storage.cluster.copies import Copies
 from storage.cluster.objects import Objects
 from storage.local.sqlite import SqliteState
 from storage.store import STALE_SECONDS
 from storage.waiting import Places
 
-from .link import Link
+from .proxy import Link
 from .servers import png, wait_until
 from .states import Clock
 
 REQUEST, OTHER = ImageRequest("a red apple"), ImageRequest("a green pear")
 PNG = png(size=500)
-# What a request that needs the bucket may take.
-IN_TIME = 6.0
 
 
 class Machine:
@@ -41,10 +39,8 @@ class Machine:
         self.link = Link(int(str(bucket.endpoint_url).rpartition(":")[2]))
         self.objects = Objects(replace(bucket, endpoint_url=self.link.url))
         self.state = SqliteState(folder / "database", clock)
-        self.places = Places(64)
-        self.store = Copies(
-            self.objects, self.folder, self.state.files, self.places, max_bytes, clock
-        )
+        files = self.state.files
+        self.store = Copies(self.objects, self.folder, files, Places(64), max_bytes, clock)
         self.cache = Cache(self.state, self.store, clock=clock)
 
     def put(self, request: ImageRequest = REQUEST) -> Row:
@@ -124,33 +120,13 @@ def test_many_openings_are_one_fetch(here: Machine, there: Machine) -> None:
     assert len(there.link.requests) == 1
 
 
-def test_fetches_from_a_hanging_bucket_take_places(here: Machine, there: Machine) -> None:
-    here.put()
-    there.put(OTHER)
-    there.link.freeze()
-    began = time.monotonic()
-    with ThreadPoolExecutor(40) as pool:
-        waiting = [pool.submit(works, there.read) for _ in range(40)]
-        wait_until(lambda: there.places.taken == 32 and sum(map(Future.done, waiting)) == 8)
-        assert there.read(OTHER) == PNG, "a copy takes no place"
-        assert not any(done.result() for done in waiting)
-    assert time.monotonic() - began < IN_TIME
-    assert there.places.taken == 0
-    there.link.mend()
-    wait_until(lambda: works(there.read), 2)
-
-
-def test_missing_object_is_lost(here: Machine, there: Machine) -> None:
+def test_missing_or_damaged_object_is_lost(here: Machine, there: Machine) -> None:
     """A rule of the bucket may have removed it."""
     here.objects.delete(str(here.put().file))
     assert there.read() is None
+    here.objects.put(str(here.put(OTHER).file), PNG[:-1], "image/png")
+    assert there.read(OTHER) is None
     assert here.cache.state.totals() == Totals(0, 0)
-
-
-def test_damaged_object_is_lost(here: Machine, there: Machine) -> None:
-    here.objects.put(str(here.put().file), PNG[:-1], "image/png")
-    assert there.read() is None
-    assert here.read() is None
 
 
 def test_damaged_copy_is_fetched_again(here: Machine) -> None:
@@ -172,59 +148,46 @@ def test_picture_is_served_where_no_copy_can_be_kept(here: Machine, there: Machi
 
 
 def test_least_recently_used_copies_go_first(make: Make, clock: Clock) -> None:
-    limited = make("limited", 1999)
+    """Whichever process of the machine used them."""
+    one, other = make("limited", 1999), make("limited", 1999)
     requests = [ImageRequest(str(number)) for number in range(4)]
     rows = []
-    for request in requests[:3]:
+    for request in requests:
         clock.now += 100
-        rows.append(limited.put(request))
-    clock.now += 100
-    limited.read(requests[0])
-    rows.append(limited.put(requests[3]))
-    assert limited.copies() == sorted(str(rows[number].file) for number in (0, 2, 3))
-    assert limited.read(requests[1]) == PNG, "the picture itself is still there"
-
-
-def test_processes_know_what_others_used(tmp_path: Path, clock: Clock) -> None:
-    one, other = (Recent(tmp_path, clock, max_bytes=250) for _ in range(2))
-    names = [f"{number:064x}-{number:016x}.png" for number in range(3)]
-    for name in names:
-        if name == names[2]:
-            one.open(names[0]).close()
-        clock.now += 100
-        other.write(name, b"1" * 100, clock.now)
-    assert {path.name for path in tmp_path.iterdir()} == {names[0], names[2]}
+        if request is requests[3]:
+            one.read(requests[0])
+            clock.now += 100
+        rows.append(other.put(request))
+    assert one.copies() == sorted(str(rows[number].file) for number in (0, 2, 3))
+    assert one.read(requests[1]) == PNG, "the picture itself is still there"
 
 
 # --- the bucket fails
 
 
-def test_nothing_is_drawn_for_a_bucket_that_is_down(here: Machine, there: Machine) -> None:
+def test_nothing_is_drawn_or_deleted_while_the_bucket_is_down(
+    here: Machine, there: Machine
+) -> None:
     here.put()
+    there.put(OTHER)
     assert there.reserve()
     there.link.cut()
     assert not works(there.read)
     assert not works(there.reserve)
+    with pytest.raises(Unavailable):
+        there.cache.delete(OTHER.key)
+    assert there.read(OTHER) == PNG
     there.keep_up()
     assert not works(there.reserve)
     there.link.mend()
     wait_until(lambda: works(there.reserve_later), 3)
     assert there.store.fault is None
+    assert there.cache.delete(OTHER.key)
+    assert there.read(OTHER) is None
     assert [stored.key for stored in here.store.names()] == [REQUEST.key], "no trial is left"
 
 
 # --- deleted
-
-
-def test_nothing_is_deleted_while_the_bucket_is_down(here: Machine) -> None:
-    here.put()
-    here.link.cut()
-    with pytest.raises(Unavailable):
-        here.cache.delete(REQUEST.key)
-    assert here.read() == PNG
-    here.link.mend()
-    wait_until(lambda: works(lambda: here.cache.delete(REQUEST.key)), 2)
-    assert (here.read(), list(here.store.names())) == (None, [])
 
 
 def test_copies_of_pictures_deleted_elsewhere_are_swept(

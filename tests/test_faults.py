@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from .conftest import ADMIN, KEY, Gunicorn, InProcess, drawing
+from .conftest import ADMIN, KEY, Gunicorn, InProcess, Service, drawing
 from .disks import disk, full, read_only
 from .proxy import HttpProxy
 from .servers import Got, RawServer, Say, ScriptedServer, fetch, png, read_request, wait_until
@@ -152,7 +152,7 @@ def test_clock_that_jumps_a_day_loses_and_blocks_nothing(
 # --- the disk -----------------------------------------------------------------------------------
 
 
-def assert_refused(service: Gunicorn, prompt: str, reason: str) -> None:
+def assert_refused(service: Service, prompt: str, reason: str) -> None:
     """Assert that a picture is not drawn, and that client and operator learn why."""
     got = service.picture(prompt)
     assert (got.status, got.headers["Retry-After"]) == (503, "5")
@@ -164,8 +164,7 @@ def assert_refused(service: Gunicorn, prompt: str, reason: str) -> None:
 def test_full_disk_stops_drawing_and_nothing_else(
     gunicorn: Start, known: ScriptedServer, tmp_path: Path, opened: list[Any]
 ) -> None:
-    small = contextlib.ExitStack()
-    opened.append(small)  # before the service, which is closed first
+    opened.append(small := contextlib.ExitStack())  # before the service, which is closed first
     small.enter_context(disk(tmp_path / "disk", "24m"))
     folder = tmp_path / "disk" / "cache"
     service = gunicorn(known, CACHE_DIR=str(folder), MAX_IMAGE_BYTES=str(MIB), LOG_LEVEL="WARNING")
@@ -204,15 +203,17 @@ def test_read_only_folder_stops_drawing_and_nothing_else(
 
 
 def test_service_starts_without_room_and_says_so(
-    gunicorn: Start, known: ScriptedServer, tmp_path: Path, opened: list[Any]
+    serve: Serve,
+    known: ScriptedServer,
+    tmp_path: Path,
+    opened: list[Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    small = contextlib.ExitStack()
-    opened.append(small)
+    opened.append(small := contextlib.ExitStack())
     small.enter_context(disk(tmp_path / "disk", "2m"))
-    folder = tmp_path / "disk" / "cache"
-    service = gunicorn(known, CACHE_DIR=str(folder), LOG_LEVEL="WARNING")
+    service = serve(known, CACHE_DIR=str(tmp_path / "disk" / "cache"))
     assert_refused(service, "x", "32.0 MiB needed")
-    wait_until(lambda: "New pictures cannot be stored" in service.said())
+    assert "New pictures cannot be stored" in caplog.text
 
 
 # --- files and index ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from io import BytesIO
 from zipfile import ZipFile
 
 import pytest
+from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from .browser import Page
@@ -220,7 +221,12 @@ class Keyboard:
 
     def press(self, *keys: str) -> None:
         for key in keys:
-            self.page.driver.switch_to.active_element.send_keys(key)
+            actions = ActionChains(self.page.driver)
+            if key[0] == Keys.SHIFT:
+                actions.key_down(Keys.SHIFT).send_keys(key[1:]).key_up(Keys.SHIFT)
+            else:
+                actions.send_keys(key)
+            actions.perform()
 
     def go(self, name: str, key: str = Keys.TAB) -> None:
         """Press Tab until something of this id, class or name has the focus."""

@@ -92,15 +92,6 @@ def test_shipped_file_names_its_own_edition(name: str) -> None:
     assert f"\n# Edition {edition} " in text, f"write {edition} into deploy/{name}"
 
 
-def test_backup_unit_may_write_where_the_service_does_and_names_the_exception() -> None:
-    # It takes the cache's locks: with a CACHE_DIR that only the service's unit admits, it fails.
-    units = ("prompt-image-proxy.service", "prompt-image-proxy-backup.service")
-    own, backup = ((ROOT / "deploy" / name).read_text("utf-8") for name in units)
-    folders = [re.findall(r"(?m)^StateDirectory=(.+)$", text)[0].split() for text in (own, backup)]
-    assert set(folders[0]) < set(folders[1])
-    assert all(re.search(r"CACHE_DIR[^\n]*\n?.*ReadWritePaths=", text) for text in (own, backup))
-
-
 def test_installed_file_of_another_edition_is_noticed(tmp_path: Path) -> None:
     assert not [*outdated_files(tmp_path)]
     places = [tmp_path / place for place in INSTALLED.values()]
