@@ -496,7 +496,7 @@ def test_upkeep_survives_an_unavailable_state_and_flushes_at_its_end(
 ) -> None:
     put(make())
     cache = make(max_bytes=1)
-    with maintained(cache), refusing(folder, "DELETE ON entries"):
+    with refusing(folder, "DELETE ON entries"), maintained(cache):
         wait_until(lambda: calls.counts["remove"] >= 2, what="evictions that fail")
         cache.max_bytes = 0
         assert read(cache) == png()
@@ -509,7 +509,7 @@ def test_upkeep_goes_on_although_a_task_fails(caplog: pytest.LogCaptureFixture) 
     def fail() -> None:
         raise RuntimeError("can't start new thread")
 
-    repeat([Task(fail, first=0, period=1), Task(stop.set, first=0, period=1)], stop)
+    repeat([Task(fail, 0), Task(stop.set, 0)], stop)
     assert "can't start new thread" in caplog.text
 
 

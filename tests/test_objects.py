@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from settings.proxies import Proxy
-from settings.servers import NetworkSettings, ObjectSettings
+from settings.proxies import NetworkSettings, Proxy
+from settings.servers import ObjectSettings
 from storage.cluster.objects import Objects
 
-from .link import Link
-from .proxy import HttpProxy
+from .proxy import HttpProxy, Link
 from .servers import RawServer, Say, ScriptedServer, wait_until
 from .wire import OK, over_tls, saying
 
@@ -38,8 +37,7 @@ def at(url: str, **more: Any) -> ObjectSettings:
 
 
 def through(**proxies: str) -> NetworkSettings:
-    known = {scheme: Proxy.parse(url) for scheme, url in proxies.items()}
-    return NetworkSettings(None, known, "", {}, ())
+    return NetworkSettings(proxies={name: Proxy.parse(url) for name, url in proxies.items()})
 
 
 def failure_of(call: Callable[[], object]) -> str:
@@ -158,5 +156,5 @@ def test_authority_of_the_settings_is_trusted(
     tls = raw_server(over_tls(certificate, saying(OK + dated + b"Content-Length: 5\r\n\r\nbytes")))
     settings = at(f"https://127.0.0.1:{tls.port}")
     assert "CA_BUNDLE" in failure_of(lambda: Objects(settings).get("a.png"))
-    network = NetworkSettings(authority, {}, "", {}, ())
+    network = NetworkSettings(ca_bundle=authority)
     assert Objects(settings, network).get("a.png") == b"bytes"

@@ -20,8 +20,8 @@ from storage.cluster.postgres import CONNECTIONS, PostgresState
 from storage.cluster.server import Connection
 from storage.state import State
 
-from .link import Link
 from .postgres import Postgres
+from .proxy import Link
 from .servers import free_port, wait_until
 from .states import Word, row_of
 

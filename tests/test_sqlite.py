@@ -23,10 +23,11 @@ from typing import Any
 import pytest
 
 from storage import IncompatibleSchema, Row, Totals, Unavailable, sql
+from storage.local.backup import DAY
 from storage.local.database import PATIENCE_SECONDS
 from storage.local.sqlite import SqliteState
 from storage.sql import MAX_NOTES, SCHEMA_VERSION
-from storage.store import DAY, HOUR
+from storage.store import HOUR
 
 from .disks import disk, file_sizes_limited, full, read_only
 from .states import ROOT, Clock, Word, row_of
@@ -320,7 +321,7 @@ def test_damaged_row_hides_no_other(state: SqliteState, index: Path) -> None:
 
 def back_up(state: SqliteState) -> Path:
     """Make the backup, as the upkeep does an hour after the start; return its path."""
-    [task] = [task for task in state.tasks() if task.first == task.period == HOUR]
+    [task] = [task for task in state.tasks() if task.first == HOUR]
     task.work()
     return state.directory / "backup" / "index.sqlite3"
 
