@@ -104,7 +104,7 @@ def make_services(
     pool: Pool[Drawing] = Pool(state, settings.drawings, places, metrics)
     storing = Storing(cache, host, settings.upload_timeout, _make_converter(settings), metrics)
     pipeline = Pipeline(settings, cache, backends, pool, storing, llm, fallback, metrics)
-    return Services(settings, _make_access(settings, clock), cache, upstream, pipeline)
+    return Services(settings, Access(settings, clock), cache, upstream, pipeline)
 
 
 def _make_metrics() -> Metrics:
@@ -119,17 +119,6 @@ def _show_metrics(metrics: Metrics, access: Access, status: Status) -> View:
 
     assert isinstance(metrics, Prometheus)
     return MetricsPage(metrics, access, status).show
-
-
-def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
-    return Access(
-        settings.access_key,
-        named_keys=settings.access_keys,
-        drawings_per_day=settings.drawings_per_day,
-        admin_token=settings.admin_token,
-        signing_keys=settings.signing_keys,
-        clock=clock,
-    )
 
 
 def _error_handler(*, has_cards: bool) -> Callable[[Exception], Response]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import wraps
 from typing import Any
@@ -137,12 +138,9 @@ class LocalService:
         An old key may have been an access key, the origin of a signing key, or a signing key.
         """
         for key in (self.settings.access_key, *old_keys):
-            past = Access(
-                key,
-                named_keys=self.settings.access_keys,
-                signing_keys=(*self.settings.signing_keys, *old_keys),
-                clock=lambda: -1.0,  # before anything expired
-            )
+            signing_keys = (*self.settings.signing_keys, *old_keys)
+            settings = replace(self.settings, access_key=key, signing_keys=signing_keys)
+            past = Access(settings, lambda: -1.0)  # before anything expired
             try:
                 past.authorise(found.credentials, pictures=found.pictures)
                 return True
