@@ -24,13 +24,11 @@ from hosting import image_host
 from llm import Llm
 from metrics import OFF, Metrics
 from pipeline import Pipeline, Services
-from settings.proxies import Proxies
-from settings.servers import NetworkSettings
 from settings.table import THREADS_KEPT_FREE
 from storage.choose import choose_storage
 from storage.local.folder import Folder
 from storage.waiting import Places
-from upstream.client import Upstream, origin
+from upstream.client import Upstream
 from web.api import Api
 from web.files import page_file
 from web.headers import OPENAI_PREFIX, answer_preflight
@@ -86,7 +84,7 @@ def make_services(
     places = Places(settings.threads - THREADS_KEPT_FREE, metrics)
     state, store, limit = choose_storage(settings, clock, metrics, places)
     cache = Cache(state, store, limit, clock, metrics)
-    upstream = make_upstream(settings.network, metrics)
+    upstream = Upstream(settings.network, metrics)
     timeout, max_image_bytes = settings.backend_timeout, settings.max_image_bytes
     llm = host = fallback = None
     if settings.llm:
@@ -131,17 +129,6 @@ def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
         admin_token=settings.admin_token,
         signing_keys=settings.signing_keys,
         clock=clock,
-    )
-
-
-def make_upstream(network: NetworkSettings, metrics: Metrics = OFF) -> Upstream:
-    """Build what makes outbound calls."""
-    own = {origin(url): proxy for url, proxy in network.backend_proxies.items()}
-    return Upstream(
-        ca_bundle=network.ca_bundle,
-        proxies=Proxies(network.proxies, network.no_proxy, own),
-        picture_networks=network.picture_networks,
-        metrics=metrics,
     )
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from settings.dotenv import Dotenv
 from settings.maps import SHARED_NAME
 from settings.parsers import check_folder
+from settings.proxies import NetworkSettings
 from settings.redaction import printable, secrets_in
 from settings.servers import (
     BackendSettings,
     HostingSettings,
     LlmSettings,
-    NetworkSettings,
     ObjectSettings,
     PollinationsSettings,
     make_backends,

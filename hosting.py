@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from dialect.endpoint import clean_text
-from settings.servers import HostingSettings, NetworkSettings
+from settings.proxies import DIRECT, NetworkSettings
+from settings.servers import HostingSettings
 from upstream.client import Deadline, Upstream, UpstreamError
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ _PROVIDERS: dict[str, type[FormHost]] = {
 def image_host(
     settings: HostingSettings,
     upstream: Upstream,
-    network: NetworkSettings | None = None,
+    network: NetworkSettings = DIRECT,
     upload_timeout: float = 30.0,
 ) -> ImageHost:
     """Return the configured image host.

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -102,8 +102,8 @@ def progress(items: Iterable[Any], label: str, length: int, *, is_quiet: bool) -
 
 def count_outcomes(
     outcomes: Iterable[str], counts: Counter[str], label: str, length: int, *, as_json: bool
-) -> NoReturn:
-    """Add outcomes to `counts`, with a progress bar, print the result, and exit.
+) -> int:
+    """Add outcomes to `counts`, with a progress bar, print them, and return the exit status.
 
     An outcome that is not in `counts` describes a problem, and is counted as unusable.
     """
@@ -116,4 +116,4 @@ def count_outcomes(
         say(problem, err=True)
     text = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in counts.items())
     click.echo(json.dumps(counts) if as_json else text)
-    sys.exit(1 if problems else 0)
+    return 1 if problems else 0

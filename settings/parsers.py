@@ -141,7 +141,7 @@ def _url_problem(text: str) -> str | None:
         return "contains white space"
     try:
         parts = urlsplit(text)
-        is_valid = bool(parts.hostname) and parts.port != 0
+        is_valid = bool((parts.hostname or "").encode("idna")) and parts.port != 0
     except ValueError:
         is_valid = False
     return None if is_valid else "is not a valid URL"

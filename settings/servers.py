@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from settings.parsers import HOSTING_PROVIDERS, IpNetwork, printable_url, text_file
-from settings.proxies import Proxy
+from settings.parsers import HOSTING_PROVIDERS, printable_url, text_file
+from settings.proxies import NetworkSettings, Origin, Proxy
 from settings.setting import Reader
 from settings.table import Table
 
@@ -41,33 +41,21 @@ def make_objects(name: str, url: str | None, table: Table, reader: Reader) -> Ob
     )
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkSettings:
-    """How other servers are reached.
-
-    `proxies` maps `http`, `https` and `all` to a proxy, with the exceptions in `no_proxy`;
-    `backend_proxies` maps a backend's URL to its own, or to None for a direct connection.
-    """
-
-    ca_bundle: Path | None
-    proxies: Mapping[str, Proxy]
-    no_proxy: str
-    backend_proxies: Mapping[str, Proxy | None]
-    picture_networks: tuple[IpNetwork, ...]
-
-
 def make_network(table: Table, reader: Reader) -> NetworkSettings:
     proxies = {"http": table.http_proxy, "https": table.https_proxy, "all": table.all_proxy}
-    by_server: dict[str, Proxy | None] = {}
+    own: dict[Origin, Proxy | None] = {}
     for url, proxy in table.backend_proxies.items():
-        server = urlsplit(printable_url(url))._replace(path="").geturl()
-        if by_server.setdefault(server, proxy) != proxy:
-            reader.fault("BACKEND_PROXIES", f"{server!r} has two proxies; write the same for both")
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna").decode()
+        origin = parts.scheme, host, parts.port or (443 if parts.scheme == "https" else 80)
+        if own.setdefault(origin, proxy) != proxy:
+            sentence = "has another proxy than a URL of the same server; write the same for both"
+            reader.fault("BACKEND_PROXIES", f"{printable_url(url)!r} {sentence}")
     return NetworkSettings(
         ca_bundle=table.ca_bundle,
         proxies={scheme: proxy for scheme, proxy in proxies.items() if proxy},
         no_proxy=table.no_proxy,
-        backend_proxies=table.backend_proxies,
+        own_proxies=own,
         picture_networks=table.picture_networks,
     )
 

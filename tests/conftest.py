@@ -56,6 +56,7 @@ SLOWEST_FILES = (
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "access-key-of-the-tests"
 ADMIN = "admin-token-of-the-tests"
+HOSTED_URL = "https://img.example/a.png"
 
 
 def drawing(data: bytes | None = None, **more: Any) -> Say:
@@ -382,6 +383,16 @@ def serve(environment: dict[str, str], opened: list[Any]) -> Callable[..., InPro
 def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
     """The app in this process, with one backend and the settings of `environment`."""
     return serve(backend)
+
+
+@pytest.fixture
+def hosted(
+    serve: Callable[..., InProcess], backend: ScriptedServer, server: Callable[[], ScriptedServer]
+) -> InProcess:
+    """The same, whose pictures are at an image host, all at one URL."""
+    host = server()
+    host.say(Say({"status_code": 200, "image": {"url": HOSTED_URL}}))
+    return serve(backend, **hosting_settings(host))
 
 
 @pytest.fixture

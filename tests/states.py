@@ -22,7 +22,7 @@ from storage.local.folder import Folder
 from storage.store import Store
 from storage.waiting import Places
 
-from .link import Link
+from .proxy import Link
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from settings.proxies import NetworkSettings
 from upstream.adapters import is_public
 from upstream.client import Upstream, UpstreamError, origin
 
@@ -226,7 +227,7 @@ def test_picture_networks_are_admitted_for_downloads(server: MakeServer, net: Ne
     net.routes["198.18.0.7"] = "127.0.0.1"
     net.name("a.example", ["198.18.0.7"])
     net.name("b.example", ["198.18.0.7", "10.0.0.1"])
-    upstream = Upstream(picture_networks=[ipaddress.ip_network("198.18.0.0/15")])
+    upstream = Upstream(NetworkSettings(picture_networks=[ipaddress.ip_network("198.18.0.0/15")]))
     assert download(f"http://a.example:{other.port}/", upstream=upstream).body == png()
     call = lambda: download(f"http://b.example:{other.port}/", upstream=upstream)  # noqa: E731
     assert reason_of(call) == NOT_PUBLIC

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import math
 import os
-import re
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from settings import maps, table
 from settings import parsers as p
 from settings.maps import KeySettings, named_keys
 
-Parse = Callable[[str], Any]
+Parse = Callable[[Any], Any]
 
 MAP = '{"https://backend/v1": …}'
 
@@ -40,6 +40,10 @@ PARSED: list[tuple[Parse, dict[str, Any]]] = [
     (p.bucket_url, {url: url.rstrip("/") for url in ("s3://ab/c/d/", "gs://ab", "az://ab/c")}),
     (p.hosting_url, {"s3://bucket/": "s3://bucket", "https://bed/": "https://bed"}),
     (p.database_url, {url: url for url in ("postgresql://h", "postgres://u@one,two:5433/db?a=b")}),
+    (
+        p.listed(p.network),
+        {"192.168.1.0/24, ::1": (ip_network("192.168.1.0/24"), ip_network("::1"))},
+    ),
     (p.absolute_path, {"/a/b": Path("/a/b"), "a": Path.cwd() / "a"}),
     (
         named_keys,
@@ -59,16 +63,11 @@ def test_text_becomes_a_value(parse: Parse, values: dict[str, Any]) -> None:
         assert parse(text) == value
 
 
-def test_networks_are_a_list() -> None:
-    found = p.listed(p.network)("192.168.1.0/24, fd00::/8 ,10.0.0.7")
-    assert [str(network) for network in found] == ["192.168.1.0/24", "fd00::/8", "10.0.0.7/32"]
-
-
 NO_NUMBERS = ("abc", "1_000", "１２", "٣", "0x1", "+5", "1 0", "--1", "1e3", "nan", "9" * 400)
 NO_URL = "does not begin with http:// or https://"
 
-# A parser, what is wrong, and texts of which that is true.
-REJECTED: list[tuple[Parse, str, tuple[str, ...]]] = [
+# A parser, what is wrong, and texts or values of which that is true.
+REJECTED: list[tuple[Parse, str, tuple[Any, ...]]] = [
     (p.integer(17, 99), "write an integer from 17 to 99", ("16", "100", "1.5", *NO_NUMBERS)),
     (p.seconds(0.1), "from 0.1 to 86400", ("0.09", "86400.1", ".5", "5.", "10s", *NO_NUMBERS)),
     (p.boolean, "write true or false", ("maybe", "2", "truefalse")),
@@ -149,48 +148,36 @@ REJECTED: list[tuple[Parse, str, tuple[str, ...]]] = [
             for name in ("", " a", "a:b", "x" * 41, "PROXY_ACCESS_KEY", r"a\nb")
         ),
     ),
+    # Of JSON, for a backend.
+    (maps.number(0, 9, float), "is not usable", ("2", True, None, -1, math.nan, 10**400)),
+    (maps.token, "is not a token", (1, " ", None)),
+    (maps.token, "printable ASCII", ("schlüssel",)),
+    (maps.model_names, "does not map model names", ("m", {"m": 1})),
+    (maps.parameters, "is not an object of objects", (1, [], {"*": {}, "m": None})),
+    (maps.parameters, "has the field 'prompt'", ({"*": {}, "m": {"prompt": "x"}},)),
+    (maps.parameters, "has the field 'n'", ({"*": {"n": None}},)),
+    (maps.parameters, "has the field 'messages'", ({"*": {"messages": []}},)),
+    (maps.parameters, "has a model that is not a name", ({"*": {"model": 1}},)),
+    (maps.headers, "is not an object of headers", ("X-A: 1", ["X-A"], {})),
+    (maps.headers, "a name that no header can have", ({"": "1"}, {"X A": "1"}, {"X\n": "1"})),
+    (maps.headers, "has the header 'host'", ({"X-A": "1", "host": "1"},)),
+    (maps.headers, "has the header 'Content-Length'", ({"Content-Length": "1"},)),
+    (maps.headers, "has the header 'Transfer-Encoding'", ({"Transfer-Encoding": "1"},)),
+    (maps.headers, "has a header without a value", ({"X-A": 1}, {"X-A": " "})),
+    (maps.headers, "printable ASCII", ({"X-A": "1\r\nX-B: 2"}, {"X-A": "1\n"}, {"X-A": "é"})),
+    (maps.number(1, 1000), "is not usable", ("2", 1.5, True, None, 0, -1, 1001)),
+    (maps.proxy_or_none, "is not a text", (1,)),
+    (maps.proxy_or_none, "is not the URL of a proxy", ("ftp://a:21", "http://", "host:port")),
 ]
 
 
-@pytest.mark.parametrize(("parse", "reason", "texts"), REJECTED)
-def test_invalid_text_has_a_reason(parse: Parse, reason: str, texts: tuple[str, ...]) -> None:
-    for text in texts:
-        with pytest.raises(ValueError) as caught:
-            parse(text)
-        assert reason in str(caught.value), text
-        assert "; " in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("parse", "reason", "values"),
-    [
-        (maps.number(0, 9, float), "is not usable", ("2", True, None, -1, math.nan, 10**400)),
-        (maps.token, "is not a token", (1, " ", None)),
-        (maps.token, "printable ASCII", ("schlüssel",)),
-        (maps.model_names, "does not map model names", ("m", {"m": 1})),
-        (maps.parameters, "is not an object of objects", (1, [], {"*": {}, "m": None})),
-        (maps.parameters, "has the field 'prompt'", ({"*": {}, "m": {"prompt": "x"}},)),
-        (maps.parameters, "has the field 'n'", ({"*": {"n": None}},)),
-        (maps.parameters, "has the field 'messages'", ({"*": {"messages": []}},)),
-        (maps.parameters, "has a model that is not a name", ({"*": {"model": 1}},)),
-        (maps.headers, "is not an object of headers", ("X-A: 1", ["X-A"], {})),
-        (maps.headers, "a name that no header can have", ({"": "1"}, {"X A": "1"}, {"X\n": "1"})),
-        (maps.headers, "has the header 'host'", ({"X-A": "1", "host": "1"},)),
-        (maps.headers, "has the header 'Content-Length'", ({"Content-Length": "1"},)),
-        (maps.headers, "has the header 'Transfer-Encoding'", ({"Transfer-Encoding": "1"},)),
-        (maps.headers, "has a header without a value", ({"X-A": 1}, {"X-A": " "})),
-        (maps.headers, "printable ASCII", ({"X-A": "1\r\nX-B: 2"}, {"X-A": "1\n"}, {"X-A": "é"})),
-        (maps.number(1, 1000), "is not usable", ("2", 1.5, True, None, 0, -1, 1001)),
-        (maps.proxy_or_none, "is not a proxy", (1,)),
-        (maps.proxy_or_none, "a proxy is http://, socks5://", ("ftp://secret@host",)),
-    ],
-)
-def test_invalid_value_for_a_backend_has_a_reason(
-    parse: Callable[[Any], Any], reason: str, values: tuple[Any, ...]
-) -> None:
+@pytest.mark.parametrize(("parse", "reason", "values"), REJECTED)
+def test_invalid_value_has_a_reason(parse: Parse, reason: str, values: tuple[Any, ...]) -> None:
     for value in values:
-        with pytest.raises(ValueError, match=re.escape(reason)):
+        with pytest.raises(ValueError) as caught:
             parse(value)
+        assert reason in str(caught.value), value
+        assert "; " in str(caught.value)
 
 
 def test_printable_url_has_no_credentials() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from settings.proxies import Proxies, Proxy
+from settings.proxies import NetworkSettings, Proxy
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from . import wire
@@ -50,8 +50,8 @@ def through(certificates: tuple[Path, Path]) -> Through:
     """Make what calls through a proxy, and trusts the authority of `tls`."""
 
     def make(proxy: str, **more: Any) -> Upstream:
-        proxies = Proxies({"all": Proxy.parse(proxy)})
-        return Upstream(proxies=proxies, ca_bundle=certificates[0], **more)
+        proxies = {"all": Proxy.parse(proxy)}
+        return Upstream(NetworkSettings(proxies=proxies, ca_bundle=certificates[0], **more))
 
     return make
 
@@ -211,14 +211,19 @@ PLACE = ("https", "api.example.org", 443)
 
 def test_proxy_is_chosen_by_scheme_unless_the_backend_has_its_own() -> None:
     plain, direct = ("http", "a.example", 80), ("http", "lan.example", 80)
-    proxies = Proxies({"http": PLAIN, "https": SECURE, "all": OTHER})
-    assert (proxies.to(PLACE), proxies.to(plain)) == (SECURE, PLAIN)
-    assert Proxies({"http": PLAIN, "all": OTHER}).to(PLACE) == OTHER
-    assert Proxies({"http": PLAIN}).to(PLACE) is None
-    proxies = Proxies({"all": OTHER}, "example.org", own={PLACE: SECURE, direct: None})
+    network = NetworkSettings(proxies={"http": PLAIN, "https": SECURE, "all": OTHER})
+    assert (network.proxy_to(PLACE), network.proxy_to(plain)) == (SECURE, PLAIN)
+    assert NetworkSettings(proxies={"http": PLAIN, "all": OTHER}).proxy_to(PLACE) == OTHER
+    assert NetworkSettings(proxies={"http": PLAIN}).proxy_to(PLACE) is None
+    own = {PLACE: SECURE, direct: None}
+    network = NetworkSettings(proxies={"all": OTHER}, no_proxy="example.org", own_proxies=own)
     elsewhere = ("https", "pics.example", 443)
-    assert (proxies.to(PLACE), proxies.to(direct), proxies.to(elsewhere)) == (SECURE, None, OTHER)
-    assert proxies.to(elsewhere, named_by=PLACE) == SECURE
+    assert (network.proxy_to(PLACE), network.proxy_to(direct), network.proxy_to(elsewhere)) == (
+        SECURE,
+        None,
+        OTHER,
+    )
+    assert network.proxy_to(elsewhere, named_by=PLACE) == SECURE
 
 
 @pytest.mark.parametrize(
@@ -244,7 +249,8 @@ def test_proxy_is_chosen_by_scheme_unless_the_backend_has_its_own() -> None:
     ],
 )
 def test_exceptions_are_reached_directly(no_proxy: str, host: str, is_direct: bool) -> None:
-    proxy = Proxies({"all": OTHER}, no_proxy).to(("https", host, 443))
+    network = NetworkSettings(proxies={"all": OTHER}, no_proxy=no_proxy)
+    proxy = network.proxy_to(("https", host, 443))
     assert proxy == (None if is_direct else OTHER)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from settings.proxies import NetworkSettings
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from .servers import Say, ScriptedServer, free_port, read_request, wait_until
@@ -368,7 +369,7 @@ def test_certificate_is_checked_against_the_name_in_the_url(
     trust, server = certificates
     port = raw_server(over_tls(server, saying(DRAWN))).port
     net.routes[PUBLIC] = "127.0.0.1"
-    upstream = Upstream(ca_bundle=trust)
+    upstream = Upstream(NetworkSettings(ca_bundle=trust))
     for address, call in (
         ("127.0.0.1", partial(ask, seconds=10, trust=trust)),
         (PUBLIC, partial(download, upstream=upstream)),
@@ -434,7 +435,7 @@ def test_connection_is_kept_for_the_next_call(
     assert [server.ask(json={"n": n}).body for n in range(3)] == [b"drawn"] * 3
     assert server.server.connections == 1
     tls = raw_server(over_tls(certificates[1], saying(DRAWN, saying(DRAWN))))
-    upstream = Upstream(ca_bundle=certificates[0])
+    upstream = Upstream(NetworkSettings(ca_bundle=certificates[0]))
     for _ in range(2):
         upstream.request("GET", f"https://127.0.0.1:{tls.port}/", deadline=Deadline.after(10))
     assert tls.connections == 1

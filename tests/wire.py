@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from settings.proxies import NetworkSettings
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from .servers import RawServer, ScriptedServer, read_request
@@ -95,7 +96,7 @@ def address_of(address: str, port: int) -> tuple[Any, ...]:
 
 
 def ask(url: str, seconds: float = 10.0, trust: Path | None = None, **more: Any) -> Reply:
-    upstream = Upstream(ca_bundle=trust)
+    upstream = Upstream(NetworkSettings(ca_bundle=trust))
     return upstream.request("GET", url, deadline=Deadline.after(seconds), **more)
 
 

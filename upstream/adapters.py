@@ -86,9 +86,16 @@ class Adapter(HTTPAdapter):
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, *args: Any, **more: Any
     ) -> Any:
-        place, options = super().build_connection_pool_key_attributes(request, *args, **more)
-        context = _tls_context(self.ca_bundle) if place["scheme"] == "https" else None
-        return place, {**options, "ssl_context": context, "socket_options": _SOCKET_OPTIONS}
+        known: Any = super().build_connection_pool_key_attributes(request, *args, **more)
+        place, options = known
+        is_tls = place["scheme"] == "https"
+        options["ssl_context"] = _tls_context(self.ca_bundle) if is_tls else None
+        options["socket_options"] = _SOCKET_OPTIONS
+        if host := request.headers.get("Host"):
+            # TLS checks the certificate against this name. For `assert_hostname` urllib3 would
+            # switch that check off in the context, which all connections share, and do it itself.
+            options["server_hostname"] = urlsplit(f"//{host}").hostname
+        return place, options
 
     def cert_verify(self, *args: Any, **more: Any) -> None:
         """Do nothing: requests would load the authorities into the shared TLS context again."""
@@ -112,15 +119,6 @@ class PictureAdapter(Adapter):
             with contextlib.suppress(requests.ConnectionError):
                 return super().send(_addressed(request, host), *args, **more)
         return super().send(_addressed(request, last), *args, **more)
-
-    def build_connection_pool_key_attributes(
-        self, request: requests.PreparedRequest, *args: Any, **more: Any
-    ) -> Any:
-        place, options = super().build_connection_pool_key_attributes(request, *args, **more)
-        # TLS checks the certificate against this name. For `assert_hostname` urllib3 would switch
-        # that check off in the context, which all connections share, and do it by itself.
-        name = urlsplit(f"//{request.headers['Host']}").hostname
-        return place, {**options, "server_hostname": name}
 
     def _hosts(self, request: requests.PreparedRequest, proxies: Mapping[str, str]) -> list[str]:
         """Return the host's addresses. Raises UpstreamError unless all of them are admitted."""

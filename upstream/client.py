@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
 
 from metrics import OFF, Metrics
-from settings.parsers import IpNetwork
-from settings.proxies import Origin, Proxies, Proxy
+from settings.proxies import DIRECT, NetworkSettings, Origin, Proxy
 from upstream.adapters import Adapter, PictureAdapter
 from upstream.bodies import cut_picture, has_too_many_values, read_body
 from upstream.calls import Calls, Deadline, current_call
@@ -67,23 +65,19 @@ class Reply:
             raise UpstreamError("its answer is not JSON", Why.UNREADABLE) from error
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Upstream:
     """Makes calls over connections that it keeps.
 
-    `ca_bundle` is a file of certificates to trust instead of certifi's. Downloads may lead to
-    `picture_networks` although those are not public; if a proxy leads there, it gets the name
-    instead of the address.
+    If a proxy leads to one of the `picture_networks`, it gets the name instead of the address.
     """
 
-    ca_bundle: Path | None = None
-    proxies: Proxies = field(default_factory=Proxies)
-    picture_networks: Sequence[IpNetwork] = ()
+    network: NetworkSettings = DIRECT
     metrics: Metrics = OFF
 
     def __post_init__(self) -> None:
-        self.named = Adapter(self.ca_bundle)
-        self.pictures = PictureAdapter(self.ca_bundle, self.picture_networks)
+        self.named = Adapter(self.network.ca_bundle)
+        self.pictures = PictureAdapter(self.network.ca_bundle, self.network.picture_networks)
         self.calls = Calls(self.metrics)
 
     def close(self) -> None:
@@ -96,7 +90,7 @@ class Upstream:
 
         It reveals none of them: they may hold passwords.
         """
-        proxy = self.proxies.to(origin(url))
+        proxy = self.network.proxy_to(origin(url))
         parts = (url, sorted(headers.items()), proxy and proxy.url)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
@@ -117,7 +111,7 @@ class Upstream:
         other. Raises UpstreamError, and never outlives `deadline`.
         """
         request, place = _prepared(method, url, headers, json=json, files=files)
-        reply = self._exchange(self.named, request, self.proxies.to(place), deadline, limit)
+        reply = self._exchange(self.named, request, self.network.proxy_to(place), deadline, limit)
         if reply.status >= 400:
             return reply
         body, picture = cut_picture(reply.body)
@@ -146,7 +140,7 @@ class Upstream:
                 adapter = self.pictures
                 if "@" in urlsplit(str(request.url)).netloc:
                     raise UpstreamError("it named a URL with credentials", Why.FORBIDDEN)
-            proxy = self.proxies.to(place, named_by=home_origin)
+            proxy = self.network.proxy_to(place, named_by=home_origin)
             reply = self._exchange(adapter, request, proxy, deadline, limit)
             if reply.status not in (301, 302, 303, 307, 308) or "Location" not in reply.headers:
                 return reply

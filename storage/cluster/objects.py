@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
-from settings.servers import NetworkSettings, ObjectSettings
+from settings.proxies import DIRECT, NetworkSettings
+from settings.servers import ObjectSettings
 from storage.gate import Down, Gate
 from storage.store import Stored
 
@@ -52,7 +53,7 @@ class Objects:
     """
 
     settings: ObjectSettings
-    network: NetworkSettings | None = None
+    network: NetworkSettings = DIRECT
     seconds: float = WRITE_SECONDS
 
     def __post_init__(self) -> None:
@@ -126,12 +127,11 @@ class Objects:
             "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
             "allow_http": is_plain,
         }
-        if network := self.network:
-            if network.ca_bundle:
-                options["root_certificate"] = network.ca_bundle.read_bytes()
-            proxies = network.proxies
-            if proxy := proxies.get("http" if is_plain else "https") or proxies.get("all"):
-                options |= {"proxy_url": proxy.url, "proxy_excludes": network.no_proxy}
+        if self.network.ca_bundle:
+            options["root_certificate"] = self.network.ca_bundle.read_bytes()
+        proxies = self.network.proxies
+        if proxy := proxies.get("http" if is_plain else "https") or proxies.get("all"):
+            options |= {"proxy_url": proxy.url, "proxy_excludes": self.network.no_proxy}
         retries: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=seconds * 0.25)}
         more = _s3_options(self.settings) if self.settings.url.startswith("s3://") else {}
         return from_url(self.settings.url, client_options=options, retry_config=retries, **more)
