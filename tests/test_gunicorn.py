@@ -23,7 +23,7 @@ import pytest
 
 from web.serving import INVALID_SETTINGS
 
-from .conftest import KEY, ROOT, Gunicorn, InProcess, drawing
+from .conftest import KEY, ROOT, Gunicorn, Serve, Start, drawing
 from .image import copy_image
 from .proxy import HttpProxy
 from .servers import (
@@ -38,9 +38,6 @@ from .servers import (
 )
 from .studio import Studio
 from .wire import over_tls, saying
-
-Start = Callable[..., Gunicorn]
-
 
 # --- one drawing for many requests
 
@@ -325,7 +322,7 @@ def test_running_service_needs_nothing_on_disk(
 
 def test_stop_stores_the_current_drawing_and_closes_the_cache(
     gunicorn: Start,
-    serve: Callable[..., InProcess],
+    serve: Serve,
     backend: ScriptedServer,
     environment: dict[str, str],
 ) -> None:

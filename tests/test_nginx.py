@@ -22,7 +22,7 @@ import pytest
 
 from picture import ImageRequest
 
-from .conftest import ADMIN, KEY, REFUSAL, Gunicorn, InProcess, drawing
+from .conftest import ADMIN, KEY, REFUSAL, Serve, Start, drawing
 from .fronts import CARDS, Nginx, prompts
 from .servers import (
     Gate,
@@ -38,14 +38,12 @@ from .servers import (
 from .states import orders
 from .studio import Studio
 
-Start = Callable[..., Nginx]
-StartApp = Callable[..., Gunicorn]
-Serve = Callable[..., InProcess]
+StartNginx = Callable[..., Nginx]
 
 
 @pytest.fixture
-def nginx(opened: list[Any], tmp_path: Path) -> Start:
-    """Start nginx in front of an app: `nginx(app.url)`."""
+def nginx(opened: list[Any], tmp_path: Path) -> StartNginx:
+    """StartNginx nginx in front of an app: `nginx(app.url)`."""
 
     def start(url: str, **more: Any) -> Nginx:
         opened.append(made := Nginx(tmp_path / "nginx", url, **more))
@@ -55,7 +53,7 @@ def nginx(opened: list[Any], tmp_path: Path) -> Start:
 
 
 @pytest.fixture
-def expiring(nginx: Start, serve: Serve, backend: ScriptedServer) -> Nginx:
+def expiring(nginx: StartNginx, serve: Serve, backend: ScriptedServer) -> Nginx:
     """nginx in front of an app whose pictures it may cache for a second."""
     return nginx(serve(backend, NGINX_CACHE_SECONDS="1").url)
 
@@ -140,7 +138,7 @@ def test_errors_are_never_cached(shared: Nginx, studio: Studio) -> None:
 
 
 def test_only_x_accel_expires_makes_an_answer_cacheable(
-    nginx: Start, backend: ScriptedServer
+    nginx: StartNginx, backend: ScriptedServer
 ) -> None:
     forbidding = {"Cache-Control": "no-store", "Vary": "*", "Set-Cookie": "a=b", "Expires": "0"}
     backend.say(
@@ -157,7 +155,7 @@ def test_only_x_accel_expires_makes_an_answer_cacheable(
 
 
 def test_nginx_cache_seconds_of_0_disables_its_cache(
-    nginx: Start, serve: Serve, backend: ScriptedServer
+    nginx: StartNginx, serve: Serve, backend: ScriptedServer
 ) -> None:
     service = nginx(serve(backend, NGINX_CACHE_SECONDS="0").url)
     service.picture("x")
@@ -174,7 +172,7 @@ def test_cache_files_are_private(shared: Nginx, studio: Studio) -> None:
 
 
 def test_order_whose_client_left_nginx_is_not_paid_for_again(
-    nginx: Start, serve: Serve, backend: ScriptedServer, tmp_path: Path
+    nginx: StartNginx, serve: Serve, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     backend.say(gate := Gate(drawing()))
     service = nginx(serve(backend).url)
@@ -229,7 +227,7 @@ def test_answer_in_nginx_does_not_outlast_the_exp_of_its_url(
 
 
 def test_revoked_key_expires_from_the_cache(
-    nginx: Start, gunicorn: StartApp, backend: ScriptedServer, environment: Any, tmp_path: Path
+    nginx: StartNginx, gunicorn: Start, backend: ScriptedServer, environment: Any, tmp_path: Path
 ) -> None:
     del environment["PROXY_ACCESS_KEY"]
     (tmp_path / "key").write_text("old-access-key")
@@ -250,7 +248,7 @@ def test_revoked_key_expires_from_the_cache(
 
 
 def test_stop_finishes_drawings_while_nginx_serves_its_cache(
-    nginx: Start, gunicorn: StartApp, backend: ScriptedServer
+    nginx: StartNginx, gunicorn: Start, backend: ScriptedServer
 ) -> None:
     app = gunicorn(backend, NGINX_CACHE_SECONDS="1")
     service = nginx(app.url)
@@ -271,7 +269,7 @@ def test_stop_finishes_drawings_while_nginx_serves_its_cache(
 
 
 def test_stale_picture_never_hides_an_error_of_the_app(
-    nginx: Start, backend: ScriptedServer
+    nginx: StartNginx, backend: ScriptedServer
 ) -> None:
     backend.say(Say("cached", headers={"X-Accel-Expires": "1"}))
     service = nginx(backend.url)
@@ -347,7 +345,7 @@ def test_cards_have_no_url_of_their_own(down: Nginx) -> None:
 
 
 def test_tls_speaks_http_2_and_takes_the_longest_prompt(
-    nginx: Start, studio: Studio, certificates: tuple[Path, Path]
+    nginx: StartNginx, studio: Studio, certificates: tuple[Path, Path]
 ) -> None:
     authority, certificate = certificates
     front = nginx(studio.service.url, certificate=certificate)
@@ -380,7 +378,7 @@ def test_port_80_serves_challenges_before_and_after_the_first_certificate(
 # --- load
 
 
-def test_uncacheable_answers_are_not_queued(nginx: Start, backend: ScriptedServer) -> None:
+def test_uncacheable_answers_are_not_queued(nginx: StartNginx, backend: ScriptedServer) -> None:
     arrived = threading.Barrier(5, timeout=10)
 
     def fail(_: Seen) -> Say:
@@ -392,7 +390,7 @@ def test_uncacheable_answers_are_not_queued(nginx: Start, backend: ScriptedServe
     assert {got.status for got in at_once(5, lambda: service.get("/x"))} == {503}
 
 
-def test_page_of_40_pictures_passes_but_no_flood(nginx: Start, studio: Studio) -> None:
+def test_page_of_40_pictures_passes_but_no_flood(nginx: StartNginx, studio: Studio) -> None:
     service = nginx(studio.service.url)
     cold = at_once(40, lambda: service.picture("x"))
     assert {(got.status, got.body) for got in cold} == {(200, png())}
@@ -408,7 +406,7 @@ def test_page_of_40_pictures_passes_but_no_flood(nginx: Start, studio: Studio) -
     assert (limited.headers["Cache-Control"], limited.headers["Retry-After"]) == ("no-store", "5")
 
 
-def test_flood_of_pictures_is_a_card(nginx: Start) -> None:
+def test_flood_of_pictures_is_a_card(nginx: StartNginx) -> None:
     ask = partial(nginx("http://127.0.0.1:1").get, "/prompt/x.png", headers={"Accept": "image/*"})
     with ThreadPoolExecutor(16) as pool:
         flood = list(pool.map(lambda _: ask(), range(600)))
@@ -477,7 +475,7 @@ def test_reason_passes_in_the_status_line(shared: Nginx, studio: Studio) -> None
 # --- logs
 
 
-def test_no_log_contains_a_query(nginx: Start, serve: Serve, backend: ScriptedServer) -> None:
+def test_no_log_contains_a_query(nginx: StartNginx, serve: Serve, backend: ScriptedServer) -> None:
     app = serve(backend, NGINX_CACHE_SECONDS="1")
     service = nginx(app.url)
     headers = {"Authorization": f"Bearer {KEY}", "Referer": f"http://x/?key={KEY}"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,7 +15,8 @@ from .conftest import (
     KEY,
     REFUSAL,
     ROOT,
-    InProcess,
+    MakeServer,
+    Serve,
     drawing,
     hosting_settings,
     llm_settings,
@@ -25,9 +25,6 @@ from .conftest import (
 )
 from .servers import Gate, Say, ScriptedServer, Seen, fetch, png
 from .studio import Studio, picture_by_seed
-
-Serve = Callable[..., InProcess]
-MakeServer = Callable[[], ScriptedServer]
 
 REQUESTED = "return performance.getEntries().map((one) => one.name).filter((n) => n.includes(':'))"
 ANSWERS = "return performance.getEntries().filter((one) => one.name.includes('/prompt/')).length"
