@@ -11,8 +11,7 @@ from pathlib import Path
 import click
 
 from commands.asking import ask_all
-from commands.console import say
-from commands.session import built, load_settings
+from commands.console import built, load_settings, say
 from config import Settings, SettingsError
 from storage.choose import Unusable, check_parts, connections
 

@@ -17,8 +17,7 @@ from typing import Any
 import click
 
 from cache import Cache, NotKept
-from commands.console import AS_JSON, count_outcomes, counted
-from commands.session import with_cache
+from commands.console import AS_JSON, count_outcomes, counted, with_cache
 from commands.transfer import opened, prune, transfer
 from drawing.verdict import Blocked
 from images.formats import media_type_of

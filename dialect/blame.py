@@ -48,9 +48,9 @@ _OF_VALUE = re.compile(
     r"(?i)(?:\b|_)values?(?:\b|_)|\benum|one of|\b(?:must|should) be\b|choose|取值|的值"
 )
 _SIZE_WORDS = re.compile(
-    r"(?ai)\b(?:size|resolution|width|height|longest edge|dimensions?|(?:mega)?pixels?"
-    r"|aspect.?ratio)\b|ensure this value|input should be|尺寸|分辨率|像素|大小|长宽|宽高|宽度"
-    r"|高度|比例"
+    r"(?ai)\b(?:(?:image_)?size|image_config|resolution|width|height|longest edge|dimensions?"
+    r"|(?:mega)?pixels?|aspect.?ratio)\b|ensure this value|input should be"
+    r"|尺寸|分辨率|像素|大小|长宽|宽高|宽度|高度|比例"
 )
 _ADVICE = re.compile(r"(?i)instead|\buse\b|required|missing|provide|specify|请使用|缺少|必填")
 
@@ -75,11 +75,9 @@ def size_strength(error: ErrorText, sent: Mapping[str, Any]) -> int:
     found = max((strength(error, name) for name in fields), default=0)
     if found or not _REJECTION.search(error.text):
         return found
-    is_named = any(mentions(error, name) for name in SIZE_FIELDS)
     if not fields:
-        return int(is_named and bool(_ADVICE.search(error.text)))
-    has_value = mentions(error, str(sent[fields[0]]))
-    return int(is_named or has_value or bool(_SIZE_WORDS.search(error.text)))
+        return int(bool(_SIZE_WORDS.search(error.text) and _ADVICE.search(error.text)))
+    return int(bool(_SIZE_WORDS.search(error.text)) or mentions(error, str(sent[fields[0]])))
 
 
 def is_unknown(error: ErrorText, name: str, value: str) -> bool:

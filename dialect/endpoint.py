@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dialect.doors import door_of
-from dialect.envelope import message_of, read_json
-from dialect.error_text import ErrorText, claimed_status, complaint, free_text
+from dialect.envelope import claimed_status, complaint, message_of, read_json
+from dialect.error_text import ErrorText, free_text
 from dialect.judging import Fault, Outcome, judge, of_model
 from dialect.learning import Learned
 from dialect.sizes import Size

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from dialect.envelope import first_choice
-
 # The fields of a request that hold a client's own words.
 FREE_TEXT = ("prompt", "model", "quality", "style", "background", "negative_prompt", "user")
 
@@ -123,20 +121,10 @@ _MESSAGE_NAMES = frozenset(
 )
 # Fields that repeat our own request, or hold a model's prose, are no evidence.
 _ECHOES = frozenset(("input", "prompt", "revised_prompt", "b64_json", "flagged_input", "parts"))
-# A message beside one of these is no complaint.
-_CONTENT = ("data", "images", "choices", "output", "output_images", "task_id", "task_status")
-# What becomes of a task may stand in a field of one of these names.
-_STATUS_NAMES = ("task_status", "status", "state")
-FAILED = frozenset((
-    "failed", "failure", "fail", "error", "cancelled", "canceled", "expired", "rejected", "blocked",
-))  # fmt: skip
 # Gateways quote their own keys.
 _SECRET = re.compile(
     r"(?i:bearer)\s+\S+|\b(?:sk|pk|rk|hf|gsk|xai|r8|pst)[-_][\w*.-]{6,}|\bAIza[\w-]{20,}"
 )
-# MiniMax's codes as HTTP has them; others are about the request.
-_MINIMAX = {1001: 504, 1002: 429, 1004: 401, 1008: 402, 1039: 429, 2049: 401}
-_MINIMAX |= dict.fromkeys((1000, 1013, 1024, 1033), 500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,57 +181,6 @@ class ErrorText:
             frozenset(quoted),
             is_echo,
         )
-
-
-def complaint(answer: Any) -> Any:
-    """Return the error in an answer of any status, or None if it reports none."""
-    if not isinstance(answer, dict):
-        return None
-    if error := answer.get("error"):
-        return error
-    if choice := first_choice(answer):
-        return choice.get("error") or None
-    if _minimax_code(answer):
-        return answer
-    if task_status(answer) in FAILED:
-        errors = (part.get(name) for part in task_parts(answer) for name in ("error", "errors"))
-        return next(filter(None, errors), answer)
-    has_content = any(answer.get(name) for name in _CONTENT)
-    complains = any(answer.get(name) for name in ("errors", "message", "msg", "detail"))
-    return answer if complains and not has_content else None
-
-
-def claimed_status(error: Any) -> int:
-    """Return the status that an error inside a 200 claims, or 400 if it claims none."""
-    if not isinstance(error, dict):
-        return 400
-    code = str(error.get("code") or error.get("status") or _MINIMAX.get(_minimax_code(error), ""))
-    return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 400
-
-
-def _minimax_code(answer: dict[str, Any]) -> int:
-    """Return the code in an answer of MiniMax's; 0 is success."""
-    base = answer.get("base_resp")
-    code = base.get("status_code") if isinstance(base, dict) else 0
-    return code if isinstance(code, int) else 0
-
-
-def task_parts(answer: Any) -> Iterator[dict[str, Any]]:
-    """Yield the objects of an answer that may be about a task, the innermost first."""
-    if not isinstance(answer, dict):
-        return
-    for name in ("data", "output"):
-        inner = answer.get(name)
-        inner = inner[0] if isinstance(inner, list) and inner else inner
-        if isinstance(inner, dict):
-            yield inner
-    yield answer
-
-
-def task_status(answer: Any) -> str | None:
-    """Return the status of a task in lower case, or None if the answer does not say it."""
-    found = (part.get(name) for part in task_parts(answer) for name in _STATUS_NAMES)
-    return next((value.lower() for value in found if isinstance(value, str)), None)
 
 
 def nodes(answer: Any) -> Iterator[tuple[str, Any, bool]]:

@@ -52,8 +52,6 @@ class Fault:
         return self.why in _ACCOUNT_WORDS and not self.is_of_model
 
 
-# --- refused ------------------------------------------------------------------------------------
-
 _LOCKED_OUT = (
     r"(?:account|organi[sz]ation|resource|project)\b[^.\n]{0,40}"
     r"(?:suspended|blocked|disabled|banned|deactivated)|账[户号].{0,20}(?:封禁|冻结|禁用)"
@@ -68,7 +66,7 @@ _NOT_OF_THE_PROMPT = re.compile(
 # Codes that mean moderation whatever the status; gateways send them with a 500.
 _SURE_CODES = re.compile(
     r"(?i)content_policy_violation|prompt_blocked|(?:IMAGE_|PROMPT_)?SAFETY"
-    r"|(?:IMAGE_)?PROHIBITED_CONTENT"
+    r"|(?:IMAGE_)?PROHIBITED_CONTENT|BLOCKLIST"
 )
 _REFUSAL_CODES = re.compile(
     r"(?i)content[-_]?policy[-_]?violation|moderation_?(?:blocked|refused|rejected|flagged|failed)"
@@ -77,8 +75,6 @@ _REFUSAL_CODES = re.compile(
     r"|DataInspectionFailed|IPInfringementSuspect|content_moderat\w{0,12}|IllegalDetected"
     r"|censorship_block|nsfw_(?:content|prompt|image|detected)"
 )
-# Gemini's; too short to be searched for within a sentence.
-_REFUSAL_CODE_WORDS = frozenset(("SAFETY", "BLOCKLIST"))
 _REFUSAL_WORDS = re.compile(
     r"(?i)safety (?:system|check|filter|polic|guideline|violation|reasons|concerns)"
     r"|content (?:management |safety )?polic(?:y|ies)|content (?:checker|moderation)"
@@ -119,8 +115,7 @@ def _is_refusal(status: int, error: ErrorText, answer: Any) -> bool:
     if _APOLOGY.search(error.text.replace("’", "'")):
         return True
     if status in (200, 400, 422):
-        is_named = _REFUSAL_CODES.search(error.text) or error.codes & _REFUSAL_CODE_WORDS
-        return bool(is_named or _REFUSAL_WORDS.search(error.text))
+        return bool(_REFUSAL_CODES.search(error.text) or _REFUSAL_WORDS.search(error.text))
     # A gateway's own status; its message alone may speak of a fault of the moderation.
     is_wrapped = status == 403 or status >= 500
     return is_wrapped and any(map(_REFUSAL_CODES.fullmatch, error.codes))
@@ -139,8 +134,6 @@ def _is_flag(name: str, value: Any) -> bool:
             return True
     return False
 
-
-# --- failed -------------------------------------------------------------------------------------
 
 # LiteLLM without a database answers any key but its own with "No connected db."
 _KEY_WORDS = re.compile(

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from dialect.answers import find_pictures
 from dialect.endpoint import Answer, Endpoint
-from dialect.error_text import FAILED, task_parts, task_status
+from dialect.envelope import FAILED, task_parts, task_status
 from dialect.judging import Outcome
 from images.formats import media_type_of
 from upstream.client import Deadline, UpstreamError, Why

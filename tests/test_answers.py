@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 
 from dialect.answers import find_pictures
 from dialect.envelope import read_json
-from dialect.judging import Outcome
 from drawing.backend import NotDrawn
 
-from .conftest import REFUSAL, drawing
+from .conftest import drawing
 from .one_backend import LIMIT, PNG, Draw, b64, not_drawn
 from .servers import GIF, JPEG, WEBP, Say, ScriptedServer, Seen, png
-from .wire import MakeServer, guarded_net, unhurried
+from .wire import MakeServer, any_json, guarded_net, unhurried
 
 net = pytest.fixture(autouse=True)(guarded_net)
 
@@ -44,9 +43,7 @@ SPELLINGS: dict[str, Callable[[bytes], str]] = {
     "in lines": lambda data: "\r\n".join(textwrap.wrap(b64(data), 76)) + "\n",
     "spaces around it": lambda data: f" \n{b64(data)} ",
     "percent-encoded": lambda data: quote(b64(data), safe=""),
-    "percent-encoded in small letters": lambda data: quote(b64(data), safe="").replace(
-        "%2F", "%2f"
-    ),
+    "in small letters": lambda data: quote(b64(data), safe="").replace("%2F", "%2f"),
     "data URI": lambda data: f"data:image/png;base64,{b64(data)}",
     "data URI in capitals": lambda data: f"DATA:IMAGE/PNG;BASE64,{b64(data)}",
     "data URI, twice": lambda data: 2 * "data:image/png;base64," + b64(data),
@@ -259,10 +256,7 @@ def test_content_encoding_lies(server: MakeServer, draw: Draw, coding: str) -> N
 @pytest.mark.parametrize(
     ("answer", "revised"),
     [
-        (
-            {"data": [{"b64_json": TEXT, "revised_prompt": " a ripe\0 apple\ud800 "}]},
-            "a ripe apple?",
-        ),
+        ({"data": [{"b64_json": TEXT, "revised_prompt": " a ripe\0 fig\ud800 "}]}, "a ripe fig?"),
         ({"data": [{"b64_json": TEXT, "revised_prompt": 5}]}, None),
         ({"data": [{"b64_json": TEXT}], "revised_prompt": "a ripe apple"}, "a ripe apple"),
         ({"data": [{"revised_prompt": "x"}, {"b64_json": TEXT, "revised_prompt": "y"}]}, "y"),
@@ -313,6 +307,7 @@ NO_PICTURES: dict[str, tuple[Any, str]] = {
     "a task": ({"task_status": "weird", "id": "1"}, "rejected"),
     "an error beside no picture": ({"error": {"message": "server_error"}, "data": []}, "down"),
     "an error in a stream": ('event: error\ndata: {"code": "moderation_blocked"}\n\n', "refused"),
+    "beside a refusal": ({"error": {"code": "content_filter"}, "data": [{"url": "/a"}]}, "refused"),
     "500": (Say("", 500), "down"),
 }
 
@@ -327,41 +322,17 @@ def test_anything_but_a_picture_is_none(server: MakeServer, draw: Draw, thing: s
     assert len(backend.seen) == 1
 
 
-@pytest.mark.parametrize(
-    ("say", "outcome"),
-    [
-        (REFUSAL, Outcome.REFUSED),
-        (Say({"data": [{"url": "", "respect_moderation": False}]}), Outcome.REFUSED),
-        (Say({"error": {"code": "content_filter"}, "data": [{"url": URI}]}), Outcome.REFUSED),
-        (Say({"data": []}), Outcome.REJECTED),
-        (Say("", 400), Outcome.REJECTED),
-        (Say("", 599), Outcome.FAILED),
-    ],
-)
-def test_answer_is_judged(backend: ScriptedServer, draw: Draw, say: Say, outcome: Outcome) -> None:
-    backend.say(say)
-    assert not_drawn(lambda: draw(backend.url)).fault.outcome is outcome
-
-
 # --- any answer ---------------------------------------------------------------------------------
 
-WORDS = st.sampled_from(
-    (
-        *("data", "images", "b64_json", "url", "error", "code", "message", "param", "base_resp"),
-        *("size", "status_code", "revised_prompt", "nsfw", "Unknown parameter: 'seed'", "429"),
-        *("choices", "delta", "content", "type", "image_generation.completed", "preview", "![]("),
-        *("http://[::1", "http://127.0.0.1:9/a.png", "http://pics.example/a", "file:///x"),
-        *("/a.png", "//[", "/9j/", "UklGR", "data:image/png;base64,", "\ud800", "\0", TEXT),
-    )
-)
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | WORDS,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(WORDS | st.text(max_size=3), inner, max_size=4)
-    ),
-    max_leaves=20,
-)
+JSON = any_json(
+    st.sampled_from((
+        "data", "images", "b64_json", "url", "error", "code", "message", "param", "base_resp",
+        "size", "status_code", "revised_prompt", "nsfw", "Unknown parameter: 'seed'", "429",
+        "choices", "delta", "content", "type", "image_generation.completed", "preview", "![](",
+        "http://[::1", "http://127.0.0.1:9/a.png", "http://pics.example/a", "file:///x", "/a.png",
+        "//[", "/9j/", "UklGR", "data:image/png;base64,", "\ud800", "\0", TEXT,
+    ))
+)  # fmt: skip
 # Shaped like the real thing, so that deeper values are reached as well.
 SHAPED = st.dictionaries(
     st.sampled_from(["data", "images", "choices"]),
@@ -394,13 +365,7 @@ def test_any_answer_is_a_picture_or_not_drawn(server: MakeServer, draw: Draw) ->
 
 
 # What may stand around a picture and holds no other.
-BESIDE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
+BESIDE = any_json(st.nothing(), 8)
 KEYS = st.text(max_size=9).filter(lambda key: not key.lower().endswith("prompt"))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cache import Cache
+from cache import Cache, NotKept
 from picture import ImageRequest
 from settings.servers import ObjectSettings
 from storage import Row, Totals, Unavailable
@@ -174,6 +174,9 @@ def test_nothing_is_drawn_or_deleted_while_the_bucket_is_down(
     there.link.cut()
     assert not works(there.read)
     assert not works(there.reserve)
+    with pytest.raises(NotKept):
+        there.put()
+    assert len(there.copies()) == 1, "the failed one leaves none"
     with pytest.raises(Unavailable):
         there.cache.delete(OTHER.key)
     assert there.read(OTHER) == PNG

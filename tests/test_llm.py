@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,7 +22,7 @@ from upstream.client import Deadline, Upstream
 from .conftest import saying
 from .servers import Say, ScriptedServer, Seen, free_port
 from .states import Clock
-from .wire import MakeRawServer, hang
+from .wire import MakeRawServer, any_json, hang
 
 BOUNDED = settings(max_examples=80, deadline=None)
 FOX = "A red fox in deep snow, soft morning light"
@@ -46,55 +44,39 @@ THOUGHTS = [("<think>", ""), ("<think>", "</think>"), ("", "</think>")]
     "text",
     [
         # Tags.
-        f"<prompt>{FOX}</prompt>",
-        f"<PROMPT>\n{FOX}\n</Prompt>",
-        f"Sure!\n<prompt>{FOX}</prompt>\nI hope that helps.",
-        f"<prompt>{FOX}",
-        f"{FOX}</prompt>",
+        *(f"<prompt>{FOX}</prompt>", f"<PROMPT>\n{FOX}\n</Prompt>", f"<prompt>{FOX}"),
+        *(f"Sure!\n<prompt>{FOX}</prompt>\nI hope that helps.", f"{FOX}</prompt>"),
         f"Between <prompt> and </prompt>: <prompt>{FOX}</prompt>",
         f"<prompt>a draft of it</prompt> or rather <prompt>{FOX}</prompt>",
-        f"<prompt>{FOX}</prompt>\n<prompt> </prompt>",
-        f"<prompt><prompt>{FOX}</prompt></prompt>",
-        f'<prompt>"{FOX}"</prompt>',
-        f"<prompt>Enhanced prompt: **{FOX}**</prompt>",
+        *(
+            f"<prompt>{FOX}</prompt>\n<prompt> </prompt>",
+            f"<prompt><prompt>{FOX}</prompt></prompt>",
+        ),
+        *(f'<prompt>"{FOX}"</prompt>', f"<prompt>Enhanced prompt: **{FOX}**</prompt>"),
         f"I'm sorry if it is too short: <prompt>{FOX}</prompt>",
         # Fences, quotes and bold marks.
-        f"```\n{FOX}\n```",
-        f"```{FOX}```",
-        f"```text\n{FOX}",
+        *(f"```\n{FOX}\n```", f"```{FOX}```", f"```text\n{FOX}"),
         f"Here is your prompt:\n\n```text\n{FOX}\n```\n\nIt now has more light.",
         *(f"{left}{FOX}{right}" for left, right in ('""', "''", "``", "“”", "‘’", "「」", "«»")),
-        f'  **"{FOX}"**\n',
-        f'"“{FOX}”"',
+        *(f'  **"{FOX}"**\n', f'"“{FOX}”"'),
         # Lead-ins.
-        f"Prompt: {FOX}",
-        f"Enhanced Prompt:\n\n{FOX}",
-        f"**Enhanced Prompt:** {FOX}",
-        f"**Enhanced prompt**: {FOX}",
-        f"**Enhanced prompt: {FOX}**",
-        f"### Optimized prompt:\n{FOX}",
-        f"Your rewritten prompt: {FOX}",
-        f"Here’s a safer version:\n\n{FOX}",
+        *(f"Prompt: {FOX}", f"Enhanced Prompt:\n\n{FOX}", f"**Enhanced Prompt:** {FOX}"),
+        *(f"**Enhanced prompt**: {FOX}", f"**Enhanced prompt: {FOX}**"),
+        *(f"### Optimized prompt:\n{FOX}", f"Your rewritten prompt: {FOX}"),
+        *(f"Here’s a safer version:\n\n{FOX}", f"Certainly. Revised prompt: {FOX}"),
         f'Here is the prompt that you asked for:\n"{FOX}"',
         f"Sure! Here is the improved prompt: {FOX}",
-        f"Certainly. Revised prompt: {FOX}",
         f'Okay, here are my thoughts:\nFinal prompt: "{FOX}"',
-        f"提示词：{FOX}",
-        f"**优化后的提示词：**\n“{FOX}”",
-        f"好的，以下是优化后的提示词：\n{FOX}",
-        f"以下是改写后的版本：「{FOX}」",
+        *(f"提示词：{FOX}", f"**优化后的提示词：**\n“{FOX}”"),
+        *(f"好的，以下是优化后的提示词：\n{FOX}", f"以下是改写后的版本：「{FOX}」"),
         # Thoughts.
         f"<think>\nLet me think.\n</think>\n\n{FOX}",
         f"<thinking>Let me think.</thinking>{FOX}",
         f"<THINK>Let me think.</THINK><prompt>{FOX}</prompt>",
-        f"Let me think.</think>{FOX}",
-        f"{FOX}<think>Was that good?",
-        f"<think>a</think>{FOX}<think>b</think>",
-        f"<think>a<think>b</think>c</think>{FOX}",
-        f"<think>{DRAFT}</think>{FOX}",
-        f"<think>{DRAFT}</think><prompt>{FOX}</prompt>",
-        f"{DRAFT}</think>{FOX}",
-        f"<prompt>{FOX}</prompt><think>{DRAFT}",
+        *(f"Let me think.</think>{FOX}", f"{FOX}<think>Was that good?"),
+        *(f"<think>a</think>{FOX}<think>b</think>", f"<think>a<think>b</think>c</think>{FOX}"),
+        *(f"<think>{DRAFT}</think>{FOX}", f"<think>{DRAFT}</think><prompt>{FOX}</prompt>"),
+        *(f"{DRAFT}</think>{FOX}", f"<prompt>{FOX}</prompt><think>{DRAFT}"),
         f'<think>x</think>\n\nSure! Here is it:\n\n**"{FOX}"**',
     ],
 )
@@ -105,27 +87,17 @@ def test_prompt_is_found_in_the_text_around_it(text: str) -> None:
 @pytest.mark.parametrize(
     "prompt",
     [
-        FOX,
-        "一只红色的狐狸，站在雪地里，晨光柔和",
+        *(FOX, "12345", "一只红色的狐狸，站在雪地里，晨光柔和"),
         "A vintage poster with the word prompt: hello",
-        "Here comes the sun: a child runs",
-        "A new book in a better prompt: no",
-        "Prompt delivery: a courier on a bicycle",
-        "Sure-footed goats: a cliff at dawn",
-        'A sign that says "OPEN" above a door',
-        '"OPEN" above a door, and "CLOSED"',
-        "'Tis the season, the cook's knife'",
-        "**Fog** over **Paris**",
-        "a < b > c, chalk on a blackboard",
-        "Sorrow: a lone violinist",
-        "I cancan: dancers on a stage",
-        "Afraid of the dark, a child hides",
-        "Unfortunate events, a clown slips",
-        "Line one\n\nLine two: with a colon",
+        *("Here comes the sun: a child runs", "A new book in a better prompt: no"),
+        *("Prompt delivery: a courier on a bicycle", "Sure-footed goats: a cliff at dawn"),
+        *('A sign that says "OPEN" above a door', '"OPEN" above a door, and "CLOSED"'),
+        *("'Tis the season, the cook's knife'", "**Fog** over **Paris**"),
+        *("a < b > c, chalk on a blackboard", "Sorrow: a lone violinist"),
+        *("I cancan: dancers on a stage", "Afraid of the dark, a child hides"),
+        *("Unfortunate events, a clown slips", "Line one\n\nLine two: with a colon"),
         "A thought bubble that says <thought>",
-        "无法无天的城市，霓虹灯",
-        "一张海报，上面写着：你好世界",
-        "12345",
+        *("无法无天的城市，霓虹灯", "一张海报，上面写着：你好世界"),
     ],
 )
 def test_ordinary_prompt_passes_unchanged(prompt: str) -> None:
@@ -149,18 +121,12 @@ def test_prompt_under_5_characters_is_a_failure(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "I'm sorry, but I can't help with that.",
-        "I’m sorry, I can’t assist.",
-        "Sorry, I cannot create this.",
-        "I won't do that.",
+        *("I'm sorry, but I can't help with that.", "I’m sorry, I can’t assist."),
+        *("Sorry, I cannot create this.", "I won't do that."),
         "I apologize, but this violates the policy.",
-        "Unfortunately, I can't write that.",
-        "As an AI language model, I cannot do that.",
-        "**I'm sorry, but no.**",
-        "<think>This is bad.</think>I'm sorry, but no.",
-        "抱歉，我无法满足这个请求。",
-        "非常抱歉，我不能这样做。",
-        "对不起，不行不行。",
+        *("Unfortunately, I can't write that.", "As an AI language model, I cannot do that."),
+        *("**I'm sorry, but no.**", "<think>This is bad.</think>I'm sorry, but no."),
+        *("抱歉，我无法满足这个请求。", "非常抱歉，我不能这样做。", "对不起，不行不行。"),
     ],
 )
 def test_apology_is_a_failure(text: str) -> None:
@@ -232,11 +198,7 @@ PIECES = st.sampled_from(
     ]
 )
 NAMES = st.sampled_from(["choices", "message", "content", "text", "type"])
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | PIECES,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
-    max_leaves=12,
-)
+JSON = any_json(PIECES | NAMES, 12)
 
 
 @BOUNDED
@@ -287,15 +249,12 @@ def make_llm(state: State) -> MakeLlm:
     """Make the LLM of one worker; workers share only the state."""
 
     def make(url: str, timeout: float = 10.0, **more: Any) -> Llm:
-        values: dict[str, Any] = {
-            "url": url,
-            "model": "gpt-test",
-            "token": "llm-token",
-            "optimize_template": "Improve {ORIGINAL_PROMPT}, and only {ORIGINAL_PROMPT}.",
-            "safety_template": "Make safe: {ORIGINAL_PROMPT}",
-            "safety_attempts": 3,
-        }
-        return Llm(LlmSettings(**{**values, **more}), Upstream(), state, timeout=timeout)
+        values: dict[str, Any] = {"model": "gpt-test", "token": "llm-token", "safety_attempts": 3}
+        values["optimize_template"] = "Improve {ORIGINAL_PROMPT}, and only {ORIGINAL_PROMPT}."
+        values["safety_template"] = "Make safe: {ORIGINAL_PROMPT}"
+        return Llm(
+            LlmSettings(**{"url": url, **values, **more}), Upstream(), state, timeout=timeout
+        )
 
     return make
 
@@ -304,18 +263,10 @@ def rewrite(llm: Llm, task: str = "optimise", prompt: str = "a fox", seconds: fl
     return llm.rewrite(task, prompt, Deadline.after(seconds))
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[ScriptedServer]:
-    with closing(ScriptedServer()) as made:
-        yield made
-
-
 @pytest.fixture
-def api(shared: ScriptedServer) -> ScriptedServer:
-    """An LLM without requests so far. Tests share its address."""
-    shared.say(saying(f"<prompt>{FOX}</prompt>"))
-    shared.seen.clear()
-    return shared
+def api(backend: ScriptedServer) -> ScriptedServer:
+    backend.say(saying(f"<prompt>{FOX}</prompt>"))
+    return backend
 
 
 def test_llm_is_asked_with_the_filled_template_and_the_token(
@@ -346,18 +297,11 @@ def unsupported(message: str, param: str, code: str) -> Say:
     return Say({"error": {"message": message, "param": param, "code": code}}, 400)
 
 
-NO_MAX_TOKENS = unsupported(
-    "Unsupported parameter: 'max_tokens' is not supported with this model. Use"
-    " 'max_completion_tokens' instead.",
-    "max_tokens",
-    "unsupported_parameter",
-)
-NO_TEMPERATURE = unsupported(
-    "Unsupported value: 'temperature' does not support 0.7 with this model. Only the default (1)"
-    " value is supported.",
-    "temperature",
-    "unsupported_value",
-)
+NO_MAX_TOKENS = unsupported("Unsupported parameter: 'max_tokens' is not supported with this model."
+    " Use 'max_completion_tokens' instead.", "max_tokens", "unsupported_parameter")  # fmt: skip
+NO_TEMPERATURE = unsupported("Unsupported value: 'temperature' does not support 0.7 with this"
+    " model. Only the default (1) value is supported.",
+    "temperature", "unsupported_value")  # fmt: skip
 
 
 def reasoning_model(request: Seen) -> Say:
@@ -391,7 +335,7 @@ def test_configured_parameters_are_added_or_remove_one(
 
 
 STREAM = (
-    b": ping\n\n"
+    b"\xef\xbb\xbf\n\n: ping\n\n"
     b'data: {"choices": [{"delta": {"role": "assistant", "content": "<prompt>A red fox"}}]}\n\n'
     b'data: {"choices": [{"delta": {"content": " in the snow</prompt>"}}]}\n\n'
     b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
@@ -416,39 +360,16 @@ def test_demanded_field_is_sent_from_then_on(
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        b"\xef\xbb\xbf%s",
-        b"\n" * 5000 + b"%s",
-        b"%s\n\ndata: [DONE]\n",
-        b": ping\n\n%s",
-    ],
-)
-def test_answer_is_read_whatever_stands_around_it(
-    api: ScriptedServer, make_llm: MakeLlm, body: bytes
-) -> None:
-    api.say(Say(body % json.dumps(with_content(FOX)).encode()))
-    assert rewrite(make_llm(api.url)) == FOX
-
-
-@pytest.mark.parametrize(
     ("say", "why"),
     [
         (Say({"choices": [{"error": {"code": 429, "message": "slow"}}]}), "rate limited"),
-        (Say({"error": {"message": "The server had an error", "code": "server_error"}}), "down"),
         (Say({"error": {"message": "secret detail"}}, 500), "down"),
         (Say({"error": {"message": "bad key", "code": "invalid_api_key"}}, 401), "unauthorised"),
-        (Say({"error": {"message": "The model `x` does not exist"}}, 404), "unknown model"),
-        (Say({"error": "slow down"}, 429), "rate limited"),
         (Say("", 302, {"Location": "http://127.0.0.1:9/"}), "down"),
-        (Say({"error": {"message": "overloaded", "code": 503}}), "down"),
         (Say({"error": {"message": "no"}}), "rejected"),
         (Say({"error": {"code": "content_filter"}}, 400), "refused"),
         (Say("<html>welcome</html>"), "no message"),
         (Say("[" * 100_000), "no message"),
-        (Say(b"\xff\xfe{"), "no message"),
-        (Say({"choices": []}), "no message"),
-        (saying(None), "no message"),
         (saying("no"), "no prompt"),
         (saying("I'm sorry, I can't."), "no prompt"),
         (Say(b" " * (LLM_LIMIT + 1)), "answer too large"),
@@ -518,14 +439,10 @@ def test_task_without_a_template_is_off(make_llm: MakeLlm) -> None:
 def test_llm_answer_is_reused_until_something_changes_it(
     api: ScriptedServer, make_llm: MakeLlm
 ) -> None:
-    template = "other {ORIGINAL_PROMPT}"
     changes: list[dict[str, Any]] = [
-        {},
-        {"model": "other"},
-        {"optimize_template": template},
-        {"token": "other"},
+        *({}, {"model": "other"}, {"optimize_template": "other {ORIGINAL_PROMPT}"}),
+        *({"token": "other"}, {"params": {"top_p": 0.5}}),
     ]
-    changes.append({"params": {"top_p": 0.5}})
     for change in changes * 2:
         assert rewrite(make_llm(api.url, **change)) == FOX
     assert len(api.seen) == 4, "the token changes nothing"

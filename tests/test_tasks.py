@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,14 +14,12 @@ from dialect.doors import IMAGES
 from dialect.endpoint import Answer, Endpoint
 from dialect.judging import Outcome
 from dialect.tasks import poll, task_of
-from drawing.backend import Backend
-from drawing.record import Drawing
 from picture import ImageRequest
-from settings.servers import BackendSettings
 from storage.state import State
-from upstream.client import Deadline, Upstream, UpstreamError, Why
+from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
-from .servers import Say, ScriptedServer, Seen, png
+from .one_backend import PNG, Draw, b64
+from .servers import Say, ScriptedServer, Seen
 from .states import Clock
 
 PICTURE = {"images": [{"url": ["https://a.example/a.png"]}]}
@@ -166,54 +164,38 @@ def test_each_poll_has_the_time_of_one_call(polling: Polling) -> None:
     assert polling.methods == ["POST", "GET", "GET"]
 
 
-B64 = base64.b64encode(png()).decode()
-
-
 @pytest.mark.parametrize(
     "answer",
     [
-        {"task_id": "1", "data": [{"b64_json": B64}]},
-        {"task_id": "", "data": []},
-        {"task_id": ".."},
-        {"task_id": ["1"]},
-        {"task_id": "1", "status": "FAILED"},
-        {"data": [{"id": "1"}]},
-        {"id": "1", "data": {"status": "pending"}},
-        {"id": "1", "status": "completed"},
-        [{"task_id": "1"}],
-        None,
+        *({"task_id": "1", "data": [{"b64_json": b64(PNG)}]}, {"task_id": "", "data": []}, None),
+        *({"task_id": ".."}, {"task_id": ["1"]}, {"task_id": "1", "status": "FAILED"}),
+        *({"data": [{"id": "1"}]}, {"id": "1", "data": {"status": "pending"}}, [{"task_id": "1"}]),
+        *({"id": "1", "status": "completed"}, {"id": "1", "status": ["pending"]}),
     ],
 )
-def test_anything_else_is_no_task(answer: Any, backend: ScriptedServer, state: State) -> None:
-    backend.say(Say(answer))
-    endpoint = Endpoint(Upstream(), state, backend.url, IMAGES, None)
-    body = {"prompt": "a red apple"}
-    assert task_of(endpoint.ask(body, deadline=Deadline.after(10), limit=2**20)) is None
+def test_anything_else_is_no_task(answer: Any) -> None:
+    assert task_of(Answer.of(Reply(200, {}, json.dumps(answer).encode()))) is None
 
 
 # --- a drawing by a task ------------------------------------------------------------------------
 
-WANTS_TASKS = {
-    "errors": {
-        "message": "image-gen task currently does not support synchronous calls. Please refer to"
-        " the documentation and set header X-ModelScope-Async-Mode=true to switch to asynchronous"
-        " calling mode"
-    }
-}
+WANTS_TASKS = {"errors": {"message": "image-gen task currently does not support synchronous calls."
+    " Please refer to the documentation and set header X-ModelScope-Async-Mode=true to switch to"
+    " asynchronous calling mode"}}  # fmt: skip
 
 
 def ask_apimart(seen: Seen) -> Say:
     if seen.method == "POST":
         return SUBMITTED
     if seen.path == "/a.png":
-        return Say(png())
+        return Say(PNG)
     assert seen.path == "/v1/tasks/task_01"
     return apimart("completed", result={"images": [{"url": ["/a.png"]}]})
 
 
 def ask_modelscope(seen: Seen) -> Say:
     if seen.path == "/a.png":
-        return Say(png())
+        return Say(PNG)
     if seen.method == "POST":
         is_ours = seen.headers["X-ModelScope-Async-Mode"] == "true"
         return modelscope("PENDING") if is_ours else Say(WANTS_TASKS, 400)
@@ -221,33 +203,34 @@ def ask_modelscope(seen: Seen) -> Say:
     return modelscope("SUCCEED", output_images=["/a.png"])
 
 
-def ask_clone(seen: Seen) -> Say:
-    if seen.method == "POST":
-        return Say({"output": {"task_id": "a/b", "message": "accepted"}})
-    assert seen.target == "/v1/tasks/a%2Fb"
-    return Say({"status": "completed", "images": [B64]})
+def clone(accepted: Any, done: Any, target: str) -> Callable[[Seen], Say]:
+    def ask(seen: Seen) -> Say:
+        assert seen.target in (target, "/v1/images/generations")
+        return Say(accepted if seen.method == "POST" else done)
+
+    return ask
 
 
-def ask_other_clone(seen: Seen) -> Say:
-    if seen.method == "POST":
-        return Say({"id": "task-9", "object": "image.task", "status": "queued"})
-    assert seen.path == "/v1/tasks/task-9"
-    return Say({"id": "task-9", "status": "succeeded", "result": {"b64_json": B64}})
+CLONE = clone(
+    {"output": {"task_id": "a/b", "message": "accepted"}},
+    {"status": "completed", "images": [b64(PNG)]},
+    "/v1/tasks/a%2Fb",
+)
+OTHER_CLONE = clone(
+    {"id": "task-9", "object": "image.task", "status": "queued"},
+    {"id": "task-9", "status": "succeeded", "result": {"b64_json": b64(PNG)}},
+    "/v1/tasks/task-9",
+)
 
 
 @pytest.mark.parametrize(
     ("answer", "posts"),
-    [(ask_apimart, 2), (ask_modelscope, 3), (ask_clone, 2), (ask_other_clone, 2)],
+    [(ask_apimart, 2), (ask_modelscope, 3), (CLONE, 2), (OTHER_CLONE, 2)],
 )
 def test_picture_of_a_task_is_drawn(
-    backend: ScriptedServer, state: State, answer: Callable[[Seen], Say], posts: int
+    backend: ScriptedServer, draw: Draw, answer: Callable[[Seen], Say], posts: int
 ) -> None:
     backend.say(answer)
-    settings = BackendSettings(backend.url)
-    there = Backend(
-        settings, Upstream(), state, timeout=10, max_image_bytes=2**20, sleep=lambda seconds: None
-    )
     for _ in range(2):
-        drawing = Drawing(ImageRequest("a"), Deadline.after(10))
-        assert there.draw(drawing).data == png()
+        assert draw(backend.url, ImageRequest("a")).data == PNG
     assert [seen.method for seen in backend.seen].count("POST") == posts

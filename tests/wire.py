@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from settings.proxies import NetworkSettings
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
@@ -36,6 +37,18 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 # A slow machine fails no test: an example may take as long as it likes.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def any_json(words: st.SearchStrategy[Any], most: int = 20) -> st.SearchStrategy[Any]:
+    """Return JSON of any shape, with these words among its values and keys."""
+    return st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | words,
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(words | st.text(max_size=5), inner, max_size=4)
+        ),
+        max_leaves=most,
+    )
 
 
 class Net:

@@ -151,7 +151,7 @@ class Copies:
                     self._copies.delete(name)
 
     def tasks(self) -> tuple[Task, ...]:
-        return (Task(self._recover, first=2, period=2),)
+        return (Task(self._recover, 2),)
 
     def _fetch(self, name: str, size: int | None) -> bytes:
         """Return a picture, and keep a copy of it if possible."""
