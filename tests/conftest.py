@@ -427,9 +427,6 @@ def gunicorn(environment: dict[str, str], opened: list[Any], tmp_path: Path) -> 
 
 
 Run = Callable[..., click.testing.Result]
-Serve = Callable[..., InProcess]
-Start = Callable[..., Gunicorn]
-MakeServer = Callable[[], ScriptedServer]
 
 
 @pytest.fixture
