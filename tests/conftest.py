@@ -42,7 +42,6 @@ from .servers import (
     wait_until,
 )
 from .states import Clock
-from .wire import make_authority
 
 pytest_plugins = ["tests.npm", "tests.one_backend", "tests.studio"]
 
@@ -260,6 +259,12 @@ class Gunicorn(Service):
             shutil.rmtree(counts)
 
 
+# What the fixtures `serve`, `gunicorn` and `server` are.
+Serve = Callable[..., InProcess]
+Start = Callable[..., Gunicorn]
+MakeServer = Callable[[], ScriptedServer]
+
+
 def basic_settings(folder: Path) -> dict[str, str]:
     """Return the least there is to set beside backends, with no way out of this machine."""
     return {
@@ -295,7 +300,7 @@ def opened() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def server(opened: list[Any]) -> Callable[[], ScriptedServer]:
+def server(opened: list[Any]) -> MakeServer:
     """Make scripted servers."""
 
     def make() -> ScriptedServer:
@@ -317,7 +322,7 @@ def raw_server(opened: list[Any]) -> Callable[[Callable[[Any], None]], RawServer
 
 
 @pytest.fixture
-def backend(server: Callable[[], ScriptedServer]) -> ScriptedServer:
+def backend(server: MakeServer) -> ScriptedServer:
     """A backend that draws a grey pixel unless a test scripts it otherwise."""
     made = server()
     made.say(drawing())
@@ -358,8 +363,22 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return what `make_authority` makes, once for all tests."""
-    return make_authority(tmp_path_factory.mktemp("tls"))
+    """Make a certificate authority, and a certificate of it for 127.0.0.1 and pics.example.
+
+    Returns the authority's certificate, and the server's with its key in one file.
+    """
+    folder = tmp_path_factory.mktemp("tls")
+    authority, key, server = folder / "ca.pem", folder / "ca.key", folder / "server.pem"
+    new = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    names = "subjectAltName=DNS:pics.example,IP:127.0.0.1"
+    for command in (
+        f"{new} -subj /CN=authority -keyout {key} -out {authority}",
+        f"{new} -subj /CN=pics.example -addext basicConstraints=critical,CA:FALSE"
+        f" -addext {names} -CA {authority} -CAkey {key} -keyout {server} -out {server}.crt",
+    ):
+        subprocess.run(command.split(), check=True, capture_output=True)
+    server.write_bytes(server.read_bytes() + Path(f"{server}.crt").read_bytes())
+    return authority, server
 
 
 @pytest.fixture
@@ -368,7 +387,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def serve(environment: dict[str, str], opened: list[Any]) -> Callable[..., InProcess]:
+def serve(environment: dict[str, str], opened: list[Any]) -> Serve:
     """Start the app in this process: `serve(backend, NAME="value")`."""
 
     def start(*backends: ScriptedServer | RawServer, **settings: str) -> InProcess:
@@ -380,15 +399,13 @@ def serve(environment: dict[str, str], opened: list[Any]) -> Callable[..., InPro
 
 
 @pytest.fixture
-def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
+def service(serve: Serve, backend: ScriptedServer) -> InProcess:
     """The app in this process, with one backend and the settings of `environment`."""
     return serve(backend)
 
 
 @pytest.fixture
-def hosted(
-    serve: Callable[..., InProcess], backend: ScriptedServer, server: Callable[[], ScriptedServer]
-) -> InProcess:
+def hosted(serve: Serve, backend: ScriptedServer, server: MakeServer) -> InProcess:
     """The same, whose pictures are at an image host, all at one URL."""
     host = server()
     host.say(Say({"status_code": 200, "image": {"url": HOSTED_URL}}))
@@ -396,9 +413,7 @@ def hosted(
 
 
 @pytest.fixture
-def gunicorn(
-    environment: dict[str, str], opened: list[Any], tmp_path: Path
-) -> Callable[..., Gunicorn]:
+def gunicorn(environment: dict[str, str], opened: list[Any], tmp_path: Path) -> Start:
     """Start a real gunicorn with two workers: `gunicorn(backend, NAME="value")`."""
 
     def start(*backends: ScriptedServer | RawServer, **settings: str) -> Gunicorn:
@@ -412,9 +427,6 @@ def gunicorn(
 
 
 Run = Callable[..., click.testing.Result]
-Serve = Callable[..., InProcess]
-Start = Callable[..., Gunicorn]
-MakeServer = Callable[[], ScriptedServer]
 
 
 @pytest.fixture
