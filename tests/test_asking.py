@@ -114,12 +114,6 @@ def test_only_draw_draws(run: Run, backend: ScriptedServer) -> None:
 # --- through PUBLIC_URL -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
-    backend.say(vendor(listing))
-    return serve(backend)
-
-
 @pytest.mark.parametrize(
     ("change", "came", "remedy"),
     [
@@ -138,6 +132,8 @@ def test_server_in_front_that_changes_prompts_is_named(
     came: str,
     remedy: str,
 ) -> None:
+    backend.say(vendor(listing))
+
     def pass_on(seen: Seen) -> Say:
         got = service.get(change(seen.target), method="HEAD")
         return Say(b"", got.status, {**dict(got.headers.items()), "Server": "Apache"})
