@@ -412,6 +412,9 @@ def gunicorn(
 
 
 Run = Callable[..., click.testing.Result]
+Serve = Callable[..., InProcess]
+Start = Callable[..., Gunicorn]
+MakeServer = Callable[[], ScriptedServer]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
@@ -17,10 +16,9 @@ from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
 from picture import BadRequest, ImageRequest
 from settings.maps import KeySettings
 
-from .conftest import KEY, InProcess
+from .conftest import KEY, InProcess, Serve
 from .servers import ScriptedServer, png
 
-Serve = Callable[..., InProcess]
 CAT = ImageRequest("a (big) cat [1] *& <b>", 64, 32, "m/1", 7)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -16,15 +15,13 @@ from .conftest import (
     BROKEN,
     REFUSAL,
     Gunicorn,
-    InProcess,
+    MakeServer,
+    Serve,
+    Start,
     drawing,
     pollinations_settings,
 )
 from .servers import Gate, Say, ScriptedServer, Seen, wait_until
-
-Start = Callable[..., Gunicorn]
-Serve = Callable[..., InProcess]
-MakeServer = Callable[[], ScriptedServer]
 
 HIT = "PromptImageProxy; hit"
 
@@ -52,14 +49,6 @@ def test_strangers_url_leaves_room_for_honest_drawings(
     assert honest == [200] * 10
     assert answers == {200, 503}
     assert len(backend.seen) == 11
-
-
-def test_hundreds_of_misses_are_all_drawn_in_turn(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, DRAWINGS="4")
-    with ThreadPoolExecutor(300) as pool:
-        got = list(pool.map(lambda n: service.picture(f"x{n}").status, range(300)))
-    assert set(got) == {200}
-    assert len(backend.seen) == 300
 
 
 # --- what a client writes

@@ -16,7 +16,7 @@ import config
 from app import create_app
 from web.headers import caching_headers
 
-from .conftest import KEY, InProcess
+from .conftest import KEY, InProcess, Serve
 from .servers import Got, ScriptedServer
 
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -73,9 +73,7 @@ def test_no_directive_lets_shared_caches_keep_private_answers() -> None:
 # --- exp
 
 
-def test_no_answer_outlasts_the_exp_of_its_url(
-    serve: Callable[..., InProcess], backend: ScriptedServer
-) -> None:
+def test_no_answer_outlasts_the_exp_of_its_url(serve: Serve, backend: ScriptedServer) -> None:
     service = serve(backend, NGINX_CACHE_SECONDS="600")
     target = service.sign_target({"description": "x", "expires_in": 100})
     cold, hot = (service.get(target) for _ in range(2))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,11 +14,9 @@ from drawing.reservation import OverLimit, Reservation
 from storage import Unavailable
 from storage.state import State
 
-from .conftest import BROKEN, REFUSAL, Gunicorn, InProcess, Service, drawing
+from .conftest import BROKEN, REFUSAL, InProcess, Serve, Service, Start, drawing
 from .servers import Gate, Got, Say, ScriptedServer, wait_until
 from .states import Clock, refusing
-
-Serve = Callable[..., InProcess]
 
 KEYS = json.dumps({"blog": {"key": "blog-key", "per_day": 2}, "phone": {"key": "phone-key"}})
 HIT = "PromptImageProxy; hit"
@@ -196,7 +193,7 @@ def test_log_names_the_key(service: InProcess, caplog: pytest.LogCaptureFixture)
 
 
 def test_two_workers_never_exceed_a_limit_together(
-    gunicorn: Callable[..., Gunicorn], backend: ScriptedServer
+    gunicorn: Start, backend: ScriptedServer
 ) -> None:
     keys = {"blog": {"key": "blog-key", "per_day": 7}, "phone": {"key": "phone-key"}}
     service = gunicorn(backend, ACCESS_KEYS=json.dumps(keys))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +17,9 @@ import pytest
 from storage.state import State
 from web.repeats import ORDER_TTL, claim
 
-from .conftest import BROKEN, KEY, REFUSAL, Gunicorn, InProcess, Service, drawing
+from .conftest import BROKEN, KEY, REFUSAL, InProcess, Serve, Service, Start, drawing
 from .servers import Gate, Got, Say, ScriptedServer, png, wait_until
 from .states import Clock, orders
-
-Serve = Callable[..., InProcess]
-Start = Callable[..., Gunicorn]
 
 CAT = {"prompt": "a cat"}
 

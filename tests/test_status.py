@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from storage.state import State
 from upstream.client import Upstream
 from web.status import Status
 
-from .conftest import InProcess, saying
+from .conftest import Serve, saying
 from .servers import ScriptedServer
 from .states import Clock
 
@@ -98,7 +97,7 @@ def test_error_without_words_has_ours(environment: dict[str, str], state: State)
 
 
 def test_only_the_admin_token_opens_what_a_vendor_said(
-    serve: Callable[..., InProcess], backend: ScriptedServer
+    serve: Serve, backend: ScriptedServer
 ) -> None:
     backend.say(saying("I can't draw\nthat."))
     service = serve(BACKEND_API_URLS=f"{backend.url}/v1/chat/completions")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,9 @@ from PIL import Image
 from picture import ImageRequest
 from storage.local.folder import THUMBNAIL, Folder
 
-from .conftest import HOSTED_URL, InProcess, drawing
+from .conftest import HOSTED_URL, InProcess, Serve, drawing
 from .servers import Got, ScriptedServer, png
 
-Serve = Callable[..., InProcess]
 KEY = ImageRequest("apple").key
 PICTURE = png(640, 400)
 

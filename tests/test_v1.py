@@ -22,7 +22,18 @@ from cache import Picture
 from storage.local.folder import Folder
 from web.openai_forms import PLACE, length_with_base64, with_base64
 
-from .conftest import BROKEN, HOSTED_URL, KEY, REFUSAL, Gunicorn, InProcess, drawing
+from .conftest import (
+    BROKEN,
+    HOSTED_URL,
+    KEY,
+    REFUSAL,
+    Gunicorn,
+    InProcess,
+    MakeServer,
+    Serve,
+    Start,
+    drawing,
+)
 from .servers import (
     Gate,
     Got,
@@ -39,8 +50,6 @@ from .states import row_of
 if TYPE_CHECKING:
     from .browser import Page
 
-Serve = Callable[..., InProcess]
-Start = Callable[..., Gunicorn]
 Connect = Callable[..., openai.OpenAI]
 
 HIT = "PromptImageProxy; hit"
@@ -412,7 +421,7 @@ def test_post_to_no_route_is_told_the_base_url(service: InProcess) -> None:
 
 
 def test_edit_is_a_400_before_the_upload_is_read(
-    gunicorn: Callable[..., Gunicorn], backend: ScriptedServer, connect: Connect
+    gunicorn: Start, backend: ScriptedServer, connect: Connect
 ) -> None:
     service = gunicorn(backend)
     got = announce_upload(service.url, "/v1/images/edits")
@@ -453,7 +462,7 @@ done({
 def test_sdk_in_a_browser_draws_shows_and_reads_errors(
     serve: Serve,
     backend: ScriptedServer,
-    server: Callable[[], ScriptedServer],
+    server: MakeServer,
     browser: Page,
     node_modules: Path,
 ) -> None:
