@@ -405,38 +405,6 @@ def test_faults_and_warnings_of_settings_are_sentences(run: Run) -> None:
     assert result.stderr.startswith("Warning: PROXY_ACCESS_KEY: under 16 characters;")
 
 
-def test_check_warns_of_a_unit_of_another_version(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("commands.check.ROOT", tmp_path)
-    unit = tmp_path / "etc/systemd/system/prompt-image-proxy.service"
-    unit.parent.mkdir(parents=True)
-    unit.write_text("# Prompt Image Proxy under systemd\n[Service]")
-    result = run("check", "--settings")
-    assert result.exit_code == 0
-    assert result.stderr.startswith(f"Warning: {unit} is of another version than this code")
-
-
-def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
-    assert "the cache can be used" in run("check").stdout
-    servers = {
-        "DATABASE_URL": "postgresql://user@127.0.0.1:1/pictures",
-        "STORAGE_URL": "s3://bucket",
-        "S3_ENDPOINT_URL": "http://127.0.0.1:1",
-        "S3_ACCESS_KEY_ID": "id",
-        "S3_SECRET_ACCESS_KEY": "secret",
-        "CACHE_DIR": str(tmp_path / "copies"),
-    }
-    result = run("check", **servers, PORT="x")
-    assert (result.exit_code, result.stdout) == (1, "")
-    first, _, head, database, objects = result.stderr.splitlines()
-    assert (first, head) == ("Error: Invalid settings:", "The cache cannot be used:")
-    assert database.startswith("  DATABASE_URL: no server answers")
-    assert objects.startswith("  S3_ENDPOINT_URL: object store: cannot be reached; write")
-    assert run("check", "--settings", **servers).exit_code == 0
-    assert run("check", "--settings", PORT="x").exit_code == 1
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
 def test_command_of_another_user_leaves_the_cache_alone(
     run: Run, environment: dict[str, str]
