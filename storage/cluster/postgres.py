@@ -76,7 +76,7 @@ class PostgresState(State):
     seconds: float = CALL_SECONDS
 
     def __post_init__(self) -> None:
-        self._gate = Gate(log, "The database cannot be used: %s", "The database can be used again")
+        self._gate = Gate(log, "The database", "used")
         self._server = Server(self.url, CONNECTIONS, self._gate, self.seconds)
         lock_server = Server(self.url, 1, self._gate, self.seconds, lifetime=math.inf)
         self._locks = AdvisoryLocks(lock_server)
