@@ -137,9 +137,9 @@ def test_urls_that_do_not_open_are_named_with_their_reasons(run: Run, tmp_path: 
 
 
 def test_links_say_what_they_show_and_since_when(
-    run: Run, serve: Callable[..., InProcess], backend: ScriptedServer, tmp_path: Path
+    run: Run, service: InProcess, backend: ScriptedServer, tmp_path: Path
 ) -> None:
-    assert serve(backend).picture("a%20cat").status == 200
+    assert service.picture("a%20cat").status == 200
     page = write(
         tmp_path / "page.md",
         url("a cat", {"key": KEY}),
