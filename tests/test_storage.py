@@ -64,7 +64,7 @@ def open_state(address: Path | str, clock: Clock, opened: list[Any]) -> Open:
     def open_one() -> State:
         made: State
         if isinstance(address, str):
-            made = PostgresState(address, "test_now()")
+            made = PostgresState(f"{address}%2Cpg_catalog")
         else:
             made = SqliteState(address, clock)
         opened.append(made)
@@ -74,11 +74,12 @@ def open_state(address: Path | str, clock: Clock, opened: list[Any]) -> Open:
 
 
 def set_clock(url: str, clock: Clock) -> psycopg.Connection[Any]:
-    """Let `test_now()` in a database tell the time of `clock`."""
+    """Let `statement_timestamp()` tell the time of `clock` where the schema precedes pg_catalog."""
     connection = psycopg.connect(url, autocommit=True)
     connection.execute(f"CREATE TABLE clock AS SELECT {clock.now}::float8 AS now")
     connection.execute(
-        "CREATE FUNCTION test_now() RETURNS float8 STABLE LANGUAGE sql AS 'SELECT now FROM clock'"
+        "CREATE FUNCTION statement_timestamp() RETURNS timestamptz STABLE LANGUAGE sql"
+        " AS 'SELECT to_timestamp(now) FROM clock'"
     )
     clock.followers.append(lambda now: connection.execute("UPDATE clock SET now = %s", (now,)))
     return connection

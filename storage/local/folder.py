@@ -44,9 +44,7 @@ class Room:
     _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
-        self._fault = LastingFault(
-            log, "New pictures cannot be stored: %s", "New pictures can be stored again"
-        )
+        self._fault = LastingFault(log, "New pictures", "stored")
 
     @contextmanager
     def reserve(self) -> Iterator[None]:
