@@ -14,8 +14,7 @@ import click
 
 from access import MAX_EXPIRES_IN
 from commands.console import AS_JSON, picture_options, read_request, say
-from commands.document_faults import DocumentFault, Examiner
-from commands.documents import FoundUrl, documents, read, rewrite, split
+from commands.documents import DocumentFault, Examiner, FoundUrl, documents, read, rewrite, split
 from commands.services import AnyService, with_service
 from picture import EXTENSIONS, BadRequest, Link
 

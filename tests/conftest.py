@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,6 +23,7 @@ import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
+from access import Access
 from app import create_app, make_services
 from commands.__main__ import cli
 from settings.servers import ObjectSettings
@@ -108,6 +110,14 @@ def hosting_settings(host: ScriptedServer) -> dict[str, str]:
         "IMAGE_HOSTING_KEY": "picgo-key",
         "IMAGE_HOSTING_URL": host.url,
     }
+
+
+def access_of(
+    key: str | None = KEY, clock: Callable[[], float] = time.time, **settings: Any
+) -> Access:
+    """Return what authorises with an access key and other settings."""
+    plain = config.parse({"BACKEND_API_URLS": "http://127.0.0.1:9", "PROXY_ACCESS_KEY": KEY})
+    return Access(replace(plain, access_key=key, **settings), clock)
 
 
 class Service:

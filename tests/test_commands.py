@@ -15,32 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from access import Access
 from cache import Cache
 from picture import ImageRequest
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
-from .conftest import KEY, REFUSAL, ROOT, InProcess, Run, drawing
+from .conftest import KEY, REFUSAL, ROOT, InProcess, Run, access_of, drawing
 from .servers import GIF, Gate, Say, ScriptedServer, png, wait_until
 from .states import held_elsewhere
 
 BASE = "https://pics.example.org"
 
 COMMANDS = [sys.executable, "-m", "commands"]
-
-
-def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own, with these variables."""
-    return subprocess.run(
-        [*COMMANDS, *arguments],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -84,17 +70,15 @@ def test_signing_without_a_key_is_a_sentence(run: Run) -> None:
 # --- sign ---------------------------------------------------------------------------------------
 
 
-def test_signed_url_is_accepted_by_the_server(
-    run: Run, serve: Callable[..., InProcess], backend: ScriptedServer
-) -> None:
+def test_signed_url_is_accepted_by_the_server(run: Run, service: InProcess) -> None:
     options = ("--width", "64", "--seed", "7")
     url = run("sign", "a red apple", *options, PUBLIC_URL=BASE).stdout.strip()
     assert url.startswith(f"{BASE}/prompt/a%20red%20apple?width=64&seed=7&sig=")
-    assert serve(backend).get(url.removeprefix(BASE)).status == 200
+    assert service.get(url.removeprefix(BASE)).status == 200
     more = ("--style", "vivid", "--negative-prompt", "no text", "--extension", "webp")
     url = run("sign", "x", *more, "--expires-in", "60", PUBLIC_URL=BASE).stdout.strip()
     assert url.startswith(f"{BASE}/prompt/x.webp?style=vivid&negative_prompt=no%20text&exp=")
-    assert serve(backend).get(url.removeprefix(BASE)).status == 200
+    assert service.get(url.removeprefix(BASE)).status == 200
 
 
 def test_link_is_printed_in_three_formats(run: Run) -> None:
@@ -252,7 +236,8 @@ def test_no_stranger_commands_the_terminal(
     backend.say(Say({"error": {"message": "\x1b[2J"}}, 500))
     page = str(write_page(tmp_path, "%1b]0;y%07%c2%9b"))
     assert r"\x1b]0;y\x07\x9b, " in run("links", page).stdout
-    said = command("warm", page, folder=tmp_path, BACKEND_API_URLS=backend.url, **environment)
+    real = {**environment, "BACKEND_API_URLS": backend.url, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run([*COMMANDS, "warm", page], env=real, capture_output=True, text=True)
     assert r"\x1b]0;y\x07\x9b " in said.stdout
     assert re.search("HTTP 500", said.stderr)
     assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f]", said.stdout + said.stderr)
@@ -320,7 +305,7 @@ def test_deleting_takes_what_a_url_with_these_parameters_may_show(run: Run, cach
 
 
 def test_import_takes_over_the_typescript_cache(
-    run: Run, cache: Cache, serve: Callable[..., InProcess], backend: ScriptedServer, tmp_path: Path
+    run: Run, cache: Cache, service: InProcess, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     old = tmp_path / "old"
     old.mkdir()
@@ -351,7 +336,6 @@ def test_import_takes_over_the_typescript_cache(
         "No such file or directory",
         "not a complete PNG, JPEG, WebP or GIF",
     }
-    service = serve(backend)
     got = service.picture("A%20Cat")
     assert (got.body, got.headers["Content-Type"]) == (GIF, "image/gif")
     assert got.headers["Last-Modified"] == "Tue, 14 Nov 2023 22:13:20 GMT"
@@ -365,14 +349,13 @@ def test_import_takes_over_the_typescript_cache(
 
 
 def test_imported_picture_learns_its_prompt_from_the_first_url(
-    run: Run, serve: Callable[..., InProcess], backend: ScriptedServer, tmp_path: Path
+    run: Run, service: InProcess, tmp_path: Path
 ) -> None:
     key = ImageRequest("a cat", style="vivid").key
     (tmp_path / f"{key}.meta.json").write_text("{}")
     (tmp_path / f"{key}.data").write_bytes(GIF)
     run("cache", "import", str(tmp_path))
     assert json.loads(run("cache", "list", "--json").stdout)["prompt"] is None
-    service = serve(backend)
     assert service.picture("A%20cat", style="vivid").body == GIF
     service.services.cache.flush()
     row = json.loads(run("cache", "list", "--json").stdout)
@@ -405,7 +388,7 @@ def test_dotenv_is_read_as_the_service_reads_it(
     monkeypatch.chdir(folder)
     key = "a$b-${HOME}"
     (folder / ".env").write_text(f"PROXY_ACCESS_KEY={key}\n")
-    access = Access(key)
+    access = access_of(key)
     signature = access.sign(ImageRequest("x"), access.shared)["sig"]
     assert f"sig={signature}" in run("sign", "x", PROXY_ACCESS_KEY=None, HOME="/home").stdout
 
@@ -419,38 +402,6 @@ def test_faults_and_warnings_of_settings_are_sentences(run: Run) -> None:
     result = run("sign", "x", PROXY_ACCESS_KEY="k")
     assert result.stdout.startswith("http://127.0.0.1:8080/prompt/x?sig=")
     assert result.stderr.startswith("Warning: PROXY_ACCESS_KEY: under 16 characters;")
-
-
-def test_check_warns_of_a_unit_of_another_version(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("commands.check.ROOT", tmp_path)
-    unit = tmp_path / "etc/systemd/system/prompt-image-proxy.service"
-    unit.parent.mkdir(parents=True)
-    unit.write_text("# Prompt Image Proxy under systemd\n[Service]")
-    result = run("check", "--settings")
-    assert result.exit_code == 0
-    assert result.stderr.startswith(f"Warning: {unit} is of another version than this code")
-
-
-def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
-    assert "the cache can be used" in run("check").stdout
-    servers = {
-        "DATABASE_URL": "postgresql://user@127.0.0.1:1/pictures",
-        "STORAGE_URL": "s3://bucket",
-        "S3_ENDPOINT_URL": "http://127.0.0.1:1",
-        "S3_ACCESS_KEY_ID": "id",
-        "S3_SECRET_ACCESS_KEY": "secret",
-        "CACHE_DIR": str(tmp_path / "copies"),
-    }
-    result = run("check", **servers, PORT="x")
-    assert (result.exit_code, result.stdout) == (1, "")
-    first, _, head, database, objects = result.stderr.splitlines()
-    assert (first, head) == ("Error: Invalid settings:", "The cache cannot be used:")
-    assert database.startswith("  DATABASE_URL: no server answers")
-    assert objects.startswith("  S3_ENDPOINT_URL: object store: cannot be reached; write")
-    assert run("check", "--settings", **servers).exit_code == 0
-    assert run("check", "--settings", PORT="x").exit_code == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")

@@ -21,7 +21,7 @@ import config
 from app import create_app
 from settings.__main__ import document, example
 from settings.dotenv import Dotenv
-from upstream.failure import Why
+from upstream.client import Why
 
 from .conftest import KEY, ROOT, InProcess, Serve
 from .servers import Got, ScriptedServer

@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from commands.document_faults import BROKEN, DocumentFault, Examiner
-from commands.documents import FoundUrl, rewrite, split
+from commands.documents import BROKEN, DocumentFault, Examiner, FoundUrl, rewrite, split
 from picture import BadRequest, ImageRequest
 
 from .conftest import KEY, ROOT, Run
