@@ -104,7 +104,7 @@ def test_empty_prompt_tells_what_the_list_does_not(
     found = line_of("Backend", run, **TOKEN)
     assert came in found[0]
     assert remedy in found[1]
-    assert found[2] == bool(remedy)
+    assert bool(found[1]) == found[2] == bool(remedy)
     assert backend.seen[-1].json["prompt"] == ""
 
 
