@@ -112,18 +112,7 @@ def make_services(
     pool: Pool[Drawing] = Pool(state, settings.drawings, places, metrics)
     storing = Storing(cache, host, settings.upload_timeout, _make_converter(settings), metrics)
     pipeline = Pipeline(settings, cache, backends, pool, storing, llm, fallback, metrics)
-    return Services(settings, _make_access(settings, clock), cache, upstream, pipeline)
-
-
-def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
-    return Access(
-        settings.access_key,
-        named_keys=settings.access_keys,
-        drawings_per_day=settings.drawings_per_day,
-        admin_token=settings.admin_token,
-        signing_keys=settings.signing_keys,
-        clock=clock,
-    )
+    return Services(settings, Access(settings, clock), cache, upstream, pipeline)
 
 
 def _answer_error(error: Exception, *, has_cards: bool) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property, wraps
@@ -83,12 +83,9 @@ class LocalService:
         An old key may have been an access key, the origin of a signing key, or a signing key.
         """
         for key in (self.settings.access_key, *old_keys):
-            past = Access(
-                key,
-                named_keys=self.settings.access_keys,
-                signing_keys=(*self.settings.signing_keys, *old_keys),
-                clock=lambda: -1.0,  # before anything expired
-            )
+            signing_keys = (*self.settings.signing_keys, *old_keys)
+            settings = replace(self.settings, access_key=key, signing_keys=signing_keys)
+            past = Access(settings, lambda: -1.0)  # before anything expired
             try:
                 past.authorise(found.credentials, pictures=found.pictures)
                 return True

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from access import Access
 from cache import Cache
 from picture import ImageRequest
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
-from .conftest import KEY, REFUSAL, ROOT, InProcess, Run, drawing
+from .conftest import KEY, REFUSAL, ROOT, InProcess, Run, access_of, drawing
 from .servers import GIF, Gate, Say, ScriptedServer, png, wait_until
 from .states import held_elsewhere
 
@@ -389,7 +388,7 @@ def test_dotenv_is_read_as_the_service_reads_it(
     monkeypatch.chdir(folder)
     key = "a$b-${HOME}"
     (folder / ".env").write_text(f"PROXY_ACCESS_KEY={key}\n")
-    access = Access(key)
+    access = access_of(key)
     signature = access.sign(ImageRequest("x"), access.shared)["sig"]
     assert f"sig={signature}" in run("sign", "x", PROXY_ACCESS_KEY=None, HOME="/home").stdout
 

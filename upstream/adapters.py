@@ -21,8 +21,7 @@ from urllib3.connection import HTTPConnection
 
 from settings.parsers import IpNetwork
 from settings.proxies import NetworkSettings
-from upstream.calls import STALE_SECONDS, current_call
-from upstream.failure import UpstreamError, Why
+from upstream.calls import STALE_SECONDS, UpstreamError, Why, current_call
 
 # `is_global` is true of these, but they can lead to private addresses.
 _DISGUISES = tuple(
@@ -157,7 +156,7 @@ class ObservedConnection(HTTPConnection):
             call.calls.metrics.connected(is_new=False)
             call.stale_until = time.monotonic() + STALE_SECONDS
         super().request(*args, **more)
-        call.socket, self.is_kept = self.sock, True
+        call.sock, self.is_kept = self.sock, True
 
 
 @functools.cache

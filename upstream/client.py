@@ -20,8 +20,7 @@ from metrics import OFF, Metrics
 from settings.proxies import DIRECT, NetworkSettings, Origin, Proxy
 from upstream.adapters import Adapter
 from upstream.bodies import cut_picture, has_too_many_values, read_body
-from upstream.calls import Calls, Deadline, current_call
-from upstream.failure import UpstreamError, Why, translated
+from upstream.calls import Calls, Deadline, UpstreamError, Why, current_call, translated
 
 __all__ = [
     "JSON_LIMIT",
