@@ -13,11 +13,11 @@ import hmac
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from config import MIN_SECRET_LENGTH
+from config import MIN_SECRET_LENGTH, Settings
 from picture import BadRequest, ImageRequest, Problem
 from settings.maps import SHARED_NAME, KeySettings
 from storage.state import State
@@ -60,29 +60,23 @@ COMMAND_LINE = Caller("(command line)")
 class Access:
     """Authorises the views, the page's API and the command line.
 
-    `drawings_per_day` is the limit of `access_key` and its signed URLs together. Secrets are
-    compared as bytes and in constant time: compare_digest raises on text that is not ASCII. The
-    first signing key signs and all of them are accepted, so that keys can be rotated. The last is
-    derived from `access_key`: it signs where there is no other, and what it has signed stays valid
-    when there is. Without any, signing is off.
+    Secrets are compared as bytes and in constant time: compare_digest raises on text that is not
+    ASCII. The first signing key signs and all of them are accepted, so that keys can be rotated.
+    The last is derived from PROXY_ACCESS_KEY: it signs where there is no other, and what it has
+    signed stays valid when there is. Without any, signing is off.
     """
 
-    access_key: str | None
-    _: KW_ONLY
-    named_keys: Sequence[KeySettings] = ()
-    drawings_per_day: int | None = None
-    admin_token: str | None = None
-    signing_keys: Sequence[str] = ()
+    settings: Settings
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
-        self.shared = Caller(SHARED_NAME, self.drawings_per_day)
-        self._keys = list(self.named_keys)
-        self._signing_keys = [key.encode() for key in self.signing_keys]
-        if self.access_key:
-            own = KeySettings(SHARED_NAME, self.access_key, self.drawings_per_day)
-            self._keys.insert(0, own)
-            derived = hmac.digest(self.access_key.encode(), _DERIVATION_LABEL, hashlib.sha256)
+        key, limit = self.settings.access_key, self.settings.drawings_per_day
+        self.shared = Caller(SHARED_NAME, limit)
+        self._keys = list(self.settings.access_keys)
+        self._signing_keys = [key.encode() for key in self.settings.signing_keys]
+        if key:
+            self._keys.insert(0, KeySettings(SHARED_NAME, key, limit))
+            derived = hmac.digest(key.encode(), _DERIVATION_LABEL, hashlib.sha256)
             self._signing_keys.append(derived)
 
     def authorise(
@@ -124,9 +118,9 @@ class Access:
 
     def authorise_admin(self, token: str) -> None:
         """Accept the admin token, decoded as Latin-1. Raises Unauthorised and Forbidden."""
-        if not self.admin_token:
+        if not (own := self.settings.admin_token):
             raise Forbidden("administration_off")
-        if not hmac.compare_digest(token.encode("latin-1"), self.admin_token.encode()):
+        if not hmac.compare_digest(token.encode("latin-1"), own.encode()):
             raise Unauthorised("admin_token_wrong")
 
     @property
@@ -172,7 +166,7 @@ class Access:
 
     def usage(self, state: State) -> list[dict[str, Any]]:
         """Return for each key its name, its drawings today and its limits. Raises Unavailable."""
-        shared = [KeySettings(SHARED_NAME, "", self.drawings_per_day)] if self.can_sign else []
+        shared = [KeySettings(SHARED_NAME, "", self.shared.per_day)] if self.can_sign else []
         own = {key.name: key for key in (*shared, *self._keys)}
         now = state.now()
         names = {name: Caller(name).count_key(now) for name in own}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
-from werkzeug.wrappers import Response as BaseResponse
 
 from access import Access
 from backends import Backends
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 __version__ = "1.0.0+dev"
 
-View = Callable[[], BaseResponse]
-
 
 class WholePath(BaseConverter):
     """The rest of a path, with its slashes, dots and newlines unchanged."""
@@ -55,7 +53,12 @@ class WholePath(BaseConverter):
 
 def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Flask:
     """Build the application. `clock` returns Unix time. Starts no thread, opens no file."""
-    metrics = _make_metrics() if settings.metrics else OFF
+    prometheus = None
+    if settings.metrics:
+        from metrics.prometheus import Prometheus  # needs requirements-metrics.txt
+
+        prometheus = Prometheus()
+    metrics = prometheus or OFF
     services = make_services(settings, clock, metrics)
     access, cache, pipeline = services.access, services.cache, services.pipeline
     app = Flask(__name__, static_folder=None)
@@ -70,9 +73,14 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Fl
     )
     api = Api(settings, access, cache, status, pictures, Folder(settings.cache_dir))
     openai = OpenAi(settings, access, cache, pipeline, api.link, metrics)
-    show = _show_metrics(metrics, access, status) if settings.metrics else None
-    app.register_blueprint(_routes(pictures, api, openai, show))
-    app.register_error_handler(Exception, _error_handler(has_cards=settings.error_images))
+    routes = _routes(pictures, api, openai)
+    if prometheus:
+        from web.metrics import MetricsPage
+
+        routes.add_url_rule("/metrics", view_func=MetricsPage(prometheus, access, status).show)
+    app.register_blueprint(routes)
+    answer_error = partial(_answer_error, has_cards=settings.error_images)
+    app.register_error_handler(Exception, answer_error)
     app.extensions["prompt_image_proxy"] = services
     return app
 
@@ -104,46 +112,18 @@ def make_services(
     pool: Pool[Drawing] = Pool(state, settings.drawings, places, metrics)
     storing = Storing(cache, host, settings.upload_timeout, _make_converter(settings), metrics)
     pipeline = Pipeline(settings, cache, backends, pool, storing, llm, fallback, metrics)
-    return Services(settings, _make_access(settings, clock), cache, upstream, pipeline)
+    return Services(settings, Access(settings, clock), cache, upstream, pipeline)
 
 
-def _make_metrics() -> Metrics:
-    from metrics.prometheus import Prometheus  # needs requirements-metrics.txt
-
-    return Prometheus()
-
-
-def _show_metrics(metrics: Metrics, access: Access, status: Status) -> View:
-    from metrics.prometheus import Prometheus
-    from web.metrics import MetricsPage
-
-    assert isinstance(metrics, Prometheus)
-    return MetricsPage(metrics, access, status).show
+def _answer_error(error: Exception, *, has_cards: bool) -> Response:
+    # A client whose base URL is wrong posts to any path.
+    is_lost = isinstance(error, NotFound) and request.method == "POST"
+    if is_lost or request.path.startswith(OPENAI_PREFIX):
+        return openai_error(error)
+    return problem(error, has_cards=has_cards)
 
 
-def _make_access(settings: Settings, clock: Callable[[], float]) -> Access:
-    return Access(
-        settings.access_key,
-        named_keys=settings.access_keys,
-        drawings_per_day=settings.drawings_per_day,
-        admin_token=settings.admin_token,
-        signing_keys=settings.signing_keys,
-        clock=clock,
-    )
-
-
-def _error_handler(*, has_cards: bool) -> Callable[[Exception], Response]:
-    def answer(error: Exception) -> Response:
-        # A client whose base URL is wrong posts to any path.
-        is_lost = isinstance(error, NotFound) and request.method == "POST"
-        if is_lost or request.path.startswith(OPENAI_PREFIX):
-            return openai_error(error)
-        return problem(error, has_cards=has_cards)
-
-    return answer
-
-
-def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | None) -> Blueprint:
+def _routes(pictures: Pictures, api: Api, openai: OpenAi) -> Blueprint:
     routes = Blueprint("proxy", __name__)
     # Every path under /prompt/ is a description, and an empty one is a 400, not a 404.
     path = "/prompt/<whole_path:description>"
@@ -158,8 +138,6 @@ def _routes(pictures: Pictures, api: Api, openai: OpenAi, show_metrics: View | N
     routes.add_url_rule("/cache/<string(length=64):key>", view_func=api.show_picture)
     routes.add_url_rule("/cache/delete", view_func=api.delete_picture, methods=["POST"])
     routes.add_url_rule("/status", view_func=api.show_status)
-    if show_metrics:
-        routes.add_url_rule("/metrics", view_func=show_metrics)
     routes.add_url_rule("/robots.txt", view_func=api.robots)
     routes.add_url_rule("/", view_func=page_file)
     routes.add_url_rule("/page/<name>", view_func=page_file)

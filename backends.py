@@ -39,14 +39,12 @@ class Backends:
         for backend in self.all:
             self.metrics.backend_listed(backend.name)
 
-    def ready_in(self, request: ImageRequest) -> float:
+    def ready_in(self, request: ImageRequest, known: Known | None = None) -> float:
         """Return the seconds until a backend may be asked for `request`, 0 if one may now.
 
-        Raises Unavailable.
+        `known` are the cooldowns, if they have been recalled already. Raises Unavailable.
         """
-        return self._ready_in(request, self.recall(request))
-
-    def _ready_in(self, request: ImageRequest, known: Known) -> float:
+        known = known or self.recall(request)
         return min(backend.outages(request).wait(known) for backend in self.in_use)
 
     def recall(self, request: ImageRequest) -> Known:
@@ -70,7 +68,7 @@ class Backends:
         request = drawing.request
         while True:
             known = self.recall(request)
-            wait = self._ready_in(request, known)
+            wait = self.ready_in(request, known)
             if wait > min(MAX_WAIT, drawing.deadline.remaining()):
                 models = [known[backend.outages(request).model_key] for backend in self.in_use]
                 has_model = any(one.why != UNKNOWN_MODEL or not one.seconds for one in models)
@@ -90,7 +88,7 @@ class Backends:
             with self.state.hold(_PROBE_KEY, drawing.deadline.remaining()):
                 known = self.recall(drawing.request)
                 has_failures = any(cooldown.failures for cooldown in known.values())
-                if self._ready_in(drawing.request, known) or not has_failures:
+                if self.ready_in(drawing.request, known) or not has_failures:
                     return None
                 return self._ask(drawing, known)
         except LockTimeout:

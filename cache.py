@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from images.formats import EXTENSIONS
 from metrics import OFF, Metrics
 from picture import ImageRequest
 from storage import BeingDrawn, LockTimeout, Row, Unavailable
 from storage.state import State
-from storage.store import DAY, STALE_SECONDS, FileLost, Store, Task, drawn_size, open_verified
+from storage.store import HOUR, FileLost, Store, Task, drawn_size, open_verified
 from storage.upkeep import BATCH, adopt, repeat, store_errors
 
 log = logging.getLogger("prompt_image_proxy.cache")
@@ -85,15 +85,14 @@ class Cache:
         url: str | None = None,
         created: float | None = None,
         request: ImageRequest | None = None,
-        optimized: str | None = None,
-        rewritten: str | None = None,
-        revised: str | None = None,
-        drawn_by: str | None = None,
+        **drawn: str | None,
     ) -> Row:
         """Cache a picture: as a file, or by its `url` alone if it is hosted. Raises NotKept.
 
-        `created` is a Unix time, for a picture that was not made just now.
+        `created` is a Unix time, for a picture that was not made just now. `drawn` says how it
+        was drawn: its prompts and `drawn_by`, as the row names them.
         """
+        about: dict[str, Any] = {**drawn, **(asdict(request) if request else {})}
         row = Row(
             key=key,
             file=None if url else f"{key}-{secrets.token_hex(8)}.{EXTENSIONS[media_type]}",
@@ -102,12 +101,8 @@ class Cache:
             bytes=len(data),
             digest=hashlib.sha256(data).hexdigest(),
             created=self.clock() if created is None else float(created),
-            **(asdict(request) if request else {}),
-            optimized=optimized,
-            rewritten=rewritten,
-            revised=revised,
-            drawn_by=drawn_by,
             **drawn_size(data),
+            **about,
         )
         if row.file and 0 < self.max_bytes < row.bytes:
             raise NotKept("the picture is larger than CACHE_MAX_BYTES")
@@ -220,12 +215,11 @@ class Cache:
     def maintain(self, stop: threading.Event) -> None:
         """Keep the cache in order until `stop` is set: the work of a thread."""
         tasks = [
-            Task(self.settle, first=0, period=1),
-            Task(self.evict, first=0, period=1),
-            Task(self.flush, first=30, period=30),
-            Task(self.state.expire, first=0, period=60),
-            # What a crash just before the start left behind is too young for the first sweep.
-            *(Task(self.store.sweep, first, period=DAY) for first in (0, STALE_SECONDS + 60)),
+            Task(self.settle, 1),
+            Task(self.evict, 1),
+            Task(self.flush, 30),
+            Task(self.state.expire, 60),
+            Task(self.store.sweep, HOUR),
             *self.store.tasks(),
             *self.state.tasks(),
         ]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from settings.dotenv import Dotenv
 from settings.maps import SHARED_NAME
-from settings.parsers import check_folder
+from settings.parsers import check_folder, text_file
 from settings.proxies import NetworkSettings
 from settings.redaction import printable, secrets_in
 from settings.servers import (
@@ -32,9 +32,6 @@ from settings.servers import (
 )
 from settings.setting import Reader
 from settings.table import ROWS, Table
-
-# Each can also be read from a file: NAME_FILE.
-SECRETS = tuple(row.name for row in ROWS if row.is_secret)
 
 MIN_SECRET_LENGTH = 16
 # As the documents print them.
@@ -124,7 +121,6 @@ def parse(variables: Mapping[str, str], dotenv: Dotenv | None = None) -> Setting
     reader = Reader(ROWS, variables)
     table = Table(**reader.values)
     mapped = dict.fromkeys(name for models in table.model_map.values() for name in models)
-    names = {name for row in ROWS for name in row.all_names}
     settings = Settings(
         **reader.values | {"models": table.models or tuple(mapped)},
         backends=make_backends(table, reader),
@@ -133,7 +129,7 @@ def parse(variables: Mapping[str, str], dotenv: Dotenv | None = None) -> Setting
         pollinations=make_pollinations(table),
         network=make_network(table, reader),
         storage=make_objects("STORAGE_URL", table.storage_url, table, reader),
-        dotenv_warnings=tuple(dotenv.warnings(names, SECRETS)) if dotenv else (),
+        dotenv_warnings=tuple(dotenv.warnings()) if dotenv else (),
     )
     _check(settings, reader)
     if reader.faults:
@@ -151,10 +147,10 @@ def load() -> Settings:
     Raises SettingsError with every fault.
     """
     try:
-        dotenv = Dotenv.read()
+        dotenv = Dotenv(text_file(".env") if Path(".env").exists() else "")
     except ValueError as error:
         raise SettingsError([f".env: {error}"]) from None
-    return parse(dotenv.under_environment(SECRETS), dotenv)
+    return parse(dotenv.under_environment(), dotenv)
 
 
 def _check(settings: Settings, reader: Reader) -> None:

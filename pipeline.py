@@ -64,12 +64,13 @@ class Pipeline:
         """
         reservation = reserved or Reservation(self.cache.state, caller)
         began, seconds = time.monotonic(), self.settings.generation_deadline
-        own = Drawing(request, Deadline.after(seconds), reservation.caller)
+        own = Drawing(request, Deadline.after(seconds))
         # A drawing that the deadline ends still says why, a moment later.
         until = Deadline.after(seconds + _VERDICT_SECONDS)
         if answer_within is not None:
             until = until.within(answer_within)
-        self._raise_failure(request)
+        if failure := self.remembered(request):
+            raise failure
         while True:
             try:
                 drawn = self.pool.run(request.key, until, lambda: self._draw(own, reservation))
@@ -101,10 +102,6 @@ class Pipeline:
             return None
         return GaveUp("moderation_refused", remembered_for=refusal.left, is_repeated=True)
 
-    def _raise_failure(self, request: ImageRequest) -> None:
-        if failure := Failure.recall(self.cache.state, request.key, self.fingerprint):
-            raise failure
-
     def _draw(self, drawing: Drawing, reservation: Reservation) -> Drawing:
         """Draw, unless another process has drawn, or failed to, while this one waited for it."""
         with self.metrics.drawing():
@@ -114,7 +111,8 @@ class Pipeline:
                 self.metrics.waited()
                 drawing.row = picture.row
                 return drawing
-            self._raise_failure(drawing.request)
+            if failure := self.remembered(drawing.request):
+                raise failure
             # Nothing is paid for without room for the picture and a state that takes a write.
             with self.storing.reserve():
                 reservation.take()
@@ -126,24 +124,20 @@ class Pipeline:
         self._find_image(drawing)
         if not drawing.may_have_been_billed:
             reservation.give_back(was_tried=drawing.made_a_call)
-        caller = drawing.caller.name
-        if drawing.image is None:
+        caller, gave_up, outcome = reservation.caller.name, None, "drawn"
+        if image := drawing.image:
+            log.info("Drew %s, for %s: %s, by %s", drawing, caller, drawing.source, image.drawn_by)
+            self.storing.store(drawing, image)
+            self.metrics.drawn(drawing.source)
+        else:
             gave_up = self._give_up(drawing)
             log.info("Gave up on %s, for %s: %s", drawing, caller, gave_up)
-            if not gave_up.is_repeated:
-                is_refused = gave_up.code == "moderation_refused"
-                self._count("refused" if is_refused else "failed", drawing, began)
-            raise gave_up
-        drawn_by = drawing.image.drawn_by
-        log.info("Drew %s, for %s: %s, by %s", drawing, caller, drawing.source, drawn_by)
-        self.storing.store(drawing, drawing.image)
-        self.metrics.drawn(drawing.source)
-        self._count("drawn", drawing, began)
-
-    def _count(self, outcome: str, drawing: Drawing, began: float) -> None:
+            outcome = "refused" if gave_up.code == "moderation_refused" else "failed"
         self.metrics.drawing_ended(outcome, time.monotonic() - began)
         for stage in drawing.stages:
             self.metrics.stage(stage.stage, stage.outcome, stage.seconds)
+        if gave_up:
+            raise gave_up
 
     # --- the stages
 

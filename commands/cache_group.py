@@ -10,9 +10,16 @@ from itertools import chain, islice
 
 import click
 
-from commands.console import AS_JSON, counted, picture_options, read_request, say, say_json
+from commands.console import (
+    AS_JSON,
+    counted,
+    picture_options,
+    read_request,
+    say,
+    say_json,
+    with_cache,
+)
 from commands.migrate import adopt_pictures, backup, export, import_directory
-from commands.session import with_cache
 from commands.transfer import pages
 from drawing.verdict import forget_failures
 from pipeline import Services

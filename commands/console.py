@@ -1,20 +1,30 @@
-"""What commands read and print: text of strangers, such as prompts, cannot command the terminal."""
+"""What commands share: the parts of the service, options, and output.
+
+Text of strangers, such as prompts, cannot command the terminal.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from config import SettingsError
+import config
+from config import Settings, SettingsError
 from picture import PARAMETERS, ImageRequest, Problem
-from settings.redaction import printable_lines
+from pipeline import Services
+from settings.parsers import printable_url
+from settings.redaction import RedactingFormatter, printable_lines
 from storage import BeingDrawn, Unavailable
+from storage.local.folder import owner_fault
 from web.sentences import explain
 
 
@@ -102,8 +112,8 @@ def progress(items: Iterable[Any], label: str, length: int, *, is_quiet: bool) -
 
 def count_outcomes(
     outcomes: Iterable[str], counts: Counter[str], label: str, length: int, *, as_json: bool
-) -> NoReturn:
-    """Add outcomes to `counts`, with a progress bar, print the result, and exit.
+) -> int:
+    """Add outcomes to `counts`, with a progress bar, print them, and return the exit status.
 
     An outcome that is not in `counts` describes a problem, and is counted as unusable.
     """
@@ -116,4 +126,54 @@ def count_outcomes(
         say(problem, err=True)
     text = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in counts.items())
     click.echo(json.dumps(counts) if as_json else text)
-    sys.exit(1 if problems else 0)
+    return 1 if problems else 0
+
+
+def load_settings() -> Settings:
+    """Return the settings, and print their warnings on stderr. Raises SettingsError."""
+    settings = config.load()
+    for warning in settings.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    return settings
+
+
+def built(settings: Settings) -> closing[Services]:
+    """Build the parts of the service, to be closed after.
+
+    Where no handler is set, Python prints warnings on stderr by a last one, which redacts them now.
+    """
+    handler = logging.lastResort
+    assert handler
+    handler.setFormatter(RedactingFormatter(settings.secrets()))
+    make_services: Callable[[Settings], Services] = click.get_current_context().obj
+    return closing(make_services(settings))
+
+
+def with_cache(command: Command) -> Command:
+    """Pass the parts of the service as the first argument, and say which cache is used."""
+
+    @wraps(command)
+    def run(**arguments: Any) -> None:
+        with built(load_settings()) as services:
+            announce_cache(services)
+            command(services, **arguments)
+
+    return run
+
+
+def announce_cache(services: Services) -> None:
+    """Print on stderr which cache the command uses: the service may use another one.
+
+    Ends the command where it would create files that the service cannot write.
+    """
+    settings = services.settings
+    if fault := owner_fault(settings.cache_dir):
+        raise click.ClickException(f"CACHE_DIR: {fault}.")
+    found = ""
+    with suppress(Unavailable):
+        found = f" ({counted(services.cache.state.totals().entries)})"
+    places = [str(settings.cache_dir.absolute())]
+    if settings.database_url:
+        places = [printable_url(settings.database_url)]
+        places += [settings.storage.url] if settings.storage else []
+    click.echo(f"Cache: {' and '.join(places)}{found}", err=True)

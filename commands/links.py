@@ -10,8 +10,7 @@ from pathlib import Path
 import click
 
 from commands.console import AS_JSON, FILES, progress, say, say_json, sentence
-from commands.document_faults import DocumentFault, Examiner
-from commands.documents import FoundUrl, documents, read
+from commands.documents import DocumentFault, Examiner, FoundUrl, documents, read
 from commands.services import AnyService, with_service
 from picture import Problem
 

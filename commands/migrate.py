@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from cache import Cache, NotKept
-from commands.console import AS_JSON, count_outcomes, counted
-from commands.session import with_cache
+from commands.console import AS_JSON, count_outcomes, counted, with_cache
 from commands.transfer import opened, prune, transfer
 from drawing.verdict import Blocked
 from images.formats import media_type_of
@@ -25,12 +25,12 @@ from pipeline import Services
 from storage import Row
 
 
-def _import_typescript(directory: Path, services: Services, *, as_json: bool) -> NoReturn:
-    """Import the cache of the TypeScript version, and exit with what became of it."""
+def _import_typescript(directory: Path, services: Services, *, as_json: bool) -> int:
+    """Import the cache of the TypeScript version; return the exit status."""
     metas = sorted(directory.rglob("*.meta.json"))
     counts = Counter(imported=0, there=0, blocked=0, fallback_failed=0, unusable=0)
     outcomes = _import_entries(metas, services)
-    count_outcomes(outcomes, counts, "Importing", len(metas), as_json=as_json)
+    return count_outcomes(outcomes, counts, "Importing", len(metas), as_json=as_json)
 
 
 def _import_entries(metas: Iterable[Path], services: Services) -> Iterator[str]:
@@ -99,11 +99,11 @@ def import_directory(services: Services, directory: Path, as_json: bool) -> None
     The import can be interrupted and run again. Exits 1 if a picture could not be read.
     """
     if not (directory / "index.sqlite3").exists():
-        _import_typescript(directory, services, as_json=as_json)
+        sys.exit(_import_typescript(directory, services, as_json=as_json))
     with opened(directory) as source:
         source.adopt()
         counts = Counter(imported=0, there=0, unusable=0)
-        _transfer(source, services.cache, counts, as_json=as_json)
+        sys.exit(_transfer(source, services.cache, counts, as_json=as_json))
 
 
 @click.command(short_help="Copy the whole cache to DIRECTORY.")
@@ -119,7 +119,7 @@ def export(services: Services, directory: Path, as_json: bool) -> None:
         raise click.UsageError("DIRECTORY is CACHE_DIR; give another one.")
     with opened(directory) as target:
         counts = Counter(exported=0, there=0, unusable=0)
-        _transfer(services.cache, target, counts, as_json=as_json)
+        sys.exit(_transfer(services.cache, target, counts, as_json=as_json))
 
 
 @click.command("adopt")
@@ -158,7 +158,7 @@ def backup(services: Services, directory: Path, as_json: bool) -> None:
                 "CACHE_DIR has no pictures, but the backup has; it is left as it is."
             )
         counts = Counter(copied=0, there=0, deleted=prune(source, target))
-        _transfer(source, target, counts, as_json=as_json)
+        sys.exit(_transfer(source, target, counts, as_json=as_json))
 
 
 def _claim(source: Path, directory: Path) -> None:
@@ -175,11 +175,14 @@ def _claim(source: Path, directory: Path) -> None:
         raise click.UsageError(f"{directory} is the backup of {mark.read_text().strip()}.")
 
 
-def _transfer(source: Cache, target: Cache, counts: Counter[str], *, as_json: bool) -> NoReturn:
-    """Copy all pictures, and exit with how many; the first of `counts` is of the copied ones."""
+def _transfer(source: Cache, target: Cache, counts: Counter[str], *, as_json: bool) -> int:
+    """Copy all pictures, print how many, and return the exit status.
+
+    The first of `counts` is that of the copied ones.
+    """
     copied = next(iter(counts))
     outcomes = (
         copied if isinstance(found, Row) else found or "there" for found in transfer(source, target)
     )
     total = source.state.totals().entries
-    count_outcomes(outcomes, counts, "Copying", total, as_json=as_json)
+    return count_outcomes(outcomes, counts, "Copying", total, as_json=as_json)

@@ -9,14 +9,12 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
 from access import MAX_EXPIRES_IN
 from commands.console import AS_JSON, picture_options, read_request, say
-from commands.document_faults import DocumentFault, Examiner
-from commands.documents import FoundUrl, documents, read, rewrite, split
+from commands.documents import DocumentFault, Examiner, FoundUrl, documents, read, rewrite, split
 from commands.services import AnyService, with_service
 from picture import EXTENSIONS, BadRequest, Link
 
@@ -74,7 +72,7 @@ def sign(
         examiner = Examiner(service.why_closed, service.public_url, keys)
         signing = _Signing(service, examiner, resign, old_keys, expires_in)
         files = documents(map(Path, arguments))
-        _sign_files(files, signing, is_dry=dry_run, as_json=as_json)
+        sys.exit(_sign_files(files, signing, is_dry=dry_run, as_json=as_json))
     if len(arguments) != 1:
         raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
     wanted = read_request(arguments[0], parameters)
@@ -128,8 +126,8 @@ def _seconds_left(found: FoundUrl) -> int | None:
     return min(left, MAX_EXPIRES_IN) if left > 0 else None
 
 
-def _sign_files(files: list[Path], signing: _Signing, *, is_dry: bool, as_json: bool) -> NoReturn:
-    """Sign the URLs in files, print what is left, and exit."""
+def _sign_files(files: list[Path], signing: _Signing, *, is_dry: bool, as_json: bool) -> int:
+    """Sign the URLs in files, print what is left, and return the exit status."""
     counts: dict[str, int] = {}
     has_faults = False
     for file in files:
@@ -151,4 +149,4 @@ def _sign_files(files: list[Path], signing: _Signing, *, is_dry: bool, as_json: 
             say(f"{file}:{line}: {fault.reason}", err=True)
     if as_json:
         click.echo(json.dumps(counts))
-    sys.exit(1 if has_faults else 0)
+    return 1 if has_faults else 0

@@ -106,7 +106,7 @@ def _copy(source: Cache, target: Cache, row: Row) -> Row | str | None:
         with file:
             data = file.readall()
         if hashlib.sha256(data).hexdigest() != row.digest:
-            raise FileLost("is missing or damaged")
+            raise FileLost
     except (FileLost, Unavailable, OSError) as why:
         is_gone = source.state.files([row.key]).get(row.key) != row.file
         return None if is_gone else f"{row.file}: {why}"

@@ -123,13 +123,11 @@ class Backend:
         Raises Unavailable.
         """
         slot = ExitStack()
-        if not self._slots:
-            return slot
         for key in self._slots:
             with suppress(LockTimeout):
                 slot.enter_context(self.state.hold(key, 0))
                 return slot
-        return None
+        return None if self._slots else slot
 
     def draw(self, drawing: Drawing, slot: ExitStack | None = None) -> Image:
         """Draw the best prompt of a drawing. Raises NotDrawn and Unavailable.

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self
 
-from access import COMMAND_LINE, Caller
 from dialect.judging import TOO_LONG, Fault, Outcome
 from picture import ImageRequest, Problem
 from storage import Row
@@ -124,7 +123,6 @@ class Drawing:
 
     request: ImageRequest
     deadline: Deadline
-    caller: Caller = COMMAND_LINE
     optimized: str | None = None
     rewritten: str | None = None
     stages: list[Stage] = field(default_factory=list)

@@ -23,12 +23,7 @@ def verdict(drawing: Drawing, ready_in: float, *, has_fallback: bool) -> GaveUp:
     stages = drawing.stages
     refused = any(s.stage == "fallback" and s.outcome == Outcome.REFUSED for s in stages)
     if is_refused(drawing) and (refused or not has_fallback):
-        return GaveUp(
-            "moderation_refused",
-            stages,
-            remembered_for=drawing.blocked_for or None,
-            is_repeated=not drawing.made_a_call,
-        )
+        return GaveUp("moderation_refused", stages, remembered_for=drawing.blocked_for or None)
     if drawing.deadline.is_over:
         return GaveUp("deadline_passed", stages)
     wait = math.ceil(ready_in) or None

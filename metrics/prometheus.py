@@ -6,9 +6,10 @@ elsewhere they are this process's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import product
+from types import MappingProxyType
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -26,35 +27,31 @@ STAGES = ("optimise", "generate", "rewrite", "fallback", "convert", "upload")
 
 
 class Family(NamedTuple):
-    """A metric: its help text, its labels, and the label values that start at 0."""
+    """A metric: its help text, and its labels with the values of each that start at 0."""
 
     text: str
-    labels: Sequence[str] = ()
-    known: Sequence[Sequence[str]] = ()
+    labels: Mapping[str, Sequence[str]] = MappingProxyType({})
     buckets: Sequence[float] = _SECONDS
 
 
 # `_total` is appended to their names.
 COUNTERS = {
-    "requests": Family("HTTP requests answered.", ["route", "status"]),
+    "requests": Family("HTTP requests answered.", {"route": (), "status": ()}),
     "pictures": Family(
         "Pictures found in the cache (hit), drawn (backend; rewritten: from a prompt rewritten"
         " for safety; fallback), or obtained by waiting for another request's drawing (waited).",
-        ["source"],
-        [[source] for source in ("hit", "backend", "rewritten", "fallback", "waited")],
+        {"source": ("hit", "backend", "rewritten", "fallback", "waited")},
     ),
     "backend_calls": Family(
-        "Drawings requested from a backend or the fallback.", ["backend", "outcome"]
+        "Drawings requested from a backend or the fallback.", {"backend": (), "outcome": ()}
     ),
     "retries": Family("Backends tried because the one before had not drawn the prompt."),
     "refusals": Family("Prompts refused by the moderation of a backend or the fallback."),
     "rewrites": Family("Prompts rewritten for safety."),
     "llm_calls": Family(
-        "Calls to the LLM.", ["task", "outcome"], [*product(("optimise", "rewrite"), _OUTCOMES)]
+        "Calls to the LLM.", {"task": ("optimise", "rewrite"), "outcome": _OUTCOMES}
     ),
-    "uploads": Family(
-        "Uploads to the image host.", ["outcome"], [[outcome] for outcome in _OUTCOMES]
-    ),
+    "uploads": Family("Uploads to the image host.", {"outcome": _OUTCOMES}),
     "cache_evictions": Family("Pictures deleted to stay within CACHE_MAX_BYTES."),
     "cache_adoptions": Family("Picture files added to the index, which lacked them."),
     "upstream_connections_opened": Family("Connections opened to other servers."),
@@ -65,27 +62,22 @@ COUNTERS = {
 TIMINGS = {
     "drawing": Family(
         "Time from the start of a drawing, after any wait in the queue, to its end.",
-        ["outcome"],
-        [["drawn"], ["refused"], ["failed"]],
+        {"outcome": ("drawn", "refused", "failed")},
     ),
     "stage": Family(
-        "Time that a stage of a drawing took.",
-        ["stage", "outcome"],
-        [*product(STAGES, _OUTCOMES)],
+        "Time that a stage of a drawing took.", {"stage": STAGES, "outcome": _OUTCOMES}
     ),
-    "backend_call": Family("Time that a backend or the fallback took to answer.", ["backend"]),
-    "state_call": Family("Time that a call to the index took.", ["call"], buckets=_LATENCIES),
-    "store_call": Family(
-        "Time that a call to the store of pictures took.", ["call"], buckets=_LATENCIES
-    ),
+    "backend_call": Family("Time that a backend or the fallback took to answer.", {"backend": ()}),
+    "state_call": Family("Time that a call to the index took.", {"call": ()}, _LATENCIES),
+    "store_call": Family("Time that a call to the store took.", {"call": ()}, _LATENCIES),
 }
 
 # Of each worker; the sum over the living ones is shown.
 GAUGES = {
-    "drawings_in_progress": Family("Drawings under way."),
-    "drawings_limit": Family("Most drawings that can be under way: DRAWINGS in each worker."),
-    "waiting_requests": Family("Requests waiting for a drawing, or for a picture from the bucket."),
-    "waiting_requests_limit": Family("Most requests that can wait: THREADS - 16 in each worker."),
+    "drawings_in_progress": "Drawings under way.",
+    "drawings_limit": "Most drawings that can be under way: DRAWINGS in each worker.",
+    "waiting_requests": "Requests waiting for a drawing, or for a picture from the bucket.",
+    "waiting_requests_limit": "Most requests that can wait: THREADS - 16 in each worker.",
 }
 
 
@@ -109,12 +101,12 @@ class Prometheus(Metrics):
             for name, about in TIMINGS.items()
         }
         self._gauges = {
-            name: Gauge(PREFIX + name, about.text, registry=registry, multiprocess_mode="livesum")
-            for name, about in GAUGES.items()
+            name: Gauge(PREFIX + name, text, registry=registry, multiprocess_mode="livesum")
+            for name, text in GAUGES.items()
         }
         for name, about in (COUNTERS | TIMINGS).items():
-            for labels in about.known:
-                (self._counters | self._timings)[name].labels(*labels)
+            for values in product(*about.labels.values()) if about.labels else ():
+                (self._counters | self._timings)[name].labels(*values)
 
     @property
     def collector(self) -> Collector:

@@ -131,5 +131,5 @@ def proxy_or_none(value: Any) -> Proxy | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise ValueError('is not a text; write "http://host:3128", or null for no proxy')
+        raise ValueError('is not a proxy; write "http://host:3128", or null for none')
     return Proxy.parse(value.strip())

@@ -64,7 +64,7 @@ def matching(pattern: str, fault: str) -> Callable[[str], str]:
     return parse
 
 
-model = matching(MODEL, "has an unusable name; write names such as gpt-image-2, or several with ,")
+model = matching(MODEL, "has a name that no URL can contain; write names such as gpt-image-2")
 host = matching(
     r"[A-Za-z0-9_.:%-]+", "is not an address; write one such as 127.0.0.1, 0.0.0.0 or ::"
 )

@@ -256,3 +256,6 @@ class Table:
 
 
 ROWS = rows(Table)
+NAMES = {name for row in ROWS for name in row.all_names}
+# Each can also be read from a file: NAME_FILE.
+SECRETS = tuple(row.name for row in ROWS if row.is_secret)

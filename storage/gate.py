@@ -19,12 +19,13 @@ PERIOD_SECONDS = 60.0
 class LastingFault:
     """What is wrong with something at the moment: logged when it begins, and when it has ended.
 
-    One that comes and goes is logged once a minute. `begun` has one `%s` for the reason.
+    One that comes and goes is logged once a minute. `subject` and `purpose` are words for the
+    log: "The index", "used".
     """
 
     log: logging.Logger
-    begun: str
-    ended: str
+    subject: str
+    purpose: str
     monotonic: Callable[[], float] = time.monotonic
     reason: str | None = field(default=None, init=False)
     _logged_at: float = field(default=-PERIOD_SECONDS, init=False)
@@ -34,14 +35,14 @@ class LastingFault:
         now = self.monotonic()
         if self.reason is None and now - self._logged_at >= PERIOD_SECONDS:
             self._logged_at, self._is_logged = now, True
-            self.log.error(self.begun, reason)
+            self.log.error("%s cannot be %s: %s", self.subject, self.purpose, reason)
         self.reason = reason
 
     def end(self) -> None:
         self.reason = None
         if self._is_logged:
             self._is_logged = False
-            self.log.warning(self.ended)
+            self.log.warning("%s can be %s again", self.subject, self.purpose)
 
 
 PAUSE_SECONDS = 0.5

@@ -13,17 +13,16 @@ from images.formats import media_type_of, pixels_of
 from storage import Row, Unavailable
 
 HOUR = 3600.0
-DAY = 24 * HOUR
 # Files of work that may still be under way are younger.
 STALE_SECONDS = 600.0
 
 
 class Task(NamedTuple):
-    """Work to be done first after `first` seconds, then every `period` seconds."""
+    """Work to be done every `period` seconds, first after `first` seconds."""
 
     work: Callable[[], object]
-    first: float
     period: float
+    first: float = 0.0
 
 
 class Stored(NamedTuple):
@@ -86,6 +85,9 @@ class Store(Protocol):
 class FileLost(Exception):
     """The file is missing or damaged."""
 
+    def __str__(self) -> str:
+        return "is missing or damaged"
+
 
 def open_verified(store: Store, row: Row) -> tuple[Row, FileIO]:
     """Open a row's file, which has the size that the row says; return the row and the file.
@@ -99,7 +101,7 @@ def open_verified(store: Store, row: Row) -> tuple[Row, FileIO]:
             file = stack.enter_context(store.open(str(row.file), row.bytes))
             row = row if row.digest and row.pixels else _examined(row, file)
         except (FileNotFoundError, IsADirectoryError) as error:
-            raise FileLost("is missing or damaged") from error
+            raise FileLost from error
         except OSError as error:
             raise Unavailable(f"a picture cannot be read: {error.strerror}") from error
         stack.pop_all()
@@ -111,7 +113,7 @@ def _examined(row: Row, file: FileIO) -> Row:
     file.seek(0)
     media_type = media_type_of(data)
     if media_type is None:
-        raise FileLost("is missing or damaged")
+        raise FileLost
     digest = row.digest or hashlib.sha256(data).hexdigest()
     return replace(row, media_type=media_type, digest=digest, **drawn_size(data))
 

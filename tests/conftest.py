@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,6 +23,7 @@ import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 import config
+from access import Access
 from app import create_app, make_services
 from commands.__main__ import cli
 from settings.servers import ObjectSettings
@@ -42,7 +44,6 @@ from .servers import (
     wait_until,
 )
 from .states import Clock
-from .wire import make_authority
 
 pytest_plugins = ["tests.npm", "tests.one_backend", "tests.studio"]
 
@@ -56,6 +57,7 @@ SLOWEST_FILES = (
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "access-key-of-the-tests"
 ADMIN = "admin-token-of-the-tests"
+HOSTED_URL = "https://img.example/a.png"
 
 
 def drawing(data: bytes | None = None, **more: Any) -> Say:
@@ -108,6 +110,14 @@ def hosting_settings(host: ScriptedServer) -> dict[str, str]:
         "IMAGE_HOSTING_KEY": "picgo-key",
         "IMAGE_HOSTING_URL": host.url,
     }
+
+
+def access_of(
+    key: str | None = KEY, clock: Callable[[], float] = time.time, **settings: Any
+) -> Access:
+    """Return what authorises with an access key and other settings."""
+    plain = config.parse({"BACKEND_API_URLS": "http://127.0.0.1:9", "PROXY_ACCESS_KEY": KEY})
+    return Access(replace(plain, access_key=key, **settings), clock)
 
 
 class Service:
@@ -259,6 +269,12 @@ class Gunicorn(Service):
             shutil.rmtree(counts)
 
 
+# What the fixtures `serve`, `gunicorn` and `server` are.
+Serve = Callable[..., InProcess]
+Start = Callable[..., Gunicorn]
+MakeServer = Callable[[], ScriptedServer]
+
+
 def basic_settings(folder: Path) -> dict[str, str]:
     """Return the least there is to set beside backends, with no way out of this machine."""
     return {
@@ -294,7 +310,7 @@ def opened() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def server(opened: list[Any]) -> Callable[[], ScriptedServer]:
+def server(opened: list[Any]) -> MakeServer:
     """Make scripted servers."""
 
     def make() -> ScriptedServer:
@@ -316,7 +332,7 @@ def raw_server(opened: list[Any]) -> Callable[[Callable[[Any], None]], RawServer
 
 
 @pytest.fixture
-def backend(server: Callable[[], ScriptedServer]) -> ScriptedServer:
+def backend(server: MakeServer) -> ScriptedServer:
     """A backend that draws a grey pixel unless a test scripts it otherwise."""
     made = server()
     made.say(drawing())
@@ -357,8 +373,22 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return what `make_authority` makes, once for all tests."""
-    return make_authority(tmp_path_factory.mktemp("tls"))
+    """Make a certificate authority, and a certificate of it for 127.0.0.1 and pics.example.
+
+    Returns the authority's certificate, and the server's with its key in one file.
+    """
+    folder = tmp_path_factory.mktemp("tls")
+    authority, key, server = folder / "ca.pem", folder / "ca.key", folder / "server.pem"
+    new = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    names = "subjectAltName=DNS:pics.example,IP:127.0.0.1"
+    for command in (
+        f"{new} -subj /CN=authority -keyout {key} -out {authority}",
+        f"{new} -subj /CN=pics.example -addext basicConstraints=critical,CA:FALSE"
+        f" -addext {names} -CA {authority} -CAkey {key} -keyout {server} -out {server}.crt",
+    ):
+        subprocess.run(command.split(), check=True, capture_output=True)
+    server.write_bytes(server.read_bytes() + Path(f"{server}.crt").read_bytes())
+    return authority, server
 
 
 @pytest.fixture
@@ -367,7 +397,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def serve(environment: dict[str, str], opened: list[Any]) -> Callable[..., InProcess]:
+def serve(environment: dict[str, str], opened: list[Any]) -> Serve:
     """Start the app in this process: `serve(backend, NAME="value")`."""
 
     def start(*backends: ScriptedServer | RawServer, **settings: str) -> InProcess:
@@ -379,15 +409,21 @@ def serve(environment: dict[str, str], opened: list[Any]) -> Callable[..., InPro
 
 
 @pytest.fixture
-def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
+def service(serve: Serve, backend: ScriptedServer) -> InProcess:
     """The app in this process, with one backend and the settings of `environment`."""
     return serve(backend)
 
 
 @pytest.fixture
-def gunicorn(
-    environment: dict[str, str], opened: list[Any], tmp_path: Path
-) -> Callable[..., Gunicorn]:
+def hosted(serve: Serve, backend: ScriptedServer, server: MakeServer) -> InProcess:
+    """The same, whose pictures are at an image host, all at one URL."""
+    host = server()
+    host.say(Say({"status_code": 200, "image": {"url": HOSTED_URL}}))
+    return serve(backend, **hosting_settings(host))
+
+
+@pytest.fixture
+def gunicorn(environment: dict[str, str], opened: list[Any], tmp_path: Path) -> Start:
     """Start a real gunicorn with two workers: `gunicorn(backend, NAME="value")`."""
 
     def start(*backends: ScriptedServer | RawServer, **settings: str) -> Gunicorn:

@@ -1,11 +1,13 @@
-"""Small forward proxies on loopback. Every name and address leads to 127.0.0.1."""
+"""Small proxies on loopback: every name and address leads to 127.0.0.1."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from .servers import RawServer
@@ -82,21 +84,76 @@ class SocksProxy:
             relay(client, server)
 
 
-def relay(one: socket.socket, other: socket.socket) -> None:
-    """Copy both ways until one side ends."""
-    back = threading.Thread(target=_copy, args=(other, one), daemon=True)
+class Link:
+    """A connection to a port of loopback that a test cuts, or freezes: every packet is lost.
+
+    `requests` are the HTTP requests that began: "GET /path".
+    """
+
+    def __init__(self, port: int) -> None:
+        self.requests: list[str] = []
+        self._target = port
+        self._passes = threading.Event()
+        self._is_cut = False
+        self._open: set[socket.socket] = set()
+        self._server = RawServer(self._talk)
+        self.url, self.port = self._server.url, self._server.port
+        self.mend()
+
+    def cut(self) -> None:
+        """End all connections, and new ones at once."""
+        self._is_cut = True
+        for sock in self._open.copy():
+            _shut(sock)
+
+    def freeze(self) -> None:
+        """Accept connections and requests, and pass nothing on until `mend`."""
+        self._passes.clear()
+
+    def mend(self) -> None:
+        self._is_cut = False
+        self._passes.set()
+
+    def close(self) -> None:
+        self._server.close()
+        self.mend()
+        self.cut()
+
+    def _talk(self, client: socket.socket) -> None:
+        if not self._is_cut:
+            with socket.create_connection(("127.0.0.1", self._target)) as server:
+                self._open |= {client, server}
+                relay(client, server, self._pass)
+                self._open -= {client, server}
+
+    def _pass(self, data: bytes) -> None:
+        if begun := re.match(rb"([A-Z]+ \S+) HTTP/1", data):
+            self.requests.append(begun[1].decode())
+        self._passes.wait()
+
+
+def relay(
+    one: socket.socket, other: socket.socket, see: Callable[[bytes], None] = lambda data: None
+) -> None:
+    """Copy both ways until one side ends. `see` is shown what is about to be passed on."""
+    back = threading.Thread(target=_copy, args=(other, one, see), daemon=True)
     back.start()
-    _copy(one, other)
+    _copy(one, other, see)
     back.join(10)
 
 
-def _copy(source: socket.socket, target: socket.socket) -> None:
+def _copy(source: socket.socket, target: socket.socket, see: Callable[[bytes], None]) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
+            see(data)
             target.sendall(data)
     for sock in (source, target):
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+        _shut(sock)
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _read(connection: socket.socket, size: int) -> bytes:

@@ -7,22 +7,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
-from settings.servers import ObjectSettings
 from storage import Note, Row
-from storage.cluster.copies import Copies
-from storage.cluster.objects import Objects
-from storage.local.folder import Folder
-from storage.store import Store
-from storage.waiting import Places
-
-from .link import Link
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,57 +87,6 @@ def refusing(folder: Path, statement: str) -> Iterator[None]:
         )
         yield
         connection.execute("DROP TRIGGER refused")
-
-
-class FolderPlace:
-    """A folder of pictures."""
-
-    def __init__(self, folder: Path, clock: Clock) -> None:
-        self.folder = folder
-        self.clock = clock
-
-    def open(self) -> Store:
-        return Folder(self.folder, self.clock)
-
-    @contextmanager
-    def obstructed(self, name: str) -> Iterator[None]:
-        """Let no picture be written by this name."""
-        (self.folder / name).mkdir()
-        yield
-        (self.folder / name).rmdir()
-
-    def close(self) -> None:
-        pass
-
-    def leave_half(self, name: str) -> None:
-        """Leave what a write leaves behind that was interrupted just now."""
-        (self.folder / f"{name}.0123abcd.tmp").write_bytes(b"half")
-
-
-class CopiesPlace(FolderPlace):
-    """A bucket, and a machine's folder of copies."""
-
-    def __init__(self, folder: Path, clock: Clock, bucket: ObjectSettings) -> None:
-        super().__init__(folder, clock)
-        self.link = Link(int(str(bucket.endpoint_url).rpartition(":")[2]))
-        self.bucket = replace(bucket, endpoint_url=self.link.url)
-
-    def open(self) -> Store:
-        objects, places = Objects(self.bucket), Places(16)
-        return Copies(objects, self.folder, self._files, places, clock=self.clock)
-
-    def _files(self, keys: Sequence[str]) -> dict[str, str | None]:
-        """Every file has a row."""
-        return {path.name.partition("-")[0]: path.name for path in self.folder.iterdir()}
-
-    @contextmanager
-    def obstructed(self, name: str) -> Iterator[None]:
-        self.link.cut()
-        yield
-        self.link.mend()
-
-    def close(self) -> None:
-        self.link.close()
 
 
 _HOLD = """

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
@@ -17,15 +16,14 @@ from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
 from picture import BadRequest, ImageRequest
 from settings.maps import KeySettings
 
-from .conftest import KEY, InProcess
+from .conftest import KEY, InProcess, Serve, access_of
 from .servers import ScriptedServer, png
 
-Serve = Callable[..., InProcess]
 CAT = ImageRequest("a (big) cat [1] *& <b>", 64, 32, "m/1", 7)
 
 
 def access(*signing_keys: str, key: str = KEY, now: float = 1000.5) -> Access:
-    return Access(key, signing_keys=signing_keys, clock=lambda: now)
+    return access_of(key, signing_keys=signing_keys, clock=lambda: now)
 
 
 def signed_by(of: Access) -> dict[str, str | int]:
@@ -111,7 +109,7 @@ LAST_SECOND = datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 
 def test_key_is_known_by_its_name_and_limit() -> None:
-    keys = Access("k", named_keys=[BLOG, KeySettings("手机", "钥匙")], drawings_per_day=3)
+    keys = access_of("k", access_keys=[BLOG, KeySettings("手机", "钥匙")], drawings_per_day=3)
     shared = Caller("PROXY_ACCESS_KEY", 3)
     assert keys.authorise({"key": "k"}) == shared
     assert keys.authorise({"key": "钥匙"}) == Caller("手机")
@@ -124,7 +122,7 @@ def test_key_is_known_by_its_name_and_limit() -> None:
 
 def test_key_is_accepted_until_the_end_of_its_last_day() -> None:
     def at(now: float) -> Access:
-        return Access("k", named_keys=[BLOG], clock=lambda: now)
+        return access_of("k", access_keys=[BLOG], clock=lambda: now)
 
     assert at(LAST_SECOND).authorise({"key": "blog-key"}).name == "blog"
     with pytest.raises(Unauthorised, match="2026-12-31"):
@@ -134,7 +132,7 @@ def test_key_is_accepted_until_the_end_of_its_last_day() -> None:
 
 def test_named_signature_counts_for_its_key_and_ends_with_it() -> None:
     def keys(*named: KeySettings, now: float = LAST_SECOND) -> Access:
-        return Access("k", named_keys=named, clock=lambda: now)
+        return access_of("k", access_keys=named, clock=lambda: now)
 
     signed = keys(BLOG).sign(CAT, Caller("blog", 5))
     assert opens(keys(BLOG), signed) == Caller("blog", 5)
@@ -159,7 +157,7 @@ def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch
         return compare(offered, own)
 
     monkeypatch.setattr(hmac, "compare_digest", recorded)
-    keys = Access("k", named_keys=[BLOG])
+    keys = access_of("k", access_keys=[BLOG])
     for key in ("k", "blog-key"):
         keys.authorise({"key": key})
     assert compared == [b"k", b"blog-key"] * 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -16,15 +15,13 @@ from .conftest import (
     BROKEN,
     REFUSAL,
     Gunicorn,
-    InProcess,
+    MakeServer,
+    Serve,
+    Start,
     drawing,
     pollinations_settings,
 )
 from .servers import Gate, Say, ScriptedServer, Seen, wait_until
-
-Start = Callable[..., Gunicorn]
-Serve = Callable[..., InProcess]
-MakeServer = Callable[[], ScriptedServer]
 
 HIT = "PromptImageProxy; hit"
 
@@ -38,28 +35,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_strangers_url_leaves_room_for_honest_drawings(
-    gunicorn: Start, backend: ScriptedServer
+    serve: Serve, backend: ScriptedServer
 ) -> None:
     gate = Gate(drawing())
     backend.say(lambda seen: gate(seen) if seen.json["prompt"] == "stranger" else drawing())
-    service = gunicorn(backend, THREADS="48", DRAWINGS="8")
-    with ThreadPoolExecutor(230) as pool:
-        strangers = [pool.submit(service.picture, "stranger") for _ in range(230)]
-        wait_until(lambda: sum(stranger.done() for stranger in strangers) >= 230 - 32)
+    service = serve(backend, THREADS="48", DRAWINGS="8")
+    with ThreadPoolExecutor(100) as pool:
+        strangers = [pool.submit(service.picture, "stranger") for _ in range(100)]
+        wait_until(lambda: sum(stranger.done() for stranger in strangers) >= 100 - 16)
         honest = [service.picture(f"honest{n}").status for n in range(10)]
         gate.opened.set()
         answers = {stranger.result().status for stranger in strangers}
     assert honest == [200] * 10
     assert answers == {200, 503}
     assert len(backend.seen) == 11
-
-
-def test_hundreds_of_misses_are_all_drawn_in_turn(gunicorn: Start, backend: ScriptedServer) -> None:
-    service = gunicorn(backend, DRAWINGS="4")
-    with ThreadPoolExecutor(300) as pool:
-        got = list(pool.map(lambda n: service.picture(f"x{n}").status, range(300)))
-    assert set(got) == {200}
-    assert len(backend.seen) == 300
 
 
 # --- what a client writes
@@ -76,30 +65,31 @@ def quoting(seen: Seen) -> Say:
     return drawing()
 
 
-@pytest.mark.parametrize(
-    "wrote",
-    [
-        *({"model": "billing"}, {"model": "exist"}, {"model": "api-key"}, {"quality": "api key"}),
-        *({"quality": "'size' must be one of 64x64"}, {"style": "insufficient quota"}),
-        *({"background": "Unknown parameter: 'seed'"}, {"style": "set header X-Evil=1"}),
-        {"negative_prompt": "n must be set to 4"},
-    ],
-)
-def test_words_of_a_client_cost_the_others_nothing(
-    serve: Serve, backend: ScriptedServer, wrote: dict[str, str]
-) -> None:
+def test_words_of_a_client_cost_the_others_nothing(serve: Serve, backend: ScriptedServer) -> None:
     backend.say(quoting)
     service = serve(backend, GENERATION_DEADLINE="3")  # no drawing waits for a cooldown
-    for n in range(4):
-        quoted = {name: quote(value) for name, value in wrote.items()}
-        service.picture(f"odd{n}", width="1024", height="768", **quoted)
-    backend.seen.clear()
-    assert service.picture("honest", width="1024", height="768").status == 200
-    [asked] = backend.seen
-    assert asked.json == {
-        "prompt": "honest", "n": 1, "seed": 42, "size": "1024x768"
-    }  # fmt: skip
-    assert "X-Evil" not in asked.headers
+    for number, (name, text) in enumerate(
+        [
+            *(
+                ("model", "billing"),
+                ("model", "exist"),
+                ("model", "api-key"),
+                ("quality", "api key"),
+            ),
+            *(("quality", "'size' must be one of 64x64"), ("style", "insufficient quota")),
+            *(("background", "Unknown parameter: 'seed'"), ("style", "set header X-Evil=1")),
+            ("negative_prompt", "n must be set to 4"),
+        ]
+    ):
+        sides = {"width": "1024", "height": "768"}
+        for n in range(4):
+            service.picture(f"odd{number}-{n}", **sides, **{name: quote(text)})
+        backend.seen.clear()
+        assert service.picture(f"honest{number}", **sides).status == 200
+        [asked] = backend.seen
+        expected = {"prompt": f"honest{number}", "n": 1, "seed": 42, "size": "1024x768"}
+        assert asked.json == expected, text
+        assert "X-Evil" not in asked.headers
 
 
 # --- money

@@ -11,16 +11,14 @@ from typing import Any, NoReturn
 import pytest
 
 from dialect.judging import Outcome
-from drawing.backend import first_free
 from picture import ImageRequest
-from storage import LockTimeout
 from storage.state import State
-from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
+from upstream.client import Reply, Upstream, UpstreamError, Why
 
 from .conftest import InProcess, drawing
 from .one_backend import PNG, Draw, backend_at, not_drawn, taken
 from .servers import Answer, Say, ScriptedServer, Seen, read_request, wait_until
-from .states import Clock, held_elsewhere
+from .states import held_elsewhere
 from .wire import PUBLIC, MakeRawServer, MakeServer, Net, guarded_net, hang
 
 net = pytest.fixture(autouse=True)(guarded_net)
@@ -168,29 +166,6 @@ def test_slot_of_a_killed_process_is_free(state: State, tmp_path: Path) -> None:
         child.kill()
         child.wait()
         wait_until(there.take_slot)
-
-
-def test_first_backend_that_has_room_is_taken_without_waiting(state: State) -> None:
-    full, free = (backend_at(state, f"http://127.0.0.1:{n}", concurrency=1) for n in (1, 2))
-
-    def fail(seconds: float) -> None:
-        raise AssertionError("it waited")
-
-    with taken(full), first_free([full, free], Deadline.after(10), fail)[1]:
-        assert free.take_slot() is None
-    assert first_free([full, free], Deadline.after(10), fail)[0] is full
-
-
-def test_wait_for_a_slot_ends_at_the_deadline(state: State) -> None:
-    clock = Clock(0.0)
-    full = backend_at(state, "http://127.0.0.1:1", concurrency=1)
-
-    def sleep(seconds: float) -> None:
-        clock.now += seconds
-
-    with taken(full), pytest.raises(LockTimeout):
-        first_free([full], Deadline.after(10, clock), sleep)
-    assert clock.now == 10
 
 
 # --- pictures that an answer names: fetched with patience, and never paid for twice -------------

@@ -17,12 +17,11 @@ from backends import Backends
 from dialect.judging import Outcome
 from drawing.backend import Backend
 from drawing.record import Drawing, Round
-from metrics import Metrics
 from picture import ImageRequest
 from storage.state import State
 from upstream.client import Deadline
 
-from .conftest import BROKEN, REFUSAL, Gunicorn, drawing
+from .conftest import BROKEN, REFUSAL, InProcess, drawing
 from .one_backend import backend_at, taken
 from .servers import Gate, Say, ScriptedServer, Seen, png, wait_until
 from .states import Clock
@@ -167,23 +166,6 @@ def test_round_ends_after_the_allowed_number_of_refusals(
 def test_failures_do_not_count_as_refusals(house: MakeHouse) -> None:
     made = house(BROKEN, REFUSAL, REJECTION, REFUSAL)
     assert made.outcomes().count(Outcome.REFUSED) == 2
-
-
-class SlowCalls(Metrics):
-    """Moves a clock when a call is over: earlier, and the call itself would be out of time."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def backend_called(self, backend: str, outcome: str, seconds: float) -> None:
-        self.clock.now += 200
-
-
-def test_round_that_the_deadline_ends_is_cut(house: MakeHouse, clock: Clock) -> None:
-    made = house(REFUSAL, REFUSAL)
-    made.backends.metrics = SlowCalls(clock)
-    found = made.draw()
-    assert (found.is_cut, len(found.faults), sum(made.asked)) == (True, 1, 1)
 
 
 def test_fault_of_a_model_cools_that_model_alone(house: MakeHouse) -> None:
@@ -379,11 +361,11 @@ class Pairs:
 
 
 def test_page_of_twenty_is_drawn_two_at_a_time(
-    gunicorn: Callable[..., Gunicorn], backend: ScriptedServer
+    serve: Callable[..., InProcess], backend: ScriptedServer
 ) -> None:
     pairs = Pairs()
     backend.say(pairs)
-    service = gunicorn(backend, BACKEND_CONCURRENCY=json.dumps({backend.url: 2}))
+    service = serve(backend, BACKEND_CONCURRENCY=json.dumps({backend.url: 2}))
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(service.picture, (f"picture-{n}" for n in range(20))))
     assert {answer.status for answer in answers} == {200}

@@ -37,9 +37,9 @@ from .conftest import (
     saying,
 )
 from .fronts import Nginx
-from .link import Link
 from .objectstore import ObjectServer
 from .postgres import Postgres
+from .proxy import Link
 from .servers import Gate, Got, Say, ScriptedServer, png, send_and_leave, wait_until
 
 HIT = "PromptImageProxy; hit"

@@ -26,7 +26,7 @@ from settings.servers import (
     ObjectSettings,
     PollinationsSettings,
 )
-from settings.table import ROWS, usable_cores
+from settings.table import NAMES, ROWS, SECRETS, usable_cores
 
 from .conftest import ROOT
 
@@ -41,7 +41,6 @@ LLM = {
     "DE_NSFW_ENABLED": "true",
     "LLM_OPTIMIZATION_API_URL": "https://llm.example.com",
 }
-NAMES = {name for row in ROWS for name in row.all_names}
 
 
 def read(**values: str) -> Settings:
@@ -509,9 +508,10 @@ STRONG = {"PROXY_ACCESS_KEY": "0123456789abcdef", "SIGNING_KEY": "0123456789abcd
         ),
         ({}, "LOG_LEVEL=DEBUG\nPORT=1\n\nLOG_LEVEL=\nPORT=2\n", "LOG_LEVEL: an empty line further"),
         ({}, "PORT=\nPORT=2\nLOG_LEVEL=\nLOG_LEVEL=\n", None),
+        ({}, "PORT=1\nLOG_LEVEL='DEBUG\n", ".env: line 2 cannot be read"),
         *(
             ({}, f"ADMIN_TOKEN={whole}\n#x", None)
-            for whole in ("'abc #def'", '"abc #def"', "abc#def", "#abc", "")
+            for whole in ("'abc #def' # a=b #c", '"abc #def"', "abc#def", "#abc", "")
         ),
     ],
 )
@@ -527,24 +527,23 @@ def test_probable_mistakes_are_warnings(
 
 # Every secret, each with a text of its own.
 SECRET_VALUES = {
-    "PROXY_ACCESS_KEY": "secret-of-proxy",
+    **{
+        name: f"secret-of-{name}"
+        for name in (
+            *("PROXY_ACCESS_KEY", "ADMIN_TOKEN", "AUTH_TOKEN", "LLM_OPTIMIZATION_TOKEN"),
+            *("IMAGE_HOSTING_KEY", "IMAGE_HOSTING_AUTH_CODE", "POLLINATIONS_TOKEN"),
+            *("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"),
+        )
+    },
     "ACCESS_KEYS": '{"blog": {"key": "secret-of-blog"}, "phone": {"key": "secret-of-phone"}}',
-    "ADMIN_TOKEN": "secret-of-admin",
     "SIGNING_KEY": "secret-of-signing, secret-of-old-signing",
-    "AUTH_TOKEN": "secret-of-auth",
     "TOKEN_MAP": '{"https://a/v1": "secret-of-map"}',
     "BACKEND_HEADERS": '{"https://a/v1": {"X-Name": "secret-in-header"}}',
-    "IMAGE_HOSTING_KEY": "secret-of-hosting",
-    "IMAGE_HOSTING_AUTH_CODE": "secret-of-code",
-    "LLM_OPTIMIZATION_TOKEN": "secret-of-llm",
-    "POLLINATIONS_TOKEN": "secret-of-pollinations",
     "BACKEND_PROXIES": '{"https://a/v1": "http://user:secret-of-own-proxy@proxy"}',
     "https_proxy": "http://user:secret-of-proxy-for-all@proxy",
     "ALL_PROXY": "http://secret-as-user-of-proxy@proxy",
     "DATABASE_URL": "postgresql://u:secret-of%2Fdatabase@db/pictures?sslpassword=secret-of-tls",
     "STORAGE_URL": "s3://bucket",
-    "S3_ACCESS_KEY_ID": "secret-as-key-id",
-    "S3_SECRET_ACCESS_KEY": "secret-of-bucket",
     "BACKEND_API_URLS": "https://a/v1,https://user:secret-in-url@b/v1,https://secret-as-user@c",
     "LLM_OPTIMIZATION_API_URL": "https://u:secret-in-llm-url@llm",
     "IMAGE_HOSTING_URL": "https://u:secret-in%2Dhosting-url@host",
@@ -558,7 +557,7 @@ SECRET_TEXTS = set(re.findall(r"secret-[\w%-]+", " ".join(SECRET_VALUES.values()
 
 def test_every_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
     values = dict(SECRET_VALUES)
-    for name in config.SECRETS:
+    for name in SECRETS:
         # With the byte order mark that Windows editors write.
         (tmp_path / name).write_text(f"\ufeff  {values.pop(name)}\r\n\n", "utf-8")
         values[f"{name}_FILE"] = str(tmp_path / name)

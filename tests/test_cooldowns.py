@@ -152,13 +152,6 @@ def test_processes_count_one_outage_once(tmp_path: Path, clock: Clock) -> None:
         assert len(sites[0].note.failing) == 30, "none is forgotten"
 
 
-def test_workers_share_cooldowns(site: Site, state: State, clock: Clock) -> None:
-    other = Site(state, clock)
-    assert [site.fail("a"), other.left, other.fail("a"), other.fail("b")] == [5, 5, 5, 10]
-    site.draw()
-    assert [other.left, other.fail("c")] == [0, 5]
-
-
 # --- rejections ---------------------------------------------------------------------------------
 
 

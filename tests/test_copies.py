@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from cache import Cache
+from cache import Cache, NotKept
 from picture import ImageRequest
 from settings.servers import ObjectSettings
 from storage import Row, Totals, Unavailable
-from storage.cluster.copies import Copies, Recent
+from storage.cluster.copies import Copies
 from storage.cluster.objects import Objects
 from storage.local.sqlite import SqliteState
 from storage.store import STALE_SECONDS
 from storage.waiting import Places
 
-from .link import Link
+from .proxy import Link
 from .servers import png, wait_until
 from .states import Clock
 
@@ -148,59 +148,49 @@ def test_picture_is_served_where_no_copy_can_be_kept(here: Machine, there: Machi
 
 
 def test_least_recently_used_copies_go_first(make: Make, clock: Clock) -> None:
-    limited = make("limited", 1999)
+    """Whichever process of the machine used them."""
+    one, other = make("limited", 1999), make("limited", 1999)
     requests = [ImageRequest(str(number)) for number in range(4)]
     rows = []
-    for request in requests[:3]:
+    for request in requests:
         clock.now += 100
-        rows.append(limited.put(request))
-    clock.now += 100
-    limited.read(requests[0])
-    rows.append(limited.put(requests[3]))
-    assert limited.copies() == sorted(str(rows[number].file) for number in (0, 2, 3))
-    assert limited.read(requests[1]) == PNG, "the picture itself is still there"
-
-
-def test_processes_know_what_others_used(tmp_path: Path, clock: Clock) -> None:
-    one, other = (Recent(tmp_path, clock, max_bytes=250) for _ in range(2))
-    names = [f"{number:064x}-{number:016x}.png" for number in range(3)]
-    for name in names:
-        if name == names[2]:
-            one.open(names[0]).close()
-        clock.now += 100
-        other.write(name, b"1" * 100, clock.now)
-    assert {path.name for path in tmp_path.iterdir()} == {names[0], names[2]}
+        if request is requests[3]:
+            one.read(requests[0])
+            clock.now += 100
+        rows.append(other.put(request))
+    assert one.copies() == sorted(str(rows[number].file) for number in (0, 2, 3))
+    assert one.read(requests[1]) == PNG, "the picture itself is still there"
 
 
 # --- the bucket fails
 
 
-def test_nothing_is_drawn_for_a_bucket_that_is_down(here: Machine, there: Machine) -> None:
+def test_nothing_is_drawn_or_deleted_while_the_bucket_is_down(
+    here: Machine, there: Machine
+) -> None:
     here.put()
+    there.put(OTHER)
     assert there.reserve()
     there.link.cut()
     assert not works(there.read)
     assert not works(there.reserve)
+    with pytest.raises(NotKept):
+        there.put()
+    assert len(there.copies()) == 1, "the failed one leaves none"
+    with pytest.raises(Unavailable):
+        there.cache.delete(OTHER.key)
+    assert there.read(OTHER) == PNG
     there.keep_up()
     assert not works(there.reserve)
     there.link.mend()
     wait_until(lambda: works(there.reserve_later), 3)
     assert there.store.fault is None
+    assert there.cache.delete(OTHER.key)
+    assert there.read(OTHER) is None
     assert [stored.key for stored in here.store.names()] == [REQUEST.key], "no trial is left"
 
 
 # --- deleted
-
-
-def test_nothing_is_deleted_while_the_bucket_is_down(here: Machine) -> None:
-    here.put()
-    here.link.cut()
-    with pytest.raises(Unavailable):
-        here.cache.delete(REQUEST.key)
-    assert here.read() == PNG
-    here.link.mend()
-    wait_until(lambda: works(lambda: here.cache.delete(REQUEST.key)), 2)
-    assert (here.read(), list(here.store.names())) == (None, [])
 
 
 def test_copies_of_pictures_deleted_elsewhere_are_swept(

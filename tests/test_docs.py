@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,12 +21,10 @@ import config
 from app import create_app
 from settings.__main__ import document, example
 from settings.dotenv import Dotenv
-from upstream.failure import Why
+from upstream.client import Why
 
-from .conftest import KEY, ROOT, InProcess
+from .conftest import KEY, ROOT, InProcess, Serve
 from .servers import Got, ScriptedServer
-
-Serve = Callable[..., InProcess]
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache import Cache
-from dialect.judging import Fault, Outcome
+from dialect.judging import Fault
 from drawing.backend import NotDrawn
 from drawing.fallback import Pollinations
 from drawing.record import Drawing, Image
@@ -23,55 +21,50 @@ from storage.cluster.copies import Nowhere
 from storage.state import State
 from upstream.client import Deadline, Upstream
 
-from .servers import JPEG, Gate, Say, png
+from .one_backend import LIMIT, REQUEST, not_drawn
+from .servers import JPEG, Say, ScriptedServer, png
 from .states import Clock
 from .wire import MakeServer, guarded_net, unhurried
 
-REQUEST = ImageRequest("a red apple", 640, 480, "any", 7)
-LIMIT = 2**20
 PNG = png()
 OTHER = png(2)
 net = pytest.fixture(autouse=True)(guarded_net)
 
-FallBack = Callable[..., Image]
 
+class FallBack:
+    """Draws with Pollinations, which is played by the server `there`."""
 
-@pytest.fixture
-def fall_back(state: State) -> FallBack:
-    """Draw with Pollinations at a URL: `fall_back(url, prompt, request, token=…, timeout=…)`."""
+    def __init__(self, there: ScriptedServer, state: State) -> None:
+        self.there = there
+        self.cache = Cache(state, Nowhere(Path()))
 
-    def call(
-        url: str,
+    def __call__(
+        self,
         prompt: str = "an apple",
         request: ImageRequest = REQUEST,
         *,
+        path: str = "",
         token: str | None = None,
         model: str | None = None,
-        timeout: float = 10,
     ) -> Image:
-        there = Pollinations(
-            PollinationsSettings(url, token, model),
-            Upstream(),
-            Cache(state, Nowhere(Path())),
-            timeout=timeout,
-            max_image_bytes=LIMIT,
-        )
-        return there.draw(Drawing(request, Deadline.after(10), rewritten=prompt))
+        own = PollinationsSettings(self.there.url + path, token, model)
+        pollinations = Pollinations(own, Upstream(), self.cache, timeout=10, max_image_bytes=LIMIT)
+        return pollinations.draw(Drawing(request, Deadline.after(10), rewritten=prompt))
 
-    return call
+    def fault(self, *args: Any, **more: Any) -> Fault:
+        return not_drawn(lambda: self(*args, **more)).fault
 
 
-def fault(call: Callable[[], Any]) -> Fault:
-    with pytest.raises(NotDrawn) as caught:
-        call()
-    return caught.value.fault
+@pytest.fixture
+def fall_back(backend: ScriptedServer, state: State) -> FallBack:
+    return FallBack(backend, state)
 
 
 # --- what it is asked ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("base", "prompt", "request_", "model", "target"),
+    ("path", "prompt", "request_", "model", "target"),
     [
         ("/prompt", "a red/green apple? #1 & 100%", ImageRequest("x", 640, 480, "dall-e-3", 7),
          None, "/prompt/a%20red%2Fgreen%20apple%3F%20%231%20%26%20100%25?width=640&height=480"
@@ -84,50 +77,39 @@ def fault(call: Callable[[], Any]) -> Fault:
     ],
 )  # fmt: skip
 def test_fallback_request_is_as_documented(
-    server: MakeServer,
     fall_back: FallBack,
-    base: str,
+    path: str,
     prompt: str,
     request_: ImageRequest,
     model: str | None,
     target: str,
 ) -> None:
-    there = server()
-    there.say(Say(JPEG, headers={"Content-Type": "text/plain"}))
-    image = fall_back(there.url + base, prompt, request_, model=model)
+    fall_back.there.say(Say(JPEG, headers={"Content-Type": "text/plain"}))
+    image = fall_back(prompt, request_, path=path, model=model)
     assert image == Image(JPEG, "image/jpeg", "pollinations", None)
-    assert there.seen[0].method == "GET"
-    assert there.seen[0].target == f"{target}&nofeed=true&private=true"
+    [seen] = fall_back.there.seen
+    assert (seen.method, seen.target) == ("GET", f"{target}&nofeed=true&private=true")
 
 
 @pytest.mark.parametrize("token", ["t", None])
-def test_fallback_token_is_sent_as_bearer(
-    server: MakeServer, fall_back: FallBack, token: str | None
-) -> None:
-    there = server()
-    there.say(Say("", 302, {"Location": "/moved"}), Say(PNG))
-    fall_back(there.url, token=token)
+def test_fallback_token_is_sent_as_bearer(fall_back: FallBack, token: str | None) -> None:
+    fall_back.there.say(Say("", 302, {"Location": "/moved"}), Say(PNG))
+    fall_back(token=token)
     expected = f"Bearer {token}" if token else None
-    assert [seen.headers["Authorization"] for seen in there.seen] == [expected] * 2
+    assert [seen.headers["Authorization"] for seen in fall_back.there.seen] == [expected] * 2
 
 
-@pytest.mark.parametrize(("token", "calls"), [("t", 2), (None, 1)])
-def test_timed_out_request_is_repeated_once_with_a_token(
-    server: MakeServer, fall_back: FallBack, token: str | None, calls: int
+@pytest.mark.parametrize(("token", "late", "calls"), [("t", 1, 2), ("t", 2, 2), (None, 1, 1)])
+def test_request_that_timed_out_is_repeated_once_with_a_token(
+    fall_back: FallBack, token: str | None, late: int, calls: int
 ) -> None:
-    there = server()
-    there.say(gate := Gate(Say(PNG)))
-    found = fault(lambda: fall_back(there.url, token=token, timeout=0.2))
-    gate.opened.set()
-    assert found.why == "timed out"
-    assert len(there.seen) == calls
-    assert len({seen.target for seen in there.seen}) == 1
-
-
-def test_repeated_request_may_draw(server: MakeServer, fall_back: FallBack) -> None:
-    there = server()
-    there.say(Say("", 524), Say(PNG))
-    assert fall_back(there.url, token="t").data == PNG
+    fall_back.there.say(*[Say("", 524)] * late, Say(PNG))
+    if late < calls:
+        assert fall_back(token=token).data == PNG
+    else:
+        assert fall_back.fault(token=token).why == "timed out"
+    assert len(fall_back.there.seen) == calls
+    assert len({seen.target for seen in fall_back.there.seen}) == 1
 
 
 # --- what its answers mean ----------------------------------------------------------------------
@@ -140,87 +122,64 @@ LOCKED = {
     }
 }
 QUEUE = {"success": False, "error": {"code": "X", "message": "Queue full for IP 192.0.2.1"}}
-FAULTS: dict[str, tuple[Say, Outcome, str]] = {
-    "a placeholder": (Say(PNG, headers={"X-Error-Type": "rate_limit"}), Outcome.FAILED,
-                      "rate limited"),
-    "HTML": (Say("<html>"), Outcome.FAILED, "not a picture"),
-    "an error in a 200": (Say({"error": {"code": 429, "message": "rate limit"}}), Outcome.FAILED,
-                          "rate limited"),
-    "204": (Say("", 204), Outcome.FAILED, "down"),
-    "206": (Say(PNG, 206), Outcome.FAILED, "down"),
-    "too large": (Say(bytes(LIMIT + 1)), Outcome.FAILED, "answer too large"),
-    "401": (Say("", 401), Outcome.FAILED, "unauthorised"),
-    "402": (Say({"error": "Insufficient balance"}, 402), Outcome.FAILED, "out of credit"),
-    "402, a full queue": (Say(QUEUE, 402), Outcome.FAILED, "rate limited"),
-    "429": (Say("", 429), Outcome.FAILED, "rate limited"),
-    "530": (Say("", 530), Outcome.FAILED, "down"),
-    "400": (Say({"success": False, "error": {"message": "Bad width"}}, 400), Outcome.REJECTED,
-            "rejected"),
-    "422": (Say(POLICY, 422), Outcome.REFUSED, "refused"),
-    "422, a provider's lock-out": (Say(LOCKED, 422), Outcome.FAILED, "unauthorised"),
-}  # fmt: skip
+LIMITED = {"error": {"code": 429, "message": "rate limit"}}
+FAULTS: dict[str, tuple[Say, str]] = {
+    "a placeholder": (Say(PNG, headers={"X-Error-Type": "rate_limit"}), "failed: rate limited"),
+    "HTML": (Say("<html>"), "failed: not a picture"),
+    "an error in a 200": (Say(LIMITED), "failed: rate limited"),
+    "204": (Say("", 204), "failed: down"),
+    "206": (Say(PNG, 206), "failed: down"),
+    "too large": (Say(bytes(LIMIT + 1)), "failed: answer too large"),
+    "401": (Say("", 401), "failed: unauthorised"),
+    "402": (Say({"error": "Insufficient balance"}, 402), "failed: out of credit"),
+    "402, a full queue": (Say(QUEUE, 402), "failed: rate limited"),
+    "429": (Say("", 429), "failed: rate limited"),
+    "530": (Say("", 530), "failed: down"),
+    "400": (Say({"success": False, "error": {"message": "Bad width"}}, 400), "rejected: rejected"),
+    "422": (Say(POLICY, 422), "refused: refused"),
+    "422, a provider's lock-out": (Say(LOCKED, 422), "failed: unauthorised"),
+}
 
 
 @pytest.mark.parametrize("case", FAULTS)
-def test_fault_of_the_fallback_is_judged(
-    server: MakeServer, fall_back: FallBack, case: str
-) -> None:
-    say, outcome, why = FAULTS[case]
-    there = server()
-    there.say(say)
-    found = fault(lambda: fall_back(there.url))
-    assert (found.outcome, found.why) == (outcome, why)
+def test_fault_of_the_fallback_is_judged(fall_back: FallBack, case: str) -> None:
+    say, expected = FAULTS[case]
+    fall_back.there.say(say)
+    found = fall_back.fault()
+    assert f"{found.outcome}: {found.why}" == expected
 
 
 def test_fallback_redirect_to_another_private_host_is_refused(
-    server: MakeServer, fall_back: FallBack
+    fall_back: FallBack, server: MakeServer
 ) -> None:
-    there, other = server(), server()
-    there.say(Say("", 302, {"Location": other.url + "/a.png"}))
-    assert fault(lambda: fall_back(there.url, token="t")).why == "forbidden URL"
+    other = server()
+    fall_back.there.say(Say("", 302, {"Location": other.url + "/a.png"}))
+    assert fall_back.fault(token="t").why == "forbidden URL"
     assert other.seen == []
 
 
-def test_fallback_is_not_asked_while_it_cools_down(
-    server: MakeServer, fall_back: FallBack, clock: Clock
-) -> None:
-    there = server()
-    there.say(Say("", 429, {"Retry-After": "45"}), Say(PNG))
-    assert fault(lambda: fall_back(there.url)).why == "rate limited"
-    clock.now += 44
-    assert fault(lambda: fall_back(there.url)).why == "cooling down"
-    assert len(there.seen) == 1
-    clock.now += 2
-    assert fall_back(there.url).data == PNG
-
-
-def test_same_bytes_for_two_prompts_are_a_placeholder(
-    server: MakeServer, fall_back: FallBack, clock: Clock
-) -> None:
-    there = server()
-    there.say(Say(PNG))
-    assert fall_back(there.url, "a").data == PNG
-    assert fall_back(there.url, "A ", ImageRequest("a", 64)).data == PNG, "the same prompt"
+def test_same_bytes_for_two_prompts_are_a_placeholder(fall_back: FallBack, clock: Clock) -> None:
+    fall_back.there.say(Say(PNG))
+    assert fall_back("a").data == PNG
+    assert fall_back("A ", ImageRequest("a", 64)).data == PNG, "the same prompt"
     for prompt in "bab":
-        assert fault(partial(fall_back, there.url, prompt)).why == "rate limited"
+        assert fall_back.fault(prompt).why == "rate limited"
         clock.now += 60
-    there.say(Say(OTHER, headers={"X-Cache-Semantic": "HIT"}))
+    fall_back.there.say(Say(OTHER, headers={"X-Cache-Semantic": "HIT"}))
     for prompt in "ab":
-        assert fall_back(there.url, prompt).data == OTHER, "it says that they share a picture"
+        assert fall_back(prompt).data == OTHER, "it says that they share a picture"
 
 
 def test_any_answer_of_the_fallback_is_a_picture_or_not_drawn(
-    server: MakeServer, fall_back: FallBack, clock: Clock
+    fall_back: FallBack, clock: Clock
 ) -> None:
-    there = server()
-
     @settings(unhurried, max_examples=30)
     @given(st.binary(max_size=60), st.sampled_from([200, 204, 302, 400, 404, 422, 429, 451, 500]))
     def check(body: bytes, status: int) -> None:
-        there.say(Say(body, status))
+        fall_back.there.say(Say(body, status))
         clock.now += 300
-        with contextlib.suppress(NotDrawn):
-            assert fall_back(there.url).media_type.startswith("image/")
+        with suppress(NotDrawn):
+            assert fall_back().media_type.startswith("image/")
 
     check()
-    assert len(there.seen) >= 30
+    assert len(fall_back.there.seen) >= 30

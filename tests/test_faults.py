@@ -23,18 +23,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from .conftest import ADMIN, KEY, Gunicorn, InProcess, Service, drawing
+from .conftest import ADMIN, KEY, Gunicorn, InProcess, Serve, Service, Start, drawing
 from .disks import disk, full, read_only
 from .proxy import HttpProxy
-from .servers import Got, RawServer, Say, ScriptedServer, fetch, png, read_request, wait_until
+from .servers import Got, Say, ScriptedServer, fetch, png, wait_until
+from .wire import OK, MakeRawServer, MakeServer, Talk, pouring, saying
 
-Serve = Callable[..., InProcess]
-Start = Callable[..., Gunicorn]
-Talk = Callable[[socket.socket], None]
-MakeRawServer = Callable[[Talk], RawServer]
-MakeServer = Callable[[], ScriptedServer]
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 HIT = "PromptImageProxy; hit"
 STORED = "PromptImageProxy; fwd=miss; stored; detail=backend"
 MIB = 2**20
@@ -72,37 +66,17 @@ def assert_nothing_stored(service: InProcess, folder: Path) -> None:
 # --- broken backends ----------------------------------------------------------------------------
 
 
-def answering(data: bytes, headers: bytes = b"") -> Talk:
-    def talk(connection: socket.socket) -> None:
-        read_request(connection)
-        connection.sendall(OK + headers + b"\r\n" + data)
-
-    return talk
-
-
-def hint_first(connection: socket.socket) -> None:
-    """Send an interim answer, which http.client takes for the answer, before the picture."""
-    read_request(connection)
-    length = b"Content-Length: %d\r\n\r\n" % len(PICTURE)
-    connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK + length + PICTURE)
-
-
-def flood(connection: socket.socket) -> None:
-    read_request(connection)
-    connection.sendall(OK + b"\r\n")
-    while True:
-        connection.sendall(b" " * 65536)
-
-
-BOMB = gzip.compress(b" " * 50 * MIB)
 PICTURE = json.dumps({"data": [{"b64_json": base64.b64encode(png(size=5000)).decode()}]}).encode()
+LENGTH = b"Content-Length: %d\r\n\r\n" % len(PICTURE)
+BOMB = gzip.compress(b" " * 50 * MIB)
 FAULTS: dict[str, Talk] = {
-    "endless body": flood,
-    "gzip bomb": answering(BOMB, b"Content-Encoding: gzip\r\n"),
-    "interim answer": hint_first,
-    "cut": answering(PICTURE[:4000], b"Content-Length: %d\r\n" % len(PICTURE)),
-    "deep JSON": answering(b'{"data":' * 100_000),
-    "half a picture": answering(png()[:20]),
+    "endless body": saying(OK + b"\r\n", pouring(b" " * 65536)),
+    "gzip bomb": saying(OK + b"Content-Encoding: gzip\r\n\r\n" + BOMB),
+    # http.client takes it for the answer.
+    "interim answer": saying(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK + LENGTH + PICTURE),
+    "cut": saying(OK + LENGTH + PICTURE[:4000]),
+    "deep JSON": saying(OK + b"\r\n" + b'{"data":' * 100_000),
+    "half a picture": saying(OK + b"\r\n" + png()[:20]),
 }
 
 

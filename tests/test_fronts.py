@@ -16,7 +16,7 @@ import pytest
 
 import config
 
-from .conftest import KEY, drawing
+from .conftest import KEY, MakeServer, drawing
 from .fronts import CARDS, Apache, Caddy, Changes, Front, Haproxy, Nginx, Varnish, prompts, shipped
 from .servers import Gate, Got, Say, ScriptedServer, free_port, png, wait_until
 from .studio import Studio
@@ -172,9 +172,7 @@ def test_front_waits_longer_than_a_drawing_may_take(kind: type[Front]) -> None:
 
 
 @every_front
-def test_no_other_limit_ends_a_drawing(
-    kind: type[Front], start: Start, server: Callable[[], ScriptedServer]
-) -> None:
+def test_no_other_limit_ends_a_drawing(kind: type[Front], start: Start, server: MakeServer) -> None:
     """The file's limits of an answer are the ones that count: shortened, they end it."""
     slow = server()
     slow.say(gate := Gate(Say("drawn")))
@@ -187,9 +185,7 @@ def test_no_other_limit_ends_a_drawing(
     assert service.get("/prompt/x").body == b"drawn"
 
 
-def test_caddy_limits_the_request_and_not_the_drawing(
-    start: Start, server: Callable[[], ScriptedServer]
-) -> None:
+def test_caddy_limits_the_request_and_not_the_drawing(start: Start, server: MakeServer) -> None:
     slow = server()
     slow.say(gate := Gate(Say("drawn")))
     limits = (("read_header 10s", "read_header 1s"), ("read_body 20s", "read_body 1s"))
@@ -278,9 +274,7 @@ def test_varnish_never_hides_an_error_of_the_app(
     assert [varnish.picture(str(status)).status for status in statuses * 3] == expected * 3
 
 
-def test_varnish_serves_its_cache_while_the_app_is_down(
-    start: Start, server: Callable[[], ScriptedServer]
-) -> None:
+def test_varnish_serves_its_cache_while_the_app_is_down(start: Start, server: MakeServer) -> None:
     (app := server()).say(Say("cached", headers=RELEASED))
     service = start(Varnish, app.url)
     service.picture("x")

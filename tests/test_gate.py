@@ -16,7 +16,7 @@ log = logging.getLogger("prompt_image_proxy.tests")
 
 @pytest.fixture
 def gate(clock: Clock) -> Gate:
-    return Gate(log, "The server cannot be used: %s", "The server can be used again", clock)
+    return Gate(log, "The server", "used", clock)
 
 
 def ask(gate: Gate, fault: str = "", meanwhile: Callable[[], object] = lambda: None) -> bool:

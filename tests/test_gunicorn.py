@@ -23,7 +23,7 @@ import pytest
 
 from web.serving import INVALID_SETTINGS
 
-from .conftest import KEY, ROOT, Gunicorn, InProcess, drawing
+from .conftest import KEY, ROOT, Gunicorn, Serve, Start, drawing
 from .image import copy_image
 from .proxy import HttpProxy
 from .servers import (
@@ -38,9 +38,6 @@ from .servers import (
 )
 from .studio import Studio
 from .wire import over_tls, saying
-
-Start = Callable[..., Gunicorn]
-
 
 # --- one drawing for many requests
 
@@ -265,27 +262,21 @@ def test_reload_checks_the_cache_only_where_it_has_changed(
     folder = environment.pop("CACHE_DIR")
     del environment["PROXY_ACCESS_KEY"]
     dotenv = tmp_path / ".env"
-    dotenv.write_text(f"CACHE_DIR={folder}\nPROXY_ACCESS_KEY={KEY}\n")
+    dotenv.write_text(f"CACHE_DIR={folder}\nPROXY_ACCESS_KEY=old-{KEY}\n")
     service = gunicorn(backend)
     with closing(sqlite3.connect(f"{folder}/index.sqlite3")) as index:
-        index.execute("PRAGMA user_version = 9999")  # of a newer version
-    dotenv.write_text(f"CACHE_DIR={folder}\nPROXY_ACCESS_KEY=another-{KEY}\n")
-    service.reload()
-    assert service.picture("x").status == 401
+        [(version,)] = index.execute("PRAGMA user_version")
+        index.execute("PRAGMA user_version = 9999")  # a newer one, which cannot be opened
+        dotenv.write_text(f"CACHE_DIR={folder}\nPROXY_ACCESS_KEY={KEY}\n")
+        service.reload()
+        assert service.picture("x", key=f"old-{KEY}").status == 401
+        index.execute(f"PRAGMA user_version = {version}")
     (unusable := tmp_path / "other" / "index.sqlite3").mkdir(parents=True)
-    dotenv.write_text(f"CACHE_DIR={unusable.parent}\nPROXY_ACCESS_KEY={KEY}\n")
+    dotenv.write_text(f"CACHE_DIR={unusable.parent}\nPROXY_ACCESS_KEY=new-{KEY}\n")
     service.reload()
     assert "The cache cannot be used: CACHE_DIR: the index cannot be opened" in service.said()
-    assert service.picture("x").status == 401
-
-
-def test_reload_refuses_servers_that_cannot_be_used(
-    gunicorn: Start, backend: ScriptedServer, environment: dict[str, str]
-) -> None:
-    folder = environment.pop("CACHE_DIR")
-    (dotenv := Path(folder).parent / ".env").write_text(f"CACHE_DIR={folder}\n")
-    service = gunicorn(backend)
     lines = {
+        "PROXY_ACCESS_KEY": KEY,
         "CACHE_DIR": f"{folder}-of-machines",
         "DATABASE_URL": f"postgresql://pictures:secret@127.0.0.1:{free_port()}/pictures",
         "STORAGE_URL": "s3://pictures",
@@ -296,8 +287,8 @@ def test_reload_refuses_servers_that_cannot_be_used(
     }
     dotenv.write_text("\n".join(f"{name}={value}" for name, value in lines.items()))
     service.reload()
-    [failed] = (line for line in service.said().splitlines() if "Reload failed" in line)
-    assert re.search("keeps its settings. .* DATABASE_URL: .* S3_ENDPOINT_URL: ", failed)
+    failed = [line for line in service.said().splitlines() if "Reload failed" in line]
+    assert re.search("keeps its settings. .* DATABASE_URL: .* S3_ENDPOINT_URL: ", failed[1])
     service.respawn_workers()
     assert service.picture("x").status == 200
     assert "secret" not in service.said()
@@ -331,7 +322,7 @@ def test_running_service_needs_nothing_on_disk(
 
 def test_stop_stores_the_current_drawing_and_closes_the_cache(
     gunicorn: Start,
-    serve: Callable[..., InProcess],
+    serve: Serve,
     backend: ScriptedServer,
     environment: dict[str, str],
 ) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,11 +14,9 @@ from drawing.reservation import OverLimit, Reservation
 from storage import Unavailable
 from storage.state import State
 
-from .conftest import BROKEN, REFUSAL, Gunicorn, InProcess, Service, drawing
+from .conftest import BROKEN, REFUSAL, InProcess, Serve, Service, Start, drawing
 from .servers import Gate, Got, Say, ScriptedServer, wait_until
-from .states import Clock
-
-Serve = Callable[..., InProcess]
+from .states import Clock, refusing
 
 KEYS = json.dumps({"blog": {"key": "blog-key", "per_day": 2}, "phone": {"key": "phone-key"}})
 HIT = "PromptImageProxy; hit"
@@ -137,8 +132,7 @@ def test_drawing_without_a_call_is_free(service: InProcess, backend: ScriptedSer
 def test_waiting_for_the_drawing_of_another_key_is_free(
     service: InProcess, backend: ScriptedServer
 ) -> None:
-    gate = Gate(drawing())
-    backend.say(gate)
+    backend.say(gate := Gate(drawing()))
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(service.picture, "x", key="phone-key")
         wait_until(lambda: backend.seen)
@@ -173,16 +167,22 @@ def test_exhausted_key_does_not_fail_another_that_waited_for_it(
         assert (exhausted.result().status, other.result().status) == (429, 200)
 
 
-def test_keys_are_shown_to_the_administrator_only(service: InProcess) -> None:
+def test_keys_are_shown_to_the_administrator_and_each_to_its_owner(service: InProcess) -> None:
     blog(service, "x")
     service.picture("y", key="phone-key")
-    assert "keys" not in service.get("/status").json
     assert service.get("/status", headers={"X-Admin-Token": "wrong"}).status == 401
-    assert service.as_admin("/status").json["keys"] == [
-        {"name": "PROXY_ACCESS_KEY", "drawings": 0, "per_day": 1, "expires": None},
-        {"name": "blog", "drawings": 1, "per_day": 2, "expires": None},
-        {"name": "phone", "drawings": 1, "per_day": None, "expires": None},
-    ]
+    shared, own, phone = service.as_admin("/status").json["keys"]
+    assert shared == {"name": "PROXY_ACCESS_KEY", "drawings": 0, "per_day": 1, "expires": None}
+    assert own == {"name": "blog", "drawings": 1, "per_day": 2, "expires": None}
+    assert phone == {"name": "phone", "drawings": 1, "per_day": None, "expires": None}
+    for authorization, known in [
+        ("Bearer blog-key", own),
+        ("Basic abc", None),
+        ("Bearer wrong", None),
+        ("", None),
+    ]:
+        got = service.get("/status", headers={"Authorization": authorization})
+        assert (got.status, got.json.get("key"), "keys" in got.json) == (200, known, False)
 
 
 def test_log_names_the_key(service: InProcess, caplog: pytest.LogCaptureFixture) -> None:
@@ -193,7 +193,7 @@ def test_log_names_the_key(service: InProcess, caplog: pytest.LogCaptureFixture)
 
 
 def test_two_workers_never_exceed_a_limit_together(
-    gunicorn: Callable[..., Gunicorn], backend: ScriptedServer
+    gunicorn: Start, backend: ScriptedServer
 ) -> None:
     keys = {"blog": {"key": "blog-key", "per_day": 7}, "phone": {"key": "phone-key"}}
     service = gunicorn(backend, ACCESS_KEYS=json.dumps(keys))
@@ -255,12 +255,5 @@ def test_place_is_given_back_to_its_own_day(state: State, clock: Clock) -> None:
 
 def test_place_is_taken_only_if_the_state_can_be_written(state: State, tmp_path: Path) -> None:
     reservation = Reservation(state, BLOG, 3)
-    index = tmp_path / "index.sqlite3"
-    with closing(sqlite3.connect(index, isolation_level=None)) as other:
-        for event in ("INSERT", "UPDATE"):
-            other.execute(
-                f"CREATE TRIGGER no_{event} BEFORE {event} ON notes"
-                " BEGIN SELECT RAISE(ABORT, 'full'); END"
-            )
-        with pytest.raises(Unavailable):
-            reservation.take()
+    with refusing(tmp_path, "INSERT ON notes"), pytest.raises(Unavailable):
+        reservation.take()

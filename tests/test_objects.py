@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,10 +14,8 @@ from settings.proxies import NetworkSettings, Proxy
 from settings.servers import ObjectSettings
 from storage.cluster.objects import Objects
 
-from .link import Link
-from .proxy import HttpProxy
+from .proxy import HttpProxy, Link
 from .servers import RawServer, Say, ScriptedServer, wait_until
-from .states import ROOT
 from .wire import OK, over_tls, saying
 
 MISSING = "<Error><Code>NoSuchKey</Code></Error>"
@@ -127,26 +123,6 @@ def test_bucket_that_takes_nothing_is_still_read(answering: ScriptedServer) -> N
 
 
 # --- how it is reached
-
-FORKING = """
-import os, sys
-from settings.servers import ObjectSettings
-from storage.cluster.objects import Objects
-objects = Objects(ObjectSettings(*sys.argv[1:]))
-if child := os.fork():
-    assert os.waitpid(child, 0)[1] == 0
-    print(objects.get("a.png").decode())
-else:
-    objects.put("a.png", b"by the child", "image/png")
-    os._exit(0)
-"""
-
-
-def test_process_can_fork_before_the_first_call(bucket: ObjectSettings) -> None:
-    arguments = [bucket.url, bucket.endpoint_url, "us-east-1", "key-id", "secret"]
-    command = [sys.executable, "-c", FORKING, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=30, check=True)
-    assert done.stdout == b"by the child\n"
 
 
 def test_credentials_are_those_of_the_settings(

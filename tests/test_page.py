@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,7 +15,8 @@ from .conftest import (
     KEY,
     REFUSAL,
     ROOT,
-    InProcess,
+    MakeServer,
+    Serve,
     drawing,
     hosting_settings,
     llm_settings,
@@ -25,9 +25,6 @@ from .conftest import (
 )
 from .servers import Gate, Say, ScriptedServer, Seen, fetch, png
 from .studio import Studio, picture_by_seed
-
-Serve = Callable[..., InProcess]
-MakeServer = Callable[[], ScriptedServer]
 
 REQUESTED = "return performance.getEntries().map((one) => one.name).filter((n) => n.includes(':'))"
 ANSWERS = "return performance.getEntries().filter((one) => one.name.includes('/prompt/')).length"
@@ -161,8 +158,8 @@ def test_size_model_seed_and_options_are_sent_stored_and_shown(page: Page, studi
     given = {"quality": "high", "style": "a & b", "background": "red", "negative_prompt": "no=text"}
     for name, value in given.items():
         page.type(f"#{name}", value)
-    page.draw("slash/and ü?")
-    asked: dict[str, Any] = {"prompt": "slash/and ü?", "size": "640x180", **given}
+    page.draw("slash/and ü? logo.png")
+    asked: dict[str, Any] = {"prompt": "slash/and ü? logo.png", "size": "640x180", **given}
     asked |= {"model": "flux/1-schnell", "seed": -123456789012345678}
     assert studio.backend.seen[0].json.items() >= asked.items()
     facts = "1 × 1 · 640 × 180 requested · flux/1-schnell · Quality: high · Style: a & b"
@@ -177,7 +174,7 @@ def test_size_model_seed_and_options_are_sent_stored_and_shown(page: Page, studi
     assert page.shows("#negative_prompt")
     page.choose("#offered", "?")
     page.type("#model", "vendor/secret")
-    page.draw("slash/and ü?")
+    page.draw("slash/and ü? logo.png")
     assert studio.backend.seen[1].json["model"] == "vendor/secret"
 
 
@@ -392,12 +389,6 @@ def test_copied_links_are_those_of_sign(page: Page, studio: Studio) -> None:
     )
     page.click('[data-copy="markdown"]')
     assert page.run("return window.copied").startswith("![a \\[red\\] apple](http://127.0.0.1")
-
-
-def test_extension_that_a_prompt_ends_in_is_kept(page: Page, studio: Studio) -> None:
-    page.open(studio.service)
-    page.draw("a sketch of logo.png")
-    assert studio.backend.seen[-1].json["prompt"] == "a sketch of logo.png"
 
 
 def test_picture_is_downloaded_and_enlarged(page: Page, studio: Studio) -> None:

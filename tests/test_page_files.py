@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Callable
 
 from web.sentences import SENTENCES
 
 from .conftest import ROOT, InProcess
-
-Serve = Callable[..., InProcess]
 
 FOLDER = ROOT / "web" / "page"
 GZIP = {"Accept-Encoding": "gzip, deflate, br"}

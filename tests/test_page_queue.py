@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 
 from selenium.webdriver.common.keys import Keys
 
 from .browser import STATE, Page
-from .conftest import KEY, REFUSAL, Gunicorn, InProcess, drawing
+from .conftest import KEY, REFUSAL, Serve, Start, drawing
 from .servers import Gate, ScriptedServer, png
 from .studio import Studio, picture_by_seed
-
-Serve = Callable[..., InProcess]
 
 
 def test_another_prompt_is_drawn_meanwhile(page: Page, studio: Studio) -> None:
@@ -146,7 +143,7 @@ def test_picture_is_asked_for_again_when_the_network_is_back(page: Page, studio:
 
 
 def test_worker_that_ends_is_said_at_its_pictures_and_others_go_on(
-    page: Page, gunicorn: Callable[..., Gunicorn], backend: ScriptedServer
+    page: Page, gunicorn: Start, backend: ScriptedServer
 ) -> None:
     gate = Gate(drawing())
     backend.say(gate)

@@ -15,12 +15,10 @@ from selenium.webdriver.common.keys import Keys
 from metrics.prometheus import STAGES
 
 from .browser import Page
-from .conftest import ADMIN, KEY, REFUSAL, ROOT, InProcess, drawing
+from .conftest import ADMIN, KEY, REFUSAL, ROOT, MakeServer, Serve, drawing
 from .servers import Gate, Say, ScriptedServer, png
 from .studio import Studio
 
-Serve = Callable[..., InProcess]
-MakeServer = Callable[[], ScriptedServer]
 Inspect = Callable[[tuple[int, ...]], "Inspector"]
 
 # --- every view, in every language, theme and width

@@ -107,7 +107,7 @@ REJECTED: list[tuple[Parse, str, tuple[Any, ...]]] = [
         "is not the URL of a PostgreSQL database",
         ("mysql://h/d", "host", "postgresql+x://h", "postgresql://a b"),
     ),
-    (p.listed(p.model), "has an unusable name", ("a b", "a" * 101, "модель")),
+    (p.listed(p.model), "has a name that no URL can contain", ("a b", "a" * 101, "модель")),
     (p.listed(p.network), "is not a network", ("10.0.0.1/8", "lan", "10.0.0.0/33")),
     (p.certificates, "cannot be read (No such file or directory)", ("/no/such/file",)),
     (p.certificates, "contains no certificate", (__file__,)),
@@ -166,7 +166,7 @@ REJECTED: list[tuple[Parse, str, tuple[Any, ...]]] = [
     (maps.headers, "has a header without a value", ({"X-A": 1}, {"X-A": " "})),
     (maps.headers, "printable ASCII", ({"X-A": "1\r\nX-B: 2"}, {"X-A": "1\n"}, {"X-A": "é"})),
     (maps.number(1, 1000), "is not usable", ("2", 1.5, True, None, 0, -1, 1001)),
-    (maps.proxy_or_none, "is not a text", (1,)),
+    (maps.proxy_or_none, "is not a proxy", (1,)),
     (maps.proxy_or_none, "is not the URL of a proxy", ("ftp://a:21", "http://", "host:port")),
 ]
 

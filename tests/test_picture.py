@@ -40,14 +40,11 @@ def error_of(url: str, **more: int) -> str:
 BOTH_WAYS = [
     ("/prompt/a%20red%20apple", ImageRequest("a red apple")),
     ("/prompt/a?width=1024&height=768", ImageRequest("a", 1024, 768)),
-    ("/prompt/a?width=4096", ImageRequest("a", width=4096)),
     ("/prompt/a?height=1", ImageRequest("a", height=1)),
     ("/prompt/a?model=org%2Fm.1%3Ax%40y%2Bz_-", ImageRequest("a", model="org/m.1:x@y+z_-")),
-    ("/prompt/a?seed=0", ImageRequest("a", seed=0)),
     ("/prompt/a?seed=-5", ImageRequest("a", seed=-5)),
     ("/prompt/a?seed=999999999999999999", ImageRequest("a", seed=10**18 - 1)),
     ("/prompt/a?style=oil%20%26%20ink", ImageRequest("a", style="oil & ink")),
-    ("/prompt/a?background=transparent", ImageRequest("a", background="transparent")),
     ("/prompt/a?negative_prompt=%E4%BA%BA%2C", ImageRequest("a", negative_prompt="人,")),
     (
         "/prompt/a?width=2&height=3&model=m&seed=4&quality=5&style=6&background=7&negative_prompt=8",
@@ -56,9 +53,7 @@ BOTH_WAYS = [
     ("/prompt/%E7%BA%A2%E8%8B%B9%E6%9E%9C%20%F0%9F%8D%8E", ImageRequest("红苹果 🍎")),
     ("/prompt/e%CC%81%20%C3%A9", ImageRequest("e\u0301 é")),
     ("/prompt/%2Fa%2F%2Fb%2F", ImageRequest("/a//b/")),
-    ("/prompt/%2Fprompt%2Fa", ImageRequest("/prompt/a")),
     ("/prompt/a%2F..%2F.%2Fb", ImageRequest("a/.././b")),
-    ("/prompt/a%0Ab%0D%0Ac%09d", ImageRequest("a\nb\r\nc\td")),
     ("/prompt/100%25%20%2525%20a%3Fb%23c%26d%3De%2Bf", ImageRequest("100% %25 a?b#c&d=e+f")),
     ("/prompt/%5Ba%5D%28b%29%21%22%27%3C%3E%5C%60%7C%2A", ImageRequest("[a](b)!\"'<>\\`|*")),
     ("/prompt/A-b_c.d~e", ImageRequest("A-b_c.d~e")),
@@ -78,18 +73,14 @@ def test_url_and_value_are_inverse(url: str, value: ImageRequest) -> None:
     ("url", "value"),
     [
         ("/prompt/a/../b//c/", ImageRequest("a/../b//c/")),
-        ("/prompt//a", ImageRequest("/a")),
         ("/prompt//prompt/a", ImageRequest("/prompt/a")),
-        ("/prompt/..", ImageRequest("..")),
         ("/prompt/%20%09a%20b%0A%E3%80%80", ImageRequest("a b")),
-        ("/prompt/a+b(c)", ImageRequest("a+b(c)")),
         ("/prompt/a?width=0512", ImageRequest("a", 512)),
         ("/prompt/a?seed=42&unknown=%41", ImageRequest("a")),
         ("/prompt/a?seed=-0", ImageRequest("a", seed=0)),
         ("/prompt/a?style=oil+paint", ImageRequest("a", style="oil paint")),
         ("/prompt/a?", ImageRequest("a")),
         ("/prompt/a?&&other&other=1&other=2", ImageRequest("a")),
-        ("/prompt/a?Width=x&WIDTH=y", ImageRequest("a")),
         ("/prompt/a?%77idth=5", ImageRequest("a", 5)),
         ("/prompt/a?x&amp;width=5&AMP;amp;height=6", ImageRequest("a", 5, 6)),
         ("/prompt/a?style=b%26amp%3Bc", ImageRequest("a", style="b&amp;c")),
@@ -98,7 +89,6 @@ def test_url_and_value_are_inverse(url: str, value: ImageRequest) -> None:
         ("/prompt/a.jpg.gif", ImageRequest("a.jpg")),
         ("/prompt/a.png/b.svg", ImageRequest("a.png/b.svg")),
         ("/prompt/apng", ImageRequest("apng")),
-        ("/prompt/a?size=16x9", ImageRequest("a", 16, 9)),
         ("/prompt/a?size=16x9&height=8", ImageRequest("a", height=8)),
         ("/prompt/a?size=auto", ImageRequest("a")),
         ("/prompt/a?size=4097x1", ImageRequest("a")),
@@ -106,7 +96,6 @@ def test_url_and_value_are_inverse(url: str, value: ImageRequest) -> None:
         ("/prompt/what?%20Why+%E4%BA%BA???width=5", ImageRequest("what? Why+人??", 5)),
         ("/prompt/what?x=1&y?width=5", ImageRequest("what?x=1&y", 5)),
         ("/prompt/what??.jpg?width=5", ImageRequest("what??", 5)),
-        ("/prompt/what?", ImageRequest("what")),
         ("/prompt/what??", ImageRequest("what?")),
         ("/prompt/a?style=5?&width=5", ImageRequest("a", 5, style="5?")),
     ],
@@ -144,19 +133,11 @@ def test_no_credential_becomes_part_of_a_prompt(
         assert "SECRET" not in request.options.values()
 
 
-@pytest.mark.parametrize(
-    ("value", "pixels", "size"),
-    [
-        (ImageRequest("a"), None, None),
-        (ImageRequest("a", 16, 9), (16, 9), "16x9"),
-        (ImageRequest("a", width=640), (640, 640), "640x640"),
-        (ImageRequest("a", height=300), (300, 300), "300x300"),
-    ],
-)
-def test_lone_side_draws_a_square(
-    value: ImageRequest, pixels: tuple[int, int] | None, size: str | None
-) -> None:
-    assert (value.pixels, value.size) == (pixels, size)
+def test_lone_side_draws_a_square() -> None:
+    assert (ImageRequest("a").pixels, ImageRequest("a").size) == (None, None)
+    assert (ImageRequest("a", 16, 9).pixels, ImageRequest("a", 16, 9).size) == ((16, 9), "16x9")
+    assert ImageRequest("a", width=640).pixels == (640, 640)
+    assert ImageRequest("a", height=300).pixels == (300, 300)
 
 
 # Not st.text(): building its table of all of Unicode takes seconds.
@@ -210,9 +191,9 @@ def test_bad_parameter_is_rejected_by_name(name: str, text: str) -> None:
     assert error_of(f"/prompt/a?{name}={text}").startswith(f"The parameter {name} must be ")
 
 
-@pytest.mark.parametrize(("name", "length"), [("model", 100), *((name, 200) for name in OPTIONS)])
-def test_longest_text_is_accepted(name: str, length: int) -> None:
-    assert getattr(from_url(f"/prompt/a?{name}={'m' * length}")[0], name) == "m" * length
+def test_longest_text_is_accepted() -> None:
+    for name, length in [("model", 100), *((name, 200) for name in OPTIONS)]:
+        assert getattr(from_url(f"/prompt/a?{name}={'m' * length}")[0], name) == "m" * length
 
 
 @pytest.mark.parametrize("name", ["key", *PARAMETERS])

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -37,14 +38,47 @@ PICTURE = Say(png(), headers={"Content-Type": "image/png"})
 HIT = "PromptImageProxy; hit"
 
 
-@pytest.fixture
-def llm(server: MakeServer) -> ScriptedServer:
-    return server()
+class World:
+    """The proxy, and the servers that it may ask."""
+
+    def __init__(self, start: Callable[..., InProcess], server: Callable[[], ScriptedServer]):
+        self.start = start
+        self.server = server
+        self.backend = server()
+        self.backend.say(drawing())
+
+    @cached_property
+    def llm(self) -> ScriptedServer:
+        return self.server()
+
+    @cached_property
+    def fallback(self) -> ScriptedServer:
+        return self.server()
+
+    @cached_property
+    def host(self) -> ScriptedServer:
+        return self.server()
+
+    def serve(
+        self,
+        *more: ScriptedServer,
+        optimise: bool = False,
+        rewrite: bool = False,
+        falls_back: bool = False,
+        hosts: bool = False,
+        **settings: str,
+    ) -> InProcess:
+        """Start the proxy with the backend, `more` of them, and the stages that are switched on."""
+        if optimise or rewrite:
+            settings |= llm_settings(self.llm, optimise=optimise, rewrite=rewrite)
+        settings |= pollinations_settings(self.fallback) if falls_back else {}
+        settings |= hosting_settings(self.host) if hosts else {}
+        return self.start(self.backend, *more, **settings)
 
 
 @pytest.fixture
-def fallback(server: MakeServer) -> ScriptedServer:
-    return server()
+def world(serve: Callable[..., InProcess], server: Callable[[], ScriptedServer]) -> World:
+    return World(serve, server)
 
 
 def prompts(server: ScriptedServer) -> list[str]:
@@ -58,103 +92,85 @@ def content(seen: Seen) -> str:
 # --- optimise -----------------------------------------------------------------------------------
 
 
-def test_optimised_prompt_is_drawn_under_the_key_of_the_original(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
-) -> None:
-    llm.say(saying("<prompt>a glossy red apple</prompt>"))
-    service = serve(backend, **llm_settings(llm, optimise=True))
+def test_optimised_prompt_is_drawn_under_the_key_of_the_original(world: World) -> None:
+    world.llm.say(saying("<prompt>a glossy red apple</prompt>"))
+    service = world.serve(optimise=True)
     service.picture("a%20red%20apple")
-    assert prompts(backend) == ["a glossy red apple"]
-    assert content(llm.seen[0]) == "OPTIMISE a red apple"
+    assert prompts(world.backend) == ["a glossy red apple"]
+    assert content(world.llm.seen[0]) == "OPTIMISE a red apple"
     assert service.picture("a%20red%20apple").headers["Cache-Status"] == HIT
 
 
 @pytest.mark.parametrize("answer", [BROKEN, saying("x")])
-def test_original_prompt_is_drawn_if_optimising_fails(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer, answer: Say
-) -> None:
-    llm.say(answer)
-    assert serve(backend, **llm_settings(llm, optimise=True)).picture("a%20cat").status == 200
-    assert prompts(backend) == ["a cat"]
+def test_original_prompt_is_drawn_if_optimising_fails(world: World, answer: Say) -> None:
+    world.llm.say(answer)
+    assert world.serve(optimise=True).picture("a%20cat").status == 200
+    assert prompts(world.backend) == ["a cat"]
 
 
-def test_llm_is_not_asked_while_no_backend_is_ready(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
-) -> None:
-    llm.say(saying("I'm sorry, but I can't help with that."))
-    backend.say(Say("", 401))
-    service = serve(backend, **llm_settings(llm, optimise=True))
+def test_llm_is_not_asked_while_no_backend_is_ready(world: World) -> None:
+    world.llm.say(saying("I'm sorry, but I can't help with that."))
+    world.backend.say(Say("", 401))
+    service = world.serve(optimise=True)
     for prompt, status in ("a", 502), ("b", 503), ("b", 503):
         assert service.picture(prompt).status == status
-    assert (len(llm.seen), len(backend.seen)) == (1, 1)
+    assert (len(world.llm.seen), len(world.backend.seen)) == (1, 1)
 
 
-def test_llm_is_not_asked_to_rewrite_for_nobody(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
-) -> None:
-    backend.say(Say({"error": {"message": "Bad."}}, 400))
-    llm.say(lambda seen: saying(f"<prompt>{content(seen)} again</prompt>"))
-    settings = llm_settings(llm, rewrite=True) | {"DE_NSFW_MAX_ATTEMPTS": "1"}
-    service = serve(backend, **settings, GENERATION_DEADLINE="4")
+def test_llm_is_not_asked_to_rewrite_for_nobody(world: World) -> None:
+    world.backend.say(Say({"error": {"message": "Bad."}}, 400))
+    world.llm.say(lambda seen: saying(f"<prompt>{content(seen)} again</prompt>"))
+    service = world.serve(rewrite=True, DE_NSFW_MAX_ATTEMPTS="1", GENERATION_DEADLINE="4")
     assert [service.picture(prompt).status for prompt in "abc"] == [502] * 3
-    assert len(llm.seen) == 2, "the third rejection in a row is a cooldown"
+    assert len(world.llm.seen) == 2, "the third rejection in a row is a cooldown"
 
 
-def test_one_prompt_in_four_sizes_costs_one_llm_call(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
-) -> None:
-    llm.say(saying("<prompt>a splendid cat</prompt>"))
-    settings = llm_settings(llm, optimise=True)
-    service = serve(backend, **settings)
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda width: service.picture("a%20cat", width=width), (64, 65, 66)))
-    serve(backend, **settings).picture("a%20cat", width=67)
-    assert len(llm.seen) == 1
-    assert prompts(backend) == ["a splendid cat"] * 4
+def test_one_prompt_in_four_sizes_costs_one_llm_call(world: World) -> None:
+    world.llm.say(saying("<prompt>a splendid cat</prompt>"))
+    service = world.serve(optimise=True)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda width: service.picture("a%20cat", width=width), (64, 65, 66, 67)))
+    assert len(world.llm.seen) == 1
+    assert prompts(world.backend) == ["a splendid cat"] * 4
 
 
 # --- generate -----------------------------------------------------------------------------------
 
 
-def test_blocked_retry_attempts_counts_the_backends_that_refuse(
-    serve: Serve, backend: ScriptedServer
-) -> None:
-    backend.say(REFUSAL)
-    urls = ",".join(f"{backend.url}/{name}" for name in "abcd")
-    service = serve(BACKEND_API_URLS=urls, BLOCKED_RETRY_ATTEMPTS="3")
+def test_blocked_retry_attempts_counts_the_backends_that_refuse(world: World) -> None:
+    world.backend.say(REFUSAL)
+    urls = ",".join(f"{world.backend.url}/{name}" for name in "abcd")
+    service = world.serve(BACKEND_API_URLS=urls, BLOCKED_RETRY_ATTEMPTS="3")
     assert service.picture("x").status == 422
-    assert len(backend.seen) == 3
+    assert len(world.backend.seen) == 3
 
 
-def test_backend_has_its_own_token_models_and_weight(
-    serve: Serve, backend: ScriptedServer, server: MakeServer
-) -> None:
-    drained = server()
-    service = serve(
-        backend,
+def test_backend_has_its_own_token_models_and_weight(world: World) -> None:
+    drained = world.server()
+    service = world.serve(
         drained,
         AUTH_TOKEN="token-of-all",
-        TOKEN_MAP=json.dumps({backend.url + "/": "own-token"}),
-        MODEL_MAP=json.dumps({backend.url: {"dall-e-3": "dall-e-3-hd"}}),
+        TOKEN_MAP=json.dumps({world.backend.url + "/": "own-token"}),
+        MODEL_MAP=json.dumps({world.backend.url: {"dall-e-3": "dall-e-3-hd"}}),
         BACKEND_WEIGHTS=json.dumps({drained.url: 0}),
     )
     service.picture("x", model="dall-e-3")
-    assert backend.seen[0].headers["Authorization"] == "Bearer own-token"
-    assert backend.seen[0].json["model"] == "dall-e-3-hd"
-    backend.say(BROKEN)
+    assert world.backend.seen[0].headers["Authorization"] == "Bearer own-token"
+    assert world.backend.seen[0].json["model"] == "dall-e-3-hd"
+    world.backend.say(BROKEN)
     assert service.picture("y").status == 502
     assert drained.seen == []
 
 
-def test_prompt_that_the_llm_made_too_long_is_drawn_as_written(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
-) -> None:
-    llm.say(saying("<prompt>a splendid and very long cat</prompt>"))
+def test_prompt_that_the_llm_made_too_long_is_drawn_as_written(world: World) -> None:
+    world.llm.say(saying("<prompt>a splendid and very long cat</prompt>"))
     too_long = {"error": {"message": "Prompt must be length 10 or less"}}
-    backend.say(lambda seen: drawing() if len(seen.json["prompt"]) <= 10 else Say(too_long, 400))
-    service = serve(backend, **llm_settings(llm, optimise=True))
+    world.backend.say(
+        lambda seen: drawing() if len(seen.json["prompt"]) <= 10 else Say(too_long, 400)
+    )
+    service = world.serve(optimise=True)
     assert service.picture("a%20cat").status == 200
-    assert prompts(backend) == ["a splendid and very long cat", "a cat"]
+    assert prompts(world.backend) == ["a splendid and very long cat", "a cat"]
     [found] = service.get("/cache", headers={"X-Admin-Token": ADMIN}).json["entries"]
     assert found["final_prompt"] == "a cat"
 
@@ -162,101 +178,59 @@ def test_prompt_that_the_llm_made_too_long_is_drawn_as_written(
 # --- rewrite and retry --------------------------------------------------------------------------
 
 
-def test_refused_prompt_is_rewritten_and_drawn(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
-) -> None:
-    llm.say(saying("<prompt>a splendid rude cat</prompt>"), saying("<prompt>a gentle cat</prompt>"))
-    backend.say(REFUSAL, drawing())
-    got = serve(backend, **llm_settings(llm, optimise=True, rewrite=True)).picture("a%20rude%20cat")
+def test_refused_prompt_is_rewritten_and_drawn(world: World) -> None:
+    world.llm.say(
+        saying("<prompt>a splendid rude cat</prompt>"), saying("<prompt>a gentle cat</prompt>")
+    )
+    world.backend.say(REFUSAL, drawing())
+    got = world.serve(optimise=True, rewrite=True).picture("a%20rude%20cat")
     assert got.headers["Cache-Status"].endswith("stored; detail=rewritten")
-    assert prompts(backend) == ["a splendid rude cat", "a gentle cat"]
-    asked = [content(seen) for seen in llm.seen]
+    assert prompts(world.backend) == ["a splendid rude cat", "a gentle cat"]
+    asked = [content(seen) for seen in world.llm.seen]
     assert asked == ["OPTIMISE a rude cat", "MAKE SAFE a splendid rude cat"]
     stages = [part.split(";")[0] for part in got.headers["Server-Timing"].split(", ")]
     assert stages == ["optimise", "generate", "rewrite", "generate"]
 
 
-def test_each_round_rewrites_the_last_refused_prompt(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
-) -> None:
-    llm.say(lambda seen: saying(f"<prompt>{content(seen).removeprefix('MAKE SAFE ')}!</prompt>"))
-    backend.say(REFUSAL)
-    settings = llm_settings(llm, rewrite=True) | {"DE_NSFW_MAX_ATTEMPTS": "3"}
-    assert serve(backend, **settings).picture("a%20cat").status == 422
-    assert prompts(backend) == ["a cat", "a cat!", "a cat!!", "a cat!!!"]
+def test_each_round_rewrites_the_last_refused_prompt(world: World) -> None:
+    world.llm.say(
+        lambda seen: saying(f"<prompt>{content(seen).removeprefix('MAKE SAFE ')}!</prompt>")
+    )
+    world.backend.say(REFUSAL)
+    service = world.serve(rewrite=True, DE_NSFW_MAX_ATTEMPTS="3")
+    assert service.picture("a%20cat").status == 422
+    assert prompts(world.backend) == ["a cat", "a cat!", "a cat!!", "a cat!!!"]
 
 
 @pytest.mark.parametrize("answer", [BROKEN, saying("<prompt>a rude cat</prompt>")])
-def test_retrying_ends_when_rewriting_fails_or_changes_nothing(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer, answer: Say
-) -> None:
-    llm.say(answer)
-    backend.say(REFUSAL)
-    got = serve(backend, **llm_settings(llm, rewrite=True)).picture("a%20rude%20cat")
-    assert (got.status, len(llm.seen), len(backend.seen)) == (422, 1, 1)
+def test_retrying_ends_when_rewriting_fails_or_changes_nothing(world: World, answer: Say) -> None:
+    world.llm.say(answer)
+    world.backend.say(REFUSAL)
+    got = world.serve(rewrite=True).picture("a%20rude%20cat")
+    assert (got.status, len(world.llm.seen), len(world.backend.seen)) == (422, 1, 1)
 
 
 # --- fall back ----------------------------------------------------------------------------------
 
 
-def test_fallback_draws_the_same_picture_and_it_is_cached(
-    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
-) -> None:
-    fallback.say(PICTURE)
-    backend.say(BROKEN)
-    service = serve(backend, **pollinations_settings(fallback))
+def test_fallback_draws_the_same_picture_and_it_is_cached(world: World) -> None:
+    world.fallback.say(PICTURE)
+    world.backend.say(BROKEN)
+    service = world.serve(falls_back=True)
     got = service.picture("a/b%3F", width=64, height=32, seed=9)
     assert (got.status, got.body) == (200, png())
     assert got.headers["Cache-Status"].endswith("stored; detail=fallback")
-    [seen] = fallback.seen
+    [seen] = world.fallback.seen
     assert seen.path == "/image/a%2Fb%3F"
     assert seen.query.items() >= {"width": "64", "height": "32", "seed": "9"}.items()
     again = service.picture("a/b%3F", width=64, height=32, seed=9)
     assert again.headers["Cache-Status"] == HIT
 
 
-@pytest.mark.parametrize(
-    ("optimise", "rewrite", "expected"),
-    [
-        (False, False, "a cat"),
-        (True, False, "a better cat"),
-        (False, True, "a safer cat"),
-        (True, True, "a safer cat"),
-    ],
-)
-def test_fallback_draws_the_most_promising_prompt(
-    serve: Serve,
-    backend: ScriptedServer,
-    fallback: ScriptedServer,
-    llm: ScriptedServer,
-    optimise: bool,
-    rewrite: bool,
-    expected: str,
-) -> None:
-    fallback.say(PICTURE)
-    better, safer = (saying(f"<prompt>a {word} cat</prompt>") for word in ("better", "safer"))
-    llm.say(lambda seen: better if content(seen).startswith("OPTIMISE") else safer)
-    backend.say(REFUSAL)
-    settings = llm_settings(llm, optimise=optimise, rewrite=rewrite)
-    serve(backend, **settings, **pollinations_settings(fallback)).picture("a%20cat")
-    assert [seen.last_segment for seen in fallback.seen] == [expected]
-
-
-def test_redirect_of_the_fallback_is_followed_and_not_passed_on(
-    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
-) -> None:
-    backend.say(BROKEN)
-    fallback.say(Say(b"", 302, {"Location": "/moved"}), PICTURE)
-    got = serve(backend, **pollinations_settings(fallback)).picture("x")
-    assert (got.status, got.body, fallback.seen[1].path) == (200, png(), "/moved")
-
-
-def test_fallback_that_cools_down_is_a_503_until_then(
-    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
-) -> None:
-    fallback.say(Say("", 429, {"Retry-After": "45"}), PICTURE)
-    backend.say(REFUSAL, Say("", 401))
-    service = serve(backend, **pollinations_settings(fallback))
+def test_fallback_that_cools_down_is_a_503_until_then(world: World) -> None:
+    world.fallback.say(Say("", 429, {"Retry-After": "45"}), PICTURE)
+    world.backend.say(REFUSAL, Say("", 401))
+    service = world.serve(falls_back=True)
     assert service.picture("x").status == 502
     service.ahead = 3
     again = service.picture("x")  # blocked
@@ -264,28 +238,25 @@ def test_fallback_that_cools_down_is_a_503_until_then(
     assert service.picture("y").status == 502
     assert service.picture("z").status == 503
     about = service.get("/status").json["fallback"]
-    assert (about["state"], about["why"], len(fallback.seen)) == ("cooling", "rate limited", 1)
+    assert (about["state"], about["why"]) == ("cooling", "rate limited")
+    assert len(world.fallback.seen) == 1
     service.ahead = 46
     assert service.picture("x").status == 200
     assert service.get("/status").json["fallback"]["state"] == "ready"
 
 
-def test_placeholder_that_was_taken_for_a_picture_is_deleted(
-    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
-) -> None:
-    fallback.say(PICTURE)
-    backend.say(BROKEN)
-    service = serve(backend, **pollinations_settings(fallback), GENERATION_DEADLINE="4")
+def test_placeholder_that_was_taken_for_a_picture_is_deleted(world: World) -> None:
+    world.fallback.say(PICTURE)
+    world.backend.say(BROKEN)
+    service = world.serve(falls_back=True, GENERATION_DEADLINE="4")
     assert [service.picture(prompt).status for prompt in "aba"] == [200, 503, 503]
     assert service.get("/status").json["cache"]["entries"] == 0
 
 
-def test_picture_that_a_backend_drew_since_is_kept(
-    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
-) -> None:
-    fallback.say(PICTURE)
-    backend.say(BROKEN, drawing(png(2)), BROKEN)
-    service = serve(backend, **pollinations_settings(fallback))
+def test_picture_that_a_backend_drew_since_is_kept(world: World) -> None:
+    world.fallback.say(PICTURE)
+    world.backend.say(BROKEN, drawing(png(2)), BROKEN)
+    service = world.serve(falls_back=True)
     assert service.picture("a").body == png()
     service.delete(b'{"description": "a"}')
     service.ahead = 6
@@ -297,30 +268,15 @@ def test_picture_that_a_backend_drew_since_is_kept(
 # --- give up ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("backend_says", "fallback_says", "status"),
-    [
-        (REFUSAL, Say({"error": {"code": "content_policy_violation"}}, 422), 422),
-        (REFUSAL, BROKEN, 502),
-        (BROKEN, REFUSAL, 502),
-    ],
-)
-def test_only_a_prompt_that_was_refused_everywhere_is_a_422(
-    serve: Serve,
-    backend: ScriptedServer,
-    fallback: ScriptedServer,
-    backend_says: Say,
-    fallback_says: Say,
-    status: int,
-) -> None:
-    backend.say(backend_says)
-    fallback.say(fallback_says)
-    assert serve(backend, **pollinations_settings(fallback)).picture("x").status == status
+def test_prompt_that_was_refused_everywhere_is_a_422(world: World) -> None:
+    world.backend.say(REFUSAL)
+    world.fallback.say(REFUSAL)
+    assert world.serve(falls_back=True).picture("x").status == 422
 
 
-def test_deadline_is_a_504_that_names_the_stage(serve: Serve, backend: ScriptedServer) -> None:
-    backend.say(gate := Gate(drawing()))
-    service = serve(backend, GENERATION_DEADLINE="0.4")
+def test_deadline_is_a_504_that_names_the_stage(world: World) -> None:
+    world.backend.say(gate := Gate(drawing()))
+    service = world.serve(GENERATION_DEADLINE="0.4")
     drawn = service.picture("drawn").json
     # As by another process that draws it.
     with service.services.cache.state.hold(ImageRequest("queued").key, 1):
@@ -331,29 +287,28 @@ def test_deadline_is_a_504_that_names_the_stage(serve: Serve, backend: ScriptedS
     assert stages == [[("generate", "timed out")], [("queue", "timed out")]]
 
 
-def test_failure_is_remembered_twice_as_long_each_time(
-    serve: Serve, backend: ScriptedServer
-) -> None:
-    backend.say(Say("", 500, {"Retry-After": "0"}))
-    service = serve(backend)
+def test_failure_is_remembered_twice_as_long_each_time(world: World) -> None:
+    world.backend.say(Say("", 500, {"Retry-After": "0"}))
+    service = world.serve()
     for calls, seconds in enumerate((2, 4, 8), start=1):
         first, again = service.picture("x"), service.picture("x")
         assert (first.status, first.headers["Retry-After"]) == (502, str(seconds))
-        assert (again.status, len(backend.seen)) == (502, calls)
+        assert (again.status, len(world.backend.seen)) == (502, calls)
         assert seconds - 1 <= int(again.headers["Retry-After"]) <= seconds
         assert ("remembered" in first.json, again.json["remembered"]) == (False, True)
+        assert service.picture("x", method="HEAD").status == 502
         service.ahead += seconds
-    backend.say(drawing())
+    world.backend.say(drawing())
     assert service.picture("x").status == 200
 
 
-def test_busy_answer_is_not_remembered(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, THREADS="17")
+def test_busy_answer_is_not_remembered(world: World) -> None:
+    service = world.serve(THREADS="17")
     service.picture("cached")
-    backend.say(gate := Gate(drawing()))
+    world.backend.say(gate := Gate(drawing()))
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(service.picture, "slow")
-        wait_until(lambda: len(backend.seen) == 2)
+        wait_until(lambda: len(world.backend.seen) == 2)
         busy = service.picture("other")
         assert (busy.status, busy.headers["Cache-Control"]) == (503, "no-store")
         assert int(busy.headers["Retry-After"]) >= 1
@@ -367,88 +322,45 @@ def test_busy_answer_is_not_remembered(serve: Serve, backend: ScriptedServer) ->
 # --- remembered refusals ------------------------------------------------------------------------
 
 
-def test_blocked_prompt_goes_straight_to_the_fallback(
-    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer, llm: ScriptedServer
-) -> None:
-    fallback.say(BROKEN, PICTURE)
-    llm.say(saying("<prompt>a safer cat</prompt>"))
-    backend.say(REFUSAL)
-    settings = llm_settings(llm, rewrite=True) | {"DE_NSFW_MAX_ATTEMPTS": "1"}
-    service = serve(backend, **settings, **pollinations_settings(fallback))
+def test_blocked_prompt_goes_straight_to_the_fallback(world: World) -> None:
+    world.fallback.say(BROKEN, PICTURE)
+    world.llm.say(saying("<prompt>a safer cat</prompt>"))
+    world.backend.say(REFUSAL)
+    service = world.serve(rewrite=True, falls_back=True, DE_NSFW_MAX_ATTEMPTS="1")
     assert service.picture("a%20cat").status == 502
-    assert (len(backend.seen), len(llm.seen)) == (2, 1)
+    assert (len(world.backend.seen), len(world.llm.seen)) == (2, 1)
     service.ahead = 6  # the fallback has cooled down
     assert service.picture("a%20cat").status == 200
-    assert (len(backend.seen), len(llm.seen)) == (2, 1)
-    assert [seen.last_segment for seen in fallback.seen] == ["a safer cat"] * 2
+    assert (len(world.backend.seen), len(world.llm.seen)) == (2, 1)
+    assert [seen.last_segment for seen in world.fallback.seen] == ["a safer cat"] * 2
 
 
-def test_refusal_is_remembered_until_the_settings_change(
-    serve: Serve, backend: ScriptedServer, fallback: ScriptedServer
-) -> None:
-    backend.say(REFUSAL, drawing())
-    assert serve(backend).picture("x").status == 422
-    again = serve(backend).picture("x")
+def test_refusal_is_remembered_until_the_settings_change(world: World) -> None:
+    world.backend.say(REFUSAL, drawing())
+    assert world.serve().picture("x").status == 422
+    again = world.serve().picture("x")
     assert (again.status, "is cached until" in again.detail) == (422, True)
-    fallback.say(BROKEN)  # the fallback is not among the settings that count
-    assert serve(backend, **pollinations_settings(fallback)).picture("x").status == 502
-    assert len(backend.seen) == 1
-    assert serve(backend, AUTH_TOKEN="another").picture("x").status == 200
+    assert world.serve().picture("x", method="HEAD").status == 422
+    world.fallback.say(BROKEN)  # the fallback is not among the settings that count
+    assert world.serve(falls_back=True).picture("x").status == 502
+    assert len(world.backend.seen) == 1
+    assert world.serve(AUTH_TOKEN="another").picture("x").status == 200
 
 
-def test_refusal_is_forgotten_after_blocked_ttl(serve: Serve, backend: ScriptedServer) -> None:
-    backend.say(REFUSAL, drawing())
-    service = serve(backend, BLOCKED_TTL="60")
+def test_refusal_is_forgotten_after_blocked_ttl(world: World) -> None:
+    world.backend.say(REFUSAL, drawing())
+    service = world.serve(BLOCKED_TTL="60")
     for seconds, status in ((0, 422), (59, 422), (61, 200)):
         service.ahead = seconds
         assert service.picture("x").status == status
 
 
-@pytest.mark.parametrize("say", [BROKEN, Say("busy", 503), Say("", 429)])
-def test_outage_beside_a_refusal_is_not_remembered_as_one(
-    serve: Serve, backend: ScriptedServer, server: MakeServer, say: Say
-) -> None:
-    refusing = server()
-    refusing.say(REFUSAL, drawing())
-    backend.say(say)
-    service = serve(refusing, backend)
-    assert service.picture("x").status == 502
-    service.ahead = 3
-    assert service.picture("x").status == 200
-
-
-def test_llm_outage_leaves_the_prompt_unblocked(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
-) -> None:
-    llm.say(BROKEN)
-    backend.say(REFUSAL, drawing())
-    service = serve(backend, **llm_settings(llm, rewrite=True))
-    assert service.picture("a%20cat").status == 422
-    service.ahead = 3
-    assert service.picture("a%20cat").status == 200
-
-
-@pytest.mark.parametrize(("say", "status"), [(REFUSAL, 422), (BROKEN, 502)])
-def test_head_answers_a_remembered_failure_without_drawing(
-    serve: Serve, backend: ScriptedServer, say: Say, status: int
-) -> None:
-    backend.say(say)
-    service = serve(backend)
-    assert service.picture("x", method="HEAD").status == 200
-    assert backend.seen == []
-    assert service.picture("x").status == status
-    assert service.picture("x", method="HEAD").status == status
-    assert len(backend.seen) == 1
-
-
 # --- one drawing for many -----------------------------------------------------------------------
 
 
-def test_answer_within_ends_the_wait_and_not_the_drawing(
-    serve: Serve, backend: ScriptedServer
-) -> None:
-    backend.say(gate := Gate(drawing()))
-    service = serve(backend, ANSWER_WITHIN="0.1")
+def test_answer_within_ends_the_wait_and_not_the_drawing(world: World) -> None:
+    world.backend.say(gate := Gate(drawing()))
+    service = world.serve(ANSWER_WITHIN="0.1")
     first = service.picture("x")
     assert (first.status, first.headers["Retry-After"]) == (503, "2")
     assert (first.json["title"], first.json["remedy"]) == ("Being drawn", "reload")
@@ -456,26 +368,19 @@ def test_answer_within_ends_the_wait_and_not_the_drawing(
     assert (card.status, b"Being drawn" in card.body) == (503, True)
     gate.opened.set()
     wait_until(lambda: service.picture("x").headers.get("Cache-Status") == HIT)
-    assert len(backend.seen) == 1
-
-
-def test_long_drawing_that_fails_is_remembered_for_the_next_view(
-    serve: Serve, backend: ScriptedServer
-) -> None:
-    backend.say(gate := Gate(BROKEN))
-    service = serve(backend, ANSWER_WITHIN="0.1")
-    assert service.picture("x").status == 503
+    world.backend.say(gate := Gate(BROKEN))
+    assert service.picture("y").status == 503
     gate.opened.set()
-    wait_until(lambda: service.picture("x").status == 502)
-    assert len(backend.seen) == 1
+    wait_until(lambda: service.picture("y").status == 502)
+    assert len(world.backend.seen) == 2
 
 
 def test_each_caller_waits_as_long_as_its_own_deadline(
-    serve: Serve, backend: ScriptedServer, environment: dict[str, str]
+    world: World, environment: dict[str, str]
 ) -> None:
     """While another process draws, both wait for its lock, the impatient one first."""
     wanted = ImageRequest("x")
-    service = serve(backend)
+    service = world.serve()
     pipeline = service.services.pipeline
     with (
         held_elsewhere(environment["CACHE_DIR"], wanted.key) as process,
@@ -493,12 +398,10 @@ def test_each_caller_waits_as_long_as_its_own_deadline(
 # --- what cannot be written down is not drawn ---------------------------------------------------
 
 
-def test_nothing_is_paid_for_unless_the_state_takes_a_write(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer, tmp_path: Path
-) -> None:
-    service = serve(backend, **llm_settings(llm, optimise=True))
-    backend.say(BROKEN)
-    llm.say(saying("no"))
+def test_nothing_is_paid_for_unless_the_state_takes_a_write(world: World, tmp_path: Path) -> None:
+    service = world.serve(optimise=True)
+    world.backend.say(BROKEN)
+    world.llm.say(saying("no"))
     assert service.picture("failed").status == 502
     index = tmp_path / "cache" / "index.sqlite3"
     with closing(sqlite3.connect(index, isolation_level=None)) as other:
@@ -509,32 +412,30 @@ def test_nothing_is_paid_for_unless_the_state_takes_a_write(
             assert (got.status, int(got.headers["Retry-After"]) > 0) == (503, True)
         assert service.picture("new", method="HEAD").status == 200
         assert service.picture("failed").status == 502
-        assert (len(backend.seen), len(llm.seen)) == (1, 1)
+        assert (len(world.backend.seen), len(world.llm.seen)) == (1, 1)
         other.execute("DROP TRIGGER refuse")
-    backend.say(drawing())
+    world.backend.say(drawing())
     service.ahead = 6  # the cooldown
     assert service.picture("new").status == 200
 
 
-def test_nothing_is_paid_for_unless_there_is_room(
-    serve: Serve, backend: ScriptedServer, llm: ScriptedServer
-) -> None:
-    service = serve(backend, **llm_settings(llm, optimise=True))
+def test_nothing_is_paid_for_unless_there_is_room(world: World) -> None:
+    service = world.serve(optimise=True)
     service.services.cache.store = Nowhere(Path())
     got = service.picture("x")
     assert (got.status, "cannot be stored" in got.detail) == (503, True)
-    assert backend.seen == llm.seen == []
+    assert world.backend.seen == world.llm.seen == []
 
 
-def test_picture_under_way_is_not_deleted(serve: Serve, backend: ScriptedServer) -> None:
+def test_picture_under_way_is_not_deleted(world: World) -> None:
     failure = Say("", 500, {"Retry-After": "0"})
-    backend.say(failure, gate := Gate(failure))
-    service = serve(backend)
+    world.backend.say(failure, gate := Gate(failure))
+    service = world.serve()
     assert service.picture("x").headers["Retry-After"] == "2"
     service.ahead = 3
     with ThreadPoolExecutor(1) as pool:
         again = pool.submit(service.picture, "x")
-        wait_until(lambda: len(backend.seen) == 2)
+        wait_until(lambda: len(world.backend.seen) == 2)
         got = service.delete(b'{"description": "x"}')
         assert (got.status, "being drawn" in got.detail) == (503, True)
         assert int(got.headers["Retry-After"]) > 0
@@ -545,32 +446,12 @@ def test_picture_under_way_is_not_deleted(serve: Serve, backend: ScriptedServer)
     assert service.picture("x").headers["Retry-After"] == "2"
 
 
-def test_deletion_clears_nothing_while_another_worker_draws(
-    serve: Serve, backend: ScriptedServer, environment: dict[str, str]
-) -> None:
-    backend.say(Say("", 500, {"Retry-After": "0"}))
-    service, body = serve(backend), b'{"description": "x"}'
-    for _ in range(4):  # the last is remembered for 16 s, which is enough for a busy machine
-        key = service.picture("x").json["key"]
-        service.ahead += 10
-    service.ahead -= 10
-    with held_elsewhere(environment["CACHE_DIR"], key):
-        got = service.delete(body)
-        assert (got.status, "being drawn" in got.detail) == (503, True)
-        assert int(got.headers["Retry-After"]) > 0
-    assert service.picture("x").json["remembered"]
-    assert service.delete(body).status == 200
-
-
 # --- image hosting ------------------------------------------------------------------------------
 
 
-def test_hosted_picture_is_always_a_redirect(
-    serve: Serve, backend: ScriptedServer, server: MakeServer, tmp_path: Path
-) -> None:
-    host = server()
-    host.say(Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}}))
-    service = serve(backend, **hosting_settings(host))
+def test_hosted_picture_is_always_a_redirect(world: World, tmp_path: Path) -> None:
+    world.host.say(Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}}))
+    service = world.serve(hosts=True)
     for cache_status in ("PromptImageProxy; fwd=miss; stored; detail=backend", HIT):
         got = service.picture("x")
         assert (got.status, got.headers["Location"]) == (302, "https://img.example/a.png")
@@ -579,30 +460,32 @@ def test_hosted_picture_is_always_a_redirect(
     assert service.picture("x", method="HEAD").status == 302
     assert not list((tmp_path / "cache").glob("*.png"))
     assert service.get("/status").json["cache"]["mode"] == "hosted"
-    assert (len(host.seen), len(backend.seen)) == (1, 1)
+    assert (len(world.host.seen), len(world.backend.seen)) == (1, 1)
 
 
 def test_picture_is_stored_as_a_file_if_its_upload_fails(
-    serve: Serve, backend: ScriptedServer, server: MakeServer
+    world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    host = server()
-    host.say(BROKEN)
-    service = serve(backend, **hosting_settings(host))
-    assert "upload;dur=" in service.picture("x").headers["Server-Timing"]
+    world.host.say(BROKEN)
+    service = world.serve(hosts=True)
+    for prompt in "xyz":
+        assert "upload;dur=" in service.picture(prompt).headers["Server-Timing"]
     again = service.picture("x")
     assert (again.status, again.body, again.headers["Cache-Status"]) == (200, png(), HIT)
-    assert (len(host.seen), len(backend.seen)) == (1, 1)
-
-
-def test_failing_image_host_is_one_warning_and_in_status(
-    serve: Serve, backend: ScriptedServer, server: MakeServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    host = server()
-    host.say(BROKEN)
-    service = serve(backend, **hosting_settings(host))
-    for prompt in "abc":
-        assert service.picture(prompt).status == 200
+    assert (len(world.host.seen), len(world.backend.seen)) == (3, 3)
     said = [record for record in caplog.records if "The image host" in record.getMessage()]
     assert [record.levelname for record in said].count("WARNING") == 1
     hosting = service.get("/status").json["image_hosting"]
     assert (hosting["why"], bool(hosting["last_failed"])) == ("upload failed", True)
+
+
+def test_cache_needs_room_only_while_uploads_fail(world: World) -> None:
+    hosted = Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}})
+    world.host.say(hosted, BROKEN, hosted)
+    service = world.serve(hosts=True)
+    service.services.cache.store = Nowhere(Path())
+    found = [service.picture(prompt) for prompt in "abc"]
+    assert [got.status for got in found] == [302, 200, 503]
+    assert "stored" not in found[1].headers["Cache-Status"]
+    service.ahead = 6
+    assert service.picture("c").status == 302

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import psycopg
 import pytest
@@ -19,8 +20,8 @@ from storage.cluster.postgres import CONNECTIONS, PostgresState
 from storage.cluster.server import Connection
 from storage.state import State
 
-from .link import Link
 from .postgres import Postgres
+from .proxy import Link
 from .servers import free_port, wait_until
 from .states import Word, row_of
 
@@ -255,65 +256,31 @@ def test_locks_end_with_their_connection(
 # --- faults of the server
 
 
-class Load:
-    """Threads that use a state until they are stopped. `failures` are the times of failed calls."""
-
-    def __init__(self, state: PostgresState) -> None:
-        self.state = state
-        self.calls = 0
-        self.slowest = 0.0
-        self.failures: list[float] = []
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(16)
-        self._running = [self._pool.submit(self._work, f"{number:064x}") for number in range(16)]
-
-    def _work(self, key: str) -> None:
-        while not self._stop.is_set():
-            began = time.monotonic()
-            try:
-                with self.state.hold(key, 0.0):
-                    self.state.remember(Word("x"), key, 60)
-            except Unavailable:
-                self.failures.append(time.monotonic())
-                self._stop.wait(0.01)
-            self.calls += 1
-            self.slowest = max(self.slowest, time.monotonic() - began)
-
-    def is_well(self) -> bool:
-        """Return whether no call failed among as many as take a moment."""
-        failures, enough = len(self.failures), self.calls + 200
-        wait_until(lambda: self.calls >= enough)
-        return len(self.failures) == failures
-
-    def close(self) -> None:
-        self._stop.set()
-        with self._pool:
-            for running in self._running:
-                running.result()
+def use(state: State, number: int) -> None:
+    key = f"{number:064x}"
+    with state.hold(key, 0.0):
+        state.remember(Word("x"), key, 60)
 
 
-@pytest.fixture
-def load(state: PostgresState) -> Iterator[Load]:
-    with contextlib.closing(Load(state)) as made:
-        assert made.is_well()
-        yield made
+def test_lost_connections_fail_no_call(state: PostgresState, postgres: Postgres) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(partial(use, state), range(200)))
+        assert 1 < sessions(postgres) <= CONNECTIONS + 1
+        for _ in range(3):
+            running = [pool.submit(use, state, number) for number in range(400)]
+            terminate_all(postgres)
+            for done in running:
+                done.result()
 
 
-def test_lost_connections_and_a_restart_fail_no_call_once_it_is_over(
-    load: Load, postgres: Postgres
-) -> None:
-    assert 1 < sessions(postgres) <= CONNECTIONS + 1
-    for _ in range(3):
-        terminate_all(postgres)
-        assert load.is_well()
-    assert load.failures == []
+def test_restart_fails_calls_only_while_it_lasts(state: PostgresState, postgres: Postgres) -> None:
+    use(state, 1)
     postgres.stop()
-    wait_until(lambda: load.failures)
+    with ThreadPoolExecutor(16) as pool:
+        assert all(taken < IN_TIME for taken in pool.map(seconds_of, [state.totals] * 16))
     postgres.start()
-    back = time.monotonic()
-    wait_until(load.is_well, BACK)
-    assert max(load.failures) < back + BACK
-    assert load.slowest < IN_TIME
+    wait_until(lambda: works(state), BACK)
+    use(state, 2)
 
 
 def test_partition_ends_every_call_in_time(

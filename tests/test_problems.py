@@ -6,7 +6,6 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable
 from datetime import datetime
 from itertools import product
 from typing import get_args
@@ -26,14 +25,13 @@ from .conftest import (
     REFUSAL,
     ROOT,
     InProcess,
+    MakeServer,
+    Serve,
     llm_settings,
     pollinations_settings,
     saying,
 )
 from .servers import Got, Say, ScriptedServer, fetch
-
-Serve = Callable[..., InProcess]
-MakeServer = Callable[[], ScriptedServer]
 
 ROOMS = ("", "drawing", "storage", "web")
 RAISED = re.compile(r'(?:BadRequest|Unauthorised|Forbidden|NotFound|Problem)\(\s*"(\w+)"')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +17,9 @@ import pytest
 from storage.state import State
 from web.repeats import ORDER_TTL, claim
 
-from .conftest import BROKEN, KEY, REFUSAL, Gunicorn, InProcess, Service, drawing
+from .conftest import BROKEN, KEY, REFUSAL, InProcess, Serve, Service, Start, drawing
 from .servers import Gate, Got, Say, ScriptedServer, png, wait_until
 from .states import Clock, orders
-
-Serve = Callable[..., InProcess]
-Start = Callable[..., Gunicorn]
 
 CAT = {"prompt": "a cat"}
 
@@ -64,8 +61,7 @@ def test_sdk_that_times_out_gets_the_picture_it_paid_for(
     gunicorn: Start, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     asked: list[Any] = []
-    gate = Gate(drawing())
-    backend.say(gate)
+    backend.say(gate := Gate(drawing()))
     service = gunicorn(backend)
     hooks = {"request": [asked.append]}
     with (
@@ -87,8 +83,7 @@ def test_sdk_that_times_out_gets_the_picture_it_paid_for(
 def test_undelivered_order_is_answered_to_the_next_identical_one(
     gunicorn: Start, backend: ScriptedServer, tmp_path: Path
 ) -> None:
-    gate = Gate(drawing())
-    backend.say(gate)
+    backend.say(gate := Gate(drawing()))
     service = gunicorn(backend)
     with ordering(service):
         wait_until(lambda: backend.seen)
@@ -144,8 +139,7 @@ def test_repetitions_of_two_orders_at_once_get_a_picture_each(
 def test_several_pictures_are_repeated_together_within_the_limit(
     serve: Serve, backend: ScriptedServer, tmp_path: Path
 ) -> None:
-    gate = Gate(drawing())
-    backend.say(gate)
+    backend.say(gate := Gate(drawing()))
     service = serve(backend, DRAWINGS_PER_DAY="3")
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(post, service, CAT | {"n": 3})
@@ -157,8 +151,7 @@ def test_several_pictures_are_repeated_together_within_the_limit(
 
 
 def test_another_body_or_key_is_another_order(serve: Serve, backend: ScriptedServer) -> None:
-    gate = Gate(drawing())
-    backend.say(gate)
+    backend.say(gate := Gate(drawing()))
     keys = json.dumps({"blog": {"key": "blog-key"}})
     service = serve(backend, ACCESS_KEYS=keys)
     with ThreadPoolExecutor(4) as pool:

@@ -14,7 +14,6 @@ from storage import NoRoom
 from storage.local.folder import DRAWING_BYTES, Folder, Room
 
 from .disks import disk, full, read_only
-from .states import Clock
 
 PICTURE_BYTES = 2**20
 
@@ -32,13 +31,8 @@ def small(folder: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def seconds() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def room(folder: Path, seconds: Clock) -> Room:
-    return Room(folder, PICTURE_BYTES, seconds)
+def room(folder: Path) -> Room:
+    return Room(folder, PICTURE_BYTES)
 
 
 def has_room(room: Room) -> bool:
@@ -86,17 +80,14 @@ def test_disk_of_unknown_size_has_room(folder: Path, room: Room) -> None:
         assert has_room(room)
 
 
-def test_failed_write_is_followed_by_trials_every_five_seconds(
-    small: Path, room: Room, seconds: Clock
-) -> None:
+def test_failed_write_is_followed_by_trials(small: Path, room: Room) -> None:
     room.has_failed(OSError(errno.EDQUOT, "Disk quota exceeded"))
     assert not has_room(room)
     assert room.fault == "Disk quota exceeded"
-    seconds.now += 5
-    with full(small):
-        assert not has_room(room)
-    assert not has_room(room), "the next trial is in five seconds"
-    seconds.now += 5
+    with full(small), pytest.raises(NoRoom):
+        room.try_again()
+    assert not has_room(room)
+    room.try_again()
     assert has_room(room)
     assert list(small.iterdir()) == []
 
@@ -106,8 +97,9 @@ def test_accident_of_one_write_is_not_followed_by_trials(room: Room) -> None:
     assert has_room(room)
 
 
-def test_write_that_fails_is_noted(small: Path) -> None:
+def test_write_that_fails_is_noted_and_leaves_nothing(small: Path) -> None:
     folder = Folder(small, picture_bytes=PICTURE_BYTES)
     with full(small), pytest.raises(OSError, match="No space"):
         folder.write("a.png", b"x" * 5000, 0)
     assert folder.fault == "No space left on device"
+    assert list(small.iterdir()) == []

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from picture import ImageRequest
 
-from .conftest import ADMIN, BROKEN, KEY, InProcess, drawing, llm_settings
+from .conftest import ADMIN, BROKEN, KEY, InProcess, MakeServer, Serve, drawing, llm_settings
 from .servers import JPEG, Say, ScriptedServer, fetch, png
-
-Serve = Callable[..., InProcess]
-MakeServer = Callable[[], ScriptedServer]
 
 HIT = "PromptImageProxy; hit"
 

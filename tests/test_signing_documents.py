@@ -16,7 +16,7 @@ from access import Access, Caller
 from picture import ImageRequest
 from settings.maps import KeySettings
 
-from .conftest import KEY, ROOT, InProcess, Run
+from .conftest import KEY, ROOT, InProcess, Run, access_of
 from .servers import Say, ScriptedServer
 
 BASE = "https://pics.example.org"
@@ -41,20 +41,20 @@ def write(page: Path, *urls: str) -> Path:
 
 
 def test_resigning_replaces_whatever_was_ever_accepted(run: Run, tmp_path: Path) -> None:
-    first = Access(KEY, signing_keys=["first"], clock=lambda: 1e9)
+    first = access_of(KEY, signing_keys=["first"], clock=lambda: 1e9)
     named = KeySettings("blog", "blog-key")
     page = write(
         tmp_path / "page.md",
-        signed(Access(KEY), "derived"),
+        signed(access_of(KEY), "derived"),
         signed(first, "listed"),
         signed(first, "expired", expires_in=1),
         signed(first, "removed", "phone"),
-        signed(Access(KEY, named_keys=[named], signing_keys=["first"]), "named", "blog"),
+        signed(access_of(KEY, access_keys=[named], signing_keys=["first"]), "named", "blog"),
         url("live", {"key": KEY}),
         url("expired key", {"key": "o-key"}),
         url("old access key", {"key": "former"}),
-        signed(Access("former"), "derived from it"),
-        signed(Access(KEY, signing_keys=["former"]), "signed with it"),
+        signed(access_of("former"), "derived from it"),
+        signed(access_of(KEY, signing_keys=["former"]), "signed with it"),
         url("wrong", {"sig": "0" * 32}),
     )
     settings = {"PUBLIC_URL": BASE, "SIGNING_KEY": "second,first", "ACCESS_KEYS": NAMED}
@@ -66,7 +66,7 @@ def test_resigning_replaces_whatever_was_ever_accepted(run: Run, tmp_path: Path)
     )
     after = page.read_text()
     assert run(*arguments, **settings).stdout == f"{page}: 0 signed, 1 broken\n"
-    only = Access(None, named_keys=[named], signing_keys=["second"])
+    only = access_of(None, access_keys=[named], signing_keys=["second"])
     credentials = [dict(re.findall(r"(by|sig)=(\w+)", line)) for line in after.splitlines()]
     prompts = [line.split("/prompt/")[1].split("?")[0] for line in after.splitlines()]
     for prompt, own in zip(prompts[:-1], credentials, strict=False):
@@ -79,7 +79,7 @@ def test_resigning_replaces_whatever_was_ever_accepted(run: Run, tmp_path: Path)
 def test_valid_signatures_stay_without_resign_and_keep_their_expiry(
     run: Run, tmp_path: Path
 ) -> None:
-    page = write(tmp_path / "page.md", signed(Access(KEY), "x", expires_in=5000))
+    page = write(tmp_path / "page.md", signed(access_of(KEY), "x", expires_in=5000))
     before = page.read_text()
     keys = {"SIGNING_KEY": "new"}
     assert run("sign", "--in-place", str(page), **keys).exit_code == 0
@@ -107,7 +107,7 @@ def test_dry_run_prints_what_would_change(run: Run, tmp_path: Path) -> None:
     before = page.read_text()
     result = run("sign", "--in-place", "--dry-run", str(page))
     assert page.read_text() == before
-    expected = f"{page}: 1 to sign, 1 broken\n{page}:1: {signed(Access(KEY), 'a')}\n"
+    expected = f"{page}: 1 to sign, 1 broken\n{page}:1: {signed(access_of(KEY), 'a')}\n"
     assert (result.exit_code, result.stdout) == (1, expected)
     assert result.stderr.endswith(f"{page}:2: The access key is wrong.\n")
 
@@ -137,14 +137,17 @@ def test_urls_that_do_not_open_are_named_with_their_reasons(run: Run, tmp_path: 
 
 
 def test_links_say_what_they_show_and_since_when(
-    run: Run, serve: Callable[..., InProcess], backend: ScriptedServer, tmp_path: Path
+    run: Run, service: InProcess, backend: ScriptedServer, tmp_path: Path
 ) -> None:
-    assert serve(backend).picture("a%20cat").status == 200
+    assert service.picture("a%20cat").status == 200
     page = write(
         tmp_path / "page.md",
         url("a cat", {"key": KEY}),
         BASE + ImageRequest("a dog", 64, 32).to_url(key=KEY),
-        url("expired", Access(KEY, clock=lambda: 1e9).sign(ImageRequest("expired"), Caller(""), 1)),
+        url(
+            "expired",
+            access_of(KEY, clock=lambda: 1e9).sign(ImageRequest("expired"), Caller(""), 1),
+        ),
     )
     result = run("links", str(page))
     today = time.strftime("%Y-%m-%d", time.gmtime())
@@ -164,8 +167,8 @@ def test_keys_are_changed_as_documented(run: Run, tmp_path: Path) -> None:
         return ""
 
     (notes := tmp_path / "notes").mkdir()
-    write(tmp_path / "README.md", signed(Access(KEY), "a"))
-    write(notes / "b.md", signed(Access("unrelated", signing_keys=["old"]), "b"))
+    write(tmp_path / "README.md", signed(access_of(KEY), "a"))
+    write(notes / "b.md", signed(access_of("unrelated", signing_keys=["old"]), "b"))
     (dotenv := tmp_path / ".env").write_text(f"PROXY_ACCESS_KEY={KEY}\nSIGNING_KEY=old\n")
     section = (
         (ROOT / "docs/signing.md").read_text("utf-8").split("\n## Change the signing key\n")[1]
@@ -179,7 +182,7 @@ def test_keys_are_changed_as_documented(run: Run, tmp_path: Path) -> None:
     assert re.search(r"(?m)^SIGNING_KEY=[0-9a-f]{64}$", dotenv.read_text())
     assert perform(links).count("not drawn yet") == 2
     # A link that was signed before there was a SIGNING_KEY, and the key itself.
-    write(notes / "c.md", signed(Access(KEY), "c"), url("d", {"key": KEY}))
+    write(notes / "c.md", signed(access_of(KEY), "c"), url("d", {"key": KEY}))
     dotenv.write_text(dotenv.read_text().replace(KEY, "another-access-key"))
     perform(leaked.replace("former-access-key", KEY))
     assert perform(links).count("not drawn yet") == 4
@@ -224,7 +227,7 @@ def test_documents_are_signed_and_drawn_elsewhere(
 def test_resigning_elsewhere_replaces_what_the_server_knows(
     run: Run, service: InProcess, tmp_path: Path
 ) -> None:
-    old = Access(KEY, signing_keys=["old"], clock=lambda: 1e9)
+    old = access_of(KEY, signing_keys=["old"], clock=lambda: 1e9)
     page = write(
         tmp_path / "page.md",
         signed(old, "0", base=service.url),
@@ -237,7 +240,7 @@ def test_resigning_elsewhere_replaces_what_the_server_knows(
     assert result.stdout == f"{page}: 3 signed, 1 broken\n"
     signatures = re.findall(r"sig=(\w+)", page.read_text())
     assert run("sign", *arguments, str(page), **HERE).stdout == f"{page}: 0 signed, 1 broken\n"
-    only = Access(None, signing_keys=["new"])
+    only = access_of(None, signing_keys=["new"])
     for number in range(3):
         assert only.authorise({"sig": signatures[number]}, pictures=[ImageRequest(str(number))])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,9 @@ from PIL import Image
 from picture import ImageRequest
 from storage.local.folder import THUMBNAIL, Folder
 
-from .conftest import InProcess, drawing, hosting_settings
-from .servers import Got, Say, ScriptedServer, png
+from .conftest import HOSTED_URL, InProcess, Serve, drawing
+from .servers import Got, ScriptedServer, png
 
-Serve = Callable[..., InProcess]
 KEY = ImageRequest("apple").key
 PICTURE = png(640, 400)
 
@@ -104,12 +102,7 @@ def test_whole_picture_is_sent_if_it_cannot_be_decoded(
     assert look(service).body == damaged
 
 
-def test_hosted_picture_is_shown_by_its_host(
-    serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
-) -> None:
-    host = server()
-    host.say(Say({"image": {"url": "https://i.example.com/a.png"}}))
-    service = serve(backend, **hosting_settings(host))
-    service.picture("apple")
-    got = look(service)
-    assert (got.status, got.headers["Location"]) == (302, "https://i.example.com/a.png")
+def test_hosted_picture_is_shown_by_its_host(hosted: InProcess) -> None:
+    hosted.picture("apple")
+    got = look(hosted)
+    assert (got.status, got.headers["Location"]) == (302, HOSTED_URL)

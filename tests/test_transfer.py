@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -26,6 +26,16 @@ from .servers import GIF, ScriptedServer, png
 HOSTED = "https://images.example.org/hosted.png"
 
 
+def open_cache(folder: Path) -> Cache:
+    return Cache(SqliteState(folder), Folder(folder))
+
+
+def rows_in(folder: Path) -> list[Row]:
+    """Return all rows of a cache, the newest first."""
+    with closing(SqliteState(folder)) as state:
+        return state.newest("", 9, None)
+
+
 def put(cache: Cache, prompt: str, *what: Any, **more: Any) -> None:
     request = ImageRequest(prompt)
     cache.put(request.key, *what, request=request, **more)
@@ -34,10 +44,16 @@ def put(cache: Cache, prompt: str, *what: Any, **more: Any) -> None:
 @pytest.fixture
 def other(tmp_path: Path, opened: list[Any]) -> Cache:
     """A single machine's cache in a folder of its own: two files and a hosted picture."""
-    opened.append(made := Cache(SqliteState(tmp_path / "other"), Folder(tmp_path / "other")))
+    opened.append(made := open_cache(tmp_path / "other"))
     put(made, "a cat", GIF, "image/gif", created=1_700_000_000.0, drawn_by="https://backend")
     put(made, "a dog", png(), "image/png")
     put(made, "hosted", png(), "image/png", url=HOSTED)
+    return made
+
+
+@pytest.fixture
+def new(tmp_path: Path, opened: list[Any]) -> Cache:
+    opened.append(made := open_cache(tmp_path / "new"))
     return made
 
 
@@ -86,9 +102,7 @@ def test_exported_folder_is_a_cache_of_its_own(
     assert service.picture("a%20cat").body == GIF
     assert service.picture("hosted").headers["Location"] == HOSTED
     assert backend.seen == []
-    with ExitStack() as stack:
-        stack.callback((state := SqliteState(tmp_path / "new" / "folder")).close)
-        assert state.newest("", 9, None) == rows
+    assert rows_in(tmp_path / "new" / "folder") == rows
 
 
 def test_export_into_its_own_cache_is_refused(run: Run, environment: dict[str, str]) -> None:
@@ -114,19 +128,17 @@ def test_damaged_file_is_named_and_the_rest_is_copied(
 
 
 def test_interrupted_copy_is_continued(
-    other: Cache, tmp_path: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch
+    other: Cache, new: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "_PAGE", 1)
-    opened.append(new := Cache(SqliteState(tmp_path / "new"), Folder(tmp_path / "new")))
     assert next(transfer.transfer(other, new))
     assert new.state.totals().entries == 1
     assert [bool(row) for row in transfer.transfer(other, new)] == [False, True, True]
 
 
 def test_target_that_cannot_be_written_ends_the_copy(
-    other: Cache, tmp_path: Path, opened: list[Any]
+    other: Cache, new: Cache, tmp_path: Path
 ) -> None:
-    opened.append(new := Cache(SqliteState(tmp_path / "new"), Folder(tmp_path / "new")))
     new.state.check()
     with read_only(tmp_path / "new"), pytest.raises(Unavailable):
         list(transfer.transfer(other, new))
@@ -175,12 +187,7 @@ def test_backup_copies_what_is_new_and_deletes_what_was_deleted(
     [bird] = cache.state.newest("bird", 1, None)
     (target / str(bird.file)).unlink()
     assert counts(run, "backup", target) == {"copied": 2, "there": 1, "deleted": 2}
-    with closing(SqliteState(target)) as state:
-        assert {row.final_prompt for row in state.newest("", 9, None)} == {
-            "a bird",
-            "a cat",
-            "a poodle",
-        }
+    assert {row.final_prompt for row in rows_in(target)} == {"a bird", "a cat", "a poodle"}
     assert len(list(Folder(target).names())) == 3
 
 
@@ -191,19 +198,17 @@ def test_import_restores_a_backup(
     counts(run, "backup", tmp_path / "backup")
     environment["CACHE_DIR"] = str(tmp_path / "new")
     assert counts(run, "import", tmp_path / "backup")["imported"] == 3
-    with closing(SqliteState(tmp_path / "new")) as state:
-        assert state.newest("", 9, None) == rows
+    assert rows_in(tmp_path / "new") == rows
 
 
 def test_picture_deleted_while_it_is_copied_is_no_problem(
-    cache: Cache, tmp_path: Path, opened: list[Any]
+    cache: Cache, new: Cache, tmp_path: Path
 ) -> None:
     class Evicting(Folder):
         def open(self, name: str, size: int | None = None) -> FileIO:
             cache.delete(name.partition("-")[0])
             return super().open(name, size)
 
-    opened.append(new := Cache(SqliteState(tmp_path / "new"), Folder(tmp_path / "new")))
     source = Cache(cache.state, Evicting(tmp_path / "other"))
     [row] = transfer.transfer(source, new)
     assert isinstance(row, Row)

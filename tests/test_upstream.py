@@ -12,7 +12,6 @@ import struct
 import threading
 import time
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -211,16 +210,10 @@ def test_earlier_deadline_wins() -> None:
 # --- the byte limit -----------------------------------------------------------------------------
 
 
-def bomb(layers: int) -> bytes:
-    """Return what unpacks to a gigabyte of zeros."""
-    data = gzip.compress(bytes(10 * MIB), 9) * 100
-    return data if layers == 1 else gzip.compress(data, 9)
-
-
-def compressed(coding: bytes, data: bytes) -> Talk:
-    length = str(len(data)).encode()
-    head = OK + b"Content-Encoding: " + coding + b"\r\nContent-Length: " + length + b"\r\n\r\n"
-    return saying(head + data)
+def bomb() -> bytes:
+    """Return an answer that unpacks, twice, to a gigabyte of zeros."""
+    data = gzip.compress(gzip.compress(bytes(10 * MIB), 9) * 100, 9)
+    return OK + b"Content-Encoding: gzip, gzip\r\nContent-Length: %d\r\n\r\n" % len(data) + data
 
 
 LARGER = f"its answer is larger than {MIB} bytes"
@@ -230,9 +223,7 @@ FLOODS: dict[str, tuple[Callable[[], Talk], str]] = {
     "chunks": (lambda: saying(CHUNKED, pouring(b"10000\r\n" + bytes(65536) + b"\r\n")), LARGER),
     "negative chunk": (lambda: saying(CHUNKED + b"-1\r\n", pouring(bytes(65536))), LARGER),
     "one chunk": (lambda: saying(CHUNKED + b"f" * 60 + b"\r\n", pouring(bytes(65536))), LARGER),
-    "gzip bomb": (lambda: compressed(b"gzip", bomb(1)), LARGER),
-    "gzip bomb in gzip": (lambda: compressed(b"gzip, gzip", bomb(2)), LARGER),
-    "deflate bomb": (lambda: compressed(b"deflate", zlib.compress(bytes(64 * MIB))), LARGER),
+    "gzip bomb in gzip": (lambda: saying(bomb()), LARGER),
     "headers": (lambda: saying(OK, pouring(b"X-More: " + b"a" * 8000 + b"\r\n")), CUT),
     "status line": (lambda: saying(b"", pouring(b"a" * 65536)), CUT),
     "chunk extension": (lambda: saying(CHUNKED + b"1;", pouring(b"a" * 65536)), CUT),
@@ -254,29 +245,23 @@ def test_flood_ends_at_the_limit_without_filling_memory(
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("head", [OK + b"\r\n", OK + b"Content-Length: %d\r\n\r\n"])
-def test_answer_of_exactly_the_limit_is_read(raw_server: MakeRawServer, head: bytes) -> None:
-    for size in (1000, 1001):
-        announced = head % size if b"%d" in head else head
-        url = raw_server(saying(announced + bytes(size))).url
-        assert len(ask(url, limit=1001).body) == size
-    assert reason_of(lambda: ask(url, limit=1000)) == "its answer is larger than 1000 bytes"
+def test_answer_of_exactly_the_limit_is_read(raw_server: MakeRawServer) -> None:
+    for head in (OK + b"\r\n", OK + b"Content-Length: 1001\r\n\r\n"):
+        url = raw_server(saying(head + bytes(1001))).url
+        assert len(ask(url, limit=1001).body) == 1001
+        too_large = reason_of(partial(ask, url, limit=1000))
+        assert too_large == "its answer is larger than 1000 bytes"
 
 
 OOPS = b"HTTP/1.1 500 Internal Server Error\r\n"
 
 
-@pytest.mark.parametrize(
-    "talk",
-    [
-        saying(OOPS + b"Content-Length: 10000000000\r\n\r\n", pouring(bytes(65536))),
-        saying(OOPS + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(MIB))),
-    ],
-    ids=["endless", "gzip bomb"],
-)
-def test_error_is_cut_off_at_64_kb(raw_server: MakeRawServer, talk: Talk) -> None:
-    reply = ask(raw_server(talk).url, limit=1000)
-    assert (reply.status, reply.body) == (500, bytes(65536))
+def test_error_is_cut_off_at_64_kb(raw_server: MakeRawServer) -> None:
+    endless = saying(OOPS + b"Content-Length: 10000000000\r\n\r\n", pouring(bytes(65536)))
+    zipped = saying(OOPS + b"\r\n" + gzip.compress(bytes(MIB)))
+    for talk in (endless, zipped):
+        reply = ask(raw_server(talk).url, limit=1000)
+        assert (reply.status, reply.body) == (500, bytes(65536))
 
 
 def test_failed_call_leaves_no_body_in_memory(raw_server: MakeRawServer) -> None:
@@ -480,21 +465,16 @@ def test_replacement_ends_at_the_same_deadline(raw_server: MakeRawServer) -> Non
     assert len(server.requests) == 3
 
 
-FINAL = {
-    "after a second": then(wait(1.05), close),
-    "after the first byte": then(send(b"H"), close),
-    "in the body": then(send(SIZED), close),
-}
-
-
-@pytest.mark.parametrize("failure", FINAL)
-def test_later_failure_of_a_kept_connection_is_final(
-    raw_server: MakeRawServer, failure: str
-) -> None:
-    server = PersistentServer(raw_server, send(DRAWN), FINAL[failure], send(DRAWN))
-    server.ask()
-    assert reason_of(lambda: server.ask(limit=MIB)) == CUT
-    assert len(server.requests) == 2
+def test_later_failure_of_a_kept_connection_is_final(raw_server: MakeRawServer) -> None:
+    for failure in (
+        then(wait(1.05), close),  # after a second
+        then(send(b"H"), close),  # after the first byte
+        then(send(SIZED), close),  # in the body
+    ):
+        server = PersistentServer(raw_server, send(DRAWN), failure, send(DRAWN))
+        server.ask()
+        assert reason_of(partial(server.ask, limit=MIB)) == CUT
+        assert len(server.requests) == 2
 
 
 UNREAD = {
@@ -513,13 +493,6 @@ def test_connection_with_an_unread_answer_is_closed(raw_server: MakeRawServer, a
     assert why_of(lambda: server.ask(SHORT)) == why
     assert server.was_left.wait(10)
     assert server.ask().body == b"next"
-
-
-def test_announced_close_is_expected(raw_server: MakeRawServer) -> None:
-    last = send(OK + b"Connection: close\r\nContent-Length: 5\r\n\r\ndrawn")
-    server = PersistentServer(raw_server, then(last, close), send(DRAWN))
-    assert [server.ask().body, server.ask().body] == [b"drawn"] * 2
-    assert len(server.requests) == 2
 
 
 def test_upstream_closes_the_connections_it_keeps(raw_server: MakeRawServer) -> None:
@@ -557,21 +530,15 @@ def test_environment_and_netrc_are_never_consulted(
         assert seen.headers["Accept-Encoding"] == "identity"
 
 
-@pytest.mark.parametrize(
-    ("headers", "sent"),
-    [
-        ({"X-API-Key": "k"}, "Basic " + base64.b64encode(b"user:pa@ss").decode()),
-        (TOKEN, TOKEN["Authorization"]),
-    ],
-)
-def test_credentials_in_the_url_never_replace_a_token(
-    server: MakeServer, headers: dict[str, str], sent: str
-) -> None:
+def test_credentials_in_the_url_never_replace_a_token(server: MakeServer) -> None:
     target = server()
     target.say(Say("drawn"))
     url = target.url.replace("//", "//us%65r:pa%40ss@") + "/x"
-    assert ask(url, headers=headers).body == b"drawn"
-    assert target.seen[0].headers["Authorization"] == sent
+    for headers in ({"X-API-Key": "k"}, TOKEN):
+        assert ask(url, headers=headers).body == b"drawn"
+    basic = "Basic " + base64.b64encode(b"user:pa@ss").decode()
+    sent = [seen.headers["Authorization"] for seen in target.seen]
+    assert sent == [basic, TOKEN["Authorization"]]
     assert target.seen[0].headers["Host"] == f"127.0.0.1:{target.port}"
 
 

@@ -1,20 +1,39 @@
-"""The OpenAI-compatible API, as OpenAI's own client for Python sees it."""
+"""The OpenAI-compatible API, as OpenAI's own clients for Python and JavaScript see it."""
 
 from __future__ import annotations
 
 import base64
+import http.client
 import json
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import closing
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import openai
 import pytest
 
+from cache import Picture
 from storage.local.folder import Folder
+from web.openai_forms import PLACE, length_with_base64, with_base64
 
-from .conftest import BROKEN, KEY, REFUSAL, Gunicorn, InProcess, drawing, hosting_settings
+from .conftest import (
+    BROKEN,
+    HOSTED_URL,
+    KEY,
+    REFUSAL,
+    Gunicorn,
+    InProcess,
+    MakeServer,
+    Serve,
+    Start,
+    drawing,
+)
 from .servers import (
     Gate,
     Got,
@@ -26,8 +45,11 @@ from .servers import (
     png,
     wait_until,
 )
+from .states import row_of
 
-Serve = Callable[..., InProcess]
+if TYPE_CHECKING:
+    from .browser import Page
+
 Connect = Callable[..., openai.OpenAI]
 
 HIT = "PromptImageProxy; hit"
@@ -212,19 +234,14 @@ def test_without_a_size_the_backend_chooses(service: InProcess, backend: Scripte
     assert not any("size" in seen.json for seen in backend.seen)
 
 
-def test_hosted_picture_has_its_own_url_and_at_first_bytes(
-    serve: Serve, backend: ScriptedServer, server: Callable[[], ScriptedServer]
-) -> None:
-    host = server()
-    host.say(Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}}))
-    service = serve(backend, **hosting_settings(host))
+def test_hosted_picture_has_its_own_url_and_at_first_bytes(hosted: InProcess) -> None:
     body = {"prompt": "a cat", "seed": 1}
-    [drawn], [cached] = (service.order(body).json["data"] for _ in range(2))
+    [drawn], [cached] = (hosted.order(body).json["data"] for _ in range(2))
     assert base64.b64decode(drawn["b64_json"]) == png()
-    assert drawn["url"] == cached["url"] == "https://img.example/a.png"
+    assert drawn["url"] == cached["url"] == HOSTED_URL
     assert "b64_json" not in cached
-    [signed] = service.order({**body, "response_format": "url"}).json["data"]
-    assert signed["url"].startswith(f"{service.url}/prompt/")
+    [signed] = hosted.order({**body, "response_format": "url"}).json["data"]
+    assert signed["url"].startswith(f"{hosted.url}/prompt/")
 
 
 def test_unstored_picture_is_bytes_and_no_url(
@@ -404,7 +421,7 @@ def test_post_to_no_route_is_told_the_base_url(service: InProcess) -> None:
 
 
 def test_edit_is_a_400_before_the_upload_is_read(
-    gunicorn: Callable[..., Gunicorn], backend: ScriptedServer, connect: Connect
+    gunicorn: Start, backend: ScriptedServer, connect: Connect
 ) -> None:
     service = gunicorn(backend)
     got = announce_upload(service.url, "/v1/images/edits")
@@ -413,3 +430,123 @@ def test_edit_is_a_400_before_the_upload_is_read(
     with pytest.raises(openai.BadRequestError, match="cannot be edited here"):
         client.images.edit(image=png(size=5_000_000), prompt="a hat")
     assert client.images.generate(prompt="a cat").data, "on the same connection"
+
+
+# --- a page
+
+BROWSER_PROGRAM = """
+const [origin, apiKey, done] = arguments;
+const { default: OpenAI } = await import("/openai/index.mjs");
+const make = (path, key = apiKey) =>
+  new OpenAI({ baseURL: origin + path, apiKey: key, dangerouslyAllowBrowser: true });
+const fail = (error) => ({ status: error.status, code: error.code, message: error.message });
+const draw = (prompt, client) => client.images.generate({ prompt }).catch(fail);
+const show = (url, options) => fetch(url, options).then(async (answer) => answer.status);
+const models = [];
+for await (const model of make("/v1").models.list()) models.push(model.id);
+const [picture] = (await draw("a cat", make("/v1"))).data;
+done({
+  models,
+  shown: [
+    await show(picture.url),
+    await show(picture.url, { headers: { Authorization: `Bearer ${apiKey}`, "X-Own": "1" } }),
+  ],
+  stranger: await draw("a cat", make("/v1", "wrong")),
+  refused: await draw("a rude cat", make("/v1")),
+  broken: await draw("a broken cat", make("")),
+  lost: await draw("a cat", make("/api/v1")),
+});
+"""
+
+
+def test_sdk_in_a_browser_draws_shows_and_reads_errors(
+    serve: Serve,
+    backend: ScriptedServer,
+    server: MakeServer,
+    browser: Page,
+    node_modules: Path,
+) -> None:
+    answers = {"a cat": drawing(), "a rude cat": REFUSAL, "a broken cat": BROKEN}
+    backend.say(lambda seen: answers[seen.json["prompt"]])
+    service, site = serve(backend, MODELS="gpt-image-1"), server()
+
+    def show(seen: Seen) -> Say:
+        file = node_modules / "node_modules" / seen.path.lstrip("/")
+        if seen.path.endswith(".mjs") and file.is_file():
+            return Say(file.read_bytes(), headers={"Content-Type": "text/javascript"})
+        return Say("<!doctype html>", headers={"Content-Type": "text/html"})
+
+    site.say(show)
+    browser.driver.get(site.url)
+    program = f"(async (...arguments) => {{ {BROWSER_PROGRAM} }})(...arguments)"
+    got = browser.driver.execute_async_script(program, service.url, KEY)
+    assert (got["models"], got["shown"]) == (["gpt-image-1"], [200, 200])
+    assert (got["stranger"]["status"], got["stranger"]["code"]) == (401, "invalid_api_key")
+    assert (got["refused"]["status"], got["refused"]["code"]) == (400, "content_policy_violation")
+    assert (got["broken"]["status"], got["lost"]["status"]) == (502, 404)
+    assert "the base URL of a client ends in /v1" in got["lost"]["message"]
+    asked = [seen.json["prompt"] for seen in backend.seen]
+    assert asked == ["a cat", "a rude cat", "a broken cat"], "nothing is paid for twice"
+
+
+# --- base64 in pieces
+
+
+def picture_of(data: bytes, size: int) -> Picture:
+    return Picture(row_of("a cat", bytes=size), BytesIO(data))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 49_151, 49_152, 49_153, 200_000])
+def test_pieces_are_the_json_of_the_whole(size: int) -> None:
+    data = bytes(number % 251 for number in range(size))
+    text = json.dumps([{"b64_json": PLACE, "seed": seed} for seed in (1, 2)])
+    pictures = [picture_of(data, size) for _ in range(2)]
+    found = list(with_base64(text, pictures))
+    whole = b"".join(found)
+    encoded = base64.b64encode(data).decode()
+    assert json.loads(whole) == [{"b64_json": encoded, "seed": seed} for seed in (1, 2)]
+    assert length_with_base64(text, pictures) == len(whole)
+    assert max(map(len, found)) <= 65_536
+
+
+def test_file_that_is_shorter_than_it_should_be_ends_the_answer() -> None:
+    with pytest.raises(OSError, match="shorter"):
+        list(with_base64(PLACE, [picture_of(b"x" * 50_000, 50_001)]))
+
+
+def test_ten_large_pictures_take_no_memory_however_often_at_once(
+    gunicorn: Start, backend: ScriptedServer
+) -> None:
+    backend.say(lambda seen: drawing(png(shade=seen.json["seed"], size=3_000_000)))
+    service = gunicorn(backend, WORKERS="1")
+    body = json.dumps({"prompt": "a cat", "n": 10, "seed": 0}).encode()
+    drawn = service.order(body)
+    shown = [base64.b64decode(picture["b64_json"]) for picture in drawn.json["data"]]
+    assert shown == [png(shade=shade, size=3_000_000) for shade in range(10)]
+    [worker] = service.workers()
+    before = reset_peak(worker)
+    with ThreadPoolExecutor(6) as pool:
+        received = [*pool.map(lambda _: length_of_answer(service, body), range(6))]
+    assert received == [len(drawn.body)] * 6
+    assert peak(worker) - before < 20_000, "kilobytes, where an answer has 40,000"
+
+
+def reset_peak(pid: int) -> int:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return peak(pid)
+
+
+def peak(pid: int) -> int:
+    """Return the most memory that a process has had since the reset, in kilobytes."""
+    found = re.search(r"VmHWM:\s+([0-9]+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1])
+
+
+def length_of_answer(service: Gunicorn, body: bytes) -> int:
+    """Receive an answer, and return how many bytes its body had: this process keeps none."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with closing(http.client.HTTPConnection(urlsplit(service.url).netloc)) as connection:
+        connection.request("POST", "/v1/images/generations", body, headers)
+        answer = connection.getresponse()
+        return sum(map(len, iter(lambda: answer.read(1_000_000), b"")))

@@ -174,14 +174,10 @@ def test_verdict_has_its_code_and_says_when_to_come_back(case: str) -> None:
     assert found.stages == (*drawing.stages,)
 
 
-def test_blocked_prompt_is_remembered_and_repeated_without_a_call() -> None:
-    for rounds, blocked_for, found in (
-        ((ALL_REFUSED,), 60.0, (60.0, False)),
-        ((), 60.0, (60.0, True)),
-        ((ALL_REFUSED,), 0.0, (None, False)),
-    ):
-        gave_up = verdict(drawing_of(*rounds, blocked_for=blocked_for), 0, has_fallback=False)
-        assert (gave_up.remembered_for, gave_up.is_repeated) == found
+@pytest.mark.parametrize("seconds", [60.0, None])
+def test_refusal_is_remembered_if_the_prompt_is_blocked(seconds: float | None) -> None:
+    drawing = drawing_of(ALL_REFUSED, blocked_for=seconds or 0.0)
+    assert verdict(drawing, 0, has_fallback=False).remembered_for == seconds
 
 
 # --- failures that are remembered ---------------------------------------------------------------
@@ -212,14 +208,6 @@ def test_remembered_failure_is_answered_again_until_it_is_over(state: State, clo
     assert (again.retry_after, again.remembered_for, again.is_repeated) == (2, 1.5, True)
     assert Failure.recall(state, "k", "other settings") is None
     clock.now += 1.5
-    assert Failure.recall(state, "k", "settings") is None
-
-
-def test_clock_that_is_set_back_prolongs_no_failure(state: State, clock: Clock) -> None:
-    fail(state)
-    clock.now -= 3600
-    assert Failure.recall(state, "k", "settings")
-    clock.now += 2
     assert Failure.recall(state, "k", "settings") is None
 
 

@@ -6,7 +6,6 @@ import contextlib
 import ipaddress
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -182,24 +181,6 @@ def pouring(part: bytes) -> Talk:
             connection.sendall(part)
 
     return talk
-
-
-def make_authority(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate authority, and a certificate of it for 127.0.0.1 and pics.example.
-
-    Returns the authority's certificate, and the server's with its key in one file.
-    """
-    authority, key, server = folder / "ca.pem", folder / "ca.key", folder / "server.pem"
-    new = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    names = "subjectAltName=DNS:pics.example,IP:127.0.0.1"
-    for command in (
-        f"{new} -subj /CN=authority -keyout {key} -out {authority}",
-        f"{new} -subj /CN=pics.example -addext basicConstraints=critical,CA:FALSE"
-        f" -addext {names} -CA {authority} -CAkey {key} -keyout {server} -out {server}.crt",
-    ):
-        subprocess.run(command.split(), check=True, capture_output=True)
-    server.write_bytes(server.read_bytes() + Path(f"{server}.crt").read_bytes())
-    return authority, server
 
 
 def over_tls(server: Path, talk: Talk) -> Talk:

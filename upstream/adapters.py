@@ -9,7 +9,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,8 +20,8 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection
 
 from settings.parsers import IpNetwork
-from upstream.calls import STALE_SECONDS, current_call
-from upstream.failure import UpstreamError, Why
+from settings.proxies import NetworkSettings
+from upstream.calls import STALE_SECONDS, UpstreamError, Why, current_call
 
 # `is_global` is true of these, but they can lead to private addresses.
 _DISGUISES = tuple(
@@ -60,11 +60,11 @@ _SOCKET_OPTIONS = [
 
 
 class Adapter(HTTPAdapter):
-    """Connections to servers that the settings name, kept for later calls."""
+    """Connections that are kept for later calls."""
 
-    def __init__(self, ca_bundle: Path | None) -> None:
+    def __init__(self, network: NetworkSettings) -> None:
         super().__init__(pool_connections=KEPT, pool_maxsize=KEPT)
-        self.ca_bundle = ca_bundle
+        self.network = network
 
     def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
         """Send a request; once more, on a new connection, if the server had closed the kept one."""
@@ -77,6 +77,19 @@ class Adapter(HTTPAdapter):
         self.close()
         return super().send(request, *args, **more)
 
+    def send_checked(self, request: requests.PreparedRequest, **more: Any) -> requests.Response:
+        """Send a request to public addresses, or PICTURE_NETWORKS, only: an upstream named its URL.
+
+        The name is resolved and checked for each request. The address replaces the host in the URL,
+        also for a proxy, which would resolve the name itself; the Host header keeps the name. The
+        addresses are tried in turn: asking for a picture again costs nothing.
+        """
+        *others, last = self._hosts(request, more["proxies"])
+        for host in others:
+            with contextlib.suppress(requests.ConnectionError):
+                return self.send(_addressed(request, host), **more)
+        return self.send(_addressed(request, last), **more)
+
     def get_connection_with_tls_context(self, *args: Any, **more: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **more)
         if not issubclass(pool.ConnectionCls, ObservedConnection):
@@ -86,41 +99,19 @@ class Adapter(HTTPAdapter):
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, *args: Any, **more: Any
     ) -> Any:
-        place, options = super().build_connection_pool_key_attributes(request, *args, **more)
-        context = _tls_context(self.ca_bundle) if place["scheme"] == "https" else None
-        return place, {**options, "ssl_context": context, "socket_options": _SOCKET_OPTIONS}
+        known: Any = super().build_connection_pool_key_attributes(request, *args, **more)
+        place, options = known
+        is_tls = place["scheme"] == "https"
+        options["ssl_context"] = _tls_context(self.network.ca_bundle) if is_tls else None
+        options["socket_options"] = _SOCKET_OPTIONS
+        if host := request.headers.get("Host"):
+            # TLS checks the certificate against this name. For `assert_hostname` urllib3 would
+            # switch that check off in the context, which all connections share, and do it itself.
+            options["server_hostname"] = urlsplit(f"//{host}").hostname
+        return place, options
 
     def cert_verify(self, *args: Any, **more: Any) -> None:
         """Do nothing: requests would load the authorities into the shared TLS context again."""
-
-
-class PictureAdapter(Adapter):
-    """Connections to servers that an upstream named: to public addresses, or `networks`, only.
-
-    Names are resolved and checked for each request. The address replaces the host in the URL, also
-    for a proxy, which would resolve the name itself; the Host header keeps the name.
-    """
-
-    def __init__(self, ca_bundle: Path | None, networks: Sequence[IpNetwork]) -> None:
-        super().__init__(ca_bundle)
-        self.networks = networks
-
-    def send(self, request: requests.PreparedRequest, *args: Any, **more: Any) -> requests.Response:
-        """Try the host's addresses in turn: asking for a picture again costs nothing."""
-        *others, last = self._hosts(request, more["proxies"])
-        for host in others:
-            with contextlib.suppress(requests.ConnectionError):
-                return super().send(_addressed(request, host), *args, **more)
-        return super().send(_addressed(request, last), *args, **more)
-
-    def build_connection_pool_key_attributes(
-        self, request: requests.PreparedRequest, *args: Any, **more: Any
-    ) -> Any:
-        place, options = super().build_connection_pool_key_attributes(request, *args, **more)
-        # TLS checks the certificate against this name. For `assert_hostname` urllib3 would switch
-        # that check off in the context, which all connections share, and do it by itself.
-        name = urlsplit(f"//{request.headers['Host']}").hostname
-        return place, {**options, "server_hostname": name}
 
     def _hosts(self, request: requests.PreparedRequest, proxies: Mapping[str, str]) -> list[str]:
         """Return the host's addresses. Raises UpstreamError unless all of them are admitted."""
@@ -129,7 +120,8 @@ class PictureAdapter(Adapter):
         with call.calls.connecting(call):
             found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
         addresses = [str(place[0]) for *_, place in found]
-        if not all(is_public(address, self.networks) for address in addresses):
+        admitted = self.network.picture_networks
+        if not all(is_public(address, admitted) for address in addresses):
             raise UpstreamError("it named an address that is not public", Why.FORBIDDEN)
         if proxies and not all(map(is_public, addresses)):
             # A fake address, made up by the proxy's own DNS: only the proxy knows the real one.
@@ -164,7 +156,7 @@ class ObservedConnection(HTTPConnection):
             call.calls.metrics.connected(is_new=False)
             call.stale_until = time.monotonic() + STALE_SECONDS
         super().request(*args, **more)
-        call.socket, self.is_kept = self.sock, True
+        call.sock, self.is_kept = self.sock, True
 
 
 @functools.cache

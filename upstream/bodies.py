@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 import urllib3
 
 from images.formats import announced_type
-from upstream.failure import UpstreamError, Why
+from upstream.calls import UpstreamError, Why
 
 # An error is read for its reason, and no reason is longer.
 ERROR_LIMIT = 2**16

@@ -1,21 +1,25 @@
-"""Outbound calls in their own threads, so that a caller can leave at its deadline."""
+"""Outbound calls in their own threads, so that a caller can leave at its deadline; their errors."""
 
 from __future__ import annotations
 
 import contextlib
+import re
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
-from socket import SHUT_RDWR, socket
+from enum import StrEnum
+from http.client import HTTPException, RemoteDisconnected
 from typing import TypeVar
 
 from urllib3.connection import HTTPConnection
+from urllib3.exceptions import DecodeError, HTTPError, ProtocolError, ProxyError, SSLError
 
 from metrics import Metrics
-from upstream.failure import UpstreamError, Why, causes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,29 @@ class Deadline:
         return self.clock() >= self.at
 
 
+class Why(StrEnum):
+    """The reason for a failed call, as /status, errors and the log show it."""
+
+    UNREACHABLE = "unreachable"
+    TIMED_OUT = "timed out"
+    UNTRUSTED = "bad certificate"
+    UNREADABLE = "unreadable answer"
+    INTERIM = "interim answer"
+    TOO_LARGE = "answer too large"
+    FORBIDDEN = "forbidden URL"
+    NOT_A_PICTURE = "not a picture"
+    SVG = "not a picture: SVG"
+    AVIF = "not a picture: AVIF"
+
+
+class UpstreamError(Exception):
+    """A call gave no usable answer. The text is ours: never the other side's, never a URL."""
+
+    def __init__(self, reason: str, why: Why) -> None:
+        super().__init__(reason)
+        self.why = why
+
+
 T = TypeVar("T")
 
 # Threads that may resolve names or connect at once: nothing but their own time-outs ends them.
@@ -58,7 +85,7 @@ class Call:
     was_left: bool = False
     connection: HTTPConnection | None = None
     # Kept here because http.client drops it if the connection closes after the answer.
-    socket: socket | None = None
+    sock: socket.socket | None = None
     stale_until: float = 0.0
 
     @property
@@ -69,10 +96,10 @@ class Call:
     def leave(self) -> None:
         """Note that the caller has left, and end the thread by shutting its socket down."""
         self.was_left = True
-        for sock in (self.connection and self.connection.sock, self.socket):
+        for sock in (self.connection and self.connection.sock, self.sock):
             if sock:
                 with contextlib.suppress(OSError):
-                    sock.shutdown(SHUT_RDWR)
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def check(self) -> None:
         """Raise TimeoutError if the caller has left: nothing is sent for it."""
@@ -144,3 +171,60 @@ def _work(call: Call, work: Callable[[], T], answer: Future[T]) -> None:
     except BaseException as error:  # raised again in the caller's thread
         answer.set_exception(error)
         del answer
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turn the libraries' exceptions into UpstreamError, without their texts, which hold URLs."""
+    try:
+        yield
+    except (HTTPError, HTTPException, OSError, ValueError) as error:  # requests' are OSErrors
+        raise _upstream_error(error) from error
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and those that it was raised for."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+_Kinds = tuple[type[BaseException], ...]
+
+try:
+    import socks  # type: ignore[import-untyped]  # without types
+except ImportError:  # an extra
+    _SOCKS_UNREACHED: _Kinds = ()
+    _SOCKS_FAILED: _Kinds = ()
+else:
+    _SOCKS_UNREACHED = (socks.ProxyConnectionError,)
+    _SOCKS_FAILED = (socks.ProxyError,)
+
+_CUT = "its answer was cut short or is not HTTP"
+# The first match counts, so specific kinds precede general ones.
+_REASONS: tuple[tuple[_Kinds, str, Why], ...] = (
+    ((TimeoutError,), "it did not answer in time", Why.TIMED_OUT),
+    ((*_SOCKS_UNREACHED, ProxyError), "its proxy could not be reached", Why.UNREACHABLE),
+    (_SOCKS_FAILED, "its proxy did not connect to it", Why.UNREACHABLE),
+    ((socket.gaierror,), "its name could not be resolved", Why.UNREACHABLE),
+    ((ConnectionRefusedError,), "it refused the connection", Why.UNREACHABLE),
+    # This is a ConnectionResetError too, but the connection was closed in an orderly way.
+    ((RemoteDisconnected,), _CUT, Why.UNREADABLE),
+    ((ConnectionError,), "it reset the connection", Why.UNREACHABLE),
+    ((ssl.SSLError, SSLError), "its certificate or TLS failed", Why.UNTRUSTED),
+    ((HTTPException, ProtocolError, DecodeError), _CUT, Why.UNREADABLE),
+)
+
+
+def _upstream_error(error: BaseException) -> UpstreamError:
+    chain = list(causes(error))
+    for link in chain:
+        # http.client says so in words only.
+        if found := re.match("Tunnel connection failed: ([0-9]{3})", str(link)):
+            return UpstreamError(f"its proxy answered CONNECT with {found[1]}", Why.UNREACHABLE)
+    for kinds, reason, why in _REASONS:
+        if any(isinstance(link, kinds) for link in chain):
+            return UpstreamError(reason, why)
+    return UpstreamError("it could not be reached", Why.UNREACHABLE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -18,10 +18,9 @@ import requests
 
 from metrics import OFF, Metrics
 from settings.proxies import DIRECT, NetworkSettings, Origin, Proxy
-from upstream.adapters import Adapter, PictureAdapter
+from upstream.adapters import Adapter
 from upstream.bodies import cut_picture, has_too_many_values, read_body
-from upstream.calls import Calls, Deadline, current_call
-from upstream.failure import UpstreamError, Why, translated
+from upstream.calls import Calls, Deadline, UpstreamError, Why, current_call, translated
 
 __all__ = [
     "JSON_LIMIT",
@@ -67,23 +66,18 @@ class Reply:
 
 @dataclass
 class Upstream:
-    """Makes calls over connections that it keeps.
-
-    If a proxy leads to one of the `picture_networks`, it gets the name instead of the address.
-    """
+    """Makes calls over connections that it keeps."""
 
     network: NetworkSettings = DIRECT
     metrics: Metrics = OFF
 
     def __post_init__(self) -> None:
-        self.named = Adapter(self.network.ca_bundle)
-        self.pictures = PictureAdapter(self.network.ca_bundle, self.network.picture_networks)
+        self.adapter = Adapter(self.network)
         self.calls = Calls(self.metrics)
 
     def close(self) -> None:
         """Close the connections that are kept, and those in use as soon as they are free."""
-        self.named.close()
-        self.pictures.close()
+        self.adapter.close()
 
     def access(self, url: str, headers: Mapping[str, str]) -> str:
         """Return a digest of how a server is reached: its URL, its headers and the proxy there.
@@ -111,7 +105,8 @@ class Upstream:
         other. Raises UpstreamError, and never outlives `deadline`.
         """
         request, place = _prepared(method, url, headers, json=json, files=files)
-        reply = self._exchange(self.named, request, self.network.proxy_to(place), deadline, limit)
+        proxy = self.network.proxy_to(place)
+        reply = self._exchange(self.adapter.send, request, proxy, deadline, limit)
         if reply.status >= 400:
             return reply
         body, picture = cut_picture(reply.body)
@@ -133,15 +128,14 @@ class Upstream:
         """
         home_origin = origin(home)
         for _ in range(MAX_REDIRECTS + 1):
-            (request, place), adapter = _prepared("GET", url), self.named
+            (request, place), send = _prepared("GET", url), self.adapter.send_checked
             if place == home_origin:
                 request.headers.update(headers or {})
-            else:
-                adapter = self.pictures
-                if "@" in urlsplit(str(request.url)).netloc:
-                    raise UpstreamError("it named a URL with credentials", Why.FORBIDDEN)
+                send = self.adapter.send
+            elif "@" in urlsplit(str(request.url)).netloc:
+                raise UpstreamError("it named a URL with credentials", Why.FORBIDDEN)
             proxy = self.network.proxy_to(place, named_by=home_origin)
-            reply = self._exchange(adapter, request, proxy, deadline, limit)
+            reply = self._exchange(send, request, proxy, deadline, limit)
             if reply.status not in (301, 302, 303, 307, 308) or "Location" not in reply.headers:
                 return reply
             url = joined(url, reply.headers["Location"])
@@ -149,7 +143,7 @@ class Upstream:
 
     def _exchange(
         self,
-        adapter: Adapter,
+        send: Callable[..., requests.Response],
         request: requests.PreparedRequest,
         proxy: Proxy | None,
         deadline: Deadline,
@@ -159,7 +153,7 @@ class Upstream:
 
         def exchange() -> Reply:
             seconds = current_call.get().seconds
-            answer = adapter.send(request, stream=True, timeout=seconds, proxies=proxies)
+            answer = send(request, stream=True, timeout=seconds, proxies=proxies)
             # Closes a connection whose answer was not read to its end.
             with contextlib.closing(answer.raw):
                 if answer.status_code < 200:

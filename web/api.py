@@ -153,10 +153,7 @@ class Api:
         link = None
         if row.request and self.access.can_sign:
             link = self.link(row.request, self.access.shared)
-        return row.to_json() | {
-            "url": link.url if link else None,
-            "markdown": link.markdown if link else None,
-        }
+        return row.to_json() | {"url": link and link.url, "markdown": link and link.markdown}
 
 
 def _thumbnail(picture: Picture, folder: Folder) -> Picture:

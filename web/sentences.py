@@ -21,8 +21,7 @@ class Sentence(NamedTuple):
     zh: str
 
     def say(self, language: Language, **parameters: Any) -> str:
-        form = self.zh if language == "zh" else self.en
-        return form.format(**parameters)
+        return (self.zh if language == "zh" else self.en).format(**parameters)
 
 
 def explain(error: Problem, language: Language = "en") -> str:

@@ -26,16 +26,13 @@ from storage.waiting import NoPlace, Places, SingleFlight
 _TARGET = 0.9
 # A process lists the folder again after writing this share of the room: others write as well.
 _SHARE = 1 / 16
-# A hit within this time of the one before writes nothing.
-_USE_SECONDS = 60.0
 
 
 @dataclass
 class Recent(Folder):
     """Files of about `max_bytes` in all; 0 means no limit. The least recently used go first.
 
-    When a file was used is its modification time, to the minute. Any process may delete any file at
-    any time.
+    When a file was used is its modification time. Any process may delete any file at any time.
     """
 
     max_bytes: int = 0
@@ -45,8 +42,7 @@ class Recent(Folder):
     def open(self, name: str, size: int | None = None) -> FileIO:
         file, now = super().open(name, size), self.clock()
         with suppress(OSError):  # a read-only folder
-            if now - os.fstat(file.fileno()).st_mtime >= _USE_SECONDS:
-                os.utime(file.fileno(), (now, now))
+            os.utime(file.fileno(), (now, now))
         return file
 
     def write(self, name: str, data: bytes, created: float) -> None:
@@ -151,7 +147,7 @@ class Copies:
                     self._copies.delete(name)
 
     def tasks(self) -> tuple[Task, ...]:
-        return (Task(self._recover, first=2, period=2),)
+        return (Task(self._recover, 2),)
 
     def _fetch(self, name: str, size: int | None) -> bytes:
         """Return a picture, and keep a copy of it if possible."""

@@ -57,10 +57,8 @@ class Objects:
     seconds: float = WRITE_SECONDS
 
     def __post_init__(self) -> None:
-        self._reading = Gate(log, "The bucket cannot be read: %s", "The bucket can be read again")
-        self._writing = Gate(
-            log, "The bucket cannot be written to: %s", "The bucket can be written to again"
-        )
+        self._reading = Gate(log, "The bucket", "read")
+        self._writing = Gate(log, "The bucket", "written to")
 
     @property
     def fault(self) -> str | None:

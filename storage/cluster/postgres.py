@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from storage import Totals, Unavailable, sql
 from storage.cluster.server import Connection, Server, log
-from storage.cluster.tables import FOLD_TOTALS, NOW, TOTALS, ensure_writable, translate
+from storage.cluster.tables import FOLD_TOTALS, TOTALS, ensure_writable, translate
 from storage.gate import Gate
 from storage.state import Found, State, Step, Values
 from storage.waiting import ProcessLocks
@@ -61,25 +61,22 @@ CALL_SECONDS = 4.0
 # A first start has to say within 10 s what is wrong.
 _CHECK_SECONDS = 8.0
 
-_TRANSACTION_LOCK = "SELECT pg_advisory_xact_lock(:lock)"
-
 
 @dataclass
 class PostgresState(State):
     """The state in the database at `url`, in the schema that its search_path leads to.
 
-    `clock` is the server's time in SQL, seconds since the epoch. `seconds` bound each call.
+    `seconds` bound each call.
     """
 
     # It never changes: whoever replaces the database, say by a backup, restarts the service.
     epoch = 0
 
     url: str
-    clock: str = NOW
     seconds: float = CALL_SECONDS
 
     def __post_init__(self) -> None:
-        self._gate = Gate(log, "The database cannot be used: %s", "The database can be used again")
+        self._gate = Gate(log, "The database", "used")
         self._server = Server(self.url, CONNECTIONS, self._gate, self.seconds)
         lock_server = Server(self.url, 1, self._gate, self.seconds, lifetime=math.inf)
         self._locks = AdvisoryLocks(lock_server)
@@ -112,12 +109,12 @@ class PostgresState(State):
     # --- ways to run statements, each of them one round trip
 
     def _select(self, name: str, statement: str, values: Values) -> Found:
-        query = translate(statement, self.clock)
+        query = translate(statement)
         with self.metrics.state_call(name):
             return self._server.run(lambda c: c.execute(query, values, binary=True).fetchall())
 
     def _execute(self, name: str, statement: str, values: Sequence[Values]) -> int:
-        query = translate(statement, self.clock)
+        query = translate(statement)
         # In one order for all, so that two of them never wait for each other's rows.
         ordered = sorted(values, key=lambda each: str(each["key"]))
 
@@ -131,8 +128,8 @@ class PostgresState(State):
 
     def _transact(self, name: str, key: str, *steps: Step) -> list[Found]:
         # Negative, so that it is not the lock that `hold` takes for the key.
-        lock = _TRANSACTION_LOCK, {"lock": ~lock_number(key)}
-        queries = [(translate(query, self.clock), values) for query, values in (lock, *steps)]
+        lock = "SELECT pg_advisory_xact_lock(:lock)", {"lock": ~lock_number(key)}
+        queries = [(translate(query), values) for query, values in (lock, *steps)]
 
         def work(connection: Connection) -> list[Found]:
             # What is sent before the pipeline ends is one transaction.

@@ -166,8 +166,7 @@ class Server:
     _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
-        begun, ended = "The database refused a call: %s", "The database takes calls again"
-        self._refusals = LastingFault(log, begun, ended)
+        self._refusals = LastingFault(log, "A statement", "run")
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """Return `work(connection)`. Raises Unavailable.

@@ -14,7 +14,7 @@ from storage.sql import ADD_DRAWN_SIZE, SCHEMA_VERSION, TABLES
 
 # The time at which the server received the statement. Unlike clock_timestamp(), which changes
 # within one, it can be compared to an index.
-NOW = "extract(epoch FROM statement_timestamp())::float8"
+_NOW = "(extract(epoch FROM statement_timestamp())::float8)"
 
 # Others may have tables in the same schema, so our names get a prefix there.
 _PREFIX = "prompt_image_"
@@ -66,16 +66,13 @@ _MIGRATIONS: dict[int, tuple[str, ...]] = {
 
 
 @cache
-def translate(statement: str, now: str = NOW) -> str:
-    """Return a statement with `:name` as psycopg takes it, and with our names in PostgreSQL.
-
-    `now` is an SQL expression: seconds since the epoch.
-    """
+def translate(statement: str) -> str:
+    """Return a statement with `:name` as psycopg takes it, and with our names in PostgreSQL."""
 
     def replace(found: re.Match[str]) -> str:
         if found["own"]:
             return _PREFIX + found["own"]
-        return f"({now})" if found["parameter"] == "now" else f"%({found['parameter']})s"
+        return _NOW if found["parameter"] == "now" else f"%({found['parameter']})s"
 
     return _NAMES.sub(replace, statement)
 

@@ -19,10 +19,10 @@ from storage import Note, sql
 from storage.local.folder import free_bytes
 from storage.local.locks import exclusive
 from storage.local.schema import connect, create, migrate
-from storage.store import DAY
 
 log = logging.getLogger("prompt_image_proxy.index")
 
+DAY = 86_400.0
 _FOR_YEARS = 1e9
 _REMOVE_WITHOUT_FILE = "DELETE FROM entries WHERE file NOT IN (SELECT value FROM json_each(:names))"
 
@@ -59,7 +59,8 @@ class DailyBackup:
         try:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
             with exclusive(self._lock):
-                if self._is_due() and self._has_room():
+                is_due = not self.path.exists() or self.clock() - self.path.stat().st_mtime >= DAY
+                if is_due and self._has_room():
                     self._copy_index()
         except (sqlite3.Error, OSError) as error:
             log.error("The index could not be backed up: %s", error)
@@ -108,9 +109,6 @@ class DailyBackup:
             )
         elif made:
             log.error("The index was missing; in its place is %s", source)
-
-    def _is_due(self) -> bool:
-        return not self.path.exists() or self.clock() - self.path.stat().st_mtime >= DAY
 
     def _has_room(self) -> bool:
         files = (self.index, self.index.with_name(f"{self.index.name}-wal"))

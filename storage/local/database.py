@@ -44,9 +44,7 @@ class Database:
     def __init__(self, path: Path, restore: Callable[[], None]) -> None:
         self.path = path
         self._restore = restore
-        self.fault = LastingFault(
-            log, "The index cannot be used: %s", "The index can be used again"
-        )
+        self.fault = LastingFault(log, "The index", "used")
         # Last in, first out: few connections are ever open, however many threads there are.
         self._idle: deque[Connection] = deque()
 

@@ -28,28 +28,23 @@ log = logging.getLogger("prompt_image_proxy.cache")
 DRAWING_BYTES = 4 * 2**20
 # After a write that failed like this, the next one would fail as well.
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
-_TRIAL_SECONDS = 5.0
 
 
 @dataclass
 class Room:
-    """The room in a folder, of which a picture may need `picture_bytes`. Thread-safe."""
+    """The room in a folder, of which a picture may need `picture_bytes`. Thread-safe.
+
+    After a write that failed there is none, until `try_again` succeeds.
+    """
 
     directory: Path
     picture_bytes: int
-    monotonic: Callable[[], float] = time.monotonic
     _failure: OSError | None = field(default=None, init=False)
-    _next_trial: float = field(default=0.0, init=False)
     _drawings: int = field(default=0, init=False)
     _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
-        self._fault = LastingFault(
-            log,
-            "New pictures cannot be stored: %s",
-            "New pictures can be stored again",
-            self.monotonic,
-        )
+        self._fault = LastingFault(log, "New pictures", "stored")
 
     @contextmanager
     def reserve(self) -> Iterator[None]:
@@ -71,34 +66,29 @@ class Room:
         return self._fault.reason
 
     def has_failed(self, error: OSError) -> None:
-        """Note that a write failed. If others would fail as well, trials come before the next."""
+        """Note that a write failed, if others would fail as well."""
         if error.errno in _LASTING:
-            self._next_trial = self.monotonic() + _TRIAL_SECONDS
             self._failure = error
+
+    def try_again(self) -> None:
+        """Write a trial file, if a write has failed. Raises NoRoom, which the log says."""
+        with self._mutex:
+            if self._failure:
+                with suppress(OSError), tempfile.TemporaryFile(dir=self.directory) as trial:
+                    os.posix_fallocate(trial.fileno(), 0, self.picture_bytes)
+                    self._failure = None
+            self._check()
 
     def _check(self) -> None:
         try:
-            self._try_again()
+            if self._failure:
+                raise self._failure.with_traceback(None)
             self._measure()
         except OSError as error:
             reason = str(error.strerror)
             self._fault.begin(reason)
             raise NoRoom(reason) from error
         self._fault.end()
-
-    def _try_again(self) -> None:
-        """Raise the last failure, unless it is time for a trial and that succeeds."""
-        if self._failure is None:
-            return
-        if self.monotonic() < self._next_trial:
-            raise self._failure.with_traceback(None)
-        try:
-            with tempfile.TemporaryFile(dir=self.directory) as trial:
-                os.posix_fallocate(trial.fileno(), 0, self.picture_bytes)
-        except OSError as error:
-            self.has_failed(error)
-            raise
-        self._failure = None
 
     def _measure(self) -> None:
         try:
@@ -155,25 +145,22 @@ class Folder:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, data: bytes, created: float) -> None:
-        with self.metrics.store_call("write"):
-            self._write(name, data, created)
-
-    def _write(self, name: str, data: bytes, created: float) -> None:
         temporary = self.directory / f"{name}.{secrets.token_hex(4)}.tmp"
         try:
-            self.check()
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.utime(file.fileno(), (int(created), int(created)))
-            temporary.rename(self.directory / name)
-        except BaseException as error:
-            if isinstance(error, OSError):
-                self.room.has_failed(error)
+            with self.metrics.store_call("write"):
+                self.check()
+                with temporary.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.utime(file.fileno(), (int(created), int(created)))
+                temporary.rename(self.directory / name)
+        except OSError as error:
+            self.room.has_failed(error)
+            raise
+        finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise
 
     def open(self, name: str, size: int | None = None) -> FileIO:
         with self.metrics.store_call("open"):
@@ -202,8 +189,7 @@ class Folder:
                 self.delete(entry.name)
 
     def tasks(self) -> tuple[Task, ...]:
-        # The log says when there is too little room, also while nothing is drawn.
-        return (Task(lambda: self.room.fault, first=0, period=5),)
+        return (Task(self.room.try_again, 5),)
 
     def scan(self, wanted: re.Pattern[str]) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
         """Yield the regular files that are named as wanted; none if there is no folder."""

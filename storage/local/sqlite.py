@@ -82,8 +82,8 @@ class SqliteState(State):
 
     def tasks(self) -> tuple[Task, ...]:
         # The first finds out whether the index can be written, for /status.
-        probe = Task(lambda: self._database.write(lambda connection: None), first=0, period=5)
-        return probe, Task(self._backup.make, first=HOUR, period=HOUR)
+        probe = Task(lambda: self._database.write(lambda connection: None), 5)
+        return probe, Task(self._backup.make, HOUR, HOUR)
 
     def close(self) -> None:
         self._database.close()

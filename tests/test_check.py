@@ -1,9 +1,10 @@
-"""`check --backends`: what each server is asked, what is printed, and what to write."""
+"""`check`: faults of the settings and the cache, and what it asks each server."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,38 @@ def line_of(name: str, run: Run, *options: str, **settings: str) -> tuple[str, s
     place = next(number for number, line in enumerate(lines) if line.startswith(name))
     remedy = lines[place + 1] if lines[place + 1].startswith("  ") else ""
     return lines[place].partition(": ")[2], remedy.strip(), result.exit_code
+
+
+def test_check_warns_of_a_unit_of_another_version(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.check.ROOT", tmp_path)
+    unit = tmp_path / "etc/systemd/system/prompt-image-proxy.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("# Prompt Image Proxy under systemd\n[Service]")
+    result = run("check", "--settings")
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"Warning: {unit} is of another version than this code")
+
+
+def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
+    assert "the cache can be used" in run("check").stdout
+    servers = {
+        "DATABASE_URL": "postgresql://user@127.0.0.1:1/pictures",
+        "STORAGE_URL": "s3://bucket",
+        "S3_ENDPOINT_URL": "http://127.0.0.1:1",
+        "S3_ACCESS_KEY_ID": "id",
+        "S3_SECRET_ACCESS_KEY": "secret",
+        "CACHE_DIR": str(tmp_path / "copies"),
+    }
+    result = run("check", **servers, PORT="x")
+    assert (result.exit_code, result.stdout) == (1, "")
+    first, _, head, database, objects = result.stderr.splitlines()
+    assert (first, head) == ("Error: Invalid settings:", "The cache cannot be used:")
+    assert database.startswith("  DATABASE_URL: no server answers")
+    assert objects.startswith("  S3_ENDPOINT_URL: object store: cannot be reached; write")
+    assert run("check", "--settings", **servers).exit_code == 0
+    assert run("check", "--settings", PORT="x").exit_code == 1
 
 
 def test_list_of_models_for_the_token_alone_is_enough(run: Run, backend: ScriptedServer) -> None:
@@ -114,12 +147,6 @@ def test_only_draw_draws(run: Run, backend: ScriptedServer) -> None:
 # --- through PUBLIC_URL -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
-    backend.say(vendor(listing))
-    return serve(backend)
-
-
 @pytest.mark.parametrize(
     ("change", "came", "remedy"),
     [
@@ -138,6 +165,8 @@ def test_server_in_front_that_changes_prompts_is_named(
     came: str,
     remedy: str,
 ) -> None:
+    backend.say(vendor(listing))
+
     def pass_on(seen: Seen) -> Say:
         got = service.get(change(seen.target), method="HEAD")
         return Say(b"", got.status, {**dict(got.headers.items()), "Server": "Apache"})
