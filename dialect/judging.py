@@ -241,10 +241,9 @@ def _why(status: int, error: ErrorText) -> str | None:
         return "out of credit"
     # Client's words included: a model of that name is avoided, instead of the whole backend.
     said = text if error.status in (400, 422) else error.raw
-    is_unknown = _UNKNOWN_MODEL.search(said) and not is_of_key
-    if is_rejection or error.status == 500:
-        is_unknown = is_unknown or _MODEL_WORDS.search(said)
-    if "model" in error.params or is_unknown:
+    if "model" in error.params or (_UNKNOWN_MODEL.search(said) and not is_of_key):
+        return UNKNOWN_MODEL
+    if (is_rejection or error.status == 500) and _MODEL_WORDS.search(said):
         return UNKNOWN_MODEL
     if is_rejection and _RATE_WORDS.search(text):
         return "rate limited"
