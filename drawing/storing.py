@@ -45,7 +45,7 @@ class Storing:
 
         Room in the cache matters only without an image host, or while uploads to it fail.
         """
-        is_hosted = self.host is not None and not self._outages.wait(self._outages.recall())
+        is_hosted = self.host is not None and not self._outages.wait()
         return nullcontext() if is_hosted else self.cache.store.reserve()
 
     def store(self, drawing: Drawing, image: Image) -> None:
