@@ -159,7 +159,8 @@ class Cache:
             log.error("Picture %s could not be stored: %s", row.key, reason)
             self._settled = None  # its file may wait to be adopted
             raise NotKept(str(reason)) from error
-        if replaced:
+        # Another process may have adopted this file before its row was stored.
+        if replaced and replaced != row.file:
             with suppress(OSError):
                 self.store.delete(replaced)
 

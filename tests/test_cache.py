@@ -288,6 +288,17 @@ def test_file_whose_row_could_not_be_written_is_adopted(make: Make, folder: Path
     assert cache.state.totals() == Totals(1, len(png()))
 
 
+def test_file_that_another_process_adopts_before_its_row_is_kept(make: Make, folder: Path) -> None:
+    class Adopted(Folder):
+        def write(self, name: str, data: bytes, created: float) -> None:
+            super().write(name, data, created)
+            make().adopt()
+
+    cache = Cache(make().state, Adopted(folder))
+    row = put(cache)
+    assert got(cache) == (row, png())
+
+
 # --- the limit
 
 

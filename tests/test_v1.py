@@ -40,12 +40,12 @@ from .servers import (
     Say,
     ScriptedServer,
     Seen,
-    announce_upload,
     fetch,
     png,
     wait_until,
 )
 from .states import row_of
+from .studio import Studio
 
 if TYPE_CHECKING:
     from .browser import Page
@@ -420,13 +420,11 @@ def test_post_to_no_route_is_told_the_base_url(service: InProcess) -> None:
         assert (got.status, got.headers["Content-Type"]) == (404, "application/problem+json")
 
 
-def test_edit_is_a_400_before_the_upload_is_read(
-    gunicorn: Start, backend: ScriptedServer, connect: Connect
-) -> None:
-    service = gunicorn(backend)
-    got = announce_upload(service.url, "/v1/images/edits")
+def test_edit_is_a_400_before_the_upload_is_read(studio: Studio, connect: Connect) -> None:
+    announced = {"Content-Length": str(2**30)}
+    got = studio.service.get("/v1/images/edits", method="POST", headers=announced)
     assert (got.status, got.json["error"]["type"]) == (400, "invalid_request_error")
-    client = connect(service)
+    client = connect(studio.service)
     with pytest.raises(openai.BadRequestError, match="cannot be edited here"):
         client.images.edit(image=png(size=5_000_000), prompt="a hat")
     assert client.images.generate(prompt="a cat").data, "on the same connection"
