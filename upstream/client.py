@@ -22,15 +22,7 @@ from upstream.adapters import Adapter
 from upstream.bodies import cut_picture, has_too_many_values, read_body
 from upstream.calls import Calls, Deadline, UpstreamError, Why, current_call, translated
 
-__all__ = [
-    "JSON_LIMIT",
-    "Deadline",
-    "Reply",
-    "Upstream",
-    "UpstreamError",
-    "Why",
-    "origin",
-]
+__all__ = ["JSON_LIMIT", "Deadline", "Reply", "Upstream", "UpstreamError", "Why", "origin"]
 
 MAX_REDIRECTS = 3
 JSON_LIMIT = 2**20
