@@ -233,7 +233,7 @@ def with_service(command: Command) -> Command:
     @click.option(
         "--server",
         metavar="URL",
-        callback=_server,
+        type=_server_url,
         help="A service elsewhere, which draws and signs. The access key is PROXY_ACCESS_KEY"
         " in the environment or .env; without it, you are asked.",
     )
@@ -249,8 +249,8 @@ def with_service(command: Command) -> Command:
     return run
 
 
-def _server(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+def _server_url(text: str) -> str:
     try:
-        return text and url_without_query(text)
+        return url_without_query(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
