@@ -19,14 +19,11 @@ from picture import ImageRequest
 from pipeline import Services
 from storage import Row
 
-
-@click.group("cache")
-def cache_group() -> None:
-    """Look into the cache, tidy it, and move it."""
-
-
-for _command in (import_directory, export, adopt_pictures, backup):
-    cache_group.add_command(_command)
+cache_group = click.Group(
+    "cache",
+    commands=[import_directory, export, adopt_pictures, backup],
+    help="Look into the cache, tidy it, and move it.",
+)
 
 
 @cache_group.command("list")

@@ -239,12 +239,10 @@ def with_service(command: Command) -> Command:
     )
     @wraps(command)
     def run(server: str | None, **arguments: Any) -> None:
-        settings = load_settings(of_client=server is not None)
+        settings = load_settings(of_client=bool(server))
         with built(settings) as services:
-            service: AnyService = LocalService(services)
-            if server:
-                service = RemoteService(server, services.upstream, settings.access_key)
-            command(service, **arguments)
+            remote = server and RemoteService(server, services.upstream, settings.access_key)
+            command(remote or LocalService(services), **arguments)
 
     return run
 
