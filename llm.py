@@ -43,11 +43,6 @@ class RewriteFailed(Exception):
         super().__init__(reason)
         self.fault = fault
 
-    @property
-    def why(self) -> str:
-        """A word of the list that backends' faults use."""
-        return self.fault.why
-
 
 @dataclass(frozen=True, slots=True)
 class Rewritten(Note):
@@ -120,7 +115,7 @@ class Llm:
             if error.fault.outcome is Outcome.REFUSED:
                 if found:
                     seconds = min(MAX_FAILURE_SECONDS, 2 * found.note.seconds)
-                declined = Rewritten("", str(error), error.why, seconds)
+                declined = Rewritten("", str(error), error.fault.why, seconds)
                 self.state.try_remember(declined, key, FAILURE_TTL)
             raise
         self.state.try_remember(Rewritten(answer), key, ANSWER_TTL)

@@ -213,7 +213,7 @@ def _ask(llm: Llm, task: str, drawing: Drawing) -> str | None:
     try:
         prompt = llm.rewrite(task, drawing.best_prompt, drawing.deadline)
     except RewriteFailed as error:
-        drawing.add(task, began, "failed", error.why)
+        drawing.add(task, began, "failed", error.fault.why)
         return None
     drawing.add(task, began)
     return prompt

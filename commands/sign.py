@@ -16,7 +16,7 @@ from access import MAX_EXPIRES_IN
 from commands.console import AS_JSON, picture_options, say
 from commands.documents import DocumentFault, Examiner, FoundUrl, documents, read, rewrite, split
 from commands.services import AnyService, with_service
-from picture import EXTENSIONS, BadRequest, ImageRequest, Link
+from picture import EXTENSIONS, BadRequest, ImageRequest, to_paste
 
 
 @click.command()
@@ -76,7 +76,7 @@ def sign(
     if len(arguments) != 1:
         raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
     wanted = ImageRequest.from_text(arguments[0], max_prompt_length=sys.maxsize, **parameters)
-    link = Link(wanted, service.sign(wanted, expires_in, extension)).to_json()
+    link = to_paste(wanted, service.sign(wanted, expires_in, extension))
     click.echo(json.dumps(link) if as_json else link[form])
 
 

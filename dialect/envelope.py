@@ -19,6 +19,8 @@ BLANK = codecs.BOM_UTF8 + b" \t\r\n"
 # JSON, a comment, or a field of an event. HTML, which holds JSON in scripts, is not searched.
 _BEGINNING = re.compile(rb'[{\["]|(?:data|event|id|retry)?:')
 _LINE = re.compile(r'[ \t\ufeff]*(?:event:[ \t]*(?P<name>[^\r\n]{0,100})|(?P<value>(?=[{\["])))')
+# Not strict: some servers leave line breaks in strings as they are.
+_DECODER = json.JSONDecoder(strict=False)
 # Each may have been read to the end of the body, as `[DONE]` is not.
 _MAX_FAULTY = 20
 # Streamed chats have one for each token.
@@ -32,17 +34,8 @@ FAILED = frozenset((
     "failed", "failure", "fail", "error", "cancelled", "canceled", "expired", "rejected", "blocked",
 ))  # fmt: skip
 # MiniMax's codes as HTTP has them; others are about the request.
-_MINIMAX = {1001: 504, 1002: 429, 1004: 401, 1008: 402, 1039: 429, 2049: 401}
-_MINIMAX |= dict.fromkeys((1000, 1013, 1024, 1033), 500)
-
-
-def _integer(digits: str) -> float:
-    """Return a number of any length: int() refuses one of more than 4,300 digits."""
-    return int(digits) if len(digits) < 100 else float(digits)
-
-
-# Not strict: some servers leave line breaks in strings as they are.
-_DECODER = json.JSONDecoder(strict=False, parse_int=_integer)
+_MINIMAX = {"1001": 504, "1002": 429, "1004": 401, "1008": 402, "1039": 429, "2049": 401}
+_MINIMAX |= dict.fromkeys(("1000", "1013", "1024", "1033"), 500)
 
 
 def read_json(body: bytes) -> Any | None:
@@ -167,28 +160,21 @@ def complaint(answer: Any) -> Any:
 
 def claimed_status(error: Any) -> int:
     """Return the status that an error inside a 200 claims, or 400 if it claims none."""
-    if not isinstance(error, dict):
-        return 400
+    error = _object(error)
     code = str(error.get("code") or error.get("status") or _MINIMAX.get(_minimax_code(error), ""))
     return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 400
 
 
-def _minimax_code(answer: dict[str, Any]) -> int:
+def _minimax_code(answer: dict[str, Any]) -> str:
     """Return the code in an answer of MiniMax's; 0 is success."""
-    base = answer.get("base_resp")
-    code = base.get("status_code") if isinstance(base, dict) else 0
-    return code if isinstance(code, int) else 0
+    return str(_object(answer.get("base_resp")).get("status_code") or "")
 
 
 def task_parts(answer: Any) -> Iterator[dict[str, Any]]:
     """Yield the objects of an answer that may be about a task, the innermost first."""
-    if not isinstance(answer, dict):
-        return
+    answer = _object(answer)
     for name in ("data", "output"):
-        inner = answer.get(name)
-        inner = inner[0] if isinstance(inner, list) and inner else inner
-        if isinstance(inner, dict):
-            yield inner
+        yield from map(_object, _parts(answer.get(name))[:1])
     yield answer
 
 

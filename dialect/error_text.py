@@ -23,12 +23,11 @@ _MAX_PATTERN = 200
 _MIN_ECHO = 8
 _MAX_ECHO = 24
 # Vendors' own sizes, ratios and limits look the same.
-_NUMBERS = re.compile(r"\W*\d+(?:\s?[x×*:.,-]\s?\d+)*\W*", re.IGNORECASE)
+_NUMBERS = re.compile(r"(?i)\W*\d+(?:\s?[x×*:.,-]\s?\d+)*\W*")
 # JSON in JSON in JSON doubles backslashes.
 _ESCAPE = re.compile(
-    r"""(?<!\\)\\{1,16}"""
-    r"""(?:U(000[0-9a-f]{5}|0010[0-9a-f]{4})|u([0-9a-f]{4})|x([0-9a-f]{2})|[abfnrtv0]|(["'/]))""",
-    re.IGNORECASE,
+    r"""(?i)(?<!\\)\\{1,16}"""
+    r"""(?:U(000[0-9a-f]{5}|0010[0-9a-f]{4})|u([0-9a-f]{4})|x([0-9a-f]{2})|[abfnrtv0]|(["'/]))"""
 )
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -57,7 +56,7 @@ class FreeText:
 
     def __init__(self, values: Collection[str]) -> None:
         forms = {plain(value).strip(): value for value in values}
-        kept = [form for form in forms if form and not _is_number(form)]
+        kept = [form for form in forms if form and not _NUMBERS.fullmatch(form)]
         longest = sorted(kept, key=len, reverse=True)
         self._patterns = [(forms[form], _pattern(form)) for form in longest]
         self._quoting = [form.casefold() for form in kept if '"' in form]
@@ -94,10 +93,6 @@ def _pattern(text: str) -> re.Pattern[str]:
     before = "(?<![A-Za-z])" if re.match("[A-Za-z]", text) else ""
     after = "(?![A-Za-z])" if re.search("[A-Za-z]$", text) else ""
     return re.compile(before + inner + after, re.IGNORECASE)
-
-
-def _is_number(text: str) -> bool:
-    return bool(_NUMBERS.fullmatch(text))
 
 
 def _letters(text: str) -> str:

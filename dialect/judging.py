@@ -217,54 +217,41 @@ def judge(status: int, error: ErrorText, headers: Mapping[str, str], answer: Any
     if _is_refusal(status, error, answer):
         return Fault(Outcome.REFUSED, "refused", detail=error.words)
     is_challenge = headers.get("cf-mitigated") == "challenge"
-    if is_challenge or (status == 403 and _CLOUDFLARE.search(error.text)):
-        why: str | None = "blocked by Cloudflare"
-    elif error.status in (400, 404, 422):
-        why = _why_of_words(error, is_success=status < 300)
-    else:
-        why = _why_of_status(error)
+    is_blocked = is_challenge or (status == 403 and _CLOUDFLARE.search(error.text))
+    why = "blocked by Cloudflare" if is_blocked else _why(status, error)
     if why is None or why == TOO_LONG:
         return Fault(Outcome.REJECTED, why or "rejected", detail=error.words)
     wait = retry_after(headers)
     return Fault(Outcome.FAILED, why, why == UNKNOWN_MODEL, wait, error.words)
 
 
-def _why_of_status(error: ErrorText) -> str:
-    """Return the word for an error whose status says that it is a failure."""
-    is_of_key = _KEY_WORDS.search(error.text)
-    # Client's words included: a model of that name is avoided, instead of the whole backend.
-    is_of_model = _UNKNOWN_MODEL.search(error.raw) and not is_of_key
-    if "model" in error.params or is_of_model:
-        return UNKNOWN_MODEL
-    if error.status == 429 and ("1113" in error.codes or _NO_CREDIT.search(error.text)):
-        return "out of credit"
-    if error.status == 403 and _CREDIT_WORDS.search(error.text):
-        return "out of credit"
-    if error.status == 500 and _MODEL_WORDS.search(error.raw):
-        return UNKNOWN_MODEL
-    return _STATUS_WORDS.get(error.status, "down")
-
-
-def _why_of_words(error: ErrorText, *, is_success: bool) -> str | None:
+def _why(status: int, error: ErrorText) -> str | None:
     """Return the word for a failure, or None for a request that was rejected."""
-    is_of_prompt = "prompt" in error.params and _TOO_LONG_CODES.search(error.text)
-    if is_of_prompt or _TOO_LONG.search(error.text):
+    text, is_rejection = error.text, error.status in (400, 404, 422)
+    is_of_prompt = "prompt" in error.params and _TOO_LONG_CODES.search(text)
+    if is_rejection and (is_of_prompt or _TOO_LONG.search(text)):
         return TOO_LONG
     # "Must be verified to use the model" concerns the account.
-    if _KEY_WORDS.search(error.text):
+    is_of_key = _KEY_WORDS.search(text)
+    if is_rejection and is_of_key:
         return "unauthorised"
-    if _CREDIT_WORDS.search(error.text):
+    if (is_rejection or error.status == 403) and _CREDIT_WORDS.search(text):
         return "out of credit"
-    text = error.raw if error.status == 404 else error.text
-    if "model" in error.params or _UNKNOWN_MODEL.search(text) or _MODEL_WORDS.search(text):
+    if error.status == 429 and ("1113" in error.codes or _NO_CREDIT.search(text)):
+        return "out of credit"
+    # Client's words included: a model of that name is avoided, instead of the whole backend.
+    said = text if error.status in (400, 422) else error.raw
+    if "model" in error.params or (_UNKNOWN_MODEL.search(said) and not is_of_key):
         return UNKNOWN_MODEL
-    if _RATE_WORDS.search(error.text):
+    if (is_rejection or error.status == 500) and _MODEL_WORDS.search(said):
+        return UNKNOWN_MODEL
+    if is_rejection and _RATE_WORDS.search(text):
         return "rate limited"
-    if is_success and _LATE_WORDS.search(error.text):
+    if is_rejection and status < 300 and _LATE_WORDS.search(text):
         return "timed out"
-    if is_success and _DOWN_WORDS.search(error.text):
+    if is_rejection and status < 300 and _DOWN_WORDS.search(text):
         return "down"
-    return _STATUS_WORDS.get(error.status)
+    return _STATUS_WORDS.get(error.status, None if is_rejection else "down")
 
 
 def of_model(fault: Fault, error: ErrorText, model: str | None) -> Fault:

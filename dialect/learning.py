@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from operator import itemgetter
 from typing import Any, ClassVar, Self
 
 from dialect import blame
@@ -101,7 +102,9 @@ class Learned(Note):
         If an error names several fields, the one named most explicitly is blamed. An error that
         repeats the client's words teaches nothing, or one client could mislead all others.
         """
-        if not _teaches(error):
+        # OpenRouter answers 404 where no provider of the model speaks the modalities.
+        is_of_modalities = error.status == 404 and blame.mentions(error, "modalities")
+        if error.is_echo or not (error.status in (400, 422) or is_of_modalities):
             return self
         demanded = self._learn_demands(error, sent)
         if demanded != self:
@@ -112,8 +115,7 @@ class Learned(Note):
             # A size that is fitted is not dropped; one that was configured is.
             if name not in ESSENTIAL and not (size and name in SIZE_FIELDS)
         }
-        blamed = max(strengths, key=lambda name: strengths[name], default="")
-        strength = strengths.get(blamed, 0)
+        blamed, strength = max(strengths.items(), key=itemgetter(1), default=("", 0))
         of_size = blame.size_strength(error, sent) if size else 0
         if size and of_size and of_size >= strength:
             return self._learn_size(error, sent, size)
@@ -176,15 +178,6 @@ class Learned(Note):
 
     def _with_wrong(self, value: str) -> Learned:
         return replace(self, wrong=(*self.wrong, value)[-_MAX_WRONG:])
-
-
-def _teaches(error: ErrorText) -> bool:
-    """Return whether an error is about the request, so that another form of it may be taken."""
-    # OpenRouter answers 404 where no provider of the model speaks the modalities.
-    is_rejection = error.status in (400, 422)
-    return not error.is_echo and (
-        is_rejection or (error.status == 404 and blame.mentions(error, "modalities"))
-    )
 
 
 def _as_wrong(size: Size) -> str:

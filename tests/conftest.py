@@ -82,6 +82,11 @@ REFUSAL = Say(
 BROKEN = Say({"error": {"message": "boom"}}, 500)
 
 
+def seeds(ordered: Got) -> list[int]:
+    """Return the seeds of the pictures in an answer of /v1/images/generations."""
+    return [picture["seed"] for picture in ordered.json["data"]]
+
+
 def saying(text: Any) -> Say:
     """Return what a chat-completions API says with a message."""
     return Say({"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]})

@@ -248,11 +248,11 @@ def test_deletion_frees_room_on_a_full_disk(small: Cache, folder: Path) -> None:
     put(small, data=png(size=MIB + 2**18))
     put(small, ImageRequest("kept"))
     with full(folder):
-        with pytest.raises(NoRoom, match="MiB free"), small.reserve(is_hosted=False):
+        with pytest.raises(NoRoom, match="MiB free"), small.store.reserve():
             pass
         assert read(small, ImageRequest("kept")) == png()
         assert small.delete(REQUEST.key)
-        with small.reserve(is_hosted=False):
+        with small.store.reserve():
             put(small, ImageRequest("new"))
         assert read(small, ImageRequest("new")) == png()
 

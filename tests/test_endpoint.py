@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +17,9 @@ from storage import Recalled
 from storage.state import State
 from upstream.client import Deadline, Upstream, UpstreamError, Why
 
-from .servers import RawServer, Say, ScriptedServer, Seen, read_request
+from .servers import Gate, Say, ScriptedServer, Seen
 from .states import Clock
-from .wire import MakeRawServer, MakeServer
+from .wire import MakeServer
 
 BODY = {"prompt": "a red apple", "n": 1, "seed": 42, "model": "m"}
 DRAWN = Say({"data": [{"b64_json": "AAAA"}]})
@@ -30,7 +28,7 @@ DRAWN = Say({"data": [{"b64_json": "AAAA"}]})
 class Asking:
     """Successive requests to one server, each a separate drawing."""
 
-    def __init__(self, server: ScriptedServer | RawServer, state: State) -> None:
+    def __init__(self, server: ScriptedServer, state: State) -> None:
         self.server = server
         self.state = state
         self.endpoint = Endpoint(Upstream(), state, server.url, "images/generations", "t")
@@ -274,20 +272,12 @@ def test_bytes_are_asked_for_and_that_is_remembered(backend: ScriptedServer, sta
     assert "response_format" not in backend.seen[-1].json
 
 
-def test_deadline_bounds_all_requests_together(raw_server: MakeRawServer, state: State) -> None:
-    rejections = [SEED_UNKNOWN, rejection("Unknown parameter: 'n'.", "n")]
-
-    def talk(connection: socket.socket) -> None:
-        read_request(connection)
-        if rejections:
-            content = json.dumps(rejections.pop(0).body).encode()
-            connection.sendall(b"HTTP/1.1 400 Bad\r\nConnection: close\r\n\r\n" + content)
-        else:
-            connection.recv(1)
-
+def test_deadline_bounds_all_requests_together(backend: ScriptedServer, state: State) -> None:
+    late = Gate(DRAWN)
+    backend.say(SEED_UNKNOWN, rejection("Unknown parameter: 'n'.", "n"), late)
     began = time.monotonic()
     with pytest.raises(UpstreamError) as caught:
-        Asking(raw_server(talk), state)(BODY, deadline=Deadline.after(0.5))
-    assert caught.value.why is Why.TIMED_OUT
-    assert rejections == []
+        Asking(backend, state)(BODY, deadline=Deadline.after(0.5))
+    late.opened.set()
+    assert (caught.value.why, len(backend.seen)) == (Why.TIMED_OUT, 3)
     assert time.monotonic() - began == pytest.approx(0.5, abs=0.4)

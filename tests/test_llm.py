@@ -379,13 +379,13 @@ def test_unusable_answer_is_a_failure(
     api: ScriptedServer, make_llm: MakeLlm, say: Say, why: str
 ) -> None:
     api.say(say)
-    assert failure_of(lambda: rewrite(make_llm(api.url))).why == why
+    assert failure_of(lambda: rewrite(make_llm(api.url))).fault.why == why
     assert len(api.seen) == 1
 
 
 def test_server_that_is_down_is_a_failure(make_llm: MakeLlm) -> None:
     llm = make_llm(f"http://127.0.0.1:{free_port()}")
-    assert failure_of(lambda: rewrite(llm)).why == "unreachable"
+    assert failure_of(lambda: rewrite(llm)).fault.why == "unreachable"
 
 
 @pytest.mark.parametrize(("timeout", "seconds"), [(0.2, 30.0), (30.0, 0.2)])
@@ -394,7 +394,7 @@ def test_silent_server_is_a_failure_in_time(
 ) -> None:
     llm = make_llm(raw_server(hang).url, timeout=timeout)
     start = time.monotonic()
-    assert failure_of(lambda: rewrite(llm, seconds=seconds)).why == "timed out"
+    assert failure_of(lambda: rewrite(llm, seconds=seconds)).fault.why == "timed out"
     assert time.monotonic() - start < 5
 
 
@@ -454,7 +454,7 @@ def test_llm_answer_is_reused_until_something_changes_it(
 
 def test_failing_server_is_asked_again_at_once(api: ScriptedServer, make_llm: MakeLlm) -> None:
     api.say(Say("", 500), saying(FOX))
-    assert failure_of(lambda: rewrite(make_llm(api.url))).why == "down"
+    assert failure_of(lambda: rewrite(make_llm(api.url))).fault.why == "down"
     assert rewrite(make_llm(api.url)) == FOX
 
 
@@ -474,7 +474,7 @@ def test_declined_prompt_is_asked_again_after_growing_pauses(
     calls = []
     for pause in (0.0, 1.9, 0.2, 3.9, 0.2, 1.0):
         clock.now += pause
-        why = failure_of(lambda: rewrite(make_llm(api.url))).why
+        why = failure_of(lambda: rewrite(make_llm(api.url))).fault.why
         assert why in ("no prompt", "refused")
         calls.append(len(api.seen))
     assert calls == [1, 1, 2, 2, 3, 3]

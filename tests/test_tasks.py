@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from storage.state import State
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from .one_backend import PNG, Draw, b64
-from .servers import Say, ScriptedServer, Seen
+from .servers import Gate, Say, ScriptedServer, Seen
 from .states import Clock
 
 PICTURE = {"images": [{"url": ["https://a.example/a.png"]}]}
@@ -153,14 +152,9 @@ def test_deadline_ends_the_polling(polling: Polling) -> None:
 
 
 def test_each_poll_has_the_time_of_one_call(polling: Polling) -> None:
-    is_over = threading.Event()
-
-    def hang(seen: Seen) -> Say:
-        is_over.wait(20)
-        return RUNNING
-
-    assert polling(SUBMITTED, hang, DONE, timeout=0.3).fault is None
-    is_over.set()
+    late = Gate(RUNNING)
+    assert polling(SUBMITTED, late, DONE, timeout=0.3).fault is None
+    late.opened.set()
     assert polling.methods == ["POST", "GET", "GET"]
 
 
