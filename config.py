@@ -14,7 +14,7 @@ from pathlib import Path
 from settings import servers
 from settings.dotenv import Dotenv
 from settings.maps import SHARED_NAME
-from settings.parsers import check_folder, text_file
+from settings.parsers import check_folder, text_file, url_host
 from settings.proxies import NetworkSettings
 from settings.redaction import printable, secrets_in
 from settings.setting import Reader
@@ -52,7 +52,7 @@ class Settings(Table):
     @property
     def address(self) -> str:
         """Where the service listens, `host:port`."""
-        return f"{servers.url_host(self.host)}:{self.port}"
+        return f"{url_host(self.host)}:{self.port}"
 
     @property
     def fingerprint(self) -> str:
