@@ -24,7 +24,7 @@ from settings.parsers import printable_url
 from settings.servers import BackendSettings
 from storage import LockTimeout
 from storage.state import State
-from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why, joined
+from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
 
 # Gateways and LocalAI return picture URLs on their own network, but can send the bytes instead.
 _UNFETCHABLE = (Why.FORBIDDEN, Why.UNREACHABLE)
@@ -205,17 +205,17 @@ class Backend:
         return Image(data, media_type, self.name, found.revised_prompt)
 
     def _download(self, url: str, deadline: Deadline) -> bytes:
-        """Return what a URL names, which may be relative. Raises UpstreamError.
+        """Return what a URL names. Raises UpstreamError.
 
         The picture is paid for: a failure that may pass is tried again after 1, 2 and 4 s.
         """
-        url, pauses = joined(self.endpoint.url, url), iter(DOWNLOAD_PAUSES)
+        pauses = iter(DOWNLOAD_PAUSES)
         while True:
             bounded = deadline.within(self.timeout)
             try:
                 reply = self.upstream.download(
                     url,
-                    home=self.settings.url,
+                    home=self.endpoint.url,
                     deadline=bounded,
                     limit=self.max_image_bytes,
                     headers=self.endpoint.headers,
