@@ -101,14 +101,14 @@ class Backends:
         while waiting and refusals < max(1, self.blocked_retry_attempts):
             try:
                 # One without room is passed over: it takes no other backend's time.
-                backend, slot, has_waited = first_free(waiting, drawing.deadline, self.sleep)
+                backend, slot = first_free(waiting, drawing.deadline, self.sleep)
             except LockTimeout:
                 return Round(None, tuple(faults), is_cut=True)
             outages = backend.outages(request)
             with slot:
-                if has_waited:
-                    known = self.recall(request)
-                    waiting = [one for one in waiting if not one.outages(request).wait(known)]
+                # While it waited, another drawing may have begun a cooldown.
+                known = self.recall(request)
+                waiting = [one for one in waiting if not one.outages(request).wait(known)]
                 if backend not in waiting:
                     continue
                 waiting.remove(backend)

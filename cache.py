@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, BinaryIO, NamedTuple
 
@@ -125,17 +125,6 @@ class Cache:
         except LockTimeout as error:
             raise BeingDrawn("the picture is being drawn") from error
 
-    def reserve(self, *, is_hosted: bool) -> AbstractContextManager[None]:
-        """Raise NoRoom unless a picture drawn in the block could be stored.
-
-        `is_hosted`: an image host takes it, so that the store does not matter.
-        """
-        return nullcontext() if is_hosted else self.store.reserve()
-
-    def fault(self, *, is_hosted: bool) -> str | None:
-        """Return what is wrong with the state, or why new pictures could not be stored."""
-        return self.state.fault or (None if is_hosted else self.store.fault)
-
     # --- files
 
     def _open(self, row: Row) -> Picture | None:
@@ -159,7 +148,8 @@ class Cache:
             log.error("Picture %s could not be stored: %s", row.key, reason)
             self._settled = None  # its file may wait to be adopted
             raise NotKept(str(reason)) from error
-        if replaced:
+        # Another process may have adopted this file before its row was stored.
+        if replaced and replaced != row.file:
             with suppress(OSError):
                 self.store.delete(replaced)
 

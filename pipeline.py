@@ -26,8 +26,7 @@ from picture import ImageRequest
 from upstream.client import Deadline, Upstream, Why
 
 log = logging.getLogger("prompt_image_proxy.pipeline")
-
-
+# A drawing that the deadline ends still says why, a moment later.
 _VERDICT_SECONDS = 1.0
 
 
@@ -63,9 +62,8 @@ class Pipeline:
         `answer_within` seconds: the drawing then goes on, and the picture is stored.
         """
         reservation = reserved or Reservation(self.cache.state, caller)
-        began, seconds = time.monotonic(), self.settings.generation_deadline
+        seconds = self.settings.generation_deadline
         own = Drawing(request, Deadline.after(seconds))
-        # A drawing that the deadline ends still says why, a moment later.
         until = Deadline.after(seconds + _VERDICT_SECONDS)
         if answer_within is not None:
             until = until.within(answer_within)
@@ -80,8 +78,7 @@ class Pipeline:
                     raise
             except StillRunning:
                 if own.deadline.is_over:
-                    waited = round(time.monotonic() - began, 3)
-                    late = Stage("queue", "failed", waited, Why.TIMED_OUT)
+                    late = Stage("queue", "failed", seconds, Why.TIMED_OUT)
                     raise GaveUp("deadline_passed", [late]) from None
                 if until.is_over:
                     raise
@@ -91,10 +88,7 @@ class Pipeline:
                 return drawn
 
     def remembered(self, request: ImageRequest) -> GaveUp | None:
-        """Return the failure or refusal that `draw` would answer with, without drawing.
-
-        Raises Unavailable.
-        """
+        """Return the failure or refusal that `draw` would answer with. Raises Unavailable."""
         if failure := Failure.recall(self.cache.state, request.key, self.fingerprint):
             return failure
         refusal = Blocked.recall(self.cache.state, request.key, self.fingerprint)
@@ -153,7 +147,13 @@ class Pipeline:
                 note = Blocked(drawing.optimized, drawing.rewritten, self.fingerprint)
                 state.try_remember(note, key, blocked_ttl)
         if drawing.image is None and self.fallback and not drawing.deadline.is_over:
-            self._fall_back(drawing, self.fallback)
+            began = time.monotonic()
+            try:
+                drawing.image = self.fallback.draw(drawing)
+            except NotDrawn as error:
+                drawing.add("fallback", began, error.fault.outcome, error.fault.why)
+            else:
+                drawing.add("fallback", began)
 
     def _generate(self, drawing: Drawing) -> None:
         """Ask the backends, rewriting the prompt between rounds, as often as the settings allow."""
@@ -192,21 +192,12 @@ class Pipeline:
             drawing.optimized = drawing.rewritten = None
             self._ask_backends(drawing)
 
-    def _fall_back(self, drawing: Drawing, fallback: Pollinations) -> None:
-        began = time.monotonic()
-        try:
-            drawing.image = fallback.draw(drawing)
-        except NotDrawn as error:
-            drawing.add("fallback", began, error.fault.outcome, error.fault.why)
-        else:
-            drawing.add("fallback", began)
-
     def _give_up(self, drawing: Drawing) -> GaveUp:
         """Return the final failure, remembered if the same request would cost another call."""
         # A blocked prompt can only be drawn by the fallback.
         waits = [] if drawing.blocked_for else [self.backends.ready_in(drawing.request)]
         if self.fallback:
-            waits.append(self.fallback.ready_in())
+            waits.append(self.fallback.outages.wait())
         # Of the first server that is cooling down.
         ready_in = min(filter(None, waits), default=0.0)
         gave_up = verdict(drawing, ready_in, has_fallback=self.fallback is not None)

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import certifi
 
-from benchmarks.stack import ROOT, App, Unmeasurable, ask, free_port, running, tool, wait_for
+from benchmarks.stack import ROOT, App, Unmeasurable, ask, running, tool, wait_for
+from tests.servers import free_port
 
 MAIN = """
 {user}

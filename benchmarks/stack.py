@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from tests.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "access-key-of-the-benchmarks"
@@ -51,12 +52,6 @@ def tool(name: str) -> str:
     if not found:
         raise Unmeasurable(f"{name} is not installed; on Debian: apt-get install nginx wrk openssl")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def target_of(url: str) -> str:

@@ -94,9 +94,13 @@ _PARAMETER = re.compile(rf"((?:{_AND}|&)?(?:[^&#=]*\?)?)((?:[^&#]|(?!{_AND})&#?\
 
 @dataclass(frozen=True, slots=True)
 class FoundUrl:
-    """One of our URLs as written, and as read: `pictures` are those that it may show."""
+    """One of our URLs as written, as a browser requests it, and as read.
+
+    `pictures` are those that it may show.
+    """
 
     url: str
+    address: str
     request: ImageRequest
     credentials: dict[str, str]
     pictures: tuple[ImageRequest, ...]
@@ -114,12 +118,7 @@ class FoundUrl:
         latin = unquote_to_bytes(path.encode()).decode("latin-1")
         query = quote(parts.query, safe=string.printable, errors="surrogateescape")
         named = ImageRequest.from_url(latin, query, max_prompt_length=sys.maxsize)
-        return cls(url, named.request, named.credentials, named.pictures)
-
-    @property
-    def address(self) -> str:
-        """The URL that a browser requests."""
-        return _dereferenced(self.url)
+        return cls(url, decoded, named.request, named.credentials, named.pictures)
 
     def signed(self, credentials: Mapping[str, str | int]) -> str:
         """Return the URL with `credentials` in place of its own, and nothing else changed."""

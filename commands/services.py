@@ -11,11 +11,9 @@ from typing import Any
 
 import click
 
-import config
 from access import Access, Unauthorised
 from commands.console import Command, announce_cache, built, load_settings
 from commands.documents import FoundUrl
-from config import Settings, SettingsError
 from picture import PARAMETERS, BadRequest, ImageRequest, Problem
 from pipeline import Services
 from settings.parsers import url_without_query
@@ -241,7 +239,7 @@ def with_service(command: Command) -> Command:
     )
     @wraps(command)
     def run(server: str | None, **arguments: Any) -> None:
-        settings = _client_settings() if server else load_settings()
+        settings = load_settings(of_client=server is not None)
         with built(settings) as services:
             service: AnyService = LocalService(services)
             if server:
@@ -249,16 +247,6 @@ def with_service(command: Command) -> Command:
             command(service, **arguments)
 
     return run
-
-
-def _client_settings() -> Settings:
-    """Return the settings of a machine that may run no service: faults count as not set."""
-    try:
-        return config.load()
-    except SettingsError as error:
-        if error.settings is None:
-            raise
-        return error.settings
 
 
 def _server(context: click.Context, option: click.Parameter, text: str | None) -> str | None:

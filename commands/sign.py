@@ -16,7 +16,7 @@ from access import MAX_EXPIRES_IN
 from commands.console import AS_JSON, picture_options, read_request, say
 from commands.documents import DocumentFault, Examiner, FoundUrl, documents, read, rewrite, split
 from commands.services import AnyService, with_service
-from picture import EXTENSIONS, BadRequest, Link
+from picture import EXTENSIONS, BadRequest, to_paste
 
 
 @click.command()
@@ -76,7 +76,7 @@ def sign(
     if len(arguments) != 1:
         raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
     wanted = read_request(arguments[0], parameters)
-    link = Link(wanted, service.sign(wanted, expires_in, extension)).to_json()
+    link = to_paste(wanted, service.sign(wanted, expires_in, extension))
     click.echo(json.dumps(link) if as_json else link[form])
 
 

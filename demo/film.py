@@ -8,9 +8,6 @@ and Debian's chromium and chromium-driver.
 from __future__ import annotations
 
 import io
-import os
-import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -22,12 +19,13 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from demo.demo_backend import DemoServer
 from demo.start import DEMO_KEY, GUNICORN, ROOT, demo_environment, is_configured, stop, wait_for
+from tests.browser import Page, chromium
+from tests.servers import free_port
 
 FILM, STILL, GALLERY = (ROOT / "docs" / name for name in ("film.webp", "page.png", "gallery.png"))
 MAX_BYTES = 1_000_000  # of each
@@ -45,10 +43,6 @@ GALLERY_PROMPTS = (  # the newest is shown first
 )
 DRAWING_SECONDS = 1.0
 PROMPT_FIELD, DRAW, COPY = "#prompt", "#draw", '[data-copy="markdown"]'
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --no-first-run --lang=en-US --hide-scrollbars"
-    f" --disable-background-networking --disable-dev-shm-usage --window-size={WIDTH},{HEIGHT}"
-)
 _POINTER = """
 const pointer = document.createElement('div');
 pointer.id = 'pointer';
@@ -183,10 +177,8 @@ def show_gallery(camera: Camera, url: str) -> Image.Image:
 @contextmanager
 def service(cache: str) -> Iterator[str]:
     """Run the proxy with a demo backend that takes its time; its URL."""
-    with DemoServer(0, DRAWING_SECONDS) as backend, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with DemoServer(0, DRAWING_SECONDS) as backend:
+        port = free_port()
         threading.Thread(target=backend.serve).start()
         own = {"CACHE_DIR": cache, "HOST": "127.0.0.1", "PORT": str(port), "WORKERS": "1"}
         environment = demo_environment(backend.url) | own
@@ -200,24 +192,6 @@ def service(cache: str) -> Iterator[str]:
             backend.is_stopping = True
 
 
-@contextmanager
-def chromium(home: str) -> Iterator[webdriver.Chrome]:
-    """Run a browser that writes into one folder only."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for flag in (*FLAGS.split(), f"--user-data-dir={home}/profile"):
-        options.add_argument(flag)
-    environment = {"PATH": os.environ["PATH"], "HOME": home, "TMPDIR": home}
-    chromedriver = Service(shutil.which("chromedriver"), env=environment)
-    driver = webdriver.Chrome(options=options, service=chromedriver)
-    try:
-        size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        yield driver
-    finally:
-        driver.quit()
-
-
 def main() -> int:
     """Make the three files; return the exit status."""
     if is_configured():
@@ -226,8 +200,9 @@ def main() -> int:
     with (
         TemporaryDirectory(ignore_cleanup_errors=True) as home,
         service(f"{home}/cache") as url,
-        chromium(home) as driver,
+        chromium() as driver,
     ):
+        Page(driver).resize(WIDTH, HEIGHT)
         camera = Camera(driver)
         still = record(camera, url)
         gallery = show_gallery(camera, url)

@@ -18,7 +18,7 @@ from types import FrameType
 
 from settings.parsers import integer
 from settings.servers import url_host
-from web.serving import listen_fault
+from web.serving import check_address
 
 ROOT = Path(__file__).resolve().parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn"]
@@ -72,11 +72,13 @@ To use your own backends: cp .env.example .env, fill it in, and run this again. 
 def address_fault(host: str, port: str) -> str | None:
     """Return why nothing can listen there, and what to write; or None."""
     try:
-        fault = listen_fault(host, integer(1, 65535)(port))
+        check_address(host, integer(1, 65535)(port))
     except ValueError as error:
         return f"PORT: {error}"
-    is_taken = fault and fault.endswith("another PORT")
-    return f"{fault}, as in: PORT=8081 make run" if is_taken else fault
+    except OSError as error:
+        is_taken = str(error).endswith("another PORT")
+        return f"{error}, as in: PORT=8081 make run" if is_taken else str(error)
+    return None
 
 
 def answers(url: str) -> bool:

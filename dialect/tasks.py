@@ -56,7 +56,6 @@ def task_of(answer: Answer) -> str | None:
 def poll(
     endpoint: Endpoint,
     answer: Answer,
-    *,
     deadline: Deadline,
     timeout: float,
     limit: int,

@@ -24,14 +24,12 @@ from settings.parsers import printable_url
 from settings.servers import BackendSettings
 from storage import LockTimeout
 from storage.state import State
-from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why, joined
+from upstream.client import JSON_LIMIT, Deadline, Upstream, UpstreamError, Why
 
 # Gateways and LocalAI return picture URLs on their own network, but can send the bytes instead.
 _UNFETCHABLE = (Why.FORBIDDEN, Why.UNREACHABLE)
-_NO_PICTURE = "its answer is not a complete picture"
 # No answer names so many pictures of one prompt; each may take seconds to fetch.
 MAX_CANDIDATES = 8
-_NO_MODEL = Fault(Outcome.FAILED, NO_MODEL, is_of_model=True)
 _WRITE_MODEL = (
     "no model; write model=… into the picture's URL, or "
     '{"*": {"model": "…"}} into BACKEND_PARAMS for this backend'
@@ -118,10 +116,7 @@ class Backend:
         return Outages(self.state, key(), f"Backend {self.name}", True, model, key(model))
 
     def take_slot(self) -> ExitStack | None:
-        """Return a slot, which is freed by closing it, or None if all are taken.
-
-        Raises Unavailable.
-        """
+        """Return a slot, freed by closing it, or None if all are taken. Raises Unavailable."""
         slot = ExitStack()
         for key in self._slots:
             with suppress(LockTimeout):
@@ -165,7 +160,7 @@ class Backend:
         fields = {"seed": request.seed, "model": self.model(request), **request.options, **extra}
         body = self.endpoint.door.body(drawing.best_prompt, fields)
         if self.endpoint.door.needs_model and "model" not in body:
-            raise NotDrawn(_NO_MODEL, _WRITE_MODEL)
+            raise NotDrawn(Fault(Outcome.FAILED, NO_MODEL, is_of_model=True), _WRITE_MODEL)
         # Base64 makes a picture a third larger, and JSON surrounds it.
         limit = self.max_image_bytes * 4 // 3 + JSON_LIMIT
         answer = self.endpoint.ask(
@@ -176,14 +171,7 @@ class Backend:
             base64=base64,
             texts=(request.prompt,),
         )
-        return poll(
-            self.endpoint,
-            answer,
-            deadline=deadline,
-            timeout=self.timeout,
-            limit=limit,
-            sleep=self.sleep,
-        )
+        return poll(self.endpoint, answer, deadline, self.timeout, limit, self.sleep)
 
     def _first_picture(self, answer: Answer, deadline: Deadline) -> Image:
         """Return the first picture in a success, whatever fault stands beside it but a refusal.
@@ -210,23 +198,24 @@ class Backend:
             raise UpstreamError("its picture is larger than MAX_IMAGE_BYTES", Why.TOO_LARGE)
         media_type = media_type_of(data)
         if media_type is None:
-            name = foreign_type(data)
-            why = Why(f"not a picture: {name}") if name else Why.NOT_A_PICTURE
-            raise UpstreamError(f"its answer is a picture in {name}" if name else _NO_PICTURE, why)
+            if name := foreign_type(data):
+                why = Why(f"not a picture: {name}")
+                raise UpstreamError(f"its answer is a picture in {name}", why)
+            raise UpstreamError("its answer is not a complete picture", Why.NOT_A_PICTURE)
         return Image(data, media_type, self.name, found.revised_prompt)
 
     def _download(self, url: str, deadline: Deadline) -> bytes:
-        """Return what a URL names, which may be relative. Raises UpstreamError.
+        """Return what a URL names. Raises UpstreamError.
 
         The picture is paid for: a failure that may pass is tried again after 1, 2 and 4 s.
         """
-        url, pauses = joined(self.endpoint.url, url), iter(DOWNLOAD_PAUSES)
+        pauses = iter(DOWNLOAD_PAUSES)
         while True:
             bounded = deadline.within(self.timeout)
             try:
                 reply = self.upstream.download(
                     url,
-                    home=self.settings.url,
+                    home=self.endpoint.url,
                     deadline=bounded,
                     limit=self.max_image_bytes,
                     headers=self.endpoint.headers,
@@ -247,20 +236,19 @@ class Backend:
 
 
 def first_free(
-    backends: Sequence[Backend], deadline: Deadline, sleep: Callable[[float], None] = time.sleep
-) -> tuple[Backend, ExitStack, bool]:
+    backends: Sequence[Backend], deadline: Deadline, sleep: Callable[[float], None]
+) -> tuple[Backend, ExitStack]:
     """Take a slot of the first backend that has one free, and wait for one if none has.
 
-    Return that backend, the slot, and whether it took waiting. Raises LockTimeout at the deadline,
-    and Unavailable.
+    Return that backend and the slot. Raises LockTimeout at the deadline, and Unavailable.
     """
-    pause, has_waited = FIRST_PAUSE, False
+    pause = FIRST_PAUSE
     while not deadline.is_over:
         for backend in backends:
             if slot := backend.take_slot():
-                return backend, slot, has_waited
+                return backend, slot
         sleep(min(pause, deadline.remaining()))
-        pause, has_waited = min(2 * pause, LONGEST_PAUSE), True
+        pause = min(2 * pause, LONGEST_PAUSE)
     raise LockTimeout
 
 

@@ -7,7 +7,7 @@ running when a cooldown began count as one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -65,9 +65,8 @@ class Cooldown(Note):
         return replace(recalled.note, seconds=left)
 
     @staticmethod
-    def recall_all(state: State, keys: Iterable[str]) -> dict[str, Cooldown]:
+    def recall_all(state: State, keys: Collection[str]) -> dict[str, Cooldown]:
         """Return the cooldowns under these keys. Raises Unavailable."""
-        keys = tuple(keys)
         notes = state.recall_all(Cooldown, keys)
         return {key: Cooldown.of(notes.get(key)) for key in keys}
 
@@ -153,8 +152,12 @@ class Outages:
         """Return the current cooldowns. Raises Unavailable."""
         return Cooldown.recall_all(self.state, self.names)
 
-    def wait(self, known: Known) -> float:
-        """Return the seconds until the server may be asked for the model."""
+    def wait(self, known: Known | None = None) -> float:
+        """Return the seconds until the server may be asked for the model.
+
+        `known` are the cooldowns, if they have been recalled already. Raises Unavailable.
+        """
+        known = known or self.recall()
         return max(known[key].seconds for key in self.names)
 
     def count(self, known: Known, fault: Fault, detail: str, picture: str) -> None:

@@ -59,15 +59,8 @@ class Pollinations:
         self.outages = Outages(self.cache.state, key, "The fallback", model=settings.model)
         self.metrics.backend_listed(self.name)
 
-    def ready_in(self) -> float:
-        """Return the seconds until it may be asked, 0 if it may now. Raises Unavailable."""
-        return self.outages.wait(self.outages.recall())
-
     def draw(self, drawing: Drawing) -> Image:
-        """Draw the best prompt of a drawing, unless it is cooling down.
-
-        Raises NotDrawn and Unavailable.
-        """
+        """Draw the best prompt, unless it is cooling down. Raises NotDrawn and Unavailable."""
         known = self.outages.recall()
         if self.outages.wait(known):
             raise NotDrawn.failed(COOLING, COOLING)
@@ -117,8 +110,10 @@ class Pollinations:
 
     def _image_in(self, reply: Reply, prompt: str) -> Image:
         """Return the picture in an answer. Raises NotDrawn."""
+        # A rate limit can come as a 200 with a placeholder in place of a picture.
         if reply.status == 200 and "X-Error-Type" in reply.headers:
-            raise _placeholder("sent a placeholder", retry_after(reply.headers))
+            fault = Fault(Outcome.FAILED, "rate limited", wait=retry_after(reply.headers))
+            raise NotDrawn(fault, "sent a placeholder")
         media_type = media_type_of(reply.body)
         if reply.status == 200 and media_type:
             return Image(reply.body, media_type, self.name)
@@ -145,12 +140,7 @@ class Pollinations:
                 row = state.find(key)
                 if row and row.drawn_by == self.name:  # not by a backend since
                     self.cache.delete(key)
-        raise _placeholder("sent the same picture for two prompts", None)
-
-
-def _placeholder(detail: str, wait: float | None) -> NotDrawn:
-    """A rate limit can come as a 200 with a placeholder in place of a picture."""
-    return NotDrawn(Fault(Outcome.FAILED, "rate limited", wait=wait), detail)
+        raise NotDrawn.failed("rate limited", "sent the same picture for two prompts")
 
 
 def _digest(data: bytes) -> str:

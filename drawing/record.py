@@ -139,10 +139,7 @@ class Drawing:
 
     @property
     def source(self) -> str:
-        """What drew the picture: fallback, backend, or rewritten (a backend, after a rewrite).
-
-        Or cache, if another process drew it meanwhile.
-        """
+        """fallback, backend, rewritten (a backend, after a rewrite) or cache (another process)."""
         if self.image is None:
             return "cache"
         if any(stage.stage == "fallback" and stage.outcome == "ok" for stage in self.stages):

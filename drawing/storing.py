@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -45,8 +45,8 @@ class Storing:
 
         Room in the cache matters only without an image host, or while uploads to it fail.
         """
-        is_hosted = self.host is not None and not self._outages.wait(self._outages.recall())
-        return self.cache.reserve(is_hosted=is_hosted)
+        is_hosted = self.host is not None and not self._outages.wait()
+        return nullcontext() if is_hosted else self.cache.store.reserve()
 
     def store(self, drawing: Drawing, image: Image) -> None:
         """Store the picture of a drawing. One that cannot be stored can still be delivered."""

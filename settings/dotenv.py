@@ -41,7 +41,7 @@ class Dotenv:
             name = line.key or ""
             if name in NAMES and (line.value or "").strip() and not self.values[name]:
                 yield f"{name}: an empty line further down in .env counts; delete that one"
-            is_unquoted = re.match(r"[^=]*=[^\S\n]*[^\s'\"].*?[^\S\n]#", line.original.string)
-            if name in SECRETS and is_unquoted:
+            has_comment = re.match(r"[^=]*=[^\S\n]*[^\s'\"].*?[^\S\n]#", line.original.string)
+            if name in SECRETS and has_comment:
                 advice = "if the # is part of it, use single quotes"
                 yield f"{name}: ends before the # in .env; {advice}"

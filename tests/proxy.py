@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from .servers import RawServer
+from .servers import RawServer, read_request
 
 TUNNEL = b"HTTP/1.1 200 Connection established\r\n\r\n"
 REFUSAL = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
@@ -32,9 +32,9 @@ class HttpProxy:
         return [head.partition(" HTTP/1.")[0] for head in self.heads]
 
     def _talk(self, client: socket.socket) -> None:
-        head = _read_head(client)
+        head = read_request(client).decode()
         self.heads.append(head)
-        line, _, fields = head.partition("\r\n")
+        line, _, rest = head.partition("\r\n")
         method, target, version = line.split(" ")
         if method == "CONNECT" and self.refusals:
             self.refusals -= 1
@@ -46,7 +46,7 @@ class HttpProxy:
         else:
             url = urlsplit(target)
             port = url.port or 80
-            sent = f"{method} {url.path} {version}\r\nConnection: close\r\n{fields}".encode()
+            sent = f"{method} {url.path} {version}\r\nConnection: close\r\n{rest}".encode()
         with socket.create_connection(("127.0.0.1", port)) as server:
             server.sendall(sent)
             relay(client, server)
@@ -63,21 +63,19 @@ class SocksProxy:
         self.close = self.server.close
 
     def _talk(self, client: socket.socket) -> None:
-        methods = _read(client, _read(client, 2)[1])
+        read = client.makefile("rb").read
+        methods = read(read(2)[1])
         if 2 in methods:
             client.sendall(b"\x05\x02")
-            user = _read(client, _read(client, 2)[1])
-            password = _read(client, _read(client, 1)[0])
+            user = read(read(2)[1])
+            password = read(read(1)[0])
             self.users.append(f"{user.decode()}:{password.decode()}")
             client.sendall(b"\x01\x00")
         else:
             client.sendall(b"\x05\x00")
-        kind = _read(client, 4)[3]
-        if kind == 1:
-            host = socket.inet_ntoa(_read(client, 4))
-        else:
-            host = _read(client, _read(client, 1)[0]).decode()
-        (port,) = struct.unpack(">H", _read(client, 2))
+        kind = read(4)[3]
+        host = socket.inet_ntoa(read(4)) if kind == 1 else read(read(1)[0]).decode()
+        (port,) = struct.unpack(">H", read(2))
         self.asked.append((host, port))
         with socket.create_connection(("127.0.0.1", port)) as server:
             client.sendall(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x00")
@@ -154,20 +152,3 @@ def _copy(source: socket.socket, target: socket.socket, see: Callable[[bytes], N
 def _shut(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-
-
-def _read(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = connection.recv(size - len(data))
-        if not piece:
-            raise OSError("the client has left")
-        data += piece
-    return data
-
-
-def _read_head(connection: socket.socket) -> str:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += _read(connection, 1)
-    return data.decode()

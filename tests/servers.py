@@ -254,17 +254,6 @@ def fetch(
         return Got(response.status, response.headers, response.read(), response.reason)
 
 
-def announce_upload(url: str, target: str) -> Got:
-    """Announce an upload of a gigabyte, send none of it, and return the answer."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
-    with contextlib.closing(connection):
-        connection.putrequest("POST", target)
-        connection.putheader("Content-Length", str(2**30))
-        connection.endheaders()
-        response = connection.getresponse()
-        return Got(response.status, response.headers, response.read(), response.reason)
-
-
 def send_and_leave(url: str, target: str) -> None:
     """Send a request and hang up before the answer."""
     parts = urlsplit(url)

@@ -98,10 +98,10 @@ CREDENTIALED = (
 OTHER_SCHEMES = (
     *("file:///etc/passwd", "file://127.0.0.1{port}/etc/passwd", "javascript:alert(1)"),
     *("ftp://127.0.0.1{port}/a.png", "httpx://127.0.0.1{port}/a.png", "data:image/png;base64,AAAA"),
-    *("gopher://127.0.0.1{port}/_GET%20/", "//127.0.0.1{port}/"),
+    "gopher://127.0.0.1{port}/_GET%20/",
 )
 NO_URLS = (
-    *("", "http://", "http:///a.png", "http:127.0.0.1{port}/", "http://[::1"),
+    *("http://[::1", "https://", "https:///a.png", "https:127.0.0.1{port}/"),
     *("http://127.0.0.1:99999/", "http://127.0.0.1{port}\0/", "http://\ud800/"),
 )
 # `{port}` is that of a server that must not be asked, `{home}` the host and port of the home.
@@ -110,6 +110,7 @@ FORBIDDEN = [
     *((f"{scheme}://127.0.0.1{{port}}/", NOT_PUBLIC) for scheme in ("https", "HTTP", " http")),
     ("http://169.254.169.254/latest/meta-data/", NOT_PUBLIC),
     ("https://{home}/", NOT_PUBLIC),
+    ("//127.0.0.1{port}/", NOT_PUBLIC),
     ("http://127.0.0.1/", NOT_PUBLIC),
     # Here two parsers of URLs see different hosts: urlsplit the home, requests the other one.
     ("http://127.0.0.1{port}\\@{home}/", NOT_PUBLIC),

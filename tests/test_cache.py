@@ -248,11 +248,11 @@ def test_deletion_frees_room_on_a_full_disk(small: Cache, folder: Path) -> None:
     put(small, data=png(size=MIB + 2**18))
     put(small, ImageRequest("kept"))
     with full(folder):
-        with pytest.raises(NoRoom, match="MiB free"), small.reserve(is_hosted=False):
+        with pytest.raises(NoRoom, match="MiB free"), small.store.reserve():
             pass
         assert read(small, ImageRequest("kept")) == png()
         assert small.delete(REQUEST.key)
-        with small.reserve(is_hosted=False):
+        with small.store.reserve():
             put(small, ImageRequest("new"))
         assert read(small, ImageRequest("new")) == png()
 
@@ -286,6 +286,17 @@ def test_file_whose_row_could_not_be_written_is_adopted(make: Make, folder: Path
     assert cache.get(REQUEST.key) is None
     assert read_settled(make()) == png()
     assert cache.state.totals() == Totals(1, len(png()))
+
+
+def test_file_that_another_process_adopts_before_its_row_is_kept(make: Make, folder: Path) -> None:
+    class Adopted(Folder):
+        def write(self, name: str, data: bytes, created: float) -> None:
+            super().write(name, data, created)
+            make().adopt()
+
+    cache = Cache(make().state, Adopted(folder))
+    row = put(cache)
+    assert got(cache) == (row, png())
 
 
 # --- the limit

@@ -15,6 +15,7 @@ MODELS = {"object": "list", "data": [{"id": "flux"}, {"id": "gpt-image-1"}]}
 WRONG_KEY = Say({"error": {"message": "Incorrect API key provided: token-of-the-tests"}}, 401)
 NO_PROMPT = Say({"error": {"message": "Missing required parameter: 'prompt'."}}, 400)
 NOTHING = Say("nothing here", 404)
+REJECTS = "answers, and rejects an empty prompt (HTTP 400): “Missing required parameter: 'prompt'.”"
 TOKEN = {"AUTH_TOKEN": "token-of-the-tests"}
 
 
@@ -83,36 +84,28 @@ def test_list_of_models_for_the_token_alone_is_enough(run: Run, backend: Scripte
     assert {(seen.method, seen.target) for seen in backend.seen} == {("GET", "/v1/models")}
 
 
-@pytest.mark.parametrize("models", [Say(MODELS), NOTHING, Say("<html>")])
-def test_empty_prompt_proves_the_token_where_the_list_does_not(
-    run: Run, backend: ScriptedServer, models: Say
-) -> None:
-    backend.say(vendor(models))
-    came, remedy, status = line_of("Backend", run, **TOKEN)
-    assert came == (
-        "answers, and rejects an empty prompt (HTTP 400): “Missing required parameter: 'prompt'.”"
-    )
-    assert (remedy, status, backend.seen[-1].json["prompt"]) == ("", 0, "")
-
-
 @pytest.mark.parametrize(
-    ("say", "came", "remedy"),
+    ("models", "drawn", "came", "remedy"),
     [
-        (WRONG_KEY, "unauthorised (HTTP 401): “Incorrect API key provided: ***”", "AUTH_TOKEN"),
-        (NOTHING, "not found (HTTP 404): “nothing here”", "BACKEND_API_URLS"),
-        (Say({"error": "The model does not exist"}, 404), "unknown model", "MODEL_MAP"),
-        (Say({"error": "insufficient_quota"}, 429), "out of credit", "Top up"),
-        (Say({"error": "boom"}, 500), "down (HTTP 500): “boom”", "Try again later"),
+        (Say(MODELS), NO_PROMPT, REJECTS, ""),
+        (NOTHING, NO_PROMPT, REJECTS, ""),
+        (Say("<html>"), NO_PROMPT, REJECTS, ""),
+        (NOTHING, WRONG_KEY, "unauthorised (HTTP 401): “Incorrect API key provided: ***”", "AUTH_"),
+        (NOTHING, NOTHING, "not found (HTTP 404): “nothing here”", "BACKEND_API_URLS"),
+        (NOTHING, Say({"error": "The model does not exist"}, 404), "unknown model", "MODEL_MAP"),
+        (NOTHING, Say({"error": "insufficient_quota"}, 429), "out of credit", "Top up"),
+        (NOTHING, Say({"error": "boom"}, 500), "down (HTTP 500): “boom”", "Try again later"),
     ],
 )
-def test_fault_is_in_the_vendors_words_with_a_remedy(
-    run: Run, backend: ScriptedServer, say: Say, came: str, remedy: str
+def test_empty_prompt_tells_what_the_list_does_not(
+    run: Run, backend: ScriptedServer, models: Say, drawn: Say, came: str, remedy: str
 ) -> None:
-    backend.say(vendor(NOTHING, say))
+    backend.say(vendor(models, drawn))
     found = line_of("Backend", run, **TOKEN)
     assert came in found[0]
     assert remedy in found[1]
-    assert found[2] == 1
+    assert bool(found[1]) == found[2] == bool(remedy)
+    assert backend.seen[-1].json["prompt"] == ""
 
 
 def test_unreachable_server_is_no_end_of_the_check(run: Run, backend: ScriptedServer) -> None:

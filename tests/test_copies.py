@@ -55,7 +55,7 @@ class Machine:
             return file.read()
 
     def reserve(self) -> bool:
-        with self.cache.reserve(is_hosted=False):
+        with self.store.reserve():
             return True
 
     def reserve_later(self) -> bool:

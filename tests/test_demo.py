@@ -180,7 +180,8 @@ def test_make_run_says_that_its_port_is_taken(checkout: Path, more: dict[str, st
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         said = why_not_started(checkout, PORT=str(port), PROXY_ACCESS_KEY="own-access-key", **more)
-    assert f"HOST, PORT: Address already in use: 127.0.0.1:{port}; write an address" in said
+    assert f"HOST, PORT: Address already in use: 127.0.0.1:{port}; stop what listens" in said
+    assert more or said.endswith("another PORT, as in: PORT=8081 make run\n")
 
 
 @pytest.mark.parametrize(

@@ -352,15 +352,13 @@ def stored_bytes(folder: Path) -> int:
 
 # --- the front door -----------------------------------------------------------------------------
 
-MEGABYTE = "x" * MIB
 JSON_BODY = ("POST", "/cache/delete", {"X-Admin-Token": ADMIN})
 CHUNKED = {"X-Admin-Token": ADMIN, "Transfer-Encoding": "chunked"}
 REQUESTS: dict[str, tuple[str, str, dict[str, str], bytes, set[int]]] = {
     "raw bytes": ("GET", f"/prompt/\xe7?key={KEY}", {}, b"", {400}),
-    "megabyte description": ("GET", f"/prompt/{MEGABYTE}?key={KEY}", {}, b"", {414}),
     "long model": ("GET", f"/prompt/x?key={KEY}&model={'m' * 60_000}", {}, b"", {400}),
     "many parameters": ("GET", f"/prompt/x?key={KEY}{'&a=1' * 6000}", {}, b"", {400}),
-    "megabyte header": ("GET", "/status", {"X-A": MEGABYTE}, b"", {400, 431}),
+    "megabyte header": ("GET", "/status", {"X-A": "x" * MIB}, b"", {400, 431}),
     "non-ASCII bearer": ("GET", "/prompt/x", {"Authorization": "Bearer \xff"}, b"", {401}),
     "two slashes": ("GET", f"//prompt/x?key={KEY}", {}, b"", {404}),
     "parent folder": ("GET", "/../../etc/passwd", {}, b"", {404}),

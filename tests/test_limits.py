@@ -219,16 +219,6 @@ def clock() -> Clock:
     return Clock(NOON)
 
 
-def test_several_places_are_reserved_together_or_not_at_all(state: State) -> None:
-    Reservation(state, BLOG, 1)
-    with pytest.raises(OverLimit) as caught:
-        Reservation(state, BLOG, 3)
-    assert (caught.value.caller, caught.value.retry_after) == (BLOG, 43200)
-    assert drawings(state, BLOG) == 1
-    Reservation(state, BLOG, 2)
-    assert drawings(state, BLOG) == 3
-
-
 @pytest.mark.parametrize("caller", [BLOG, Caller("phone")])
 def test_closing_gives_back_what_was_not_needed(state: State, caller: Caller) -> None:
     with Reservation(state, caller, 3) as reservation:

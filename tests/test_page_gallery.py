@@ -65,11 +65,13 @@ def test_history_draws_an_entry_again_and_can_be_emptied(page: Page, studio: Stu
 # --- the gallery
 
 
-def test_gallery_asks_for_the_token_lists_sorts_and_searches(page: Page, studio: Studio) -> None:
+def test_gallery_asks_for_the_token_lists_sorts_and_filters(page: Page, studio: Studio) -> None:
     sizes = {"one": 300, "two": 500, "three": 400}
+    models = {"one": "flux/1-schnell", "two": "gpt-image-1"}
     studio.backend.say(*(drawing(png(64, 48, size=size)) for size in sizes.values()))
     for prompt in sizes:
-        studio.service.picture(prompt, width=64)
+        model = {"model": models[prompt]} if prompt in models else {}
+        studio.service.picture(prompt, width=64, **model)
     page.open(studio.service, "#view=gallery")
     page.wait_for("#admin-token")
     page.type("#admin-token", "wrong" + Keys.ENTER)
@@ -81,8 +83,23 @@ def test_gallery_asks_for_the_token_lists_sorts_and_searches(page: Page, studio:
     assert page.text("#totals") == "3 pictures, 2 kB"
     facts = page.text("#gallery .card:first-child .facts")
     assert facts.startswith("64 × 48 64 × 64 requested 1 kB localhost ")
+    fit = "return getComputedStyle(document.querySelector('#gallery img')).objectFit"
+    assert page.run(fit) == "contain", "portraits are shown whole"
     page.choose("#order", "largest")
     page.wait_for_prompts("two", "three", "one")
+    page.type("#by-model", "gpt-image-1")
+    page.wait_for_prompts("two")
+    page.type("#by-model", "")
+    page.wait_for_prompts("two", "three", "one")
+    set_day = (
+        "const day = document.querySelector('#since');"
+        "day.value = arguments[0]; day.dispatchEvent(new Event('change'))"
+    )
+    page.run(set_day, "2999-01-01")
+    page.wait_for_text("#gallery-note", "No picture matches these filters")
+    page.run(set_day, "2001-01-01")
+    page.wait_for_prompts("two", "three", "one")
+    page.run(set_day, "")
     page.type("#search", "zebra")
     page.wait_for_text("#gallery-note", "No prompt contains “zebra”")
     page.type("#search", "TWO")
@@ -143,28 +160,6 @@ def test_selected_pictures_are_deleted_after_a_question(page: Page, studio: Stud
     assert not page.shows("#selection")
     assert page.focused() == "main"
     assert [entry["prompt"] for entry in studio.entries()] == ["three", "one"]
-
-
-def test_gallery_filters_and_shows_portraits_whole(page: Page, studio: Studio) -> None:
-    for prompt, model in (("one", "flux/1-schnell"), ("two", "gpt-image-1"), ("three", "")):
-        studio.service.picture(prompt, **({"model": model} if model else {}))
-    page.open(studio.service)
-    page.open_gallery()
-    page.wait_for_prompts("three", "two", "one")
-    page.type("#by-model", "gpt-image-1")
-    page.wait_for_prompts("two")
-    page.type("#by-model", "")
-    page.wait_for_prompts("three", "two", "one")
-    set_day = (
-        "const day = document.querySelector('#since');"
-        "day.value = arguments[0]; day.dispatchEvent(new Event('change'))"
-    )
-    page.run(set_day, "2999-01-01")
-    page.wait_for_text("#gallery-note", "No picture matches these filters")
-    page.run(set_day, "2001-01-01")
-    page.wait_for_prompts("three", "two", "one")
-    fit = "return getComputedStyle(document.querySelector('#gallery img')).objectFit"
-    assert page.run(fit) == "contain"
 
 
 def test_range_is_selected_saved_and_drawn_again(page: Page, studio: Studio) -> None:

@@ -242,17 +242,6 @@ def test_any_url_is_a_value_or_a_bad_request(path: bytes, query: str) -> None:
         assert from_url(value.to_url())[0] == value
 
 
-@BOUNDED
-@given(st.dictionaries(st.sampled_from(PARAMETERS), TEXTS | st.from_regex(r"[0-9٣１_ -]{1,20}")))
-def test_any_parameter_is_taken_as_given_or_a_bad_request(given: dict[str, str]) -> None:
-    with contextlib.suppress(BadRequest):
-        value = ImageRequest.from_text("a", max_prompt_length=1, **given)
-        for name, text in given.items():
-            is_number = name in ("width", "height", "seed")
-            assert getattr(value, name) == (int(text) if is_number else text)
-            assert not is_number or re.fullmatch("-?[0-9]+", text)
-
-
 # --- a final extension ---------------------------------------------------------------------------
 
 
@@ -271,14 +260,12 @@ def test_url_with_an_extension_may_show_two_pictures() -> None:
     ("url", "text"),
     [
         ("/prompt/%20A%20Red%20APPLE%0A", "a red apple|def|def|def|42"),
-        ("/prompt/a?seed=42", "a|def|def|def|42"),
         ("/prompt/a?width=1024&height=768", "a|1024|768|def|42"),
         ("/prompt/a?width=0640", "a|640|def|def|42"),
         ("/prompt/a?height=300", "a|def|300|def|42"),
         ("/prompt/a?model=Org/Flux&seed=-7", "a|def|def|Org/Flux|-7"),
         ("/prompt/%C3%84%C3%96%20%E7%BA%A2%20%F0%9F%8D%8E", "äö 红 🍎|def|def|def|42"),
         ("/prompt/a%7C1?width=2", "a|1|2|def|def|42"),
-        ("/prompt/a?key=secret&unknown=1", "a|def|def|def|42"),
         ("/prompt/a?style=Vivid&quality=hd", "a|def|def|def|42|quality=hd|style=Vivid"),
         (
             "/prompt/a?negative_prompt=%E4%BA%BA|a%20%2F-._~&background=white&width=5",
@@ -322,9 +309,3 @@ def test_different_pictures_have_different_keys(bodies: list[dict[str, str]]) ->
             value = ImageRequest.from_text(**body)  # type: ignore[arg-type]
             any_case = replace(value, prompt=value.prompt.lower())
             assert pictures.setdefault(value.key, any_case) == any_case
-
-
-def test_key_never_changes() -> None:
-    # The output of `printf 'a red apple|1024|768|def|42' | sha256sum`: existing caches rely on it.
-    known = "3c0ff4d44d90c2f96193b6f3d6be34e3f7aaadab1d29e8e3d8c0a8aa299c7360"
-    assert from_url("/prompt/a%20red%20apple?width=1024&height=768")[0].key == known

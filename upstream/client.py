@@ -22,16 +22,7 @@ from upstream.adapters import Adapter
 from upstream.bodies import cut_picture, has_too_many_values, read_body
 from upstream.calls import Calls, Deadline, UpstreamError, Why, current_call, translated
 
-__all__ = [
-    "JSON_LIMIT",
-    "Deadline",
-    "Reply",
-    "Upstream",
-    "UpstreamError",
-    "Why",
-    "joined",
-    "origin",
-]
+__all__ = ["JSON_LIMIT", "Deadline", "Reply", "Upstream", "UpstreamError", "Why", "origin"]
 
 MAX_REDIRECTS = 3
 JSON_LIMIT = 2**20
@@ -121,14 +112,15 @@ class Upstream:
         limit: int,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """GET a URL that the server at `home` named, over at most 3 redirects.
+        """GET a URL, maybe a relative one, that the server at `home` named; follow 3 redirects.
 
         What has the origin (scheme, host, port) of `home` is fetched from wherever that is, with
         `headers`; everything else from public addresses only, without them. Raises UpstreamError.
         """
-        home_origin = origin(home)
+        home_origin, base = origin(home), home
         for _ in range(MAX_REDIRECTS + 1):
-            (request, place), send = _prepared("GET", url), self.adapter.send_checked
+            request, place = _prepared("GET", url, base=base)
+            send = self.adapter.send_checked
             if place == home_origin:
                 request.headers.update(headers or {})
                 send = self.adapter.send
@@ -138,7 +130,7 @@ class Upstream:
             reply = self._exchange(send, request, proxy, deadline, limit)
             if reply.status not in (301, 302, 303, 307, 308) or "Location" not in reply.headers:
                 return reply
-            url = joined(url, reply.headers["Location"])
+            base, url = str(request.url), reply.headers["Location"]
         raise UpstreamError(f"it redirected more than {MAX_REDIRECTS} times", Why.FORBIDDEN)
 
     def _exchange(
@@ -172,23 +164,20 @@ def origin(url: str) -> Origin:
     return _prepared("GET", url)[1]
 
 
-def joined(base: str, url: str) -> str:
-    """Return `url` made absolute by `base`. Raises UpstreamError if that makes no URL."""
-    try:
-        return urljoin(base, url)
-    except ValueError as error:
-        raise UpstreamError("it named something that is not a URL", Why.FORBIDDEN) from error
-
-
 def _prepared(
-    method: str, url: str, headers: Mapping[str, str] | None = None, **content: Any
+    method: str,
+    url: str,
+    headers: Mapping[str, str] | None = None,
+    base: str = "",
+    **content: Any,
 ) -> tuple[requests.PreparedRequest, Origin]:
     """Return a request and where it goes; `headers` replace the credentials of the URL.
 
-    urlsplit alone takes `http://a\\@b/` for a URL of b. Raises UpstreamError.
+    A relative URL is joined to `base`. urlsplit alone takes `http://a\\@b/` for a URL of b. Raises
+    UpstreamError.
     """
     try:
-        request = requests.Request(method, url, **content).prepare()
+        request = requests.Request(method, urljoin(base, url), **content).prepare()
         parts = urlsplit(str(request.url))
         port = parts.port
     except ValueError as error:

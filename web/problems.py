@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 
 from access import Forbidden, Unauthorised
 from drawing.pool import Busy, StillRunning
-from drawing.record import GaveUp
+from drawing.record import Ending, GaveUp
 from drawing.reservation import OverLimit
 from picture import BadRequest, Problem
 from storage import Unavailable
@@ -80,17 +80,14 @@ class NotFound(Problem):
     """No picture, file or model has this name."""
 
 
-_STATUSES: Mapping[type[Exception] | str, int] = {
-    BadRequest: 400,
-    Unauthorised: 401,
-    Forbidden: 403,
-    NotFound: 404,
-    # How a drawing ended.
-    "moderation_refused": 422,
-    "no_backend_drew": 502,
-    "unknown_model": 502,
-    "all_cooling_down": 503,
-    "deadline_passed": 504,
+_STATUSES = {BadRequest: 400, Unauthorised: 401, Forbidden: 403, NotFound: 404}
+# How a drawing ended: the status, and the remedy if that is certain.
+_ENDINGS: Mapping[Ending, tuple[int, str | None]] = {
+    "moderation_refused": (422, "reword"),
+    "unknown_model": (502, "model"),
+    "no_backend_drew": (502, None),
+    "all_cooling_down": (503, None),
+    "deadline_passed": (504, None),
 }
 # Werkzeug's own sentences are written for pages, and some repeat the request.
 _HTTP_CODES = {
@@ -176,7 +173,8 @@ def report_of(error: Exception) -> Report:
     """Return how an error is answered; an unexpected one is logged."""
     match error:
         case GaveUp():
-            return Report(error, _STATUSES[error.code], _remedy(error), error.retry_after)
+            status, remedy = _ENDINGS[error.code]
+            return Report(error, status, remedy or _remedy(error), error.retry_after)
         case StillRunning():
             return Report(error, 503, "reload", RELOAD_SECONDS)
         case Busy() | Unavailable():
@@ -197,12 +195,8 @@ def report_of(error: Exception) -> Report:
 
 
 def _remedy(error: GaveUp) -> str:
-    """Return the remedy; `wait` only where waiting helps."""
+    """Return the remedy by what each stage said; `wait` only where waiting helps."""
     reasons = {why for stage in error.stages for why in (stage.why or "").split(", ")}
-    if error.code == "moderation_refused":
-        return "reword"
-    if error.code == "unknown_model":
-        return "model"
     if reasons & _OPERATOR_REASONS:
         return "operator"
     return "wait" if error.retry_after else "unknown"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import resource
 import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
@@ -85,13 +86,11 @@ class Master:
         try:
             settings = config.load()
             # gunicorn would try five times, and then say less.
-            if fault := listen_fault(settings.host, settings.port):
-                _fail(fault, 1)
+            check_address(settings.host, settings.port)
             self._use(settings)
-        except SettingsError as error:
-            _fail(error, INVALID_SETTINGS)
-        except (Unusable, OSError) as error:
-            _fail(error, 1)
+        except (SettingsError, Unusable, OSError) as error:
+            print(printable_lines(f"Prompt Image Proxy cannot start. {error}"), file=sys.stderr)
+            sys.exit(INVALID_SETTINGS if isinstance(error, SettingsError) else 1)
 
     def _reload(self) -> None:
         try:
@@ -152,27 +151,24 @@ class Master:
             log.warning(text, threads, needed, advice)
 
 
-def _fail(error: object, status: int) -> NoReturn:
-    print(printable_lines(f"Prompt Image Proxy cannot start. {error}"), file=sys.stderr)
-    sys.exit(status)
-
-
 master = Master()
 
 
-def listen_fault(host: str, port: int) -> str | None:
-    """Return why nothing can listen there, such as another server, and what to write; or None."""
+def check_address(host: str, port: int) -> None:
+    """Raise OSError, with what to write, if nothing can listen there, as beside another server."""
     if not _HANDED_SOCKETS.isdisjoint(os.environ):
-        return None
+        return
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
             # As gunicorn does: connections of a server that has just ended are no obstacle.
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((host, port))
     except OSError as error:
-        advice = "write an address of this machine as HOST, and a free PORT"
-        return f"HOST, PORT: {error.strerror}: {url_host(host)}:{port}; {advice}"
-    return None
+        advice = "write an address of this machine as HOST, and a PORT above 1023"
+        if error.errno == errno.EADDRINUSE:
+            advice = "stop what listens there, or write another PORT"
+        reason = f"{error.strerror}: {url_host(host)}:{port}"
+        raise OSError(f"HOST, PORT: {reason}; {advice}") from error
 
 
 def make_app() -> object:

@@ -48,7 +48,7 @@ class Status:
         options = self._options(for_admin)
         # While the image host takes the pictures, it does not matter whether the store could.
         is_hosted = bool(self.settings.hosting) and self._server(HOST_KEY)["state"] == "ready"
-        fault = fault or self.cache.fault(is_hosted=is_hosted)
+        fault = fault or self.cache.state.fault or (None if is_hosted else self.cache.store.fault)
         is_ready = any(backend["state"] == "ready" for backend in backends)
         cache = {
             "mode": "objects" if self.settings.storage else "file",

@@ -28,7 +28,8 @@ from benchmarks.soak.faults import BACKENDS, Saboteur
 from benchmarks.soak.ledger import Ledger
 from benchmarks.soak.scene import Scene, is_ready, reload
 from benchmarks.soak.vendors import FailingBackend
-from benchmarks.stack import Unmeasurable, free_port, gunicorn, wait_until
+from benchmarks.stack import Unmeasurable, gunicorn, wait_until
+from tests.servers import free_port
 
 SECONDS_BETWEEN_FAULTS = 1.5
 # Per process: fewer than the crowd of faults.py would take.

@@ -176,6 +176,9 @@ class Nowhere(Folder):
     is_shared = True
     fault = "uploads to the image host fail, and STORAGE_URL is not set"
 
+    def check(self) -> None:
+        pass
+
     def reserve(self) -> AbstractContextManager[None]:
         raise NoRoom(self.fault)
 

@@ -85,7 +85,8 @@ def connect(path: Path, timeout: float = 5.0) -> Connection:
 
 def create(connection: sqlite3.Connection) -> None:
     """Create all tables in an empty database."""
-    for statement in (*TABLES, *_TOTALS, f"PRAGMA user_version = {SCHEMA_VERSION}"):
+    version = f"PRAGMA user_version = {SCHEMA_VERSION}"
+    for statement in ("BEGIN", *TABLES, *_TOTALS, version, "COMMIT"):
         connection.execute(statement)
 
 
