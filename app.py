@@ -72,7 +72,7 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Fl
         __version__, settings, cache, pipeline.backends, pipeline.llm, pipeline.fallback
     )
     api = Api(settings, access, cache, status, pictures, Folder(settings.cache_dir))
-    openai = OpenAi(settings, access, cache, pipeline, api.link, metrics)
+    openai = OpenAi(settings, access, cache, pipeline, api.sign_url, metrics)
     routes = _routes(pictures, api, openai)
     if prometheus:
         from web.metrics import MetricsPage

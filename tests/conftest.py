@@ -47,11 +47,12 @@ from .states import Clock
 
 pytest_plugins = ["tests.npm", "tests.one_backend", "tests.studio"]
 
-# They come first, so that at the end no process is alone with one of them for minutes.
+# They come first, so that at the end no process is alone with one of them: those that mostly wait
+# in turn with those that mostly compute.
 SLOWEST_FILES = (
-    *("test_gunicorn", "test_nginx", "test_faults", "test_metrics", "test_cluster", "test_page"),
-    *("test_fronts", "test_docs", "test_postgres", "test_sqlite", "test_demo", "test_cache"),
-    "test_copies",
+    *("test_cluster", "test_page_views", "test_fronts", "test_gunicorn", "test_page_gallery"),
+    *("test_nginx", "test_answers", "test_postgres", "test_page", "test_metrics", "test_faults"),
+    *("test_page_queue", "test_demo", "test_documents", "test_v1", "test_sqlite", "test_storage"),
 )
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +13,7 @@ from picture import ImageRequest
 from storage.state import State
 from upstream.client import Reply, Upstream, UpstreamError, Why
 
-from .conftest import InProcess, drawing
+from .conftest import drawing
 from .one_backend import PNG, Draw, backend_at, not_drawn, taken
 from .servers import Answer, Say, ScriptedServer, Seen, read_request, wait_until
 from .states import held_elsewhere
@@ -106,17 +104,6 @@ def test_configured_parameters_replace_those_of_the_request(
     request = ImageRequest("a", 640, 480, model, style="oil")
     draw(backend.url, request, models={"flux": "flux-1"}, params=PARAMS)
     assert backend.seen[0].json == {"prompt": "a", "n": 1, **added}
-
-
-def test_parameters_are_configured_by_backend(
-    server: MakeServer, serve: Callable[..., InProcess]
-) -> None:
-    ours, theirs = server(), server()
-    ours.say(Say("", 500))
-    theirs.say(Say("", 500))
-    params = json.dumps({f"{ours.url}/": {"*": {"size": "auto"}}})
-    serve(ours, theirs, BACKEND_PARAMS=params).picture("x", width="64")
-    assert (ours.seen[0].json["size"], theirs.seen[0].json["size"]) == ("auto", "64x64")
 
 
 def test_configured_model_is_sent_with_its_own_parameters(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -163,18 +163,6 @@ def test_missing_package_is_a_fault(
     assert read(METRICS="no", PICTURE_FORMAT="original") == read()
 
 
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """Run as somebody other than root, whom no permission stops."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-
-
 def test_cache_folder_must_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "image_file_cache").touch()
     for path, reason in {
@@ -183,8 +171,12 @@ def test_cache_folder_must_be_writable(tmp_path: Path, monkeypatch: pytest.Monke
         "x" * 5000: "File name too long",
     }.items():
         assert_fault({"CACHE_DIR": str(tmp_path / path)}, f"CACHE_DIR: {reason}")
-    with unprivileged():
+    user = os.geteuid()
+    try:
+        os.seteuid(user or 65534)  # root may write everywhere
         assert_fault({"CACHE_DIR": "/new/cache"}, "CACHE_DIR: '/' is not writable")
+    finally:
+        os.seteuid(user)
     monkeypatch.chdir(tmp_path)
     assert_fault({}, "CACHE_DIR: is not a folder")
     assert read(CACHE_DIR="a/b").cache_dir == tmp_path / "a" / "b"
@@ -564,12 +556,6 @@ def test_every_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
     assert config.parse(values) == config.parse(SECRET_VALUES)
 
 
-def test_settings_know_their_secrets() -> None:
-    found = config.parse(SECRET_VALUES).secrets()
-    assert set(found) == SECRET_TEXTS | {"secret-in-hosting-url", "secret-of/database"}
-    assert list(found) == sorted(found, key=len, reverse=True)
-
-
 def test_no_secret_is_in_a_repr() -> None:
     text = repr(config.parse(SECRET_VALUES))
     assert "smms" in text
@@ -619,8 +605,9 @@ def logged(settings: Settings, message: str, error: BaseException | None = None)
 
 
 def test_log_contains_no_secret() -> None:
-    line = logged(config.parse(SECRET_VALUES), " ".join(sorted(SECRET_TEXTS)))
-    assert line == f"ERROR {' '.join(['***'] * len(SECRET_TEXTS))}"
+    texts = sorted({*SECRET_TEXTS, *map(unquote, SECRET_TEXTS)})
+    line = logged(config.parse(SECRET_VALUES), " ".join(texts))
+    assert line == f"ERROR {' '.join(['***'] * len(texts))}"
 
 
 @pytest.mark.parametrize(

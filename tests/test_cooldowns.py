@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,12 @@ UNAUTHORISED = Fault(Outcome.FAILED, "unauthorised", wait=7.0)
 RESTED = {KEY: Cooldown()}
 
 
+@dataclass
 class Site:
     """A backend in one worker; each call is a separate drawing."""
 
-    def __init__(self, state: State, clock: Clock, *, is_avoided: bool = True) -> None:
-        self.clock = clock
-        self.outages = Outages(state, KEY, "Backend b", is_avoided)
+    outages: Outages
+    clock: Clock
 
     def fail(self, picture: str, fault: Fault = DOWN, known: Known | None = None) -> float:
         """Let a drawing fail; return for how long the backend is avoided."""
@@ -49,7 +50,7 @@ class Site:
 
 @pytest.fixture
 def site(state: State, clock: Clock) -> Site:
-    return Site(state, clock)
+    return Site(Outages(state, KEY, "Backend b"), clock)
 
 
 # --- how long -----------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def test_failure_after_an_answer_begins_a_series(site: Site) -> None:
 
 def test_processes_count_one_outage_once(tmp_path: Path, clock: Clock) -> None:
     with closing(SqliteState(tmp_path, clock)) as one, closing(SqliteState(tmp_path, clock)) as two:
-        sites = [Site(one, clock), Site(two, clock)]
+        sites = [Site(Outages(state, KEY, "Backend b"), clock) for state in (one, two)]
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda n: sites[n % 2].fail(str(n), known=RESTED), range(30)))
         assert (sites[0].note.failures, sites[1].left) == (1, 5)
@@ -206,7 +207,7 @@ def test_change_of_state_is_one_warning(site: Site, caplog: pytest.LogCaptureFix
 def test_server_without_a_substitute_is_not_said_to_be_avoided(
     state: State, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Site(state, clock, is_avoided=False).fail("a")
+    Site(Outages(state, KEY, "Backend b", is_avoided=False), clock).fail("a")
     assert caplog.messages == ["Backend b: down (HTTP 500)"]
 
 

@@ -101,7 +101,7 @@ class PrometheusServer:
         config = written.replace("/etc/prometheus/prompt-image-proxy.token", str(folder / "token"))
         config = config.replace("127.0.0.1:8080", target.removeprefix("http://"))
         assert config.count(str(folder)) == 1
-        (folder / "prometheus.yml").write_text(f"global: {{scrape_interval: 100ms}}\n{config}")
+        (folder / "prometheus.yml").write_text(f"global: {{scrape_interval: 500ms}}\n{config}")
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = ["prometheus", f"--config.file={folder}/prometheus.yml", "--log.level=error"]
@@ -117,7 +117,9 @@ class PrometheusServer:
 
     def by(self, expression: str, *labels: str) -> dict[tuple[str, ...], float]:
         """Return the sums that are not 0 by the values of these labels."""
-        found = self.query(f"sum by ({','.join(labels)}) ({expression}) != 0")
+        # There are none for a moment where a scrape has taken longer than its interval.
+        query = f"sum by ({','.join(labels)}) ({expression}) != 0"
+        found = wait_until(lambda: self.query(query), what=query)
         return {
             tuple(one["metric"][label] for label in labels): float(one["value"][1]) for one in found
         }

@@ -145,18 +145,20 @@ def test_blocked_retry_attempts_counts_the_backends_that_refuse(world: World) ->
     assert len(world.backend.seen) == 3
 
 
-def test_backend_has_its_own_token_models_and_weight(world: World) -> None:
+def test_backend_has_its_own_token_models_fields_and_weight(world: World) -> None:
     drained = world.server()
     service = world.serve(
         drained,
         AUTH_TOKEN="token-of-all",
         TOKEN_MAP=json.dumps({world.backend.url + "/": "own-token"}),
         MODEL_MAP=json.dumps({world.backend.url: {"dall-e-3": "dall-e-3-hd"}}),
+        BACKEND_PARAMS=json.dumps({f"{world.backend.url}/": {"*": {"size": "auto"}}}),
         BACKEND_WEIGHTS=json.dumps({drained.url: 0}),
     )
     service.picture("x", model="dall-e-3")
     assert world.backend.seen[0].headers["Authorization"] == "Bearer own-token"
-    assert world.backend.seen[0].json["model"] == "dall-e-3-hd"
+    sent = world.backend.seen[0].json
+    assert (sent["model"], sent["size"]) == ("dall-e-3-hd", "auto")
     world.backend.say(BROKEN)
     assert service.picture("y").status == 502
     assert drained.seen == []

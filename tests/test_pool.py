@@ -77,15 +77,6 @@ def test_work_beyond_the_threads_is_queued(callers: Make) -> None:
     assert [future.result(20) for future in futures] == [f"drawn {key}" for key in KEYS[:6]]
 
 
-def test_more_work_than_places_is_turned_away_at_once(callers: Make) -> None:
-    some = callers(1, 3)
-    for key in KEYS[:3]:
-        some.call(key)
-    some.have_come(3)
-    with pytest.raises(Busy):
-        some.call(KEYS[3]).result(20)
-
-
 def test_work_goes_on_when_its_caller_has_given_up(callers: Make) -> None:
     some = callers(1, 4)
     with pytest.raises(StillRunning):

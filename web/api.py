@@ -20,7 +20,7 @@ from cache import Cache, Picture
 from config import Settings
 from drawing.verdict import forget_failures
 from images.formats import Inconvertible
-from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest, Link
+from picture import EXTENSIONS, PARAMETERS, BadRequest, ImageRequest, to_paste
 from storage import Filter, Row, Unavailable
 from storage.local.folder import THUMBNAIL, Folder
 from web.pictures import Pictures
@@ -48,13 +48,12 @@ class Api:
         body = read_body()
         wanted = read_image_request(body, self.settings.max_prompt_length)
         expires_in = read_integer(body, "expires_in", 1, MAX_EXPIRES_IN)
-        link = self.link(wanted, caller, expires_in, read_choice(body, "extension", EXTENSIONS))
-        row = None
+        extension = read_choice(body, "extension", EXTENSIONS)
+        url, row = self.sign_url(wanted, caller, expires_in, extension), None
         with suppress(Unavailable):
             row = self.cache.state.find(wanted.key)
-        if row:
-            link = replace(link, drawn=row.pixels)
-        return as_json(link.to_json() | {"final_prompt": row.final_prompt if row else None})
+        link = to_paste(wanted, url, row.pixels if row else None)
+        return as_json(link | {"final_prompt": row.final_prompt if row else None})
 
     def list_pictures(self) -> Response:
         """GET /cache?q&model&since&until&order&limit&before: cached pictures, a page at a time."""
@@ -134,26 +133,26 @@ class Api:
     def _authorise_admin(self) -> None:
         self.access.authorise_admin(request.headers.get("X-Admin-Token", ""))
 
-    def link(
+    def sign_url(
         self,
         wanted: ImageRequest,
         caller: Caller,
         expires_in: int | None = None,
         extension: str | None = None,
-    ) -> Link:
+    ) -> str:
         """Return the URL of a picture that `caller` signs, on the host of this request.
 
         Raises BadRequest and Forbidden.
         """
         base = self.settings.public_url or _forwarded_base()
         signature = self.access.sign(wanted, caller, expires_in)
-        return Link(wanted, base + wanted.to_url(extension, **signature))
+        return base + wanted.to_url(extension, **signature)
 
     def _describe(self, row: Row) -> dict[str, Any]:
-        link = None
+        link = dict[str, str]()
         if row.request and self.access.can_sign:
-            link = self.link(row.request, self.access.shared)
-        return row.to_json() | {"url": link and link.url, "markdown": link and link.markdown}
+            link = to_paste(row.request, self.sign_url(row.request, self.access.shared))
+        return row.to_json() | {"url": link.get("url"), "markdown": link.get("markdown")}
 
 
 def _thumbnail(picture: Picture, folder: Folder) -> Picture:

@@ -24,7 +24,7 @@ from drawing.pool import Busy
 from drawing.record import GaveUp
 from drawing.reservation import OverLimit, Reservation
 from metrics import Metrics
-from picture import BadRequest, ImageRequest, Link, Problem
+from picture import BadRequest, ImageRequest, Problem
 from pipeline import Pipeline
 from storage import Unavailable
 from web.api import read_body
@@ -46,13 +46,13 @@ from web.repeats import ORDER_TTL, Claim, claim, send
 
 @dataclass
 class OpenAi:
-    """The views under /v1/. `link` returns the signed URL of a picture."""
+    """The views under /v1/. `sign_url` returns the signed URL of a picture."""
 
     settings: Settings
     access: Access
     cache: Cache
     pipeline: Pipeline
-    link: Callable[[ImageRequest, Caller], Link]
+    sign_url: Callable[[ImageRequest, Caller], str]
     metrics: Metrics
 
     def generate(self) -> Response:
@@ -124,7 +124,7 @@ class OpenAi:
         if form == "b64_json":
             return {}
         try:
-            return {picture: self.link(picture, caller).url for picture in pictures}
+            return {picture: self.sign_url(picture, caller) for picture in pictures}
         except (BadRequest, Forbidden) as error:
             if form == "url":
                 raise BadRequest(error.code, name="response_format") from error

@@ -112,16 +112,14 @@ def send(
 ) -> Iterator[bytes]:
     """Pass an answer on to the server, which asks for a piece when it has written the one before.
 
-    Whether the client is still there is looked at before the last piece: afterwards it may have
-    closed the connection because it has everything. `connection` is None if it is not known.
+    Whether the client is still there is looked at before each piece, the last one included:
+    afterwards it may have closed the connection because it has everything. `connection` is None if
+    it is not known.
     """
-    last = None
+    is_there = True
     for piece in pieces:
-        if last is not None:
-            yield last
-        last = piece
-    is_there = connection is None or not _is_closed(connection)
-    yield last or b""
+        is_there = connection is None or not _is_closed(connection)
+        yield piece
     if is_there:
         claim.end(0.0)
 
