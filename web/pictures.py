@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Response, request
 from werkzeug.exceptions import HTTPException, NotFound
@@ -33,9 +34,6 @@ from picture import BadRequest, ImageRequest, Problem
 from pipeline import Pipeline
 from storage import Row, Unavailable
 from web.headers import CONDITIONS, CROSS_ORIGIN, Headers, caching_headers, prepare
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 VISIT = "prompt_image_proxy.visit"
 ROUTE = "/prompt/{description}"
@@ -84,8 +82,7 @@ class Pictures:
                 headers = _headers(visit.request.prompt, visit.picture.row, caching)
                 self.metrics.answered(ROUTE, "200")
                 start_response("200 OK", headers)
-                wrap: Callable[[BinaryIO], Iterable[bytes]]
-                wrap = environ.get("wsgi.file_wrapper", FileWrapper)
+                wrap: type[FileWrapper] = environ.get("wsgi.file_wrapper", FileWrapper)
                 return wrap(visit.picture.file)
         prepare(environ)
         return self.app(environ, start_response)
