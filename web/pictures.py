@@ -28,6 +28,7 @@ from access import Access, Caller, Unauthorised
 from cache import Cache, Picture
 from config import Settings
 from drawing.record import Drawing, Stage
+from drawing.reservation import Reservation
 from images.formats import EXTENSIONS
 from metrics import Metrics
 from picture import BadRequest, ImageRequest, Problem
@@ -117,7 +118,8 @@ class Pictures:
                 raise failure
             return _not_drawn()
         within = self.settings.answer_within
-        drawn = self.pipeline.draw(visit.request, visit.caller, answer_within=within)
+        reservation = Reservation(self.cache.state, visit.caller)
+        drawn = self.pipeline.draw(visit.request, reservation, within)
         picture = open_drawn(drawn, self.cache)
         status = f"{MISS}{'; stored' if picture.is_kept else ''}; detail={drawn.source}"
         response = self.serve(visit.request.prompt, picture, status)
