@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
-from access import Access, Unauthorised
+from access import COMMAND_LINE, Access, Unauthorised
 from commands.console import Command, announce_cache, built, load_settings
 from commands.documents import FoundUrl
+from drawing.reservation import Reservation
 from picture import PARAMETERS, BadRequest, ImageRequest, Problem
 from pipeline import Services
 from settings.parsers import url_without_query
@@ -107,7 +108,8 @@ class LocalService:
             if picture := self.services.cache.get(request.key, request):
                 picture.close()
                 return False
-        self.services.pipeline.draw(found.request)
+        reservation = Reservation(self.services.cache.state, COMMAND_LINE)
+        self.services.pipeline.draw(found.request, reservation)
         return True
 
 
