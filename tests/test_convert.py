@@ -267,7 +267,6 @@ def test_jpeg_of_over_100_scans_is_not_decoded() -> None:
         with pytest.raises(Inconvertible, match="scans"):
             thumbnail(io.BytesIO(many), "image/jpeg")
     assert convert(head + scan * 80 + rest, "webp")
-    assert convert(data + b"\xff\xda\0\2" * 200, "webp")
 
 
 @pytest.mark.parametrize("name", ["jpeg", "png", "webp"])
@@ -290,7 +289,7 @@ def test_compressed_metadata_of_a_png_is_not_unpacked() -> None:
 
 def test_jpeg_of_many_segments_is_not_read() -> None:
     data = encode(OPAQUE, "jpeg")
-    for segment in (b"\xff\xe1\0\x0aExif\0\0ab" * 2, b"\xff\xfe\0\2" * 301):
+    for segment in (b"\xff\xe1\0\x0aExif\0\0ab" * 3, b"\xff\xfe\0\2" * 2001):
         assert why(data[:2] + segment + data[2:]) == "has too much metadata"
 
 

@@ -310,19 +310,49 @@ def reasoning_model(request: Seen) -> Say:
     return NO_TEMPERATURE if "temperature" in request.json else saying(FOX)
 
 
-def test_rejected_parameters_are_omitted_from_then_on(
-    api: ScriptedServer, make_llm: MakeLlm
+QWEN = "parameter.enable_thinking must be set to false for non-streaming calls"
+STREAM = (
+    b"\xef\xbb\xbf\n\n: ping\n\n"
+    b'data: {"choices": [{"delta": {"role": "assistant", "content": "<prompt>A red fox in deep"}}]}'
+    b'\n\ndata: {"choices": [{"delta": {"content": " snow, soft morning light</prompt>"}}]}\n\n'
+    b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+)
+
+
+def qwen(request: Seen) -> Say:
+    is_off = request.json.get("enable_thinking") is False
+    return saying(FOX) if is_off else Say({"error": {"message": QWEN}}, 400)
+
+
+def codex(request: Seen) -> Say:
+    rejection = Say({"detail": "Stream must be set to true"}, 400)
+    return Say(STREAM) if request.json.get("stream") is True else rejection
+
+
+USUAL = {"temperature": 0.7, "max_tokens": 4096}
+
+
+@pytest.mark.parametrize(
+    ("answer", "rejections", "sent"),
+    [
+        (reasoning_model, 2, {"max_completion_tokens": 4096}),
+        (qwen, 1, USUAL | {"enable_thinking": False}),
+        (codex, 1, USUAL | {"stream": True}),
+    ],
+)
+def test_llm_is_asked_as_it_wants_from_then_on(
+    api: ScriptedServer,
+    make_llm: MakeLlm,
+    answer: Callable[[Seen], Say],
+    rejections: int,
+    sent: dict[str, Any],
 ) -> None:
-    api.say(reasoning_model)
+    api.say(answer)
     for prompt in ("a fox", "a hare"):
         assert rewrite(make_llm(api.url), prompt=prompt) == FOX
-    extra = [asked.json.keys() - {"model", "messages"} for asked in api.seen]
-    assert extra == [
-        {"temperature", "max_tokens"},
-        {"temperature", "max_completion_tokens"},
-        {"max_completion_tokens"},
-        {"max_completion_tokens"},
-    ]
+    taken = [asked.json for asked in api.seen[rejections:]]
+    assert taken == [{**sent, "model": "gpt-test", "messages": body["messages"]} for body in taken]
+    assert len(taken) == 2
 
 
 def test_configured_parameters_are_added_or_remove_one(
@@ -332,31 +362,6 @@ def test_configured_parameters_are_added_or_remove_one(
     rewrite(make_llm(api.url, params=params))
     sent = {"model": "gpt-test", "enable_thinking": False, "max_tokens": 99}
     assert api.seen[0].json == sent | {"messages": api.seen[0].json["messages"]}
-
-
-STREAM = (
-    b"\xef\xbb\xbf\n\n: ping\n\n"
-    b'data: {"choices": [{"delta": {"role": "assistant", "content": "<prompt>A red fox"}}]}\n\n'
-    b'data: {"choices": [{"delta": {"content": " in the snow</prompt>"}}]}\n\n'
-    b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
-)
-QWEN = "parameter.enable_thinking must be set to false for non-streaming calls"
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "rejection", "answer"),
-    [
-        ("enable_thinking", False, {"error": {"message": QWEN}}, saying("A red fox in the snow")),
-        ("stream", True, {"detail": "Stream must be set to true"}, Say(STREAM)),
-    ],
-)
-def test_demanded_field_is_sent_from_then_on(
-    api: ScriptedServer, make_llm: MakeLlm, field: str, value: bool, rejection: Any, answer: Say
-) -> None:
-    api.say(lambda seen: answer if seen.json.get(field) is value else Say(rejection, 400))
-    for prompt in ("a fox", "a hare"):
-        assert rewrite(make_llm(api.url), prompt=prompt) == "A red fox in the snow"
-    assert [field in asked.json for asked in api.seen] == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -408,22 +413,9 @@ def test_fault_of_the_server_is_one_warning(
         failure_of(partial(rewrite, llm, prompt=prompt))
     assert llm.outages.recall()[llm.outages.key].why == "unknown model"
     api.say(saying(FOX))
-    rewrite(llm)
+    assert rewrite(llm, prompt="c") == FOX, "asked again at once"
     changes = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert changes == ["The LLM: unknown model (HTTP 404)", "The LLM works again"]
-
-
-@pytest.mark.parametrize(
-    "say", [saying("I'm sorry, I can't."), Say({"error": {"code": "content_filter"}}, 400)]
-)
-def test_refused_prompt_is_no_fault_of_the_server(
-    api: ScriptedServer, make_llm: MakeLlm, caplog: pytest.LogCaptureFixture, say: Say
-) -> None:
-    caplog.set_level(logging.WARNING)
-    api.say(say)
-    for prompt in "abcd":
-        failure_of(partial(rewrite, make_llm(api.url), prompt=prompt))
-    assert caplog.messages == []
 
 
 # --- what it does -------------------------------------------------------------------------------
@@ -452,12 +444,6 @@ def test_llm_answer_is_reused_until_something_changes_it(
     assert len(api.seen) == 7
 
 
-def test_failing_server_is_asked_again_at_once(api: ScriptedServer, make_llm: MakeLlm) -> None:
-    api.say(Say("", 500), saying(FOX))
-    assert failure_of(lambda: rewrite(make_llm(api.url))).fault.why == "down"
-    assert rewrite(make_llm(api.url)) == FOX
-
-
 @pytest.mark.parametrize(
     "say",
     [
@@ -468,7 +454,11 @@ def test_failing_server_is_asked_again_at_once(api: ScriptedServer, make_llm: Ma
     ],
 )
 def test_declined_prompt_is_asked_again_after_growing_pauses(
-    api: ScriptedServer, make_llm: MakeLlm, clock: Clock, say: Say
+    api: ScriptedServer,
+    make_llm: MakeLlm,
+    clock: Clock,
+    say: Say,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     api.say(say)
     calls = []
@@ -481,6 +471,8 @@ def test_declined_prompt_is_asked_again_after_growing_pauses(
     failure_of(lambda: rewrite(make_llm(api.url), prompt="a hare"))
     failure_of(lambda: rewrite(make_llm(api.url), "rewrite"))
     assert len(api.seen) == 5, "another prompt or task is asked for"
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [], "it is no fault of the server"
 
 
 def test_declined_prompt_costs_at_most_25_calls_an_hour(
