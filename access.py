@@ -139,8 +139,8 @@ class Access:
             raise Forbidden("signing_off")
         exp = {} if expires_in is None else {"exp": int(self.clock()) + expires_in}
         by = {} if caller == self.shared else {"by": caller.name}
-        text = _signed_text(request, {name: str(value) for name, value in (exp | by).items()})
-        return exp | by | {"sig": _signature(self._signing_keys[0], text)}
+        sig = _signature(self._signing_keys[0], request, {**exp, **by})
+        return {**exp, **by, "sig": sig}
 
     def _signer(self, pictures: Sequence[ImageRequest], credentials: Mapping[str, str]) -> Caller:
         """Return the caller who signed one of these. Raises Unauthorised and BadRequest."""
@@ -149,9 +149,10 @@ class Access:
             raise BadRequest("not_a_time", name="exp")
         if len(sig) < SIGNATURE_LENGTH:
             raise Unauthorised("signature_incomplete")
-        texts = [_signed_text(picture, credentials) for picture in pictures]
-        valid = [_signature(key, text).encode() for key in self._signing_keys for text in texts]
-        if not any([hmac.compare_digest(sig, one) for one in valid]):
+        valid = [
+            _signature(key, one, credentials) for key in self._signing_keys for one in pictures
+        ]
+        if not any([hmac.compare_digest(sig, one.encode()) for one in valid]):
             raise Unauthorised("signature_wrong")
         if exp is not None and int(exp) <= self.clock():
             raise Unauthorised("signature_expired")
@@ -167,18 +168,18 @@ class Access:
     def usage(self, state: State) -> list[dict[str, Any]]:
         """Return for each key its name, its drawings today and its limits. Raises Unavailable."""
         shared = [KeySettings(SHARED_NAME, "", self.shared.per_day)] if self.can_sign else []
-        own = {key.name: key for key in (*shared, *self._keys)}
+        keys = {key.name: key for key in (*shared, *self._keys)}.values()
         now = state.now()
-        names = {name: Caller(name).count_key(now) for name in own}
-        counts = state.counts(list(names.values()))
+        counted = [Caller(key.name).count_key(now) for key in keys]
+        counts = state.counts(counted)
         return [
             {
-                "name": name,
-                "drawings": counts.get(names[name], 0),
+                "name": key.name,
+                "drawings": counts.get(name, 0),
                 "per_day": key.per_day,
                 "expires": key.expires.isoformat() if key.expires else None,
             }
-            for name, key in own.items()
+            for key, name in zip(keys, counted, strict=True)
         ]
 
     def _has_expired(self, key: KeySettings) -> bool:
@@ -196,10 +197,7 @@ def _reject_key_in(pictures: Sequence[ImageRequest], key: str) -> None:
         raise BadRequest("prompt_has_key", name="description")
 
 
-def _signed_text(request: ImageRequest, credentials: Mapping[str, str]) -> str:
+def _signature(key: bytes, request: ImageRequest, credentials: Mapping[str, str | int]) -> str:
     by = f"|{credentials['by']}" if "by" in credentials else ""
-    return f"{request.key}|{credentials.get('exp', '')}{by}"
-
-
-def _signature(key: bytes, text: str) -> str:
+    text = f"{request.key}|{credentials.get('exp', '')}{by}"
     return hmac.digest(key, text.encode(), "sha256").hex()[:SIGNATURE_LENGTH]

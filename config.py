@@ -11,25 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
+from settings import servers
 from settings.dotenv import Dotenv
 from settings.maps import SHARED_NAME
-from settings.parsers import check_folder, text_file
+from settings.parsers import check_folder, text_file, url_host
 from settings.proxies import NetworkSettings
 from settings.redaction import printable, secrets_in
-from settings.servers import (
-    BackendSettings,
-    HostingSettings,
-    LlmSettings,
-    ObjectSettings,
-    PollinationsSettings,
-    make_backends,
-    make_hosting,
-    make_llm,
-    make_network,
-    make_objects,
-    make_pollinations,
-    url_host,
-)
 from settings.setting import Reader
 from settings.table import ROWS, Table
 
@@ -54,12 +41,12 @@ class SettingsError(Exception):
 class Settings(Table):
     """The table, and what the parts of the program are built from."""
 
-    backends: tuple[BackendSettings, ...]
-    llm: LlmSettings | None
-    hosting: HostingSettings | None
-    pollinations: PollinationsSettings | None
+    backends: tuple[servers.BackendSettings, ...]
+    llm: servers.LlmSettings | None
+    hosting: servers.HostingSettings | None
+    pollinations: servers.PollinationsSettings | None
     network: NetworkSettings
-    storage: ObjectSettings | None
+    storage: servers.ObjectSettings | None
     dotenv_warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -123,12 +110,12 @@ def parse(variables: Mapping[str, str], dotenv: Dotenv | None = None) -> Setting
     mapped = dict.fromkeys(name for models in table.model_map.values() for name in models)
     settings = Settings(
         **reader.values | {"models": table.models or tuple(mapped)},
-        backends=make_backends(table, reader),
-        llm=make_llm(table, reader),
-        hosting=make_hosting(table, reader),
-        pollinations=make_pollinations(table),
-        network=make_network(table, reader),
-        storage=make_objects("STORAGE_URL", table.storage_url, table, reader),
+        backends=servers.make_backends(table, reader),
+        llm=servers.make_llm(table, reader),
+        hosting=servers.make_hosting(table, reader),
+        pollinations=servers.make_pollinations(table),
+        network=servers.make_network(table, reader),
+        storage=servers.make_objects("STORAGE_URL", table.storage_url, table, reader),
         dotenv_warnings=tuple(dotenv.warnings()) if dotenv else (),
     )
     _check(settings, reader)

@@ -257,7 +257,7 @@ def _prompt(description: str, max_length: int) -> str:
         raise BadRequest("prompt_has_nul", name="description")
     # JSON can carry half of a surrogate pair.
     if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise BadRequest("prompt_not_unicode", name="description")
+        raise BadRequest("prompt_not_utf8", name="description")
     return prompt
 
 

@@ -9,7 +9,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from access import COMMAND_LINE, Access, Caller
+from access import Access
 from backends import MAX_WAIT, Backends
 from cache import Cache
 from config import Settings
@@ -50,18 +50,15 @@ class Pipeline:
     def draw(
         self,
         request: ImageRequest,
-        caller: Caller = COMMAND_LINE,
-        *,
-        reserved: Reservation | None = None,
+        reservation: Reservation,
         answer_within: float | None = None,
     ) -> Drawing:
         """Draw a picture that is not in the cache, or wait while another thread draws it.
 
-        The drawing counts for `caller`, or takes a place of those `reserved`. Raises GaveUp,
-        OverLimit, Unavailable, Busy at once if no place is free, and StillRunning after
-        `answer_within` seconds: the drawing then goes on, and the picture is stored.
+        The drawing takes a place of the reservation. Raises GaveUp, OverLimit, Unavailable, Busy
+        at once if too many requests wait, and StillRunning after `answer_within` seconds:
+        the drawing then goes on, and the picture is stored.
         """
-        reservation = reserved or Reservation(self.cache.state, caller)
         seconds = self.settings.generation_deadline
         own = Drawing(request, Deadline.after(seconds))
         until = Deadline.after(seconds + _VERDICT_SECONDS)

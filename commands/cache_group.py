@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from datetime import UTC, datetime
 from itertools import chain, islice
 
 import click
 
-from commands.console import (
-    AS_JSON,
-    counted,
-    picture_options,
-    read_request,
-    say,
-    say_json,
-    with_cache,
-)
+from commands.console import AS_JSON, counted, picture_options, say, say_json, with_cache
 from commands.migrate import adopt_pictures, backup, export, import_directory
 from commands.transfer import pages
 from drawing.verdict import forget_failures
+from picture import ImageRequest
 from pipeline import Services
 from storage import Row
 
-
-@click.group("cache")
-def cache_group() -> None:
-    """Look into the cache, tidy it, and move it."""
-
-
-for _command in (import_directory, export, adopt_pictures, backup):
-    cache_group.add_command(_command)
+cache_group = click.Group(
+    "cache",
+    commands=[import_directory, export, adopt_pictures, backup],
+    help="Look into the cache, tidy it, and move it.",
+)
 
 
 @cache_group.command("list")
@@ -64,10 +55,8 @@ def stats(services: Services, as_json: bool) -> None:
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def _age(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+def _age(text: str) -> float:
     """Return the seconds of an age such as 30d."""
-    if text is None:
-        return None
     match = re.fullmatch("([0-9]{1,6})([smhdw])", text)
     if not match:
         raise click.BadParameter("write a number and s, m, h, d or w, such as 30d")
@@ -77,7 +66,7 @@ def _age(context: click.Context, option: click.Parameter, text: str | None) -> f
 @cache_group.command(short_help="Delete one picture, or many by age or prompt.")
 @click.argument("prompt", required=False)
 @picture_options
-@click.option("--older-than", metavar="AGE", callback=_age, help="Such as 30d, 12h or 90m.")
+@click.option("--older-than", metavar="AGE", type=_age, help="Such as 30d, 12h or 90m.")
 @click.option("--match", help="All whose prompt contains this text.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @AS_JSON
@@ -95,7 +84,8 @@ def delete(
     if (prompt is None) == (older_than is None and match is None):
         raise click.UsageError("Give a PROMPT, or --older-than or --match.")
     if prompt is not None:
-        keys = read_request(prompt, parameters).keys_to_delete
+        wanted = ImageRequest.from_text(prompt, max_prompt_length=sys.maxsize, **parameters)
+        keys = wanted.keys_to_delete
         question = "Delete this picture?"
     else:
         before = float("inf") if older_than is None else time.time() - older_than

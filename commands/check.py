@@ -148,11 +148,10 @@ def _models(endpoint: Endpoint, headers: Mapping[str, str], deadline: Deadline) 
     """Return the names in the list of models, none if it cannot be read."""
     url = endpoint.door.beside("/models")
     try:
-        found = Answer.of(
-            endpoint.upstream.request(
-                "GET", url, headers=headers, deadline=deadline, limit=LIST_LIMIT
-            )
+        reply = endpoint.upstream.request(
+            "GET", url, headers=headers, deadline=deadline, limit=LIST_LIMIT
         )
+        found = Answer.of(reply)
     except UpstreamError:
         return set()
     data = found.json.get("data") if isinstance(found.json, dict) else found.json

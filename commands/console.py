@@ -19,7 +19,7 @@ import click
 
 import config
 from config import Settings, SettingsError
-from picture import PARAMETERS, ImageRequest, Problem
+from picture import PARAMETERS, Problem
 from pipeline import Services
 from settings.parsers import printable_url
 from settings.redaction import RedactingFormatter, printable_lines
@@ -92,11 +92,6 @@ def picture_options(command: Command) -> Command:
         option = f"--{name.replace('_', '-')}"
         command = click.option(option, name, help=_HELP[name])(command)
     return command
-
-
-def read_request(prompt: str, parameters: dict[str, str | None]) -> ImageRequest:
-    """Return the picture that a command's arguments name. Raises BadRequest."""
-    return ImageRequest.from_text(prompt, max_prompt_length=sys.maxsize, **parameters)
 
 
 def counted(pictures: int) -> str:

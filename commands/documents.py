@@ -255,19 +255,16 @@ class Examiner:
         seems_ours = "/prompt/" in url and _CREDENTIAL.search(unquote(html.unescape(url)))
         if not (self.base or has_key or seems_ours):
             return None
-        found = None
         try:
             found = FoundUrl.read(url)
-            reason = self.why_closed(found)
+            reason = self.why_closed(found) or ("its key was not replaced" if has_key else None)
+            if reason is None:
+                return found
         except BadRequest as error:
             reason = explain(error)
         except ValueError:
             reason = "the URL does not name a picture"
-        if found and has_key and not reason:
-            reason = "the key is not a parameter of its own"
-            if "key" in found.credentials:
-                reason = "its key was not replaced"
-        return DocumentFault(reason, LEFT if has_key else BROKEN) if reason else found
+        return DocumentFault(reason, LEFT if has_key else BROKEN)
 
 
 def _spellings(text: str) -> set[str]:

@@ -29,7 +29,8 @@ def links(service: AnyService, files: tuple[Path, ...]) -> None:
         if isinstance(one, DocumentFault):
             has_faults, text = True, one.reason
         else:
-            text = _describe(service, one)
+            size = f", {one.request.size}" if one.request.size else ""
+            text = f"{_shortened(one.request.prompt)}{size}, {service.describe(one)}"
         say(f"{place}: {text}")
     sys.exit(1 if has_faults else 0)
 
@@ -43,11 +44,6 @@ def _examine(
     for file in documents(files):
         for line, one in examiner.examine(read(file)):
             yield f"{file}:{line}", one
-
-
-def _describe(service: AnyService, found: FoundUrl) -> str:
-    size = f", {found.request.size}" if found.request.size else ""
-    return f"{_shortened(found.request.prompt)}{size}, {service.describe(found)}"
 
 
 def _shortened(prompt: str) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
-from access import Access, Unauthorised
+from access import COMMAND_LINE, Access, Unauthorised
 from commands.console import Command, announce_cache, built, load_settings
 from commands.documents import FoundUrl
+from drawing.reservation import Reservation
 from picture import PARAMETERS, BadRequest, ImageRequest, Problem
 from pipeline import Services
 from settings.parsers import url_without_query
@@ -107,7 +108,8 @@ class LocalService:
             if picture := self.services.cache.get(request.key, request):
                 picture.close()
                 return False
-        self.services.pipeline.draw(found.request)
+        reservation = Reservation(self.services.cache.state, COMMAND_LINE)
+        self.services.pipeline.draw(found.request, reservation)
         return True
 
 
@@ -233,24 +235,22 @@ def with_service(command: Command) -> Command:
     @click.option(
         "--server",
         metavar="URL",
-        callback=_server,
+        type=_server_url,
         help="A service elsewhere, which draws and signs. The access key is PROXY_ACCESS_KEY"
         " in the environment or .env; without it, you are asked.",
     )
     @wraps(command)
     def run(server: str | None, **arguments: Any) -> None:
-        settings = load_settings(of_client=server is not None)
+        settings = load_settings(of_client=bool(server))
         with built(settings) as services:
-            service: AnyService = LocalService(services)
-            if server:
-                service = RemoteService(server, services.upstream, settings.access_key)
-            command(service, **arguments)
+            remote = server and RemoteService(server, services.upstream, settings.access_key)
+            command(remote or LocalService(services), **arguments)
 
     return run
 
 
-def _server(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+def _server_url(text: str) -> str:
     try:
-        return text and url_without_query(text)
+        return url_without_query(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error

@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 
 from access import MAX_EXPIRES_IN
-from commands.console import AS_JSON, picture_options, read_request, say
+from commands.console import AS_JSON, picture_options, say
 from commands.documents import DocumentFault, Examiner, FoundUrl, documents, read, rewrite, split
 from commands.services import AnyService, with_service
-from picture import EXTENSIONS, BadRequest, to_paste
+from picture import EXTENSIONS, BadRequest, ImageRequest, to_paste
 
 
 @click.command()
@@ -75,7 +75,7 @@ def sign(
         sys.exit(_sign_files(files, signing, is_dry=dry_run, as_json=as_json))
     if len(arguments) != 1:
         raise click.UsageError("Give one PROMPT, in quotes, or --in-place and files.")
-    wanted = read_request(arguments[0], parameters)
+    wanted = ImageRequest.from_text(arguments[0], max_prompt_length=sys.maxsize, **parameters)
     link = to_paste(wanted, service.sign(wanted, expires_in, extension))
     click.echo(json.dumps(link) if as_json else link[form])
 

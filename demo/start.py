@@ -16,8 +16,7 @@ import urllib.request
 from pathlib import Path
 from types import FrameType
 
-from settings.parsers import integer
-from settings.servers import url_host
+from settings.parsers import integer, url_host
 from web.serving import check_address
 
 ROOT = Path(__file__).resolve().parent.parent

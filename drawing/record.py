@@ -139,7 +139,10 @@ class Drawing:
 
     @property
     def source(self) -> str:
-        """fallback, backend, rewritten (a backend, after a rewrite) or cache (another process)."""
+        """What drew it: backend, rewritten (a backend, after a rewrite), fallback or cache.
+
+        The last is where another process drew it meanwhile.
+        """
         if self.image is None:
             return "cache"
         if any(stage.stage == "fallback" and stage.outcome == "ok" for stage in self.stages):

@@ -154,6 +154,11 @@ def _printable_start(text: str) -> str:
     return scheme + re.split(r"[/:?#\s]", rest, maxsplit=1)[0]
 
 
+def url_host(host: str) -> str:
+    """Return the host as a URL has it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def printable_url(url: str) -> str:
     """Return the URL without what may be secret in it: user, password, query and fragment."""
     return re.sub(r"//[^/?#]*@", "//", re.split(r"[?#]", url, maxsplit=1)[0])

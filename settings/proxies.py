@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from settings.parsers import IpNetwork, check_extra
+from settings.parsers import IpNetwork, check_extra, url_host
 
 _PORTS = {"http": 80, "socks5": 1080, "socks5h": 1080}
 
@@ -50,8 +50,7 @@ class Proxy:
     def url(self) -> str:
         """The URL that `parse` reads."""
         login = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}@" if self.user else ""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{login}{host}:{self.port}"
+        return f"{self.scheme}://{login}{url_host(self.host)}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

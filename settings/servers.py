@@ -60,11 +60,6 @@ def make_network(table: Table, reader: Reader) -> NetworkSettings:
     )
 
 
-def url_host(host: str) -> str:
-    """Return the host as a URL has it: an IPv6 address in brackets."""
-    return f"[{host}]" if ":" in host else host
-
-
 _PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 PLACEHOLDER = "{ORIGINAL_PROMPT}"
 

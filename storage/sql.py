@@ -23,15 +23,10 @@ MAX_CREATED = 253_370_764_800.0
 def from_columns(values: Iterable[Any]) -> Row | None:
     """Return the row whose fields are `values` in the order of COLUMNS, or None if damaged."""
     columns = dict(zip(COLUMNS, values, strict=True))
-    if not _are_kinds(tuple(map(type, columns.values()))):
+    if not all(map(isinstance, columns.values(), _KINDS.values())):
         return None
     row = Row(**columns)
     return row if _is_sound(row) else None
-
-
-@cache
-def _are_kinds(kinds: tuple[type, ...]) -> bool:
-    return all(map(issubclass, kinds, _KINDS.values()))
 
 
 def _is_sound(row: Row) -> bool:

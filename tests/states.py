@@ -14,9 +14,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cache import Cache
+from picture import ImageRequest
 from storage import Note, Row
 
 ROOT = Path(__file__).resolve().parent.parent
+REQUEST = ImageRequest("a red apple")
 
 
 class Clock:
@@ -76,6 +79,21 @@ def row_of(text: str, **values: Any) -> Row:
         seed=42,
     )
     return replace(row, **values)
+
+
+def got(cache: Cache, request: ImageRequest = REQUEST) -> tuple[Row, bytes] | None:
+    """Return a cached picture's row and its bytes."""
+    picture = cache.get(request.key)
+    if picture is None:
+        return None
+    assert picture.file
+    with picture.file as file:
+        return picture.row, file.read()
+
+
+def read(cache: Cache, request: ImageRequest = REQUEST) -> bytes | None:
+    found = got(cache, request)
+    return found and found[1]
 
 
 @contextmanager

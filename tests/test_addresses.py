@@ -72,7 +72,7 @@ def test_token_is_sent_to_home_only(server: MakeServer, net: Net) -> None:
     assert [seen.headers["Authorization"] for seen in home.seen] == [TOKEN["Authorization"]] * 2
 
 
-def test_redirect_without_a_location_and_a_large_answer_end_a_download(
+def test_download_ends_without_a_location_or_beyond_its_limit(
     home: ScriptedServer,
 ) -> None:
     home.say(Say("where to?", 302), Say(bytes(1001)))

@@ -141,11 +141,6 @@ def test_slot_is_free_again_once_it_is_closed(state: State) -> None:
         assert there.take_slot()
 
 
-def test_without_concurrency_there_is_no_limit(state: State) -> None:
-    there = backend_at(state, "http://127.0.0.1:1")
-    assert all(there.take_slot() for _ in range(100))
-
-
 def test_slot_of_a_killed_process_is_free(state: State, tmp_path: Path) -> None:
     there = backend_at(state, "http://127.0.0.1:1", concurrency=1)
     with held_elsewhere(tmp_path, there.endpoint.note_key("slot 0")) as child:

@@ -120,7 +120,7 @@ def test_each_next_backend_is_chosen_by_weight(state: State, weights: tuple[floa
         assert pairs[one, other] / count == pytest.approx(share, abs=0.04)
 
 
-def test_weight_may_be_extreme_and_without_one_a_backend_is_drained(state: State) -> None:
+def test_backend_without_weight_is_drained_however_extreme_the_others(state: State) -> None:
     for weights in (0, 1, 0.25), (0, 5e-324, 1e308):
         assert {tuple(sorted(order)) for order in orders(state, *weights)} == {(1, 2)}
 

@@ -30,10 +30,9 @@ from storage.upkeep import repeat
 
 from .disks import disk, full, read_only
 from .servers import GIF, png, wait_until
-from .states import ROOT, Clock, held_elsewhere, refusing
+from .states import REQUEST, ROOT, Clock, got, held_elsewhere, read, refusing
 
 Make = Callable[..., Cache]
-REQUEST = ImageRequest("a red apple")
 MIB = 2**20
 
 
@@ -91,20 +90,6 @@ def put(cache: Cache, request: ImageRequest = REQUEST, data: bytes | None = None
     data = data if data is not None else png()
     media_type = "image/gif" if data.startswith(b"GIF") else "image/png"
     return cache.put(request.key, data, media_type, request=request, drawn_by="test")
-
-
-def got(cache: Cache, request: ImageRequest = REQUEST) -> tuple[Row, bytes] | None:
-    picture = cache.get(request.key)
-    if picture is None:
-        return None
-    assert picture.file
-    with picture.file as file:
-        return picture.row, file.read()
-
-
-def read(cache: Cache, request: ImageRequest = REQUEST) -> bytes | None:
-    found = got(cache, request)
-    return found and found[1]
 
 
 def read_settled(cache: Cache, request: ImageRequest = REQUEST) -> bytes | None:

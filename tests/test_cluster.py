@@ -239,42 +239,45 @@ def test_repeated_order_joins_the_drawing_of_the_other_machine(cluster: Cluster)
     assert len(cluster.backend.seen) == 1
 
 
-def test_clock_that_is_an_hour_off_changes_nothing(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.fixture
+def service(cluster: Cluster, tmp_path: Path) -> Iterator[InProcess]:
+    """A third machine, whose clock a test sets."""
+    environment = cluster.environment | {"CACHE_DIR": str(tmp_path / "ahead")}
+    with closing(InProcess(environment)) as made:
+        yield made
+
+
+def test_clock_that_is_an_hour_off_changes_nothing(cluster: Cluster, service: InProcess) -> None:
     one, backend = cluster.one, cluster.backend
-    service = InProcess(cluster.environment | {"CACHE_DIR": str(tmp_path / "ahead")})
-    with closing(service):
-        service.ahead = 3600.0
-        assert service.picture("ahead").status == 200
-        assert is_hit(one.picture("ahead"))
-        backend.say(BROKEN)
-        for first, second in ((service, one), (one, service)):
-            cluster.forget()
-            assert first.picture(f"broken-{id(first)}").status == 502
-            seen = len(backend.seen)
-            again = second.picture(f"broken-{id(first)}")
-            assert (again.json["remembered"], len(backend.seen)) == (True, seen)
-            assert 1 <= int(again.headers["Retry-After"]) <= 2
-        # One rejected picture cools the only backend on neither machine.
+    service.ahead = 3600.0
+    assert service.picture("ahead").status == 200
+    assert is_hit(one.picture("ahead"))
+    backend.say(BROKEN)
+    for first, second in ((service, one), (one, service)):
         cluster.forget()
-        backend.say(Say({"error": {"message": "Invalid value"}}, 400))
-        assert service.picture("rejected").status == 502
-        assert [known["state"] for known in one.service.get("/status").json["backends"]] == [
-            "ready"
-        ]
-        backend.say(BROKEN)
-        service.picture("failed")
-        [known] = one.service.get("/status").json["backends"]
-        assert (known["state"], known["ready_in"] <= 5) == ("cooling", True)
+        assert first.picture(f"broken-{id(first)}").status == 502
+        seen = len(backend.seen)
+        again = second.picture(f"broken-{id(first)}")
+        assert (again.json["remembered"], len(backend.seen)) == (True, seen)
+        assert 1 <= int(again.headers["Retry-After"]) <= 2
+    # One rejected picture cools the only backend on neither machine.
+    cluster.forget()
+    backend.say(Say({"error": {"message": "Invalid value"}}, 400))
+    assert service.picture("rejected").status == 502
+    [known] = one.service.get("/status").json["backends"]
+    assert known["state"] == "ready"
+    backend.say(BROKEN)
+    service.picture("failed")
+    [known] = one.service.get("/status").json["backends"]
+    assert (known["state"], known["ready_in"] <= 5) == ("cooling", True)
 
 
-def test_limit_counts_the_day_of_the_database(cluster: Cluster, tmp_path: Path) -> None:
-    service = InProcess(cluster.environment | {"CACHE_DIR": str(tmp_path / "ahead")})
-    with closing(service):
-        service.ahead = 86400.0
-        assert service.picture("today", key=BLOG).status == 200
-        for machine in (service, cluster.one):
-            got = machine.picture("more", key=BLOG)
-            assert (got.status, int(got.headers["Retry-After"]) <= 86400) == (429, True)
+def test_limit_counts_the_day_of_the_database(cluster: Cluster, service: InProcess) -> None:
+    service.ahead = 86400.0
+    assert service.picture("today", key=BLOG).status == 200
+    for machine in (service, cluster.one):
+        got = machine.picture("more", key=BLOG)
+        assert (got.status, int(got.headers["Retry-After"]) <= 86400) == (429, True)
 
 
 def test_other_machine_takes_over_from_a_killed_one(cluster: Cluster) -> None:

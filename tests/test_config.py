@@ -16,16 +16,10 @@ import pytest
 
 import config
 from config import Settings, SettingsError
+from settings import servers
 from settings.dotenv import Dotenv
 from settings.proxies import NetworkSettings, Proxy
 from settings.redaction import RedactingFormatter
-from settings.servers import (
-    BackendSettings,
-    HostingSettings,
-    LlmSettings,
-    ObjectSettings,
-    PollinationsSettings,
-)
 from settings.table import NAMES, ROWS, SECRETS, usable_cores
 
 from .conftest import ROOT
@@ -47,7 +41,7 @@ def read(**values: str) -> Settings:
     return config.parse({**LEAST, **values})
 
 
-def read_llm(**values: str) -> LlmSettings:
+def read_llm(**values: str) -> servers.LlmSettings:
     found = read(**LLM | values).llm
     assert found
     return found
@@ -185,7 +179,7 @@ def test_cache_folder_must_be_writable(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_cache_of_one_machine_is_no_folder_for_copies(tmp_path: Path) -> None:
     values = {**DATABASE, "STORAGE_URL": "gs://bucket", "CACHE_DIR": str(tmp_path)}
-    assert read(**values).storage == ObjectSettings("gs://bucket")
+    assert read(**values).storage == servers.ObjectSettings("gs://bucket")
     (tmp_path / "index.sqlite3").touch()
     assert_fault(values, "CACHE_DIR: cache import")
 
@@ -218,7 +212,7 @@ def test_every_invalid_entry_of_a_map_is_a_fault() -> None:
 
 def test_two_variables_are_enough() -> None:
     found = read()
-    assert found.backends == (BackendSettings(URL, 1.0, None, {}, {}),)
+    assert found.backends == (servers.BackendSettings(URL, 1.0, None, {}, {}),)
     assert (found.access_key, found.signing_keys, found.models) == (KEY, (), ())
     assert found.cache_dir == Path.cwd() / "image_file_cache"
     assert (found.threads, found.workers) == (512, usable_cores())
@@ -243,9 +237,11 @@ def test_maps_apply_to_their_backends() -> None:
     )
     extra = {"*": {"watermark": False}}
     assert found.backends == (
-        BackendSettings("https://a/v1", 0.25, "for-all", {"x": "1", "y": "2"}, {}, {}, 2),
-        BackendSettings("https://b/v1", 0.0, "for-b", {"z": "3", "x": "4"}, {}, {"X-A": "1"}),
-        BackendSettings("https://c/v1?x=1", 3.0, "for-all", {}, extra),
+        servers.BackendSettings("https://a/v1", 0.25, "for-all", {"x": "1", "y": "2"}, {}, {}, 2),
+        servers.BackendSettings(
+            "https://b/v1", 0.0, "for-b", {"z": "3", "x": "4"}, {}, {"X-A": "1"}
+        ),
+        servers.BackendSettings("https://c/v1?x=1", 3.0, "for-all", {}, extra),
     )
     assert found.models == ("x", "y", "z")
     assert read(MODELS="flux").models == ("flux",)
@@ -284,11 +280,11 @@ def test_named_keys_join_the_shared_one_or_replace_it() -> None:
 )
 def test_pollinations_host_depends_on_the_token(values: dict[str, str], url: str) -> None:
     token = values.get("POLLINATIONS_TOKEN")
-    assert read(**values).pollinations == PollinationsSettings(url, token, None)
+    assert read(**values).pollinations == servers.PollinationsSettings(url, token, None)
     assert read(**values, POLLINATIONS_ENABLED="false").pollinations is None
 
 
-BUCKET = ObjectSettings("s3://bucket/prefix", None, None, "id", "k")
+BUCKET = servers.ObjectSettings("s3://bucket/prefix", None, None, "id", "k")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +303,7 @@ BUCKET = ObjectSettings("s3://bucket/prefix", None, None, "id", "k")
     ],
 )
 def test_image_hosts_have_their_settings(values: dict[str, str], expected: tuple[Any, ...]) -> None:
-    assert read(**values).hosting == HostingSettings(*expected)
+    assert read(**values).hosting == servers.HostingSettings(*expected)
     assert read(**DATABASE, **values).storage is None  # hosted pictures need no bucket
     assert read(**values | {"IMAGE_HOSTING_ENABLED": "false"}).hosting is None
 
@@ -341,12 +337,12 @@ def test_proxies_are_read_as_curl_reads_them() -> None:
 
 
 def test_one_server_has_one_proxy() -> None:
-    urls = ("https://user:word@a/v1", "https://a/v2")
+    urls = ("https://user:word@bücher/v1", "https://bücher/v2")
     own = {urls[0]: "http://one", urls[1]: None}
     values = {"BACKEND_API_URLS": ",".join(urls), "BACKEND_PROXIES": json.dumps(own)}
-    assert_fault(values, "BACKEND_PROXIES: 'https://a/v2' has another proxy")
+    assert_fault(values, "BACKEND_PROXIES: 'https://bücher/v2' has another proxy")
     values["BACKEND_PROXIES"] = json.dumps({urls[0]: " http://one ", urls[1]: "one"})
-    expected = {("https", "a", 443): Proxy("http", "one", 80)}
+    expected = {("https", "xn--bcher-kva", 443): Proxy("http", "one", 80)}
     assert read(**values).network.own_proxies == expected
     values["BACKEND_PROXIES"] = json.dumps({urls[0]: None, urls[1]: ""})
     assert read(**values).network.own_proxies == dict.fromkeys(expected)

@@ -23,9 +23,9 @@ from storage.waiting import Places
 
 from .proxy import Link
 from .servers import png, wait_until
-from .states import Clock
+from .states import REQUEST, Clock, read
 
-REQUEST, OTHER = ImageRequest("a red apple"), ImageRequest("a green pear")
+OTHER = ImageRequest("a green pear")
 PNG = png(size=500)
 
 
@@ -47,12 +47,7 @@ class Machine:
         return self.cache.put(request.key, PNG, "image/png", request=request)
 
     def read(self, request: ImageRequest = REQUEST) -> bytes | None:
-        picture = self.cache.get(request.key)
-        if picture is None:
-            return None
-        assert picture.file
-        with picture.file as file:
-            return file.read()
+        return read(self.cache, request)
 
     def reserve(self) -> bool:
         with self.store.reserve():

@@ -178,7 +178,7 @@ def find_faults(text: str, keys: tuple[str, ...]) -> list[tuple[int, DocumentFau
         (f"{BASE}/other?key=k.", "the URL does not begin with"),
         ("https://other.example/prompt/a?key=k", "the URL does not begin with"),
         (f"{BASE}/prompt/a?q=a-key=k", "closed"),
-        (f"{BASE}/prompt/a?sig=s&q=a-key=k", "the key is not a parameter of its own"),
+        (f"{BASE}/prompt/a?sig=s&q=a-key=k", "its key was not replaced"),
         (f"{BASE}/prompt/a?key=k", "its key was not replaced"),
         (f"{BASE}/prompt/a?key=k&#38width=9", "the URL does not name a picture"),
         ("![](/prompt/a?key=k)", "the key is not part of a URL"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from .conftest import ADMIN, KEY, REFUSAL, ROOT, MakeServer, Serve, drawing
 from .servers import Gate, Say, ScriptedServer, png
 from .studio import Studio
 
-Inspect = Callable[[tuple[int, ...]], "Inspector"]
+Inspect = Callable[[tuple[int, ...], str], None]
 
 # --- every view, in every language, theme and width
 
@@ -52,33 +52,25 @@ PLACEHOLDERS = (
 )
 
 
-@dataclass
-class Inspector:
-    """Looks at whatever view the page shows."""
+@pytest.fixture
+def inspect(page: Page, node_modules: Path) -> Inspect:
+    """Look at whatever view the page shows: `inspect(widths, "its name")`."""
+    axe = (node_modules / "node_modules/axe-core/axe.min.js").read_text("utf-8")
 
-    page: Page
-    axe: str
-    widths: tuple[int, ...]
-
-    def __call__(self, view: str) -> None:
-        page = self.page
-        for width in self.widths:
+    def look(widths: tuple[int, ...], view: str) -> None:
+        for width in widths:
             page.resize(width, 640)
             actual, small = page.run(LAYOUT)
             assert (actual <= width, small) == (True, []), f"{view} at {width} pixels"
         if not page.run("return 'axe' in window"):
-            page.run(self.axe)
+            page.run(axe)
         assert page.driver.execute_async_script(VIOLATIONS) == [], view
         assert page.run(MOVING) == 0, view
         if page.run("return document.documentElement.lang") == "zh":
             shown = page.text("body") + re.sub(r"\w+（", "", page.run(PLACEHOLDERS))
             assert not re.search("[A-Za-z]{2}", LATIN.sub("", shown)), f"{view}: {shown}"
 
-
-@pytest.fixture
-def inspect(page: Page, node_modules: Path) -> Inspect:
-    axe = (node_modules / "node_modules/axe-core/axe.min.js").read_text("utf-8")
-    return lambda widths: Inspector(page, axe, widths)
+    return look
 
 
 @pytest.mark.parametrize(
@@ -98,7 +90,7 @@ def test_every_view_is_accessible_and_fits_its_window(
     media: dict[str, str],
     widths: tuple[int, ...],
 ) -> None:
-    look = inspect(widths)
+    look = partial(inspect, widths)
     page.prefer(**media)
     page.open(studio.service, key=None, language=language)
     look("the key")
@@ -148,7 +140,7 @@ def test_every_view_is_accessible_and_fits_its_window(
 def test_every_state_of_the_queue_is_accessible(
     page: Page, studio: Studio, inspect: Inspect
 ) -> None:
-    look = inspect((1280, 360))
+    look = partial(inspect, (1280, 360))
     page.prefer(color_scheme="dark", reduced_motion="reduce")
     studio.backend.say(gate := Gate(drawing(png(64, 48))))
     page.open(studio.service, key=None, language="zh")
@@ -188,7 +180,7 @@ def test_gallery_and_links_that_are_not_configured_are_not_offered(
     page.open(service, "#view=gallery", language="zh")
     page.wait_for_text("#gallery-view", "没有设置 ADMIN_TOKEN")
     assert not page.shows("#admin-token")
-    inspect((360,))("no gallery")
+    inspect((360,), "no gallery")
     page.click("#draw-tab")
     page.draw("苹果")
     assert page.text("#actions") == "复制图片 下载"

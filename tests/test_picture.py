@@ -220,7 +220,7 @@ def test_unreadable_url_is_rejected(url: str, sentence: str) -> None:
 
 
 def test_lone_surrogate_is_rejected() -> None:
-    with pytest.raises(BadRequest, match="prompt_not_unicode"):
+    with pytest.raises(BadRequest, match="prompt_not_utf8"):
         ImageRequest.from_text("a \ud83c")
     with pytest.raises(BadRequest, match="style"):
         ImageRequest.from_text("a", style="\ud83c")

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from access import COMMAND_LINE
 from drawing.pool import StillRunning
+from drawing.reservation import Reservation
 from picture import ImageRequest
 from storage.cluster.copies import Nowhere
 
@@ -382,15 +384,15 @@ def test_each_caller_waits_as_long_as_its_own_deadline(
 ) -> None:
     """While another process draws, both wait for its lock, the impatient one first."""
     wanted = ImageRequest("x")
-    service = world.serve()
-    pipeline = service.services.pipeline
+    pipeline = world.serve().services.pipeline
+    unlimited = Reservation(pipeline.cache.state, COMMAND_LINE)
     with (
         held_elsewhere(environment["CACHE_DIR"], wanted.key) as process,
         ThreadPoolExecutor(2) as pool,
     ):
-        hasty = pool.submit(pipeline.draw, wanted, answer_within=1.0)
+        hasty = pool.submit(pipeline.draw, wanted, unlimited, 1.0)
         wait_until(lambda: pipeline.pool.places.taken == 1)
-        patient = pool.submit(pipeline.draw, wanted)
+        patient = pool.submit(pipeline.draw, wanted, unlimited)
         with pytest.raises(StillRunning):
             hasty.result(10)
         process.kill()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,21 +130,6 @@ def test_silent_host_is_explained_in_time(postgres: Postgres, link: Link) -> Non
     with pytest.raises(Unavailable, match="no server answers"):
         PostgresState(postgres.url(port=link.port)).check()
     assert time.monotonic() - began < 5
-
-
-def test_name_server_that_does_not_answer_holds_nobody_up(
-    open_state: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answered = threading.Event()
-
-    def resolve(*_: object, **__: object) -> None:
-        answered.wait()
-        raise socket.gaierror
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    state = open_state("postgresql://db.example/pictures", SHORT)
-    assert SHORT - 0.1 < seconds_of(state.totals) < SHORT + 0.3
-    answered.set()
 
 
 # --- tables

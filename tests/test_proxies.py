@@ -209,7 +209,7 @@ PLAIN, SECURE, OTHER = (Proxy("http", host, 80) for host in ("plain", "secure", 
 PLACE = ("https", "api.example.org", 443)
 
 
-def test_proxy_is_chosen_by_scheme_unless_the_backend_has_its_own() -> None:
+def test_proxy_is_chosen_by_scheme_unless_a_backend_has_one() -> None:
     plain, direct = ("http", "a.example", 80), ("http", "lan.example", 80)
     network = NetworkSettings(proxies={"http": PLAIN, "https": SECURE, "all": OTHER})
     assert (network.proxy_to(PLACE), network.proxy_to(plain)) == (SECURE, PLAIN)

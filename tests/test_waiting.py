@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -96,18 +96,3 @@ def test_locks_that_fail_leave_nothing_behind() -> None:
         flight.run(KEY, 5, lambda: "answer")
     is_lost = False
     assert flight.run(KEY, 5, lambda: "answer") == "answer"
-
-
-def test_work_that_is_dropped_from_the_queue_is_cancelled(state: State) -> None:
-    gate = threading.Event()
-    with ThreadPoolExecutor(1) as executor, ThreadPoolExecutor(1) as caller:
-        executor.submit(gate.wait, 20)
-        flight: SingleFlight[str] = SingleFlight(state.hold, executor)
-        queued = caller.submit(flight.run, KEY, 20, lambda: "answer")
-        wait_until(lambda: flight.keys)
-        executor.shutdown(wait=False, cancel_futures=True)
-        gate.set()
-        with pytest.raises(CancelledError):
-            queued.result(20)
-        with state.hold(KEY, 5):
-            pass

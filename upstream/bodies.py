@@ -64,7 +64,7 @@ def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
 
 
 def _unpacked(body: bytes, size: int) -> bytes:
-    """Return the first `size` bytes of what is compressed."""
+    """Return the first `size` bytes of a decompressed body."""
     try:
         return zlib.decompressobj(zlib.MAX_WBITS + 32).decompress(body, size)
     except zlib.error as error:
@@ -104,7 +104,7 @@ def cut_picture(body: bytes) -> tuple[bytes, bytes | None]:
 def _place(body: bytes) -> tuple[int, int]:
     """Return where a picture's base64 begins and ends; the end is -1 if there is none."""
     begin, end, at = 0, -1, 0
-    # Searched a MiB at a time: a search holds the interpreter.
+    # It begins within a MiB of the start, or of the picture before: a search holds the interpreter.
     while found := _PICTURE.search(body, at, at + 2**20):
         begin, end = found.end(), body.find(b'"', found.end())
         for sign in (b"'", b")", b" ", b"\\"):
@@ -118,7 +118,7 @@ def _place(body: bytes) -> tuple[int, int]:
 
 
 def decode_base64(text: bytes | memoryview) -> bytes | None:
-    """Return base64 as bytes, or None if it is none.
+    """Return base64 as bytes, or None if it is invalid.
 
     It may have the URL-safe alphabet, white space, no padding, or the escapes of URLs.
     """
@@ -135,7 +135,7 @@ def decode_base64(text: bytes | memoryview) -> bytes | None:
 
 
 def _decoded(text: memoryview) -> bytes:
-    """Return base64 as the standard has it as bytes. Raises binascii.Error."""
+    """Return standard base64 as bytes. Raises binascii.Error."""
     picture = BytesIO()
     for at in range(0, len(text), _PIECE):
         if at:

@@ -11,7 +11,6 @@ from werkzeug.exceptions import NotFound
 
 from web.headers import NOSNIFF
 
-_FOLDER = Path(__file__).resolve().parent / "page"
 _TYPES = {
     ".html": "text/html",
     ".css": "text/css",
@@ -25,7 +24,7 @@ _POLICY = (
     " frame-ancestors 'none'"
 )
 # Read at once, in gunicorn's master: an upgrade on disk must not mix two versions.
-_FILES = {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.suffix in _TYPES}
+_FILES = {path.name: path.read_bytes() for path in Path(__file__).with_name("page").iterdir()}
 _HEADERS = (
     NOSNIFF,
     ("Cache-Control", "no-cache"),

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from wsgiref.types import WSGIEnvironment
 
 from flask import Response, request
 from werkzeug.exceptions import NotFound
 from werkzeug.http import dump_header, parse_dict_header
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 OPEN = (

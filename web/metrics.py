@@ -57,11 +57,9 @@ class MetricsPage:
             yield _gauge("cache_entries", "Pictures in the cache.", {(): cache["entries"]})
             yield _gauge("cache_bytes", "Size of the pictures in the cache.", {(): cache["bytes"]})
         yield from self._keys()
-        text, versions = (
-            "Version of the service and of Python.",
-            (self.status.version, platform.python_version()),
-        )
-        yield _gauge("build_info", text, {versions: 1}, "version", "python")
+        text = "Version of the service and of Python."
+        versions = {(self.status.version, platform.python_version()): 1}
+        yield _gauge("build_info", text, versions, "version", "python")
 
     def _keys(self) -> Iterator[GaugeMetricFamily]:
         with suppress(Unavailable):

@@ -149,7 +149,7 @@ class OpenAi:
             if picture := self.cache.get(wanted.key, wanted):
                 self.metrics.hit()
                 return picture
-            return open_drawn(self.pipeline.draw(wanted, reserved=reserved), self.cache)
+            return open_drawn(self.pipeline.draw(wanted, reserved), self.cache)
         except (Busy, GaveUp, OverLimit, Unavailable) as error:
             return error
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Response, request
 from werkzeug.exceptions import HTTPException, NotFound
@@ -27,15 +28,13 @@ from access import Access, Caller, Unauthorised
 from cache import Cache, Picture
 from config import Settings
 from drawing.record import Drawing, Stage
+from drawing.reservation import Reservation
 from images.formats import EXTENSIONS
 from metrics import Metrics
 from picture import BadRequest, ImageRequest, Problem
 from pipeline import Pipeline
 from storage import Row, Unavailable
 from web.headers import CONDITIONS, CROSS_ORIGIN, Headers, caching_headers, prepare
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 VISIT = "prompt_image_proxy.visit"
 ROUTE = "/prompt/{description}"
@@ -84,8 +83,7 @@ class Pictures:
                 headers = _headers(visit.request.prompt, visit.picture.row, caching)
                 self.metrics.answered(ROUTE, "200")
                 start_response("200 OK", headers)
-                wrap: Callable[[BinaryIO], Iterable[bytes]]
-                wrap = environ.get("wsgi.file_wrapper", FileWrapper)
+                wrap: type[FileWrapper] = environ.get("wsgi.file_wrapper", FileWrapper)
                 return wrap(visit.picture.file)
         prepare(environ)
         return self.app(environ, start_response)
@@ -120,7 +118,8 @@ class Pictures:
                 raise failure
             return _not_drawn()
         within = self.settings.answer_within
-        drawn = self.pipeline.draw(visit.request, visit.caller, answer_within=within)
+        reservation = Reservation(self.cache.state, visit.caller)
+        drawn = self.pipeline.draw(visit.request, reservation, within)
         picture = open_drawn(drawn, self.cache)
         status = f"{MISS}{'; stored' if picture.is_kept else ''}; detail={drawn.source}"
         response = self.serve(visit.request.prompt, picture, status)

@@ -90,9 +90,6 @@ SENTENCES: Mapping[str, Sentence] = {
         "The access key has become part of the description.", "访问密钥混进了描述。"
     ),
     "prompt_not_utf8": Sentence("The description is not valid UTF-8.", "描述不是有效的 UTF-8。"),
-    "prompt_not_unicode": Sentence(
-        "The description is not valid Unicode.", "描述不是有效的 Unicode。"
-    ),
     "parameter_not_utf8": Sentence("A parameter is not valid UTF-8.", "有参数不是有效的 UTF-8。"),
     "parameter_twice": Sentence("The parameter {name} is given twice.", "参数 {name} 出现了两次。"),
     "too_many_parameters": Sentence(

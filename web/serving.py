@@ -21,8 +21,8 @@ from gunicorn.workers.gthread import ThreadWorker
 
 import config
 from config import Settings, SettingsError
+from settings.parsers import url_host
 from settings.redaction import RedactingFormatter, printable_lines
-from settings.servers import url_host
 from storage.choose import Unusable, check_parts, connections
 
 if TYPE_CHECKING:

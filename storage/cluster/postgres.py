@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 
 from storage import Totals, Unavailable, sql
-from storage.cluster.server import Connection, Server, log
+from storage.cluster.server import Connection, Server, explained, log
 from storage.cluster.tables import FOLD_TOTALS, TOTALS, ensure_writable, translate
 from storage.gate import Gate
 from storage.state import Found, State, Step, Values
@@ -100,7 +100,10 @@ class PostgresState(State):
         return self._locks.hold(key, seconds)
 
     def check(self) -> None:
-        self._server.check(_CHECK_SECONDS, ensure_writable)
+        # Without the pool: nothing is left open.
+        connect = Connection.connect(self.url, seconds=_CHECK_SECONDS, report=self._gate.note)
+        with explained(), closing(connect) as connection:
+            ensure_writable(connection)
 
     def close(self) -> None:
         self._server.close()

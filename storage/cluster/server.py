@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
@@ -95,8 +95,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         """Connect, and create or migrate the tables. Raises Unavailable.
 
-        `seconds` is how long a call may take. `report` is told why this failed, or None: a pool
-        tells only its log.
+        `seconds` is how long a call may take. `report` is told why this failed: a pool tells only
+        its log.
         """
         seconds, report = kwargs["seconds"], kwargs["report"]
         try:
@@ -109,7 +109,6 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         except Unavailable as error:
             report(str(error))
             raise
-        report(None)
         return connection
 
     def __init__(self, *arguments: Any) -> None:
@@ -180,12 +179,6 @@ class Server:
             with suppress(_Lost):
                 return self._run(work, deadline)
             return self._run(work, deadline)
-
-    def check(self, seconds: float, work: Callable[[Connection], object]) -> None:
-        """Connect without the pool, do `work`, and leave nothing open. Raises Unavailable."""
-        connect = Connection.connect(self.url, seconds=seconds, report=self.gate.note)
-        with explained(), closing(connect) as connection:
-            work(connection)
 
     def close(self) -> None:
         """Close every connection; the next call opens others."""
