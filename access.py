@@ -183,8 +183,9 @@ class Access:
         ]
 
     def _has_expired(self, key: KeySettings) -> bool:
-        today = datetime.fromtimestamp(self.clock(), UTC).date()
-        return key.expires is not None and today > key.expires
+        if key.expires is None:
+            return False
+        return datetime.fromtimestamp(self.clock(), UTC).date() > key.expires
 
 
 def _reject_key_in(pictures: Sequence[ImageRequest], key: str) -> None:

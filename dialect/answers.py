@@ -37,7 +37,7 @@ _REVISED_KEYS = ("revised_prompt", "revisedPrompt", "actual_prompt")
 _BASE64 = re.compile(
     r"iVBORw0KGg|(?:\\?/|_|%2F)9j(?:\\?/|_|%2F)|R0lGOD|UklGR|PHN2Z|PD94b|PCFE|AAAA..Z0eXBhdm", re.I
 )
-_URI_PREFIX = re.compile(r"\s*(?:data:[^,]{0,100},\s*)*", re.IGNORECASE)
+_URI_PREFIX = re.compile(r"(?i)\s*(?:data:[^,]{0,100},\s*)*")
 # "/9j/" begins every JPEG in base64.
 _URL = re.compile(r"https?://\S+|/(?!9j/)\S+", re.IGNORECASE)
 _EXTENSION = re.compile(r"\.(?:png|jpe?g|webp|gif)(?:[?#]|$)", re.IGNORECASE)
@@ -122,14 +122,11 @@ def _texts(answer: dict[str, Any]) -> Iterator[_Text]:
         elif isinstance(value, list):
             waiting += [(place, inner, revised) for inner in reversed(value)]
         elif isinstance(value, str) and value:
-            waiting.append((place, _json_in(value), revised))
+            if (
+                value[0] in "{[" and value[-1] in "]}"
+            ):  # JSON that a gateway, or a model, has written
+                waiting.append((place, read_json(value.encode("utf-8", "replace")), revised))
             yield _Text(place, value, revised)
-
-
-def _json_in(text: str) -> Any | None:
-    """Return the JSON that a gateway, or a model, has written as a text."""
-    is_json = text[:1] in ("{", "[") and text[-1:] in ("}", "]")
-    return read_json(text.encode("utf-8", "replace")) if is_json else None
 
 
 def _named(texts: list[_Text]) -> Iterator[tuple[_Text, str]]:

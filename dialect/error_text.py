@@ -62,15 +62,15 @@ class FreeText:
         self._quoting = [form.casefold() for form in kept if '"' in form]
         echoes = (_letters(form)[:_MAX_ECHO] for form in kept)
         self._echoes = [echo for echo in echoes if len(echo) >= _MIN_ECHO]
+        self.quoted = set[str]()
 
-    def strike(self, message: str) -> tuple[str, set[str]]:
-        """Return a message with an ellipsis in place of each value, and the values it quoted."""
-        quoted = set()
+    def strike(self, message: str) -> str:
+        """Return a message with an ellipsis in place of each value, which then is `quoted`."""
         for value, pattern in self._patterns:
             message, count = pattern.subn("…", message)
             if count:
-                quoted.add(value)
-        return message, quoted
+                self.quoted.add(value)
+        return message
 
     def could_forge(self, fact: str) -> bool:
         """Return whether a value holds JSON, perhaps, with this text in it."""
@@ -147,10 +147,8 @@ class ErrorText:
     @classmethod
     def read(cls, status: int, answer: Any, sent: Collection[str] = ()) -> ErrorText:
         """Read any vendor's error; `sent` is the free text of the request. Raises nothing."""
-        client, quoted = FreeText(sent), set[str]()
-        codes, params = set[str](), set[str]()
-        own: list[str] = []
-        messages: list[str] = []
+        client, codes, params = FreeText(sent), set[str](), set[str]()
+        own, messages = list[str](), list[str]()
         facts = list(islice(_facts(answer), _MAX_FACTS))
         for name, value, is_inside in facts:
             if is_inside and client.could_forge(value):
@@ -160,8 +158,7 @@ class ErrorText:
             if name in _PLAIN_CODE_NAMES | _PARAM_NAMES:
                 own.append(value)
             else:
-                value, found = client.strike(value)
-                quoted |= found
+                value = client.strike(value)
                 messages.append(value)
             if name in _CODE_NAMES:
                 codes.add(value)
@@ -173,7 +170,7 @@ class ErrorText:
             _joined(own if is_echo else own + messages),
             _joined(value for _, value, _ in facts),
             _words(facts),
-            frozenset(quoted),
+            frozenset(client.quoted),
             is_echo,
         )
 

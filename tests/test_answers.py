@@ -320,7 +320,8 @@ JSON = any_json(
         "size", "status_code", "revised_prompt", "nsfw", "Unknown parameter: 'seed'", "429",
         "choices", "delta", "content", "type", "image_generation.completed", "preview", "![](",
         "http://[::1", "http://127.0.0.1:9/a.png", "http://pics.example/a", "file:///x", "/a.png",
-        "//[", "/9j/", "UklGR", "data:image/png;base64,", "\ud800", "\0", TEXT,
+        "//[", "/9j/", "UklGR", "data:image/png;base64,", "\ud800", "\0", TEXT, "loc", "errors",
+        "status", "state", "contentFilter", "level", "must be", "2^99", '{"error":',
     ))
 )  # fmt: skip
 # Shaped like the real thing, so that deeper values are reached as well.

@@ -308,6 +308,7 @@ def test_database_that_restarts_is_used_again_at_once(cluster: Cluster) -> None:
     backend.say(gate)
 
     def fails(machine: Machine) -> None:
+        wait_until(lambda: answer_of(machine, "new"))
         # The picture may have been deleted.
         assert is_unavailable(partial(machine.picture, "lasting"))
         assert is_unavailable(partial(machine.picture, "new"))
@@ -321,7 +322,6 @@ def test_database_that_restarts_is_used_again_at_once(cluster: Cluster) -> None:
         # A worker that starts meanwhile waits for it as well.
         os.kill(worker, signal.SIGKILL)
         wait_until(lambda: other.service.workers() not in ([], [worker]))
-        wait_until(lambda: answer_of(other, "new"))
         list(pool.map(fails, (one, other)))
         gate.opened.set()
         assert drawn.result().status == 200, "whoever waits gets it"

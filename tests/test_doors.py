@@ -30,11 +30,8 @@ OF_CHAT = Say({"choices": [{"message": {"content": "Here it is.", "images": IMAG
     ("base", "where"),
     [
         ("https://a.example", "https://a.example/v1/*"),
-        ("https://a.example/", "https://a.example/v1/*"),
-        ("http://127.0.0.1:8080", "http://127.0.0.1:8080/v1/*"),
         ("https://a.example/sd///", "https://a.example/sd/v1/*"),
         ("https://a.example/vision", "https://a.example/vision/v1/*"),
-        ("https://a.example/dev2", "https://a.example/dev2/v1/*"),
         ("https://v1.example", "https://v1.example/v1/*"),
         ("https://a.example?v=/v1", "https://a.example/v1/*?v=/v1"),
         ("https://a.example/v1/", "https://a.example/v1/*"),
@@ -67,11 +64,7 @@ def test_url_leads_to_the_operation(base: str, where: str) -> None:
         ("https://a.example/images?b=1", "https://a.example?b=1", "images"),
         ("https://api.minimax.io/v1/image_generation", "https://api.minimax.io/v1", "minimax"),
         ("https://openrouter.ai/api/v1/chat/completions", "https://openrouter.ai/api/v1", "chat"),
-        (
-            "https://a/openai/deployments/N/chat/completions",
-            "https://a/openai/deployments/N",
-            "chat",
-        ),
+        ("http://a/openai/deployments/N/chat/completions", "http://a/openai/deployments/N", "chat"),
     ],
 )
 def test_other_endings_are_asked_as_they_are(url: str, base: str, kind: str) -> None:
@@ -89,8 +82,10 @@ CHAT_BODY = {
     "seed": 7,
     "stream": False,
 }
-SMALL_BODY = {"prompt": "a red apple", "n": 1, "seed": 7}
-IMAGES_BODY = {**SMALL_BODY, "model": "any", "size": "1600x900"}
+DEPLOYMENT_BODY = {"prompt": "a red apple", "n": 1, "seed": 7, "size": "1600x900"}
+IMAGES_BODY = {"model": "any", **DEPLOYMENT_BODY}
+MINIMAX_BODY = {"model": "any", "prompt": "a red apple", "n": 1, "seed": 7}
+MINIMAX_BODY |= {"width": 1600, "height": 904, "response_format": "base64"}
 DEPLOYMENT = "/openai/deployments/N"
 
 
@@ -99,24 +94,8 @@ DEPLOYMENT = "/openai/deployments/N"
     [
         ("?a=1", DRAWN, "/v1/images/generations?a=1", IMAGES_BODY),
         ("/api/v1/images", DRAWN, "/api/v1/images", IMAGES_BODY),
-        (
-            f"{DEPLOYMENT}?api-version=1",
-            DRAWN,
-            f"{DEPLOYMENT}/images/generations?api-version=1",
-            {**SMALL_BODY, "size": "1600x900"},
-        ),
-        (
-            "/v1/image_generation",
-            OF_MINIMAX,
-            "/v1/image_generation",
-            {
-                **SMALL_BODY,
-                "model": "any",
-                "width": 1600,
-                "height": 904,
-                "response_format": "base64",
-            },
-        ),
+        (f"{DEPLOYMENT}?a=1", DRAWN, f"{DEPLOYMENT}/images/generations?a=1", DEPLOYMENT_BODY),
+        ("/v1/image_generation", OF_MINIMAX, "/v1/image_generation", MINIMAX_BODY),
         ("/v1/chat/completions?a=1", OF_CHAT, "/v1/chat/completions?a=1", CHAT_BODY),
     ],
 )

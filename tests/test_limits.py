@@ -137,15 +137,10 @@ def test_waiting_for_the_drawing_of_another_key_is_free(
         first = pool.submit(service.picture, "x", key="phone-key")
         wait_until(lambda: backend.seen)
         others = [pool.submit(blog, service, "x") for _ in range(2)]
-        wait_until(lambda: waiting(service) == 3)
+        wait_until(lambda: service.services.pipeline.pool.places.taken == 3)
         gate.opened.set()
         assert [one.result().status for one in (first, *others)] == [200] * 3
     assert keys_of(service) == {"PROXY_ACCESS_KEY": 0, "blog": 0, "phone": 1}
-
-
-def waiting(service: InProcess) -> int:
-    taken: int = service.services.pipeline.pool.places.taken
-    return taken
 
 
 def test_exhausted_key_does_not_fail_another_that_waited_for_it(
@@ -160,9 +155,9 @@ def test_exhausted_key_does_not_fail_another_that_waited_for_it(
         pool.submit(service.picture, "takes-the-only-thread")
         wait_until(lambda: len(backend.seen) == 3)
         exhausted = pool.submit(blog, service, "x")
-        wait_until(lambda: waiting(service) == 2)
+        wait_until(lambda: service.services.pipeline.pool.places.taken == 2)
         other = pool.submit(service.picture, "x", key="phone-key")
-        wait_until(lambda: waiting(service) == 3)
+        wait_until(lambda: service.services.pipeline.pool.places.taken == 3)
         gate.opened.set()
         assert (exhausted.result().status, other.result().status) == (429, 200)
 

@@ -22,6 +22,7 @@ import config
 from web.serving import INVALID_SETTINGS
 
 from .conftest import KEY
+from .fronts import shipped
 from .image import DOCKERFILE, ROOT, copy_image
 from .servers import ScriptedServer, fetch, free_port, png, wait_until
 
@@ -147,7 +148,7 @@ def test_image_serves_as_another_user_on_a_read_only_tree(
 
 
 def test_unit_and_compose_leave_the_settings_to_dotenv() -> None:
-    unit = (ROOT / "deploy" / "prompt-image-proxy.service").read_text("utf-8")
+    unit = shipped("prompt-image-proxy.service")
     set_by_unit = " ".join(re.findall(r"(?m)^Environment\w*=(.*)", unit))
     assert set(re.findall(r"(\w+)=", set_by_unit)) == {
         "PYTHONUNBUFFERED",
@@ -157,16 +158,14 @@ def test_unit_and_compose_leave_the_settings_to_dotenv() -> None:
     assert check.endswith("/.venv/bin/python -m commands check --settings")
     assert hang_up == "/bin/sh -c 'kill -s HUP \"$MAINPID\"'"
     assert f"\nRestartPreventExitStatus={INVALID_SETTINGS}\n" in unit
-    compose = (ROOT / "deploy" / "compose.yaml").read_text("utf-8")
+    compose = shipped("compose.yaml")
     assert not re.search(r"(?m)^ *env_file:", compose)
     assert re.search(r"source: \.\./\.env\n +target: /app/\.env\n +read_only: true", compose)
 
 
 def test_backup_runs_as_the_service_and_may_write_where_it_does() -> None:
-    unit, backup = (
-        (ROOT / "deploy" / f"{name}.service").read_text("utf-8")
-        for name in ("prompt-image-proxy", "prompt-image-proxy-backup")
-    )
+    names = ("prompt-image-proxy.service", "prompt-image-proxy-backup.service")
+    unit, backup = map(shipped, names)
     for line in ("User", "WorkingDirectory", "UMask"):
         assert re.findall(rf"(?m)^{line}=.*", backup) == re.findall(rf"(?m)^{line}=.*", unit)
     program, folder = re.findall(r"(?m)^ExecStart=(\S+) -m commands cache backup (\S+)$", backup)[0]
@@ -198,7 +197,7 @@ def test_every_install_uses_the_constraints() -> None:
 
 
 def read_compose(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / name).read_text("utf-8"))
+    found: dict[str, Any] = yaml.safe_load(shipped(name))
     return found
 
 
@@ -212,7 +211,7 @@ def test_both_compose_files_run_the_app_alike() -> None:
 
 
 def test_compose_mounts_the_cards_where_nginx_reads_them() -> None:
-    (folder,) = re.findall(r"alias (\S+)/;", (ROOT / "deploy" / "nginx.conf").read_text("utf-8"))
+    (folder,) = re.findall(r"alias (\S+)/;", shipped("nginx.conf"))
     for name in ("compose.yaml", "compose-cluster.yaml"):
         assert f"../web/cards:{folder}:ro" in read_compose(name)["services"]["nginx"]["volumes"]
 
@@ -232,13 +231,11 @@ def test_compose_with_tls_puts_files_where_nginx_reads_them() -> None:
         }.keys()
     for folder in ("/etc/letsencrypt", "/var/www/html"):
         assert places["nginx"][folder] == places["certbot"][folder]
-    conf, tls_conf = (
-        (ROOT / "deploy" / name).read_text("utf-8") for name in ("nginx.conf", "nginx-tls.conf")
-    )
+    conf, tls_conf = map(shipped, ("nginx.conf", "nginx-tls.conf"))
     (included,) = re.findall(r"include (\S+/)\*\.conf;", conf)
     assert f"{included}tls.conf" in places["nginx"]
     (name,) = set(re.findall(r"ssl_certificate\w* /etc/letsencrypt/live/([\w-]+)/", tls_conf))
-    comments = (ROOT / "deploy" / "compose-tls.yaml").read_text("utf-8")
+    comments = shipped("compose-tls.yaml")
     assert f"--cert-name {name} " in comments.replace("\n#", "")
 
 
@@ -263,7 +260,7 @@ def name_of(volume: str) -> str | None:
 
 def test_compose_file_of_a_cluster_makes_valid_settings(tmp_path: Path) -> None:
     compose = read_compose("compose-cluster.yaml")
-    text = (ROOT / "deploy" / "compose-cluster.yaml").read_text("utf-8")
+    text = shipped("compose-cluster.yaml")
     (make,) = re.findall(r"(?ms)^#   mkdir -m 750 deploy/secrets .*?(?=^#   cd \.\./\.\.)", text)
     script = re.sub(r"(?m)^#   ", "", make)
     (tmp_path / "deploy").mkdir()
@@ -283,7 +280,7 @@ def test_compose_file_of_a_cluster_makes_valid_settings(tmp_path: Path) -> None:
 def test_nginx_of_a_cluster_asks_both_apps() -> None:
     script = read_compose("compose-cluster.yaml")["services"]["nginx"]["command"][2]
     (edit,) = re.findall(r"sed '(.*)'", script)
-    before = (ROOT / "deploy" / "nginx.conf").read_text("utf-8")
+    before = shipped("nginx.conf")
     after = subprocess.run(
         ["sed", edit], input=before, capture_output=True, text=True, check=True
     ).stdout

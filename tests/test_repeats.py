@@ -43,7 +43,7 @@ def has_ended(folder: Path) -> bool:
 
 
 def drawn(backend: ScriptedServer) -> list[int]:
-    return [int(seen.json["seed"]) for seen in backend.seen]
+    return [seen.json["seed"] for seen in backend.seen]
 
 
 def wait_for_retries(folder: Path, retries: list[int]) -> None:

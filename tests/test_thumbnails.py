@@ -37,11 +37,6 @@ def look(service: InProcess, target: str = f"/cache/{KEY}?thumbnail", **headers:
     return service.as_admin(target, **headers)
 
 
-def is_thumbnail(got: Got, size: tuple[int, int] = (320, 200)) -> bool:
-    image = Image.open(io.BytesIO(got.body))
-    return (image.format, image.size, got.headers["Content-Type"]) == ("WEBP", size, "image/webp")
-
-
 def thumbnails(folder: Path) -> list[Path]:
     return list(folder.glob(f"*{THUMBNAIL}"))
 
@@ -49,14 +44,14 @@ def thumbnails(folder: Path) -> list[Path]:
 def test_thumbnail_is_made_at_the_first_look_and_kept(service: InProcess, folder: Path) -> None:
     assert thumbnails(folder) == []
     first = look(service)
-    assert is_thumbnail(first)
+    image = Image.open(io.BytesIO(first.body))
+    assert (image.format, image.size) == ("WEBP", (320, 200))
+    assert first.headers["Content-Type"] == "image/webp"
     assert first.headers["Cache-Control"] == "private, no-cache"
     [kept] = thumbnails(folder)
     assert kept.read_bytes() == first.body
     before = kept.stat().st_ino
-    again = look(service)
-    assert again.body == first.body
-    assert thumbnails(folder)[0].stat().st_ino == before
+    assert (look(service).body, kept.stat().st_ino) == (first.body, before)
     unchanged = look(service, **{"If-None-Match": first.headers["ETag"]})
     assert (unchanged.status, unchanged.body) == (304, b"")
     # The picture itself is another thing.
@@ -93,13 +88,12 @@ def test_whole_picture_is_sent_without_pillow(
 
 
 def test_whole_picture_is_sent_if_it_cannot_be_decoded(
-    serve: Serve, backend: ScriptedServer
+    service: InProcess, backend: ScriptedServer
 ) -> None:
     damaged = png().replace(b"IDATx", b"IDAT\0")  # zlib's first byte is always x
     backend.say(drawing(damaged))
-    service = serve(backend)
-    service.picture("apple")
-    assert look(service).body == damaged
+    service.picture("pear")
+    assert look(service, f"/cache/{ImageRequest('pear').key}?thumbnail").body == damaged
 
 
 def test_hosted_picture_is_shown_by_its_host(hosted: InProcess) -> None:

@@ -69,10 +69,6 @@ def connect(opened: list[Any]) -> Connect:
     return make
 
 
-def seed_of(seen: Seen) -> int:
-    return int(seen.json["seed"])
-
-
 # --- the Python SDK
 
 
@@ -114,7 +110,7 @@ def test_sdk_gets_three_pictures_drawn_at_once(
 
     def draw(seen: Seen) -> Say:
         together.wait()
-        return drawing(png(shade=seed_of(seen) % 256))
+        return drawing(png(shade=seen.json["seed"] % 256))
 
     backend.say(draw)
     answer = connect(service).images.generate(prompt="a cat", n=3)
@@ -195,7 +191,7 @@ def test_each_request_without_a_seed_is_a_new_picture(
     service: InProcess, backend: ScriptedServer
 ) -> None:
     drawn = [seed for _ in range(2) for seed in seeds(service.order({"prompt": "a cat", "n": 2}))]
-    assert sorted(drawn) == sorted({seed_of(seen) for seen in backend.seen})
+    assert sorted(drawn) == sorted({seen.json["seed"] for seen in backend.seen})
     assert len(drawn) == 4
     assert all(0 <= seed < 10**9 for seed in drawn)
 
@@ -250,7 +246,7 @@ def test_unstored_picture_is_bytes_and_no_url(
 def test_pictures_that_were_drawn_are_returned_without_the_others(
     service: InProcess, backend: ScriptedServer
 ) -> None:
-    backend.say(lambda seen: REFUSAL if seed_of(seen) == 8 else drawing())
+    backend.say(lambda seen: REFUSAL if seen.json["seed"] == 8 else drawing())
     got = service.order({"prompt": "a cat", "seed": 7, "n": 3})
     assert (got.status, seeds(got)) == (200, [7, 9])
 

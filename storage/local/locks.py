@@ -7,7 +7,6 @@ import errno
 import fcntl
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +28,6 @@ class Locks(ProcessLocks):
         super().__init__()
         self.path = path
         self._file: int | None = None
-        self._mutex = threading.Lock()
         self._has_complained = False
 
     def close(self) -> None:
