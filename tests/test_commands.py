@@ -220,11 +220,7 @@ def test_list_shows_the_newest_first(run: Run, cache: Cache) -> None:
 
 
 def test_no_stranger_commands_the_terminal(
-    run: Run,
-    cache: Cache,
-    backend: ScriptedServer,
-    environment: dict[str, str],
-    tmp_path: Path,
+    run: Run, cache: Cache, backend: ScriptedServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
     prompt, escaped = "a\x1b]0;x\a\x9b\u202e\x7fb", r"a\x1b]0;x\x07\x9b\u202e\x7fb"
     put(cache, prompt)

@@ -170,10 +170,7 @@ def test_every_state_of_the_queue_is_accessible(
 
 
 def test_gallery_and_links_that_are_not_configured_are_not_offered(
-    page: Page,
-    serve: Serve,
-    backend: ScriptedServer,
-    inspect: Inspect,
+    page: Page, serve: Serve, backend: ScriptedServer, inspect: Inspect
 ) -> None:
     keys = json.dumps({"blog": {"key": KEY}})
     service = serve(backend, ADMIN_TOKEN="", PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
