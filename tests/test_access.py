@@ -36,9 +36,6 @@ def opens(of: Access, credentials: dict[str, str | int], request: ImageRequest =
     return of.authorise(given, pictures=[request])
 
 
-# --- signatures ---------------------------------------------------------------------------------
-
-
 def test_signature_is_the_documented_hmac() -> None:
     key = hashlib.sha256(b"a cat|64|64|def|42").hexdigest()
     signing = access("signing-key", "older")
@@ -101,8 +98,6 @@ def test_signing_keys_can_be_rotated() -> None:
         with pytest.raises(Unauthorised, match="signature_wrong"):
             opens(other, signed)
 
-
-# --- access keys --------------------------------------------------------------------------------
 
 BLOG = KeySettings("blog", "blog-key", 5, date(2026, 12, 31))
 LAST_SECOND = datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
@@ -174,9 +169,6 @@ def test_signing_is_off_without_a_key_to_sign_with(serve: Serve, backend: Script
     assert entry["url"] is None
     service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=named, SIGNING_KEY="k")
     assert service.get(service.sign_target({"description": "x"}, "blog-key")).status == 200
-
-
-# --- signing over HTTP --------------------------------------------------------------------------
 
 
 def test_signed_url_shows_its_picture_without_the_key(

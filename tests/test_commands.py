@@ -43,9 +43,6 @@ def put(cache: Cache, prompt: str, created: float | None = None) -> str:
     return request.key
 
 
-# --- keys ---------------------------------------------------------------------------------------
-
-
 def test_keys_are_listed_with_their_drawings(
     run: Run, serve: Callable[..., InProcess], backend: ScriptedServer
 ) -> None:
@@ -65,9 +62,6 @@ def test_signing_without_a_key_is_a_sentence(run: Run) -> None:
     keys = '{"blog": {"key": "blog-key"}}'
     result = run("sign", "x", PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
     assert (result.exit_code, "Signing is off" in result.output) == (1, True)
-
-
-# --- sign ---------------------------------------------------------------------------------------
 
 
 def test_signed_url_is_accepted_by_the_server(run: Run, service: InProcess) -> None:
@@ -149,9 +143,6 @@ def test_longer_descriptions_are_signed_where_they_are_allowed(run: Run, tmp_pat
     assert run("sign", "--in-place", str(page), MAX_PROMPT_LENGTH="4001").exit_code == 0
 
 
-# --- warm ---------------------------------------------------------------------------------------
-
-
 def write_page(folder: Path, *prompts: str) -> Path:
     page = folder / "page.md"
     page.write_text("\n".join(f"![]({BASE}/prompt/{prompt}?key={KEY})" for prompt in prompts))
@@ -201,9 +192,6 @@ def test_interrupted_warm_can_be_run_again(
     assert drawn < 4
     result = run("warm", str(page))
     assert f"{4 - drawn} drawn, {drawn} there, 0 failed" in result.output
-
-
-# --- cache --------------------------------------------------------------------------------------
 
 
 def test_list_shows_the_newest_first(run: Run, cache: Cache) -> None:
@@ -371,9 +359,6 @@ def test_unusable_cache_ends_a_command_with_a_sentence(
         result = run(*arguments)
         assert result.exit_code == 1, arguments
         assert "cannot be used" in result.output or "1 failed" in result.output
-
-
-# --- settings and check -------------------------------------------------------------------------
 
 
 def test_dotenv_is_read_as_the_service_reads_it(

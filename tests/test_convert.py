@@ -221,9 +221,6 @@ def test_original_format_is_left_only_by_pictures_too_large(
     assert Converter("webp", 90, None).is_needed(data, "image/gif")
 
 
-# --- what is left as it is
-
-
 def why(data: bytes) -> str:
     """Return why a picture cannot be converted."""
     name = str(media_type_of(data)).removeprefix("image/")
@@ -325,9 +322,6 @@ def test_damage_never_raises_anything_else(
         assert media_type_of(thumbnail(io.BytesIO(damaged), media_type))
 
 
-# --- thumbnails, and memory
-
-
 THUMBNAILS = [((1024, 768), (320, 240)), ((100, 1000), (32, 320)), ((20, 10), (20, 10))]
 
 
@@ -359,8 +353,6 @@ def test_one_picture_is_converted_at_a_time() -> None:
         assert first.result(10)
         assert second.result(10)
 
-
-# --- in the service
 
 Serve = Callable[..., InProcess]
 STAGES = r'generate;dur=\d+;desc="ok", convert;dur=\d+;desc="(ok|failed)"'

@@ -85,9 +85,6 @@ def test_picture_can_come_as_a_url(demo: str) -> None:
     assert media_type_of(fetch(url).body) == "image/png"
 
 
-# --- make run
-
-
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the files in git, as in a fresh clone."""

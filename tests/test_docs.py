@@ -34,8 +34,6 @@ def read(name: str) -> str:
     return (ROOT / name).read_text("utf-8")
 
 
-# --- docs/signing.md
-
 PROGRAMS = {
     "python": ("sign.py", sys.executable),
     "javascript": ("sign.mjs", "node"),
@@ -125,9 +123,6 @@ def test_signing_programs_print_what_the_document_shows(program: tuple[str, str]
     assert {url} == set(shown)
 
 
-# --- links
-
-
 def tokens(document: Path) -> Iterator[Token]:
     for token in MarkdownIt().enable("table").parse(document.read_text("utf-8")):
         yield token
@@ -164,9 +159,6 @@ def test_pictures_of_the_readme_are_light() -> None:
         assert getattr(film, "n_frames", 1) > 10
     for name in ("film.webp", "page.png", "gallery.png"):
         assert (ROOT / "docs" / name).stat().st_size < 1_000_000, name
-
-
-# --- lists
 
 
 def test_settings_are_documented_as_the_table_has_them() -> None:

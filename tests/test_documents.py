@@ -156,9 +156,6 @@ def test_only_the_key_is_replaced_however_it_is_spelt(written: str, signed: str)
     assert (again.request, again.credentials) == (found.request, {"sig": "S", "by": "a b"})
 
 
-# --- faults ---------------------------------------------------------------------------------------
-
-
 def find_faults(text: str, keys: tuple[str, ...]) -> list[tuple[int, DocumentFault]]:
     """Return what is wrong with a document whose URLs open if they have credentials."""
 
@@ -229,9 +226,6 @@ def test_key_is_found_wherever_it_stands(text: str) -> None:
 def test_short_key_is_an_ordinary_word_elsewhere() -> None:
     text = f"k is a letter; {BASE}/prompt/k?style=k&turkey=k key=k2 Bearer k-2"
     assert find_faults(text, ("k",)) == [(1, DocumentFault("closed", BROKEN))]
-
-
-# --- files ----------------------------------------------------------------------------------------
 
 
 def test_mode_owner_and_symbolic_links_stay(tmp_path: Path) -> None:

@@ -30,9 +30,6 @@ def keys_of(service: Service) -> dict[str, int]:
     return {key["name"]: key["drawings"] for key in service.as_admin("/status").json["keys"]}
 
 
-# --- through HTTP -------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def service(serve: Serve, backend: ScriptedServer) -> InProcess:
     return serve(backend, ACCESS_KEYS=KEYS, DRAWINGS_PER_DAY="1")
@@ -198,9 +195,6 @@ def test_two_workers_never_exceed_a_limit_together(
     assert (sorted(limited), free) == ([200] * 7 + [429] * 33, [200] * 20)
     assert len(backend.seen) == 27
     assert keys_of(service) == {"PROXY_ACCESS_KEY": 0, "blog": 7, "phone": 20}
-
-
-# --- reservations
 
 
 def drawings(state: State, caller: Caller) -> int:

@@ -146,9 +146,6 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped | None
         yield backend, service, prometheus
 
 
-# --- access
-
-
 def test_metrics_need_the_admin_token_as_a_bearer_token(serve: Serve) -> None:
     service = serve(BACKEND_API_URLS="http://127.0.0.1:9", **ON)
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-Admin-Token": ADMIN}):
@@ -179,9 +176,6 @@ def test_without_the_setting_nothing_is_imported(environment: dict[str, str]) ->
     command = [sys.executable, "-c", WITHOUT, *pairs]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == ["404 200", "[]"]
-
-
-# --- what is counted
 
 
 def test_drawing_is_counted_stage_by_stage(
@@ -328,9 +322,6 @@ def test_metrics_show_no_secret_and_no_prompt(serve: Serve, backend: ScriptedSer
         assert secret not in found.text
 
 
-# --- over two workers
-
-
 def test_counters_survive_deaths_and_reloads_but_gauges_do_not(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
@@ -386,9 +377,6 @@ def test_folders_of_killed_services_are_removed_at_start(
         folder.mkdir()
     made = CountFiles.make()
     assert set(tmp_path.iterdir()) == {*kept, made.folder}
-
-
-# --- a real Prometheus
 
 
 Observed = tuple[Gunicorn, PrometheusServer, ScriptedServer, list[tuple[str, Got]]]

@@ -23,8 +23,6 @@ HTMLAnchorElement.prototype.click = function () {
 };
 """
 
-# --- the history
-
 
 def test_history_draws_an_entry_again_and_can_be_emptied(page: Page, studio: Studio) -> None:
     studio.backend.say(picture_by_seed)
@@ -60,9 +58,6 @@ def test_history_draws_an_entry_again_and_can_be_emptied(page: Page, studio: Stu
     page.click("#confirm-yes")
     page.wait(lambda: not page.prompts("#history"), "the history to be empty")
     assert page.run("return localStorage.getItem('pip.history')") is None
-
-
-# --- the gallery
 
 
 def test_gallery_asks_for_the_token_lists_sorts_and_filters(page: Page, studio: Studio) -> None:
@@ -196,8 +191,6 @@ def test_range_is_selected_saved_and_drawn_again(page: Page, studio: Studio) -> 
     assert len(studio.backend.seen) == 8
     assert len(studio.entries()) == 4
 
-
-# --- by keyboard alone
 
 STOP = (
     "const here = document.activeElement;"

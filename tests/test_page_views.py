@@ -21,9 +21,6 @@ from .studio import Studio
 
 Inspect = Callable[[tuple[int, ...], str], None]
 
-# --- every view, in every language, theme and width
-
-
 # How wide the page is, and which controls are too small for a finger.
 LAYOUT = (
     "return [document.documentElement.scrollWidth,"
@@ -244,9 +241,6 @@ def test_telephone_keeps_prompt_and_key_below_the_picture(page: Page, studio: St
                 control,
             )
             assert 0 < bottom <= 844, f"{control} is in reach"
-
-
-# --- pictures in documents
 
 
 SHOWN = "return [...document.images].filter((one) => one.complete && one.naturalWidth === 8).length"

@@ -35,8 +35,6 @@ def error_of(url: str, **more: int) -> str:
     return explain(caught.value)
 
 
-# --- URL and value ------------------------------------------------------------------------------
-
 BOTH_WAYS = [
     ("/prompt/a%20red%20apple", ImageRequest("a red apple")),
     ("/prompt/a?width=1024&height=768", ImageRequest("a", 1024, 768)),
@@ -170,8 +168,6 @@ def test_every_value_survives_its_url(
     assert re.fullmatch(r"/prompt/[\w.~%-]+\?[\w.~%=&-]+", url, re.ASCII)
 
 
-# --- bad requests -------------------------------------------------------------------------------
-
 NOT_INTEGERS = ["", "abc", "1e9", "1.5", "0x10", "1_000", "%205", "5%0A", "%2B5", "--5", "None"]
 NOT_INTEGERS += ["%D9%A3", "%EF%BC%91", "%C2%B2", "9" * 400]
 BAD = {
@@ -242,18 +238,12 @@ def test_any_url_is_a_value_or_a_bad_request(path: bytes, query: str) -> None:
         assert from_url(value.to_url())[0] == value
 
 
-# --- a final extension ---------------------------------------------------------------------------
-
-
 def test_url_with_an_extension_may_show_two_pictures() -> None:
     [literal, plain] = named_by("/prompt/%20Logo.PNG%20?seed=7").pictures
     assert (literal, plain) == (ImageRequest("Logo.PNG", seed=7), ImageRequest("Logo", seed=7))
     assert named_by("/prompt/Logo").pictures == (ImageRequest("Logo"),)
     assert literal.keys_to_delete == [plain.key, literal.key]
     assert plain.keys_to_delete == [plain.key]
-
-
-# --- the key ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

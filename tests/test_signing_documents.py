@@ -188,8 +188,6 @@ def test_keys_are_changed_as_documented(run: Run, tmp_path: Path) -> None:
     assert perform(links).count("not drawn yet") == 4
 
 
-# --- on a server --------------------------------------------------------------------------------
-
 HERE = {"BACKEND_API_URLS": "", "PUBLIC_URL": ""}
 
 
