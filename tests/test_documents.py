@@ -51,10 +51,7 @@ def find_urls(text: str) -> list[FoundUrl]:
         (f"{BASE}/sub/path/prompt/a/b?key=k#top", ImageRequest("a/b")),
         (f"![x]({BASE}/prompt/红苹果?key=k)", ImageRequest("红苹果")),
         (f"![x]({BASE}/prompt/a?sig={'0' * 32}&exp=5)", ImageRequest("a")),
-        (
-            f"![x](<{BASE}/prompt/a cat (it's red)，?key=k> 'title')",
-            ImageRequest("a cat (it's red)，"),
-        ),
+        (f"![x](<{BASE}/prompt/a (it's red)，?key=k> 'x')", ImageRequest("a (it's red)，")),
         (f"![x]({BASE}/prompt/it's,红苹果，red?key=k)", ImageRequest("it's,红苹果，red")),
         (f'<img src="{BASE}/prompt/it\'s)，?key=k">', ImageRequest("it's)，")),
         (f"<img srcset='{URL}&seed=1 1x, {URL}'>", ImageRequest("a", seed=1)),
@@ -95,20 +92,17 @@ def test_urls_side_by_side_are_all_found() -> None:
     assert [found.request.prompt for found in find_urls(text)] == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"![x]({BASE}/prompt/a)",
-        f"![x]({BASE}/prompt/?key=k)",
-        f"![x]({BASE}/prompt/a?key=k&width=0)",
-        f"![x]({BASE}/other/a?key=k)",
-        "![x](/prompt/a?key=k)",
-        f"![x]({BASE}/prompt/%FF?key=k)",
+def test_other_links_are_not_found() -> None:
+    for url in (
+        f"{BASE}/prompt/a",
+        f"{BASE}/prompt/?key=k",
+        f"{BASE}/prompt/a?key=k&width=0",
+        f"{BASE}/other/a?key=k",
+        "/prompt/a?key=k",
+        f"{BASE}/prompt/%FF?key=k",
         "https://[::1/prompt/a?key=k",
-    ],
-)
-def test_other_links_are_not_found(text: str) -> None:
-    assert find_urls(text) == []
+    ):
+        assert find_urls(f"![x]({url}) {url}") == []
 
 
 @settings(max_examples=80, deadline=None)
@@ -207,9 +201,8 @@ def test_key_is_found_in_any_spelling(random: Random) -> None:
     assert [line for line, _ in find_faults(text, ("k", SECRET))] == [2]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_key_is_found_wherever_it_stands() -> None:
+    for text in (
         f'OPENAI_API_KEY="{SECRET}"',
         f"{BASE}/prompt/a?key=a-long%2Bsecret%20of\\_钥匙%26co",
         "https://proxy.example/?u=https%3A%2F%2Fx%2Fprompt%2Fa%3Fkey%3Dk",
@@ -217,10 +210,8 @@ def test_key_is_found_in_any_spelling(random: Random) -> None:
         "".join(f"{letter}\0" for letter in "?key=k"),
         json.dumps(f"OPENAI_API_KEY={SECRET}"),
         r'<script>u = "/prompt/a?width=9\x26key\u003dk"</script>',
-    ],
-)
-def test_key_is_found_wherever_it_stands(text: str) -> None:
-    assert len(find_faults(text, ("k", SECRET))) == 1
+    ):
+        assert len(find_faults(text, ("k", SECRET))) == 1, text
 
 
 def test_short_key_is_an_ordinary_word_elsewhere() -> None:
