@@ -122,9 +122,8 @@ def test_long_lines_take_linear_time(unit: str) -> None:
     list(Examiner(lambda found: None, BASE, ("k", "x" * 16)).examine(text))
 
 
-@pytest.mark.parametrize(
-    ("written", "signed"),
-    [
+def test_only_the_key_is_replaced_however_it_is_spelt() -> None:
+    for written, signed in [
         ("?k%65y=k", "?sig=S&by=a%20b"),
         ("?seed=1&key=%6B&width=9", "?seed=1&sig=S&by=a%20b&width=9"),
         ("?exp=5&key=k&sig=T&width=9&by=x#y", "?sig=S&by=a%20b&width=9#y"),
@@ -140,14 +139,12 @@ def test_long_lines_take_linear_time(unit: str) -> None:
         ("?这??key=k&width=9", "?这??sig=S&by=a%20b&width=9"),
         ("?style=a?key=b&key=k", "?style=a?key=b&sig=S&by=a%20b"),
         ("?width=9&amp;amp;key=k", "?width=9&amp;amp;sig=S&amp;amp;by=a%20b"),
-    ],
-)
-def test_only_the_key_is_replaced_however_it_is_spelt(written: str, signed: str) -> None:
-    found = FoundUrl.read(f"{BASE}/prompt/a{written}")
-    assert found.credentials["key"] == "k"
-    again = FoundUrl.read(found.signed({"sig": "S", "by": "a b"}))
-    assert again.url == f"{BASE}/prompt/a{signed}"
-    assert (again.request, again.credentials) == (found.request, {"sig": "S", "by": "a b"})
+    ]:
+        found = FoundUrl.read(f"{BASE}/prompt/a{written}")
+        assert found.credentials["key"] == "k"
+        again = FoundUrl.read(found.signed({"sig": "S", "by": "a b"}))
+        assert again.url == f"{BASE}/prompt/a{signed}"
+        assert (again.request, again.credentials) == (found.request, {"sig": "S", "by": "a b"})
 
 
 def find_faults(text: str, keys: tuple[str, ...]) -> list[tuple[int, DocumentFault]]:
@@ -160,9 +157,8 @@ def find_faults(text: str, keys: tuple[str, ...]) -> list[tuple[int, DocumentFau
     return [(line, one) for line, one in examined if isinstance(one, DocumentFault)]
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
+def test_key_that_is_left_has_a_reason() -> None:
+    for text, reason in [
         (f"{BASE}/prompt/a?key=k&width=5000", "The parameter width must be"),
         (f"{BASE}/prompt/a?key=k&key=x", "The parameter key is given twice."),
         (f"{BASE}/prompt/a b?key=k", "the URL ends at ' ', which must be percent-encoded"),
@@ -175,12 +171,10 @@ def find_faults(text: str, keys: tuple[str, ...]) -> list[tuple[int, DocumentFau
         ("![](/prompt/a?key=k)", "the key is not part of a URL"),
         (f"{BASE}/prompt/a?sig=s\nkey=k", "the key is not part of a URL"),
         ('curl -H "Authorization: bearer  k"', "the key is not part of a URL"),
-    ],
-)
-def test_key_that_is_left_has_a_reason(text: str, reason: str) -> None:
-    [(line, left)] = find_faults(f"{BASE}/prompt/a?key=kx k\n{text}", ("k",))
-    assert line == 2 + text.count("\n")
-    assert left.reason.startswith(reason)
+    ]:
+        [(line, left)] = find_faults(f"{BASE}/prompt/a?key=kx k\n{text}", ("k",))
+        assert line == 2 + text.count("\n")
+        assert left.reason.startswith(reason), text
 
 
 @settings(max_examples=80, deadline=None)

@@ -173,9 +173,8 @@ def count_lines(environment: dict[str, str]) -> Count:
     return count
 
 
-@pytest.mark.parametrize(
-    ("target", "name", "piece"),
-    [
+def test_long_header_costs_little_more_than_a_short_one(count_lines: Count) -> None:
+    for target, name, piece in [
         (PICTURE, "Accept", "a,"),
         (PICTURE, "Accept", "image/png;a=b;q=0.1,"),
         (PICTURE, "Accept", '",'),
@@ -189,20 +188,17 @@ def count_lines(environment: dict[str, str]) -> Count:
         (PICTURE, "User-Agent", "a"),
         (PICTURE, "Authorization", "Bearer "),
         ("/v1/models", "X-Stainless-Retry-Count", "1"),
-    ],
-)
-def test_long_header_costs_little_more_than_a_short_one(
-    count_lines: Count, target: str, name: str, piece: str
-) -> None:
-    count_lines(target, **{name: piece})
-    short = count_lines(target, **{name: piece})
-    assert count_lines(target, **{name: piece * (SIZE // len(piece))}) < short + 6000
+    ]:
+        count_lines(target, **{name: piece})
+        short = count_lines(target, **{name: piece})
+        long = count_lines(target, **{name: piece * (SIZE // len(piece))})
+        assert long < short + 6000, (name, piece)
 
 
-@pytest.mark.parametrize("route", ["/prompt/", "/page/", "/v1/models/", "/"])
-def test_long_path_costs_little_more_than_a_short_one(count_lines: Count, route: str) -> None:
-    count_lines(f"{route}x")
-    assert count_lines(route + "a/" * (SIZE // 2)) < count_lines(f"{route}x") + 6000
+def test_long_path_costs_little_more_than_a_short_one(count_lines: Count) -> None:
+    for route in ("/prompt/", "/page/", "/v1/models/", "/"):
+        count_lines(f"{route}x")
+        assert count_lines(route + "a/" * (SIZE // 2)) < count_lines(f"{route}x") + 6000, route
 
 
 @pytest.mark.parametrize("target", ["/prompt/x?negative_prompt=", "/prompt/x?a", "/sign?a="])

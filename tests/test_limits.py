@@ -167,12 +167,8 @@ def test_keys_are_shown_to_the_administrator_and_each_to_its_owner(service: InPr
     assert shared == {"name": "PROXY_ACCESS_KEY", "drawings": 0, "per_day": 1, "expires": None}
     assert own == {"name": "blog", "drawings": 1, "per_day": 2, "expires": None}
     assert phone == {"name": "phone", "drawings": 1, "per_day": None, "expires": None}
-    for authorization, known in [
-        ("Bearer blog-key", own),
-        ("Basic abc", None),
-        ("Bearer wrong", None),
-        ("", None),
-    ]:
+    keys = {"Bearer blog-key": own, "Basic abc": None, "Bearer wrong": None, "": None}
+    for authorization, known in keys.items():
         got = service.get("/status", headers={"Authorization": authorization})
         assert (got.status, got.json.get("key"), "keys" in got.json) == (200, known, False)
 

@@ -50,24 +50,24 @@ def image(tmp_path: Path) -> Iterator[Path]:
         path.chmod(0o755)
 
 
+def read_requirements(name: str) -> list[Requirement]:
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
 def requirements(*extras: str) -> set[str]:
     """Return the distributions that the requirements, and those of extras, need in all."""
     files = ["requirements.txt", *(f"requirements-{extra}.txt" for extra in extras)]
-    lines = [line for name in files for line in (ROOT / name).read_text("utf-8").splitlines()]
-    wanted = [Requirement(line) for line in lines if not line.startswith("#")]
+    wanted = [requirement for name in files for requirement in read_requirements(name)]
     names: set[str] = set()
     while wanted:
         requirement = wanted.pop()
-        name = canonicalize_name(requirement.name)
-        if name not in names:
+        if (name := canonicalize_name(requirement.name)) not in names:
             names.add(name)
-            needed = map(Requirement, distribution(name).requires or [])
             extras_of_it = requirement.extras or {""}
-            wanted += [
-                one
-                for one in needed
-                if not one.marker or any(one.marker.evaluate({"extra": e}) for e in extras_of_it)
-            ]
+            for one in map(Requirement, distribution(name).requires or []):
+                if not one.marker or any(one.marker.evaluate({"extra": e}) for e in extras_of_it):
+                    wanted.append(one)
     return names
 
 
@@ -169,11 +169,7 @@ def test_backup_runs_as_the_service_and_may_write_where_it_does() -> None:
 
 
 def test_everything_that_requirements_need_is_pinned_as_tested() -> None:
-    pinned = [
-        Requirement(line)
-        for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-        if not line.startswith("#")
-    ]
+    pinned = read_requirements("constraints.txt")
     versions = {str(canonicalize_name(one.name)): str(one.specifier) for one in pinned}
     for name in requirements("cluster", "formats", "metrics", "socks"):
         assert versions.get(name) == f"=={distribution(name).version}", f"{name}: make constraints"
@@ -275,22 +271,16 @@ def test_nginx_of_a_cluster_asks_both_apps() -> None:
 
 def test_image_contains_every_module_that_it_imports(image: Path) -> None:
     for path in image.rglob("*.py"):
-        tree = ast.parse(path.read_text("utf-8"))
         # Imports inside functions too, which a start does not run.
-        imported = {
-            name
-            for node in ast.walk(tree)
-            for name in (
-                [alias.name for alias in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
-                if isinstance(node, ast.ImportFrom)
-                else []
-            )
-        }
-        for name in imported:
-            for file in (f"{name.replace('.', '/')}.py", f"{name.replace('.', '/')}/__init__.py"):
-                assert (image / file).exists() or not (ROOT / file).exists(), (path, name)
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for stem in (name.replace(".", "/") for name in names):
+                for file in (f"{stem}.py", f"{stem}/__init__.py"):
+                    assert (image / file).exists() or not (ROOT / file).exists(), (path, file)
 
 
 def test_image_contains_no_file_that_dockerignore_excludes(image: Path) -> None:
