@@ -185,9 +185,7 @@ SHAPES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_picture_is_found_wherever_it_stands(
-    backend: ScriptedServer, draw: Draw, shape: str
-) -> None:
+def test_picture_is_found_wherever_it_is(backend: ScriptedServer, draw: Draw, shape: str) -> None:
     said = SHAPES[shape]
 
     def answer(seen: Seen) -> Say:
@@ -235,9 +233,7 @@ AROUND: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("thing", AROUND)
-def test_picture_is_found_with_anything_around_the_json(
-    backend: ScriptedServer, draw: Draw, thing: str
-) -> None:
+def test_picture_is_found_amid_anything(backend: ScriptedServer, draw: Draw, thing: str) -> None:
     coding, body = AROUND[thing]
     backend.say(Say(body, headers={"Content-Encoding": coding}))
     assert draw(backend.url).data in (PNG, WEBP)

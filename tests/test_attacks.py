@@ -34,9 +34,7 @@ def folder(tmp_path: Path) -> Path:
 # --- places
 
 
-def test_strangers_url_leaves_room_for_honest_drawings(
-    serve: Serve, backend: ScriptedServer
-) -> None:
+def test_stranger_leaves_room_for_honest_drawings(serve: Serve, backend: ScriptedServer) -> None:
     gate = Gate(drawing())
     backend.say(lambda seen: gate(seen) if seen.json["prompt"] == "stranger" else drawing())
     service = serve(backend, THREADS="48", DRAWINGS="8")
@@ -95,7 +93,7 @@ def test_words_of_a_client_cost_the_others_nothing(serve: Serve, backend: Script
 # --- money
 
 
-def test_blocked_picture_with_failing_fallback_is_called_for_once(
+def test_blocked_picture_is_called_for_once(
     serve: Serve, backend: ScriptedServer, server: MakeServer
 ) -> None:
     backend.say(REFUSAL)
@@ -108,7 +106,7 @@ def test_blocked_picture_with_failing_fallback_is_called_for_once(
     assert (len(backend.seen), len(fallback.seen)) == (1, 1)
 
 
-def test_older_index_put_back_under_the_workers_costs_no_drawing(
+def test_older_index_put_back_costs_no_drawing(
     gunicorn: Start, backend: ScriptedServer, folder: Path
 ) -> None:
     service = gunicorn(backend)
@@ -168,9 +166,7 @@ def without_a_key(service: Gunicorn, number: int) -> set[int]:
     return {got.status for got in asked}
 
 
-def test_stranger_without_a_key_leaves_no_trace(
-    gunicorn: Start, backend: ScriptedServer, folder: Path
-) -> None:
+def test_stranger_leaves_no_trace(gunicorn: Start, backend: ScriptedServer, folder: Path) -> None:
     service = gunicorn(backend, METRICS="true", WORKERS="1")
     service.picture("drawn")
     without_a_key(service, 0)
@@ -181,9 +177,7 @@ def test_stranger_without_a_key_leaves_no_trace(
     assert len(backend.seen) == 1
 
 
-def test_signed_url_costs_one_drawing_in_all_its_variants(
-    gunicorn: Start, backend: ScriptedServer, folder: Path
-) -> None:
+def test_signed_url_draws_once(gunicorn: Start, backend: ScriptedServer, folder: Path) -> None:
     service = gunicorn(backend, METRICS="true", WORKERS="1")
     target = service.sign_target({"description": "shown"})
     headers = {"Range": "bytes=0-1"}

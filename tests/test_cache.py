@@ -202,9 +202,7 @@ def test_deleted_picture_stays_away_from_an_older_index(make: Make, folder: Path
     assert (read_settled(make()), pictures(folder)) == (None, [])
 
 
-def test_picture_is_deleted_although_the_index_is_damaged(
-    cache: Cache, make: Make, folder: Path
-) -> None:
+def test_picture_is_deleted_despite_a_damaged_index(cache: Cache, make: Make, folder: Path) -> None:
     put(cache)
     cache.settle()
     put(make(), ImageRequest("other"))  # without it, the connection would not read pages anew
@@ -254,9 +252,7 @@ def test_deleted_picture_is_a_miss_although_its_row_stays(make: Make, folder: Pa
 # --- what cannot be written
 
 
-def test_picture_that_could_not_be_written_is_logged(
-    small: Cache, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_put_is_logged(small: Cache, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     small.state.check()
     with full(folder), pytest.raises(NotKept, match="No space"):
         put(small, data=png(size=10_000))
@@ -412,9 +408,7 @@ def test_newest_file_of_a_key_counts_and_the_others_go(cache: Cache, folder: Pat
     assert cache.state.totals() == Totals(1, len(png()))
 
 
-def test_newer_file_takes_over_the_row_and_its_prompt(
-    cache: Cache, folder: Path, clock: Clock
-) -> None:
+def test_newer_file_takes_over_row_and_prompt(cache: Cache, folder: Path, clock: Clock) -> None:
     """As after a crash between a picture and its row."""
     put(cache)
     newer = add_file(folder, REQUEST, GIF, clock.now + 10)
@@ -474,7 +468,7 @@ def test_nothing_counts_as_settled_that_could_not_be_adopted(cache: Cache, folde
 # --- upkeep
 
 
-def test_upkeep_survives_an_unavailable_state_and_flushes_at_its_end(
+def test_upkeep_survives_a_failing_state_and_flushes(
     make: Make, folder: Path, calls: Calls
 ) -> None:
     put(make())

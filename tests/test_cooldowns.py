@@ -204,14 +204,14 @@ def test_change_of_state_is_one_warning(site: Site, caplog: pytest.LogCaptureFix
     assert [record.levelname for record in caplog.records].count("INFO") == 3
 
 
-def test_server_without_a_substitute_is_not_said_to_be_avoided(
+def test_server_without_a_substitute_is_not_avoided(
     state: State, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     Site(Outages(state, KEY, "Backend b", is_avoided=False), clock).fail("a")
     assert caplog.messages == ["Backend b: down (HTTP 500)"]
 
 
-def test_failure_is_logged_even_if_the_state_cannot_be_used(
+def test_failure_is_logged_without_a_state(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()

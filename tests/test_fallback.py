@@ -149,9 +149,7 @@ def test_fault_of_the_fallback_is_judged(fall_back: FallBack, case: str) -> None
     assert f"{found.outcome}: {found.why}" == expected
 
 
-def test_fallback_redirect_to_another_private_host_is_refused(
-    fall_back: FallBack, server: MakeServer
-) -> None:
+def test_redirect_to_another_private_host_fails(fall_back: FallBack, server: MakeServer) -> None:
     other = server()
     fall_back.there.say(Say("", 302, {"Location": other.url + "/a.png"}))
     assert fall_back.fault(token="t").why == "forbidden URL"
@@ -170,9 +168,7 @@ def test_same_bytes_for_two_prompts_are_a_placeholder(fall_back: FallBack, clock
         assert fall_back(prompt).data == OTHER, "it says that they share a picture"
 
 
-def test_any_answer_of_the_fallback_is_a_picture_or_not_drawn(
-    fall_back: FallBack, clock: Clock
-) -> None:
+def test_any_answer_is_a_picture_or_not_drawn(fall_back: FallBack, clock: Clock) -> None:
     @settings(unhurried, max_examples=30)
     @given(st.binary(max_size=60), st.sampled_from([200, 204, 302, 400, 404, 422, 429, 451, 500]))
     def check(body: bytes, status: int) -> None:

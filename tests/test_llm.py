@@ -269,9 +269,7 @@ def api(backend: ScriptedServer) -> ScriptedServer:
     return backend
 
 
-def test_llm_is_asked_with_the_filled_template_and_the_token(
-    api: ScriptedServer, make_llm: MakeLlm
-) -> None:
+def test_llm_gets_the_filled_template_and_token(api: ScriptedServer, make_llm: MakeLlm) -> None:
     assert rewrite(make_llm(api.url)) == FOX
     [asked] = api.seen
     assert (asked.method, asked.target) == ("POST", "/v1/chat/completions")
@@ -285,9 +283,7 @@ def test_llm_is_asked_with_the_filled_template_and_the_token(
 
 
 @pytest.mark.parametrize("prompt", ["红 {x} \\n", "a {ORIGINAL_PROMPT} b"])
-def test_each_task_has_its_own_template(
-    api: ScriptedServer, make_llm: MakeLlm, prompt: str
-) -> None:
+def test_task_has_its_own_template(api: ScriptedServer, make_llm: MakeLlm, prompt: str) -> None:
     rewrite(make_llm(api.url), "rewrite", prompt)
     assert api.seen[0].json["messages"][0]["content"] == f"Make safe: {prompt}"
 
@@ -355,9 +351,7 @@ def test_llm_is_asked_as_it_wants_from_then_on(
     assert len(taken) == 2
 
 
-def test_configured_parameters_are_added_or_remove_one(
-    api: ScriptedServer, make_llm: MakeLlm
-) -> None:
+def test_configured_parameters_add_or_remove_one(api: ScriptedServer, make_llm: MakeLlm) -> None:
     params = {"enable_thinking": False, "temperature": None, "max_tokens": 99}
     rewrite(make_llm(api.url, params=params))
     sent = {"model": "gpt-test", "enable_thinking": False, "max_tokens": 99}
@@ -428,9 +422,7 @@ def test_task_without_a_template_is_off(make_llm: MakeLlm) -> None:
     assert make_llm("http://127.0.0.1:9", optimize_template=None).safety_attempts == 3
 
 
-def test_llm_answer_is_reused_until_something_changes_it(
-    api: ScriptedServer, make_llm: MakeLlm
-) -> None:
+def test_answer_is_reused_until_anything_changes(api: ScriptedServer, make_llm: MakeLlm) -> None:
     changes: list[dict[str, Any]] = [
         *({}, {"model": "other"}, {"optimize_template": "other {ORIGINAL_PROMPT}"}),
         *({"token": "other"}, {"params": {"top_p": 0.5}}),

@@ -76,7 +76,7 @@ def test_sdk_that_times_out_gets_the_picture_it_paid_for(
     assert seeds(post(service)) != drawn(backend)[:1], "the next one is a new order"
 
 
-def test_undelivered_order_is_answered_to_the_next_identical_one(
+def test_undelivered_order_answers_the_next(
     gunicorn: Start, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     backend.say(gate := Gate(drawing()))
@@ -90,7 +90,7 @@ def test_undelivered_order_is_answered_to_the_next_identical_one(
     assert seeds(second) == drawn(backend)[1:] != seeds(first)
 
 
-def test_client_that_leaves_amid_the_answer_has_not_got_it(
+def test_client_that_left_gets_its_picture(
     gunicorn: Start, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     backend.say(drawing(png(size=20_000_000)))
@@ -104,9 +104,7 @@ def test_client_that_leaves_amid_the_answer_has_not_got_it(
 # --- orders at once
 
 
-def test_identical_orders_at_once_are_different_pictures(
-    serve: Serve, backend: ScriptedServer
-) -> None:
+def test_equal_orders_at_once_are_different_pictures(serve: Serve, backend: ScriptedServer) -> None:
     backend.say(gate := Gate(drawing()))
     service = serve(backend, ACCESS_KEYS=json.dumps({"blog": {"key": "blog-key"}}))
     with ThreadPoolExecutor(8) as pool:
@@ -121,7 +119,7 @@ def test_identical_orders_at_once_are_different_pictures(
     assert len(set(got)) == 8
 
 
-def test_repetitions_of_two_orders_at_once_get_a_picture_each(
+def test_repeated_orders_get_a_picture_each(
     service: InProcess, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     backend.say(gate := Gate(drawing()))
@@ -136,7 +134,7 @@ def test_repetitions_of_two_orders_at_once_get_a_picture_each(
     assert len(set(got)) == 2
 
 
-def test_several_pictures_are_repeated_together_within_the_limit(
+def test_several_are_repeated_together(
     serve: Serve, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     backend.say(gate := Gate(drawing()))
@@ -154,7 +152,7 @@ def test_several_pictures_are_repeated_together_within_the_limit(
 
 
 @pytest.mark.parametrize("failure", [BROKEN, REFUSAL])
-def test_failed_order_is_answered_again_to_whoever_repeats_it(
+def test_failed_order_is_answered_again(
     service: InProcess, backend: ScriptedServer, failure: Say
 ) -> None:
     backend.say(failure)
@@ -165,9 +163,7 @@ def test_failed_order_is_answered_again_to_whoever_repeats_it(
     assert len(backend.seen) == 1
 
 
-def test_failed_order_may_be_drawn_when_its_failure_is_forgotten(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_forgotten_failure_may_be_drawn_again(service: InProcess, backend: ScriptedServer) -> None:
     backend.say(BROKEN, drawing())
     assert post(service).status == 502
     service.ahead = 300.0
@@ -176,9 +172,7 @@ def test_failed_order_may_be_drawn_when_its_failure_is_forgotten(
     assert seeds(new) != seeds(again)
 
 
-def test_failure_that_cost_nothing_leaves_no_note(
-    serve: Serve, backend: ScriptedServer, tmp_path: Path
-) -> None:
+def test_free_failure_leaves_no_note(serve: Serve, backend: ScriptedServer, tmp_path: Path) -> None:
     service = serve(backend, DRAWINGS_PER_DAY="1")
     assert post(service, CAT | {"n": 2}).status == 429
     assert orders(tmp_path) == []

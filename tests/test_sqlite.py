@@ -383,9 +383,7 @@ def test_backup_of_an_older_version_is_migrated(index: Path, open_state: Open) -
     assert word(state) == "kept"
 
 
-def test_backup_that_is_put_back_lets_hits_read_on(
-    state: SqliteState, index: Path, folder: Path
-) -> None:
+def test_backup_that_is_put_back_lets_hits_read_on(state: SqliteState, index: Path) -> None:
     """Outside WAL mode, readers would wait for writers."""
     state.store(hosted(1))
     backup = back_up(state)
@@ -397,9 +395,7 @@ def test_backup_that_is_put_back_lets_hits_read_on(
         assert execute(index, "PRAGMA journal_mode") == [("wal",)]
 
 
-def test_backup_is_private_and_made_once_a_day(
-    open_state: Open, state: SqliteState, clock: Clock
-) -> None:
+def test_backup_is_private_and_daily(open_state: Open, state: SqliteState, clock: Clock) -> None:
     state.store(hosted(1))
     backup = back_up(state)
     made = backup.stat()
@@ -532,9 +528,7 @@ def test_rows_are_found_where_no_file_may_grow(state: SqliteState) -> None:
     state.store(hosted(2))
 
 
-def test_wal_that_cannot_be_read_is_not_ignored(
-    small: SqliteState, folder: Path, index: Path
-) -> None:
+def test_unreadable_wal_is_not_ignored(small: SqliteState, folder: Path, index: Path) -> None:
     """Without it the row is missing, and its picture would be paid for again."""
     leave_in_the_wal(folder)
     index.with_name("index.sqlite3-shm").unlink()  # a restored backup has none

@@ -29,6 +29,7 @@ from .postgres import Postgres
 from .states import Clock, Word, held_elsewhere, key_of, name_of, row_of
 
 Open = Callable[[], State]
+OpenStore = Callable[[], Folder | Copies]
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +394,7 @@ def test_processes_never_count_beyond_the_limit_together(state: State, open_stat
 # --- locks
 
 
-def test_lock_keeps_other_processes_out_until_its_holder_is_killed(
+def test_lock_keeps_others_out_until_its_holder_is_killed(
     state: State, address: Path | str
 ) -> None:
     with held_elsewhere(address, key := key_of("a")) as child:
@@ -427,9 +428,7 @@ def shelf(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def open_store(
-    request: pytest.FixtureRequest, shelf: Path, clock: Clock
-) -> Callable[[], Folder | Copies]:
+def open_store(request: pytest.FixtureRequest, shelf: Path, clock: Clock) -> OpenStore:
     """Open the store, each time as another process would."""
     if request.param == "folder":
         return lambda: Folder(shelf, clock)
@@ -443,7 +442,7 @@ def open_store(
 
 
 @pytest.fixture
-def bytes_store(open_store: Callable[[], Folder | Copies]) -> Store:
+def bytes_store(open_store: OpenStore) -> Store:
     return open_store()
 
 
@@ -453,7 +452,7 @@ def leave_half(shelf: Path, name: str) -> None:
 
 
 def test_written_bytes_are_a_regular_file_of_their_age(
-    bytes_store: Store, shelf: Path, open_store: Callable[[], Store]
+    bytes_store: Store, shelf: Path, open_store: OpenStore
 ) -> None:
     data = bytes(range(256)) * 1000
     bytes_store.write(name_of("a"), data, CREATED + 0.75)
@@ -485,7 +484,7 @@ def test_names_are_those_of_pictures(bytes_store: Store, shelf: Path) -> None:
     assert found.created == CREATED or is_upload
 
 
-def test_sweep_deletes_interrupted_writes_once_they_are_old(
+def test_sweep_deletes_old_interrupted_writes(
     bytes_store: Store, shelf: Path, clock: Clock
 ) -> None:
     clock.now = time.time()

@@ -135,9 +135,7 @@ def test_three_times_no_such_task_is_a_failure(
         (Say({"error": {"code": "moderation_blocked"}}, 400), Outcome.REFUSED),
     ],
 )
-def test_failed_task_is_judged_like_any_error(
-    polling: Polling, last: Say, outcome: Outcome
-) -> None:
+def test_failed_task_is_judged_as_any_error(polling: Polling, last: Say, outcome: Outcome) -> None:
     answer = polling(SUBMITTED, RUNNING, last)
     assert answer.fault
     assert answer.fault.outcome is outcome

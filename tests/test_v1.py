@@ -103,7 +103,7 @@ def test_sdk_gets_a_new_picture(
     }
 
 
-def test_sdk_gets_three_pictures_drawn_at_once(
+def test_sdk_gets_three_drawn_at_once(
     service: InProcess, backend: ScriptedServer, connect: Connect
 ) -> None:
     together = threading.Barrier(3, timeout=10)
@@ -117,7 +117,7 @@ def test_sdk_gets_three_pictures_drawn_at_once(
     assert len({picture.b64_json for picture in answer.data or []}) == 3
 
 
-def test_sdk_raises_its_own_exceptions_and_repeats_nothing(
+def test_sdk_raises_its_exceptions_once(
     service: InProcess, backend: ScriptedServer, connect: Connect
 ) -> None:
     client, stranger = connect(service), connect(service, "wrong")
@@ -187,18 +187,14 @@ def test_picture_comes_as_bytes_and_url_unless_one_is_wanted(service: InProcess)
 # --- seeds and the cache
 
 
-def test_each_request_without_a_seed_is_a_new_picture(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_requests_without_a_seed_draw_anew(service: InProcess, backend: ScriptedServer) -> None:
     drawn = [seed for _ in range(2) for seed in seeds(service.order({"prompt": "a cat", "n": 2}))]
     assert sorted(drawn) == sorted({seen.json["seed"] for seen in backend.seen})
     assert len(drawn) == 4
     assert all(0 <= seed < 10**9 for seed in drawn)
 
 
-def test_pictures_of_a_seed_are_those_of_the_url(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_seed_gives_the_pictures_of_the_url(service: InProcess, backend: ScriptedServer) -> None:
     body = {"prompt": " a cat", "size": "64x32", "style": "vivid", "negative_prompt": "dog"}
     first = service.order({**body, "seed": -1, "n": 3})
     assert seeds(first) == [-1, 0, 1]
@@ -227,9 +223,7 @@ def test_hosted_picture_has_its_own_url_and_at_first_bytes(hosted: InProcess) ->
     assert signed["url"].startswith(f"{hosted.url}/prompt/")
 
 
-def test_unstored_picture_is_bytes_and_no_url(
-    service: InProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unstored_picture_is_bytes(service: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Folder, *args: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -243,9 +237,7 @@ def test_unstored_picture_is_bytes_and_no_url(
 # --- some of several
 
 
-def test_pictures_that_were_drawn_are_returned_without_the_others(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_failed_one_of_several_is_left_out(service: InProcess, backend: ScriptedServer) -> None:
     backend.say(lambda seen: REFUSAL if seen.json["seed"] == 8 else drawing())
     got = service.order({"prompt": "a cat", "seed": 7, "n": 3})
     assert (got.status, seeds(got)) == (200, [7, 9])
@@ -273,18 +265,14 @@ def test_paid_failure_is_reported_before_unpaid_ones(serve: Serve, backend: Scri
     assert len(backend.seen) == 1
 
 
-def test_remembered_failure_is_not_repeated_by_sdks(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_sdks_repeat_no_remembered_failure(service: InProcess, backend: ScriptedServer) -> None:
     backend.say(BROKEN)
     got = [service.order({"prompt": "a cat", "seed": 1}) for _ in range(2)]
     assert [(one.status, one.headers["x-should-retry"]) for one in got] == [(502, "false")] * 2
     assert len(backend.seen) == 1
 
 
-def test_sdks_may_repeat_a_request_while_all_backends_are_avoided(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_sdks_may_repeat_while_all_are_avoided(service: InProcess, backend: ScriptedServer) -> None:
     backend.say(Say("", 401))
     service.order({"prompt": "a cat"})
     cooling = service.order({"prompt": "a dog"})
@@ -313,9 +301,7 @@ BAD_VALUES: dict[str, list[Any]] = {
 }
 
 
-def test_bad_input_is_a_400_that_names_the_parameter(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_bad_input_is_a_400_with_its_parameter(service: InProcess, backend: ScriptedServer) -> None:
     fields = [(name, value) for name, values in BAD_VALUES.items() for value in values]
     for body, parameter in [
         *((body, None) for body in BAD_BODIES),
@@ -332,9 +318,7 @@ def test_bad_input_is_a_400_that_names_the_parameter(
     assert not backend.seen
 
 
-def test_null_and_unknown_fields_are_as_good_as_absent(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_null_and_unknown_fields_are_ignored(service: InProcess, backend: ScriptedServer) -> None:
     names = ("model", "n", "seed", "quality", "response_format", "user", "stream", "partial_images")
     body = dict.fromkeys(names) | {"prompt": "a cat", "moderation": "auto", "extra": [{}]}
     assert service.order(body).status == 200
@@ -495,9 +479,7 @@ def test_file_that_is_shorter_than_it_should_be_ends_the_answer() -> None:
         list(with_base64(PLACE, [picture_of(b"x" * 50_000, 50_001)]))
 
 
-def test_ten_large_pictures_take_no_memory_however_often_at_once(
-    gunicorn: Start, backend: ScriptedServer
-) -> None:
+def test_ten_large_pictures_take_no_memory(gunicorn: Start, backend: ScriptedServer) -> None:
     backend.say(lambda seen: drawing(png(shade=seen.json["seed"], size=3_000_000)))
     service = gunicorn(backend, WORKERS="1")
     body = json.dumps({"prompt": "a cat", "n": 10, "seed": 0}).encode()

@@ -47,7 +47,7 @@ def drawing_of(*rounds: Round, stages: tuple[str, ...] = (), **values: Any) -> D
         ({"image": IMAGE, "rewritten": "r", "stages": ("fallback ok",)}, "r", "fallback"),
     ],
 )
-def test_drawing_knows_its_best_prompt_and_what_drew(
+def test_drawing_knows_its_prompt_and_source(
     values: dict[str, Any], best_prompt: str, source: str
 ) -> None:
     drawing = drawing_of(**values)
@@ -64,7 +64,7 @@ def test_drawing_knows_its_best_prompt_and_what_drew(
         (round_of(FAILED, image=IMAGE), "ok", None, False),
     ],
 )
-def test_round_is_a_stage_and_says_whether_rewriting_may_help(
+def test_round_says_whether_rewriting_may_help(
     found: Round, outcome: str, why: str | None, may_help: bool
 ) -> None:
     drawing = drawing_of()
@@ -85,7 +85,7 @@ def test_round_is_a_stage_and_says_whether_rewriting_may_help(
         ({"optimized": "a splendid fox", "image": IMAGE}, TOO_LONG, False),
     ],
 )
-def test_prompt_is_made_too_long_by_the_llm_alone(
+def test_llm_alone_makes_a_prompt_too_long(
     values: dict[str, Any], why: str, is_too_long: bool
 ) -> None:
     faults = (FAILED, Fault(Outcome.REJECTED, why))
