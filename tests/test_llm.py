@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm import LLM_LIMIT, Llm, RewriteFailed, message_in, read_prompt
@@ -20,11 +20,10 @@ from storage.state import State
 from upstream.client import Deadline, Upstream
 
 from .conftest import saying
-from .servers import Say, ScriptedServer, Seen, free_port
+from .servers import Answer, Say, ScriptedServer, Seen, free_port
 from .states import Clock
-from .wire import MakeRawServer, any_json, hang
+from .wire import MakeRawServer, any_json, hang, unhurried
 
-BOUNDED = settings(max_examples=80, deadline=None)
 FOX = "A red fox in deep snow, soft morning light"
 
 
@@ -48,10 +47,8 @@ THOUGHTS = [("<think>", ""), ("<think>", "</think>"), ("", "</think>")]
         *(f"Sure!\n<prompt>{FOX}</prompt>\nI hope that helps.", f"{FOX}</prompt>"),
         f"Between <prompt> and </prompt>: <prompt>{FOX}</prompt>",
         f"<prompt>a draft of it</prompt> or rather <prompt>{FOX}</prompt>",
-        *(
-            f"<prompt>{FOX}</prompt>\n<prompt> </prompt>",
-            f"<prompt><prompt>{FOX}</prompt></prompt>",
-        ),
+        f"<prompt>{FOX}</prompt>\n<prompt> </prompt>",
+        f"<prompt><prompt>{FOX}</prompt></prompt>",
         *(f'<prompt>"{FOX}"</prompt>', f"<prompt>Enhanced prompt: **{FOX}**</prompt>"),
         f"I'm sorry if it is too short: <prompt>{FOX}</prompt>",
         # Fences, quotes and bold marks.
@@ -201,18 +198,17 @@ NAMES = st.sampled_from(["choices", "message", "content", "text", "type"])
 JSON = any_json(PIECES | NAMES, 12)
 
 
-@BOUNDED
+@unhurried
 @given(st.lists(PIECES, max_size=30).map("".join))
 def test_any_text_is_a_prompt_or_a_failure(text: str) -> None:
     with contextlib.suppress(RewriteFailed):
         prompt = read_prompt(text)
         assert 5 <= len(prompt) <= 2000
         assert prompt == prompt.strip()
-        assert "<think>" not in prompt
-        assert "</think>" not in prompt
+        assert not any(tag in prompt for tag in ("<think>", "</think>"))
 
 
-@BOUNDED
+@unhurried
 @given(JSON | JSON.map(with_content))
 def test_any_answer_is_a_message_or_a_failure(answer: Any) -> None:
     with contextlib.suppress(RewriteFailed):
@@ -229,9 +225,8 @@ def test_any_answer_is_a_message_or_a_failure(answer: Any) -> None:
 )
 def test_long_runs_take_linear_time(unit: str) -> None:
     start = time.monotonic()
-    for begin, end in itertools.product(
-        ["", "Sure, here's", "**", "```"], ["", "x", "</think>", "<prompt>"]
-    ):
+    begins, ends = ["", "Sure, here's", "**", "```"], ["", "x", "</think>", "<prompt>"]
+    for begin, end in itertools.product(begins, ends):
         with contextlib.suppress(RewriteFailed):
             assert 5 <= len(read_prompt(begin + unit * (120_000 // len(unit)) + end)) <= 2000
     # Quadratic time would be minutes.
@@ -242,6 +237,7 @@ def test_long_runs_take_linear_time(unit: str) -> None:
 
 
 MakeLlm = Callable[..., Llm]
+USUAL = {"temperature": 0.7, "max_tokens": 4096}
 
 
 @pytest.fixture
@@ -252,9 +248,8 @@ def make_llm(state: State) -> MakeLlm:
         values: dict[str, Any] = {"model": "gpt-test", "token": "llm-token", "safety_attempts": 3}
         values["optimize_template"] = "Improve {ORIGINAL_PROMPT}, and only {ORIGINAL_PROMPT}."
         values["safety_template"] = "Make safe: {ORIGINAL_PROMPT}"
-        return Llm(
-            LlmSettings(**{"url": url, **values, **more}), Upstream(), state, timeout=timeout
-        )
+        settings = LlmSettings(**{"url": url, **values, **more})
+        return Llm(settings, Upstream(), state, timeout=timeout)
 
     return make
 
@@ -274,12 +269,8 @@ def test_llm_gets_the_filled_template_and_token(api: ScriptedServer, make_llm: M
     [asked] = api.seen
     assert (asked.method, asked.target) == ("POST", "/v1/chat/completions")
     assert asked.headers["Authorization"] == "Bearer llm-token"
-    assert asked.json == {
-        "model": "gpt-test",
-        "messages": [{"role": "user", "content": "Improve a fox, and only a fox."}],
-        "temperature": 0.7,
-        "max_tokens": 4096,
-    }
+    messages = [{"role": "user", "content": "Improve a fox, and only a fox."}]
+    assert asked.json == {"model": "gpt-test", "messages": messages} | USUAL
 
 
 @pytest.mark.parametrize("prompt", ["红 {x} \\n", "a {ORIGINAL_PROMPT} b"])
@@ -325,9 +316,6 @@ def codex(request: Seen) -> Say:
     return Say(STREAM) if request.json.get("stream") is True else rejection
 
 
-USUAL = {"temperature": 0.7, "max_tokens": 4096}
-
-
 @pytest.mark.parametrize(
     ("answer", "rejections", "sent"),
     [
@@ -337,11 +325,7 @@ USUAL = {"temperature": 0.7, "max_tokens": 4096}
     ],
 )
 def test_llm_is_asked_as_it_wants_from_then_on(
-    api: ScriptedServer,
-    make_llm: MakeLlm,
-    answer: Callable[[Seen], Say],
-    rejections: int,
-    sent: dict[str, Any],
+    api: ScriptedServer, make_llm: MakeLlm, answer: Answer, rejections: int, sent: dict[str, Any]
 ) -> None:
     api.say(answer)
     for prompt in ("a fox", "a hare"):
@@ -382,18 +366,13 @@ def test_unusable_answer_is_a_failure(
     assert len(api.seen) == 1
 
 
-def test_server_that_is_down_is_a_failure(make_llm: MakeLlm) -> None:
+def test_dead_or_silent_server_is_a_failure(raw_server: MakeRawServer, make_llm: MakeLlm) -> None:
     llm = make_llm(f"http://127.0.0.1:{free_port()}")
     assert failure_of(lambda: rewrite(llm)).fault.why == "unreachable"
-
-
-@pytest.mark.parametrize(("timeout", "seconds"), [(0.2, 30.0), (30.0, 0.2)])
-def test_silent_server_is_a_failure_in_time(
-    raw_server: MakeRawServer, make_llm: MakeLlm, timeout: float, seconds: float
-) -> None:
-    llm = make_llm(raw_server(hang).url, timeout=timeout)
-    start = time.monotonic()
-    assert failure_of(lambda: rewrite(llm, seconds=seconds)).fault.why == "timed out"
+    start, url = time.monotonic(), raw_server(hang).url
+    for timeout, seconds in (0.2, 30.0), (30.0, 0.2):
+        llm = make_llm(url, timeout=timeout)
+        assert failure_of(partial(rewrite, llm, seconds=seconds)).fault.why == "timed out"
     assert time.monotonic() - start < 5
 
 
@@ -446,11 +425,7 @@ def test_answer_is_reused_until_anything_changes(api: ScriptedServer, make_llm: 
     ],
 )
 def test_declined_prompt_is_asked_again_after_growing_pauses(
-    api: ScriptedServer,
-    make_llm: MakeLlm,
-    clock: Clock,
-    say: Say,
-    caplog: pytest.LogCaptureFixture,
+    api: ScriptedServer, make_llm: MakeLlm, clock: Clock, say: Say, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.say(say)
     calls = []

@@ -390,7 +390,7 @@ def test_backup_that_is_put_back_lets_hits_read_on(state: SqliteState, index: Pa
     state.close()
     index.write_bytes(backup.read_bytes())
     assert execute(index, "PRAGMA journal_mode") == [("delete",)]
-    with contextlib.closing(SqliteState(folder)) as other:
+    with contextlib.closing(SqliteState(index.parent)) as other:
         assert other.find(hosted(1).key) == hosted(1)
         assert execute(index, "PRAGMA journal_mode") == [("wal",)]
 
