@@ -52,7 +52,7 @@ pytest_plugins = ["tests.npm", "tests.one_backend", "tests.studio"]
 SLOWEST_FILES = (
     *("test_cluster", "test_page_views", "test_fronts", "test_gunicorn", "test_page_gallery"),
     *("test_nginx", "test_answers", "test_postgres", "test_page", "test_metrics", "test_faults"),
-    *("test_page_queue", "test_demo", "test_documents", "test_v1", "test_sqlite", "test_storage"),
+    *("test_page_queue", "test_demo", "test_judging", "test_documents", "test_v1", "test_sqlite"),
 )
 
 ROOT = Path(__file__).resolve().parent.parent

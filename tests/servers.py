@@ -9,6 +9,7 @@ import http.server
 import itertools
 import json
 import os
+import re
 import socket
 import struct
 import threading
@@ -198,18 +199,24 @@ class RawServer:
 
 
 def read_request(connection: socket.socket) -> bytes:
-    """Read a whole request, so that closing afterwards sends no reset."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = 0
-    for line in head.lower().split(b"\r\n"):
-        if line.startswith(b"content-length:"):
-            length = int(line.split(b":")[1])
-    while len(body) < length:
-        body += connection.recv(65536)
-    return head + b"\r\n\r\n" + body
+    """Read a whole request, so that closing afterwards sends no reset.
+
+    Raises ConnectionError if the client leaves early.
+    """
+    data = _read_until(connection, b"", lambda data: b"\r\n\r\n" in data)
+    found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", data)
+    whole = data.index(b"\r\n\r\n") + 4 + int(found[1] if found else 0)
+    return _read_until(connection, data, lambda data: len(data) >= whole)
+
+
+def _read_until(
+    connection: socket.socket, data: bytes, is_enough: Callable[[bytes], bool]
+) -> bytes:
+    while not is_enough(data):
+        if not (received := connection.recv(65536)):
+            raise ConnectionError
+        data += received
+    return data
 
 
 @dataclass

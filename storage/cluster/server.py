@@ -95,8 +95,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         """Connect, and create or migrate the tables. Raises Unavailable.
 
-        `seconds` is how long a call may take. `report` is told why this failed: a pool tells only
-        its log.
+        `seconds` is how long a call may take. `report` is told why this failed, or None: a pool
+        tells only its log.
         """
         seconds, report = kwargs["seconds"], kwargs["report"]
         try:
@@ -109,6 +109,7 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
         except Unavailable as error:
             report(str(error))
             raise
+        report(None)
         return connection
 
     def __init__(self, *arguments: Any) -> None:
