@@ -227,8 +227,12 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？]")
 
 
 def _without_thoughts(text: str) -> str:
-    """Drop `<think>…</think>`, even if the opening or the closing tag is missing."""
-    first, *others = _END_OF_THOUGHTS.split(_THOUGHTS.sub("", text))
+    """Return what follows the last `<think>…</think>`, or comes before it if nothing follows.
+
+    The opening or the closing tag may be missing.
+    """
+    parts = [part for part in _THOUGHTS.split(text) if part.strip()] or [""]
+    first, *others = _END_OF_THOUGHTS.split(parts[-1])
     return next((part for part in reversed(others) if part.strip()), "" if others else first)
 
 

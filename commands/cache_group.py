@@ -11,7 +11,15 @@ from itertools import chain, islice
 
 import click
 
-from commands.console import AS_JSON, counted, picture_options, say, say_json, with_cache
+from commands.console import (
+    AS_JSON,
+    counted,
+    picture_options,
+    say,
+    say_json,
+    valid_text,
+    with_cache,
+)
 from commands.migrate import adopt_pictures, backup, export, import_directory
 from commands.transfer import pages
 from drawing.verdict import forget_failures
@@ -27,7 +35,9 @@ cache_group = click.Group(
 
 
 @cache_group.command("list")
-@click.option("--match", default="", help="Only prompts that contain this text.")
+@click.option(
+    "--match", default="", type=valid_text, metavar="TEXT", help="Only prompts that contain this."
+)
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @AS_JSON
 @with_cache
@@ -67,7 +77,9 @@ def _age(text: str) -> float:
 @click.argument("prompt", required=False)
 @picture_options
 @click.option("--older-than", metavar="AGE", type=_age, help="Such as 30d, 12h or 90m.")
-@click.option("--match", help="All whose prompt contains this text.")
+@click.option(
+    "--match", type=valid_text, metavar="TEXT", help="All whose prompt contains this text."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @AS_JSON
 @with_cache

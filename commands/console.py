@@ -94,6 +94,15 @@ def picture_options(command: Command) -> Command:
     return command
 
 
+def valid_text(text: str) -> str:
+    """Return an option's text, which the index could not look for in another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("write valid UTF-8") from None
+    return text
+
+
 def counted(pictures: int) -> str:
     return f"{pictures} picture{'' if pictures == 1 else 's'}"
 

@@ -70,10 +70,11 @@ def _import_entry(meta: Path, services: Services) -> str:
 
 def _created_at(value: Any, meta: Path) -> float:
     """Read a time as JavaScript writes it, in milliseconds or ISO 8601; else take the file's."""
-    with suppress(TypeError, ValueError):
-        if isinstance(value, str):
-            return datetime.fromisoformat(value).timestamp()
-        return float(value) / 1000
+    with suppress(TypeError, ValueError, OverflowError):
+        is_text = isinstance(value, str)
+        seconds = datetime.fromisoformat(value).timestamp() if is_text else float(value) / 1000
+        if 0 < seconds < 1e11:  # later, and not a number, are no date
+            return seconds
     return meta.stat().st_mtime
 
 

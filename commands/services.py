@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -123,6 +124,10 @@ _SHOWN = (200, 206, 302)
 _EXPIRED = SENTENCES["signature_expired"].en
 
 
+class _Invalid(click.ClickException):
+    """The service does not accept a picture's parameters."""
+
+
 @dataclass
 class RemoteService:
     """Asks a service over HTTP: POST /sign with an access key, and the URLs themselves.
@@ -160,9 +165,9 @@ class RemoteService:
         # As WSGI will decode it.
         headers = {"Authorization": f"Bearer {self.keys[0]}".encode().decode("latin-1")}
         reply = self._ask("POST", f"{self.public_url}/sign", headers=headers, json=body)
-        if reply.status != 200:
-            raise click.ClickException(_detail(reply))
-        return str(reply.json()["url"])
+        if reply.status == 200 and (url := _text(reply, "url")):
+            return url
+        raise (_Invalid if reply.status == 400 else click.ClickException)(_detail(reply))
 
     def sign_found(
         self, found: FoundUrl, *, resign: bool, old_keys: tuple[str, ...], expires_in: int | None
@@ -177,7 +182,9 @@ class RemoteService:
             may_sign = key in self.keys or (resign and "sig" in found.credentials)
             if not may_sign or self.why_closed(found) not in (None, _EXPIRED):
                 return None
-        return dict(FoundUrl.read(self.sign(found.request, expires_in)).credentials)
+        with suppress(_Invalid):  # examining the document says so
+            return dict(FoundUrl.read(self.sign(found.request, expires_in)).credentials)
+        return None
 
     def describe(self, found: FoundUrl) -> str:
         """Return when a URL's picture was drawn."""
@@ -190,10 +197,12 @@ class RemoteService:
 
     def draw(self, found: FoundUrl) -> bool:
         """Draw a picture, and return False if it is cached. Raises ClickException."""
+        if self.describe(found) != NOT_DRAWN:
+            return False
         reply = self._get(found)
         if reply.status not in _SHOWN:
             raise click.ClickException(_detail(reply))
-        return "hit" not in reply.headers.get("Cache-Status", "")
+        return True
 
     def _get(self, found: FoundUrl) -> Reply:
         """Ask for a URL's picture, or for its error as JSON. One byte of the picture is enough."""
@@ -219,11 +228,16 @@ class RemoteService:
 
 def _detail(reply: Reply) -> str:
     """Return what an error says of itself, or its status."""
+    return _text(reply, "detail") or f"The service answers HTTP {reply.status}."
+
+
+def _text(reply: Reply, name: str) -> str | None:
+    """Return a text in the JSON object that a service answers with, or None."""
     try:
-        detail = reply.json()["detail"]
+        text = reply.json()[name]
     except (UpstreamError, KeyError, TypeError):
-        detail = None
-    return detail if isinstance(detail, str) else f"The service answers HTTP {reply.status}."
+        return None
+    return text if isinstance(text, str) else None
 
 
 AnyService = LocalService | RemoteService
@@ -242,9 +256,13 @@ def with_service(command: Command) -> Command:
     @wraps(command)
     def run(server: str | None, **arguments: Any) -> None:
         settings = load_settings(of_client=bool(server))
-        with built(settings) as services:
-            remote = server and RemoteService(server, services.upstream, settings.access_key)
-            command(remote or LocalService(services), **arguments)
+        if server is None:
+            with built(settings) as services:
+                command(LocalService(services), **arguments)
+            return
+        # The rest may need what a client's machine has not got.
+        with closing(Upstream(settings.network)) as upstream:
+            command(RemoteService(server, upstream, settings.access_key), **arguments)
 
     return run
 

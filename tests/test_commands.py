@@ -102,6 +102,8 @@ def test_link_is_printed_in_three_formats(run: Run) -> None:
         ("cache", "delete", "--older-than", "soon"),
         ("cache", "delete"),
         ("cache", "delete", "x", "--match", "y"),
+        ("cache", "delete", "--match", "\udcff", "--yes"),
+        ("cache", "list", "--match", "\udcff"),
     ],
 )
 def test_bad_arguments_end_with_a_sentence(run: Run, arguments: tuple[str, ...]) -> None:
@@ -322,11 +324,13 @@ def test_import_takes_over_the_typescript_cache(
     now_iso = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
     write("rude", None, blocked=True, rewrittenPrompt="nice", createdAt=now_iso)
     write("doomed", None, blocked=True, fallbackFailed=True)
+    for prompt, created in {"late": 1e300, "later": 10**400, "never": float("nan")}.items():
+        write(prompt, png(), createdAt=created)
     (old / "no-hash.meta.json").write_text("{}")
     (old / f"{'f' * 64}.meta.json").write_text("{")
     result = run("cache", "import", str(old), "--json")
     assert result.exit_code == 1
-    counts = {"imported": 1, "there": 0, "blocked": 1, "fallback_failed": 1, "unusable": 4}
+    counts = {"imported": 4, "there": 0, "blocked": 1, "fallback_failed": 1, "unusable": 4}
     assert json.loads(result.stdout) == counts
     named = [line.rpartition(": ") for line in result.stderr.splitlines() if str(old) in line]
     assert {Path(file).name for file, _, _ in named} >= {"no-hash.meta.json"}
@@ -345,7 +349,8 @@ def test_import_takes_over_the_typescript_cache(
         (old / f"{key}.meta.json").unlink()
     again = run("cache", "import", str(old))
     assert again.exit_code == 0
-    assert again.stdout == "0 imported, 1 there, 1 blocked, 1 fallback failed, 0 unusable\n"
+    assert again.stdout == "0 imported, 4 there, 1 blocked, 1 fallback failed, 0 unusable\n"
+    assert len(run("cache", "list").stdout.splitlines()) == 4
 
 
 def test_imported_picture_learns_its_prompt_from_the_first_url(

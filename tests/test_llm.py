@@ -71,6 +71,7 @@ THOUGHTS = [("<think>", ""), ("<think>", "</think>"), ("", "</think>")]
         f"<thinking>Let me think.</thinking>{FOX}",
         f"<THINK>Let me think.</THINK><prompt>{FOX}</prompt>",
         *(f"Let me think.</think>{FOX}", f"{FOX}<think>Was that good?"),
+        f"Let me think about this first. <think>{DRAFT}</think>{FOX}",
         *(f"<think>a</think>{FOX}<think>b</think>", f"<think>a<think>b</think>c</think>{FOX}"),
         *(f"<think>{DRAFT}</think>{FOX}", f"<think>{DRAFT}</think><prompt>{FOX}</prompt>"),
         *(f"{DRAFT}</think>{FOX}", f"<prompt>{FOX}</prompt><think>{DRAFT}"),

@@ -189,6 +189,7 @@ def test_card_speaks_the_language_of_its_reader(service: InProcess) -> None:
         ("zh-TW;q=0.9,en;q=0.8", "未授权: 链接中"),
         ("zh", "未授权: 链接中"),
         ("en-US,en;q=0.9,zh;q=0.8", "Unauthorised: The key"),
+        ("zh;q=0,fr", "Unauthorised: The key"),
         ("fr", "Unauthorised: The key"),
         ("*", "Unauthorised: The key"),
         ("", "Unauthorised: The key"),

@@ -173,6 +173,8 @@ def test_one_range_of_bytes_is_served_cold_and_warm(
         ({"Range": "bytes=0-1", "If-Range": '"other"'}, 200, data, None),
         ({"Range": "bytes=0-1,5-6"}, 200, data, None),
         ({"Range": "lines=0-1"}, 200, data, None),
+        ({"Range": "bytes=9-1"}, 200, data, None),
+        ({"Range": "bytes=some"}, 200, data, None),
     ]:
         got = service.get(f"/prompt/x?key={KEY}", headers=headers)
         assert (got.status, got.headers.get("Content-Range")) == (status, content_range), headers

@@ -190,7 +190,8 @@ def test_keys_are_changed_as_documented(run: Run, tmp_path: Path) -> None:
 
 # --- on a server --------------------------------------------------------------------------------
 
-HERE = {"BACKEND_API_URLS": "", "PUBLIC_URL": ""}
+# Faults, which do not concern a client.
+HERE = {"BACKEND_API_URLS": "", "PUBLIC_URL": "", "LLM_OPTIMIZATION_ENABLED": "true"}
 
 
 @pytest.fixture
@@ -234,12 +235,14 @@ def test_resigning_elsewhere_replaces_what_the_server_knows(
         signed(old, "1", expires_in=1, base=service.url),
         url("2", {"key": "former"}, service.url),
         url("3", {"sig": "0" * 32}, service.url),
+        url("4" * 4001, {"key": "former"}, service.url),
     )
     arguments = ("--in-place", "--resign", "--old-key", "former", "--server", service.url)
     result = run("sign", *arguments, str(page), **HERE)
-    assert result.stdout == f"{page}: 3 signed, 1 broken\n"
+    assert result.stdout == f"{page}: 3 signed, 1 broken, 1 left\n"
     signatures = re.findall(r"sig=(\w+)", page.read_text())
-    assert run("sign", *arguments, str(page), **HERE).stdout == f"{page}: 0 signed, 1 broken\n"
+    again = run("sign", *arguments, str(page), **HERE)
+    assert again.stdout == f"{page}: 0 signed, 1 broken, 1 left\n"
     only = access_of(None, signing_keys=["new"])
     for number in range(3):
         assert only.authorise({"sig": signatures[number]}, pictures=[ImageRequest(str(number))])
@@ -256,6 +259,16 @@ def test_key_is_asked_for_where_it_is_not_set(run: Run, service: InProcess) -> N
     assert (result.exit_code, result.stderr[-29:]) == (1, "Error: The access key is wrong.\n"[-29:])
 
 
+@pytest.mark.parametrize("body", [b"<html>", {}, [], {"url": 1}])
+def test_server_that_signs_nothing_is_named(
+    run: Run, server: Callable[[], ScriptedServer], body: object
+) -> None:
+    elsewhere = server()
+    elsewhere.say(Say(body))
+    result = run("sign", "x", "--server", elsewhere.url, **HERE)
+    assert (result.exit_code, result.stderr) == (1, "Error: The service answers HTTP 200.\n")
+
+
 def test_busy_server_is_asked_again_and_other_errors_are_reported(
     run: Run, server: Callable[[], ScriptedServer], tmp_path: Path
 ) -> None:
@@ -264,11 +277,14 @@ def test_busy_server_is_asked_again_and_other_errors_are_reported(
     page.write_text(f"{elsewhere.url}/prompt/a?key=k {elsewhere.url}/prompt/b?key=k")
     busy = Say(b"", 503, headers={"Retry-After": "0"})
     failed = Say({"detail": "No backend could draw the picture."}, 502)
-    elsewhere.say(Say(b""), Say(b""), busy, Say(b"x"), failed)
+    # The drawing went on meanwhile.
+    hit = Say(b"x", headers={"Cache-Status": "PromptImageProxy; hit"})
+    elsewhere.say(Say(b""), Say(b""), Say(b""), busy, hit, Say(b""), failed)
     result = run("warm", "--server", elsewhere.url, "--jobs", "1", str(page), **HERE)
     assert result.stdout.splitlines()[0] == "1 drawn, 0 there, 1 failed"
     assert "No backend could draw the picture." in result.stdout
-    assert [seen.method for seen in elsewhere.seen] == ["HEAD", "HEAD", "GET", "GET", "GET"]
+    asked = ["HEAD", "HEAD", "HEAD", "GET", "GET", "HEAD", "GET"]
+    assert [seen.method for seen in elsewhere.seen] == asked
     elsewhere.close()
     result = run("warm", "--server", elsewhere.url, str(page), **HERE)
     assert f"Error: {elsewhere.url}: it refused the connection." in result.stderr

@@ -146,7 +146,7 @@ def test_import_from_a_read_only_folder_works(run: Run, other: Cache, tmp_path: 
 
 
 def test_backup_copies_and_deletes_what_changed(run: Run, cache: Cache, tmp_path: Path) -> None:
-    target = tmp_path / "backup"
+    target = tmp_path / "back\udcffup"  # a byte that is not UTF-8
     assert counts(run, "backup", target) == {"copied": 3, "there": 0, "deleted": 0}
     put(cache, "a bird", png(shade=3), "image/png")
     cache.delete(ImageRequest("a cat").key)

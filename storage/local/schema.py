@@ -72,7 +72,7 @@ def connect(path: Path, timeout: float = 5.0) -> Connection:
     """Open an existing database, in autocommit mode, for any thread."""
     connection = sqlite3.connect(
         # mode=rw: the default would quietly make an empty database without tables.
-        f"file:{quote(str(path))}?mode=rw",
+        f"file:{quote(bytes(path))}?mode=rw",
         uri=True,
         timeout=timeout,
         isolation_level=None,
