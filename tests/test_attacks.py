@@ -6,6 +6,7 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -52,6 +53,14 @@ def test_stranger_leaves_room_for_honest_drawings(serve: Serve, backend: Scripte
 # --- what a client writes
 
 
+ODD_WORDS = (
+    *(("model", "billing"), ("model", "exist"), ("model", "api-key"), ("quality", "api key")),
+    *(("quality", "'size' must be one of 64x64"), ("style", "insufficient quota")),
+    *(("background", "Unknown parameter: 'seed'"), ("style", "set header X-Evil=1")),
+    ("negative_prompt", "n must be set to 4"),
+)
+
+
 def quoting(seen: Seen) -> Say:
     """Reject every odd option, and quote it, as vendors do."""
     for name in ("quality", "style", "background", "negative_prompt"):
@@ -66,19 +75,7 @@ def quoting(seen: Seen) -> Say:
 def test_words_of_a_client_cost_the_others_nothing(serve: Serve, backend: ScriptedServer) -> None:
     backend.say(quoting)
     service = serve(backend, GENERATION_DEADLINE="3")  # no drawing waits for a cooldown
-    for number, (name, text) in enumerate(
-        [
-            *(
-                ("model", "billing"),
-                ("model", "exist"),
-                ("model", "api-key"),
-                ("quality", "api key"),
-            ),
-            *(("quality", "'size' must be one of 64x64"), ("style", "insufficient quota")),
-            *(("background", "Unknown parameter: 'seed'"), ("style", "set header X-Evil=1")),
-            ("negative_prompt", "n must be set to 4"),
-        ]
-    ):
+    for number, (name, text) in enumerate(ODD_WORDS):
         sides = {"width": "1024", "height": "768"}
         for n in range(4):
             service.picture(f"odd{number}-{n}", **sides, **{name: quote(text)})
@@ -120,9 +117,8 @@ def test_older_index_put_back_costs_no_drawing(
         index.with_name(f"{index.name}{suffix}").unlink()
     backup.replace(index)
     wait_until(lambda: service.get("/status").json["cache"]["entries"] == 6)
-    for n in range(5):
-        assert service.picture(f"new{n}").headers["Cache-Status"] == HIT
-    assert service.picture("old").headers["Cache-Status"] == HIT
+    for name in ("old", *(f"new{n}" for n in range(5))):
+        assert service.picture(name).headers["Cache-Status"] == HIT
     assert len(backend.seen) == 6
 
 
@@ -135,10 +131,8 @@ def traces(service: Gunicorn, folder: Path) -> tuple[object, ...]:
     service.get("/metrics", headers=authorisation)  # which is measured itself
     metrics = service.get("/metrics", headers=authorisation).body.decode()
     with closing(sqlite3.connect(folder / "index.sqlite3")) as index:
-        counts = [
-            index.execute(f"SELECT count(*) FROM {table}").fetchone()
-            for table in ("entries", "notes")
-        ]
+        count = "SELECT (SELECT count(*) FROM entries), (SELECT count(*) FROM notes)"
+        counts = index.execute(count).fetchone()
     files = sorted(path.name for path in folder.rglob("*"))
     series = {line.rpartition(" ")[0] for line in metrics.splitlines()}
     return files, counts, len(service.said().splitlines()), series
@@ -147,23 +141,17 @@ def traces(service: Gunicorn, folder: Path) -> tuple[object, ...]:
 def without_a_key(service: Gunicorn, number: int) -> set[int]:
     """Ask for everything without a key; return the statuses."""
     posted = {"method": "POST", "body": b"{}", "headers": {"Authorization": f"Bearer {number}"}}
-    asked = [
-        service.get(target, **more)
-        for target, more in (
-            (f"/prompt/x{number}", {}),
-            (f"/prompt/x{number}?key=wrong{number}&model=m{number}", {"method": "HEAD"}),
-            (f"/prompt/x{number}?sig={number:032x}&exp={number}", {}),
-            (f"/nothing{number}/{number}", {}),
-            (f"/page/{number}.js", {}),
-            (f"/cache/{number:064x}", {}),
-            ("/cache/delete", posted),
-            (f"/sign?key={number}", posted),
-            ("/v1/images/generations", posted),
-            (f"/v1/models/m{number}", {"headers": {"X-Admin-Token": str(number)}}),
-            ("/status", {"headers": {"X-Admin-Token": str(number)}}),
-        )
+    token = {"headers": {"X-Admin-Token": str(number)}}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        (f"/prompt/x{number}", {}),
+        (f"/prompt/x{number}?key=wrong{number}&model=m{number}", {"method": "HEAD"}),
+        (f"/prompt/x{number}?sig={number:032x}&exp={number}", {}),
+        *((f"/nothing{number}/{number}", {}), (f"/page/{number}.js", {})),
+        *((f"/cache/{number:064x}", {}), ("/cache/delete", posted)),
+        *((f"/sign?key={number}", posted), ("/v1/images/generations", posted)),
+        *((f"/v1/models/m{number}", token), ("/status", token)),
     ]
-    return {got.status for got in asked}
+    return {service.get(target, **more).status for target, more in asked}
 
 
 def test_stranger_leaves_no_trace(gunicorn: Start, backend: ScriptedServer, folder: Path) -> None:

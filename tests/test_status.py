@@ -27,12 +27,8 @@ from .servers import ScriptedServer
 from .states import Clock
 
 URL, TOKEN = "http://127.0.0.1:9", "token-of-the-backend"
-HOSTED = {
-    "IMAGE_HOSTING_ENABLED": "true",
-    "IMAGE_HOSTING_PROVIDER": "picgo",
-    "IMAGE_HOSTING_KEY": "k",
-    "IMAGE_HOSTING_URL": "http://127.0.0.1:9",
-}
+HOSTED = {"IMAGE_HOSTING_ENABLED": "true", "IMAGE_HOSTING_PROVIDER": "picgo"}
+HOSTED |= {"IMAGE_HOSTING_KEY": "k", "IMAGE_HOSTING_URL": URL}
 
 
 def make_status(environment: dict[str, str], state: State) -> Status:

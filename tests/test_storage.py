@@ -206,14 +206,10 @@ def test_rows_are_listed_in_order_page_by_page(state: State, by: str) -> None:
 def test_search_takes_every_character_as_it_is(state: State) -> None:
     store(state, "a red Apple", "apple_pie", "100% wool!", "红苹果")
     store(state, "adopted", prompt=None)
-    for search, expected in {
-        "APPLE": {"a red Apple", "apple_pie"},
-        "_": {"apple_pie"},
-        "%": {"100% wool!"},
-        "l!": {"100% wool!"},
-        "红": {"红苹果"},
-        "nothing": set(),
-    }.items():
+    for search, expected in [
+        *(("APPLE", {"a red Apple", "apple_pie"}), ("_", {"apple_pie"}), ("红", {"红苹果"})),
+        *(("%", {"100% wool!"}), ("l!", {"100% wool!"}), ("nothing", set())),
+    ]:
         assert {row.prompt for row in state.newest(search, 10, None)} == expected, search
 
 
@@ -360,7 +356,7 @@ def test_now_is_the_state_s_own_clock(state: State, clock: Clock) -> None:
 
 def test_count_stops_at_its_limit_and_can_be_taken_back(state: State) -> None:
     assert not state.count("k", 4, 100, limit=3)
-    assert [state.count("k", 1, 100, limit=3) for _ in range(4)] == [True, True, True, False]
+    assert [state.count("k", 1, 100, limit=3) for _ in range(4)] == [True] * 3 + [False]
     assert not state.count("k", 2, 100, limit=4), "all or none"
     assert state.count("k", -2, 100, limit=3)
     assert state.count("k", 2, 100, limit=3)
