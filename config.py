@@ -122,7 +122,7 @@ def parse(variables: Mapping[str, str], dotenv: Dotenv | None = None) -> Setting
     if reader.faults:
         # A line of .env, or its absence, may explain why a setting is missing or wrong.
         faults = [*reader.faults, *settings.dotenv_warnings]
-        if dotenv and not settings.backends and not Path(".env").exists():
+        if dotenv and "BACKEND_API_URLS" not in variables and not Path(".env").exists():
             faults.append(f".env: is not in {printable(str(Path.cwd()))}; copy .env.example to it")
         raise SettingsError(faults, settings)
     return settings

@@ -441,6 +441,10 @@ def test_dotenv_explains_what_is_missing(dotenv: Path, monkeypatch: pytest.Monke
     for name, value in LEAST.items():
         monkeypatch.setenv(name, value)
     assert config.load() == read()
+    monkeypatch.setenv("BACKEND_API_URLS", "ftp://host")
+    with pytest.raises(SettingsError) as caught:
+        config.load()
+    assert len(caught.value.faults) == 1  # whoever set it elsewhere needs no .env
 
 
 def test_unreadable_dotenv_is_a_fault(dotenv: Path) -> None:
