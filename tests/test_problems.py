@@ -261,9 +261,7 @@ def test_nothing_of_the_request_is_echoed(service: InProcess, backend: ScriptedS
 
 
 def test_unforeseen_error_is_a_500_that_only_the_log_explains(
-    service: InProcess,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    service: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(status: Status, *, for_admin: bool) -> None:
         raise RuntimeError("an invariant that does not hold")
