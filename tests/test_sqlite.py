@@ -349,9 +349,13 @@ def test_backup_takes_the_place_of_a_damaged_index(
     assert state.fault is None
 
 
-def test_damaged_backup_of_a_damaged_index_is_left_out(state: SqliteState, index: Path) -> None:
+@pytest.mark.parametrize(("at", "garbage"), [(4096, b"garbage " * 512), (36, b"\0\0\0\7")])
+def test_damaged_backup_of_a_damaged_index_is_left_out(
+    state: SqliteState, index: Path, at: int, garbage: bytes
+) -> None:
+    """At 36 is the number of free pages, which no statement looks at."""
     state.store(hosted(1))
-    overwrite(back_up(state), 4096, b"garbage " * 512)
+    overwrite(back_up(state), at, garbage)
     damage_all_but_the_wal(state, index)
     with contextlib.closing(SqliteState(index.parent)) as other:
         assert other.find(hosted(1).key) is None
