@@ -116,8 +116,8 @@ def test_wrong_database_url_is_explained_without_the_password(postgres: Postgres
         (url.replace("hush", "hu%sh"), "invalid percent-encoded"),
     ]:
         with pytest.raises(Unavailable, match=reason) as caught:
-            PostgresState(wrong).check()
-        assert "hu" not in str(caught.value), wrong
+            (state := PostgresState(wrong)).check()
+        assert "hu" not in f"{caught.value} {state}", wrong
         assert "\n" not in str(caught.value), wrong
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from storage import Totals, Unavailable, sql
 from storage.cluster.server import Connection, Server, explained, log
@@ -72,7 +72,7 @@ class PostgresState(State):
     # It never changes: whoever replaces the database, say by a backup, restarts the service.
     epoch = 0
 
-    url: str
+    url: str = field(repr=False)
     seconds: float = CALL_SECONDS
 
     def __post_init__(self) -> None:

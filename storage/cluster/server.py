@@ -157,7 +157,7 @@ class Server:
     A call ends within `seconds`. While the server is down, `gate` lets few calls through.
     """
 
-    url: str
+    url: str = field(repr=False)
     size: int
     gate: Gate
     seconds: float
