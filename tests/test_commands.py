@@ -239,7 +239,8 @@ def test_no_stranger_commands_the_terminal(
     page = str(write_page(tmp_path, "%1b]0;y%07%c2%9b"))
     assert r"\x1b]0;y\x07\x9b, " in run("links", page).stdout
     real = {**environment, "BACKEND_API_URLS": backend.url, "PYTHONPATH": str(ROOT)}
-    said = subprocess.run([*COMMANDS, "warm", page], env=real, capture_output=True, text=True)
+    command = [*COMMANDS, "warm", page]
+    said = subprocess.run(command, cwd=tmp_path, env=real, capture_output=True, text=True)
     assert r"\x1b]0;y\x07\x9b " in said.stdout
     assert re.search("HTTP 500", said.stderr)
     assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f]", said.stdout + said.stderr)
