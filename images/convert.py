@@ -25,29 +25,38 @@ from images.formats import Inconvertible
 
 # Encoders make about ten. Each is a pass over all pixels.
 MAX_SCANS = 100
-# Of metadata. A colour profile has 255 at most; Pillow keeps a list of all of them.
-MAX_SEGMENTS = 2000
+# Of any kind: tables and scans, and 255 at most for a colour profile.
+MAX_SEGMENTS = 1000
 # Of EXIF and the like. Pillow joins them, which takes 8 s for 40,000.
 MAX_DIRECTORIES = 2
 MAX_EXIF = 2**16
 # Each may name all of the EXIF data as its value, which Pillow copies.
 MAX_EXIF_ENTRIES = 500
 
-# Among the pixels FF is escaped, so these occur in metadata alone.
-_SEGMENT = re.compile(rb"\xff[\xe0-\xef\xfe]")
+# Among the pixels FF is escaped by 00. The others left out have no contents.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _DIRECTORY = re.compile(rb"(?s)\xff(?:\xe1..Exif\0\0|\xe2..MPF\0)")
 
 
 def check_jpeg(data: bytes) -> None:
-    """Count scans and metadata, wherever in the file they are. Raises Inconvertible."""
-    if data.count(b"\xff\xda") > MAX_SCANS:
+    """Count the scans and the metadata of a complete JPEG. Raises Inconvertible."""
+    found = list(islice(_markers(data), MAX_SEGMENTS + 1))
+    if sum(marker[0] == _SCAN for marker in found) > MAX_SCANS:
         raise Inconvertible(f"has over {MAX_SCANS} scans")
-    directories = list(islice(_DIRECTORY.finditer(data), MAX_DIRECTORIES + 1))
-    is_long = any(islice(_SEGMENT.finditer(data), MAX_SEGMENTS, None))
-    if is_long or len(directories) > MAX_DIRECTORIES:
+    directories = [start for one in found if (start := _DIRECTORY.match(data, one.start()))]
+    if len(found) > MAX_SEGMENTS or len(directories) > MAX_DIRECTORIES:
         raise Inconvertible("has too much metadata")
-    for found in directories:
-        check_exif(data[found.end() : found.end() + MAX_EXIF])
+    for start in directories:
+        check_exif(data[start.end() : start.end() + MAX_EXIF])
+
+
+def _markers(data: bytes) -> Iterator[re.Match[bytes]]:
+    """Find the segments up to the end marker; like libjpeg, skip what stands between them."""
+    position = 2
+    while (found := _MARKER.search(data, position)) and found[0] != _END:
+        yield found
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
 
 
 def check_exif(exif: bytes) -> None:
@@ -196,9 +205,9 @@ def _normalise(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # greyscale of 16 bits, which convert() would clip
         image = image.point(lambda value: value / 256).convert("L")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = _in_mode("RGBA", image)
     elif image.mode not in ("L", "CMYK"):
-        image = image.convert("RGB")
+        image = _in_mode("RGB", image)
     image = _in_srgb(image, profile)
     image.info.clear()
     is_opaque = image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255)
@@ -213,7 +222,12 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             source, srgb = io.BytesIO(profile), ImageCms.createProfile("sRGB")
             if converted := ImageCms.profileToProfile(image, source, srgb, outputMode=mode):
                 return converted
-    return image.convert(mode)
+    return _in_mode(mode, image)
+
+
+def _in_mode(mode: str, image: Image.Image) -> Image.Image:
+    # convert() would copy a picture of this mode too: up to 200 MB.
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _encode(image: Image.Image, name: str, detail: int) -> bytes:

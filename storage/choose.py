@@ -105,9 +105,12 @@ def check_parts(settings: Settings, parts: Collection[str]) -> None:
     if parts:
         command = [sys.executable, "-m", "storage.choose", *parts]
         given = pickle.dumps(settings)
-        child = subprocess.run(command, input=given, stdout=subprocess.PIPE, check=True)
-        if child.stdout:
-            raise Unusable(child.stdout.decode().splitlines())
+        child = subprocess.run(command, input=given, stdout=subprocess.PIPE, check=False)
+        faults = child.stdout.decode().splitlines()
+        if child.returncode:
+            faults.append(f"the check of the cache ended with status {child.returncode}")
+        if faults:
+            raise Unusable(faults)
 
 
 def _check(settings: Settings, parts: Iterable[str]) -> Iterator[str]:

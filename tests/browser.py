@@ -17,7 +17,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from . import missing
-from .conftest import ADMIN, KEY, Gunicorn, InProcess
+from .conftest import ADMIN, KEY, Service
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -36,7 +36,6 @@ _CLICK = (
     "if (!found?.contains(hit)) return false;"
     "found.focus(); found.click(); return true"
 )
-_COPYING = "navigator.clipboard.writeText = async (text) => { window.copied = text; }"
 
 
 @contextmanager
@@ -69,11 +68,7 @@ class Page:
     # --- where it is
 
     def open(
-        self,
-        service: Gunicorn | InProcess,
-        fragment: str = "",
-        key: str | None = KEY,
-        **stored: str,
+        self, service: Service, fragment: str = "", key: str | None = KEY, **stored: str
     ) -> None:
         """Open the page with nothing stored but the access key and `stored`."""
         # First away: a page that is left keeps its queue.
@@ -147,10 +142,6 @@ class Page:
     def focused(self) -> str:
         return str(self.run("return document.activeElement.id"))
 
-    def log(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
-        return found
-
     # --- waiting
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
@@ -172,23 +163,17 @@ class Page:
         self.wait_until("document.querySelector('#stage').dataset.state === given[0]", state)
 
     def wait_for_text(self, selector: str, text: str) -> None:
-        self.wait_until(
+        is_shown = (
             "[...document.querySelectorAll(given[0])].some((one) => one.checkVisibility()"
-            " && one.innerText.includes(given[1]))",
-            selector,
-            text,
+            " && one.innerText.includes(given[1]))"
         )
+        self.wait_until(is_shown, selector, text)
 
     def wait_for(self, selector: str) -> None:
         self.wait_until("document.querySelector(given[0])?.checkVisibility()", selector)
 
-    def wait_for_prompts(self, *prompts: str, where: str = "#gallery") -> None:
-        self.wait_until(
-            "[...document.querySelectorAll(given[0])].map((one) => one.textContent).join('|')"
-            " === given[1]",
-            f"{where} .prompt",
-            "|".join(prompts),
-        )
+    def wait_for_prompts(self, *prompts: str) -> None:
+        self.wait(lambda: self.prompts() == [*prompts], f"a gallery of {prompts}")
 
     # --- what a person does
 
@@ -233,7 +218,8 @@ class Page:
 
     def copied(self, selector: str) -> str:
         """Press a button that copies; return what it copied."""
-        self.run(f"{_COPYING}; window.copied = ''")
+        catch = "navigator.clipboard.writeText = async (text) => { window.copied = text; }"
+        self.run(f"{catch}; window.copied = ''")
         self.click(selector)
         self.wait_until("window.copied")
         return str(self.run("return window.copied"))

@@ -42,7 +42,7 @@ def page(browser: Page) -> Iterator[Page]:
     browser.resize(1000, 640)
     browser.prefer()
     yield browser
-    log = browser.log()
+    log = browser.driver.get_log("browser")  # type: ignore[no-untyped-call]
     # Violations of the Content-Security-Policy, and uncaught errors.
     assert not [one for one in log if one["source"] in ("security", "javascript")]
     assert not [one for one in log if "Content Security Policy" in one["message"]]

@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -36,9 +37,6 @@ def opens(of: Access, credentials: dict[str, str | int], request: ImageRequest =
     return of.authorise(given, pictures=[request])
 
 
-# --- signatures ---------------------------------------------------------------------------------
-
-
 def test_signature_is_the_documented_hmac() -> None:
     key = hashlib.sha256(b"a cat|64|64|def|42").hexdigest()
     signing = access("signing-key", "older")
@@ -53,15 +51,10 @@ def test_signature_is_the_documented_hmac() -> None:
 
 def test_signature_opens_no_other_picture() -> None:
     assert opens(access(), signed_by(access())) == access().shared
-    for other in (
-        replace(CAT, prompt="dog"),
-        replace(CAT, width=9),
-        replace(CAT, seed=1),
-        replace(CAT, model="m"),
-        replace(CAT, style="vivid"),
-    ):
+    others: dict[str, Any] = {"prompt": "dog", "width": 9, "seed": 1, "model": "m", "style": "s"}
+    for name, value in others.items():
         with pytest.raises(Unauthorised, match="wrong"):
-            opens(access(), signed_by(access()), other)
+            opens(access(), signed_by(access()), replace(CAT, **{name: value}))
 
 
 def test_bad_signature_is_unauthorised() -> None:
@@ -93,19 +86,18 @@ def test_signing_keys_can_be_rotated() -> None:
     assert opens(access("new", "old"), old)
     # The key derived from the access key signs until there is another, and ends with it.
     assert opens(access("new"), derived)
-    for other, signed in [
-        (access("new"), old),
-        (access(), old),
-        (access("new", key="another"), derived),
-    ]:
+    another = access("new", key="another")
+    for other, signed in [(access("new"), old), (access(), old), (another, derived)]:
         with pytest.raises(Unauthorised, match="signature_wrong"):
             opens(other, signed)
 
 
-# --- access keys --------------------------------------------------------------------------------
-
 BLOG = KeySettings("blog", "blog-key", 5, date(2026, 12, 31))
 LAST_SECOND = datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+
+
+def with_keys(*named: KeySettings, now: float = LAST_SECOND) -> Access:
+    return access_of("k", access_keys=named, clock=lambda: now)
 
 
 def test_key_is_known_by_its_name_and_limit() -> None:
@@ -121,31 +113,26 @@ def test_key_is_known_by_its_name_and_limit() -> None:
 
 
 def test_key_is_accepted_until_the_end_of_its_last_day() -> None:
-    def at(now: float) -> Access:
-        return access_of("k", access_keys=[BLOG], clock=lambda: now)
-
-    assert at(LAST_SECOND).authorise({"key": "blog-key"}).name == "blog"
+    assert with_keys(BLOG).authorise({"key": "blog-key"}).name == "blog"
+    later = with_keys(BLOG, now=LAST_SECOND + 1)
     with pytest.raises(Unauthorised, match="2026-12-31"):
-        at(LAST_SECOND + 1).authorise({"key": "blog-key"})
-    assert at(LAST_SECOND + 1).authorise({"key": "blog-key"}, "Bearer k")
+        later.authorise({"key": "blog-key"})
+    assert later.authorise({"key": "blog-key"}, "Bearer k")
 
 
 def test_named_signature_counts_for_its_key_and_ends_with_it() -> None:
-    def keys(*named: KeySettings, now: float = LAST_SECOND) -> Access:
-        return access_of("k", access_keys=named, clock=lambda: now)
-
-    signed = keys(BLOG).sign(CAT, Caller("blog", 5))
-    assert opens(keys(BLOG), signed) == Caller("blog", 5)
+    signed = with_keys(BLOG).sign(CAT, Caller("blog", 5))
+    assert opens(with_keys(BLOG), signed) == Caller("blog", 5)
     # Another value of the key, and another limit.
-    assert opens(keys(KeySettings("blog", "new-key", 0)), signed) == Caller("blog", 0)
+    assert opens(with_keys(KeySettings("blog", "new-key", 0)), signed) == Caller("blog", 0)
     with pytest.raises(Unauthorised, match="key_expired"):
-        opens(keys(BLOG, now=LAST_SECOND + 1), signed)
+        opens(with_keys(BLOG, now=LAST_SECOND + 1), signed)
     with pytest.raises(Unauthorised, match="signer_removed"):
-        opens(keys(), signed)
+        opens(with_keys(), signed)
     others = ({"sig": signed["sig"]}, *(signed | {"by": by} for by in ("", "phone", "blog ")))
-    for other in (*others, signed_by(keys()) | {"by": "blog"}):
+    for other in (*others, signed_by(with_keys()) | {"by": "blog"}):
         with pytest.raises(Unauthorised, match="signature_wrong"):
-            opens(keys(BLOG, KeySettings("phone", "p")), other)
+            opens(with_keys(BLOG, KeySettings("phone", "p")), other)
 
 
 def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +144,8 @@ def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch
         return compare(offered, own)
 
     monkeypatch.setattr(hmac, "compare_digest", recorded)
-    keys = access_of("k", access_keys=[BLOG])
     for key in ("k", "blog-key"):
-        keys.authorise({"key": key})
+        with_keys(BLOG).authorise({"key": key})
     assert compared == [b"k", b"blog-key"] * 2
 
 
@@ -170,13 +156,9 @@ def test_signing_is_off_without_a_key_to_sign_with(serve: Serve, backend: Script
     got = service.sign({"description": "x"}, "blog-key")
     assert (got.status, "SIGNING_KEY" in got.detail) == (403, True)
     assert service.get(f"/prompt/x?sig={'0' * 32}").status == 401
-    [entry] = service.as_admin("/cache").json["entries"]
-    assert entry["url"] is None
+    assert service.as_admin("/cache").json["entries"][0]["url"] is None
     service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=named, SIGNING_KEY="k")
     assert service.get(service.sign_target({"description": "x"}, "blog-key")).status == 200
-
-
-# --- signing over HTTP --------------------------------------------------------------------------
 
 
 def test_signed_url_shows_its_picture_without_the_key(

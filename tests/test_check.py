@@ -75,6 +75,14 @@ def test_check_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
     assert run("check", "--settings", PORT="x").exit_code == 1
 
 
+def test_check_of_the_cache_that_breaks_is_a_fault(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    result = run("check")
+    assert (result.exit_code, "ended with status 1" in result.stderr) == (1, True)
+
+
 def test_list_of_models_for_the_token_alone_is_enough(run: Run, backend: ScriptedServer) -> None:
     backend.say(vendor(listing))
     assert line_of("Backend", run, **TOKEN) == ("answers, with 2 models", "", 0)

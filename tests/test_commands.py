@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from picture import ImageRequest
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
-from .conftest import KEY, REFUSAL, ROOT, InProcess, Run, access_of, drawing
+from .conftest import KEY, REFUSAL, ROOT, InProcess, Run, Serve, access_of, drawing
 from .servers import GIF, Gate, Say, ScriptedServer, png, wait_until
 from .states import held_elsewhere
 
@@ -43,11 +43,8 @@ def put(cache: Cache, prompt: str, created: float | None = None) -> str:
     return request.key
 
 
-# --- keys ---------------------------------------------------------------------------------------
-
-
 def test_keys_are_listed_with_their_drawings(
-    run: Run, serve: Callable[..., InProcess], backend: ScriptedServer
+    run: Run, serve: Serve, backend: ScriptedServer
 ) -> None:
     blog = {"key": "blog-key", "per_day": 2, "expires": "2999-12-31"}
     keys = json.dumps({"blog": blog, "手机": {"key": "phone-key"}})
@@ -65,9 +62,6 @@ def test_signing_without_a_key_is_a_sentence(run: Run) -> None:
     keys = '{"blog": {"key": "blog-key"}}'
     result = run("sign", "x", PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
     assert (result.exit_code, "Signing is off" in result.output) == (1, True)
-
-
-# --- sign ---------------------------------------------------------------------------------------
 
 
 def test_signed_url_is_accepted_by_the_server(run: Run, service: InProcess) -> None:
@@ -89,28 +83,25 @@ def test_link_is_printed_in_three_formats(run: Run) -> None:
         assert links[form].startswith(start)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("sign", "a", "b"),
-        ("sign", " "),
-        ("sign", "x", "--width", "0"),
-        ("sign", "--in-place", "no-such-file"),
-        ("sign", "--in-place", "."),
-        ("sign", "x", "--resign"),
-        ("sign", "x", "--server", "pics.example.org"),
-        ("cache", "delete", "--older-than", "soon"),
-        ("cache", "delete"),
-        ("cache", "delete", "x", "--match", "y"),
-        ("cache", "delete", "--match", "\udcff", "--yes"),
-        ("cache", "list", "--match", "\udcff"),
-    ],
-)
-def test_bad_arguments_end_with_a_sentence(run: Run, arguments: tuple[str, ...]) -> None:
-    result = run(*arguments)
-    assert result.exit_code in (1, 2)
-    assert "Error:" in result.output
-    assert "Traceback" not in result.output
+def test_bad_arguments_end_with_a_sentence(run: Run) -> None:
+    for line in (
+        "sign a b",
+        "sign ' '",
+        "sign x --width 0",
+        "sign --in-place no-such-file",
+        "sign --in-place .",
+        "sign x --resign",
+        "sign x --server pics.example.org",
+        "cache delete --older-than soon",
+        "cache delete",
+        "cache delete x --match y",
+        "cache delete --match \udcff --yes",
+        "cache list --match \udcff",
+    ):
+        result = run(*shlex.split(line))
+        assert result.exit_code in (1, 2), line
+        assert "Error:" in result.output
+        assert "Traceback" not in result.output
 
 
 def test_signing_in_place_replaces_the_key_and_nothing_else(run: Run, tmp_path: Path) -> None:
@@ -151,9 +142,6 @@ def test_longer_descriptions_are_signed_where_they_are_allowed(run: Run, tmp_pat
     assert run("sign", "--in-place", str(page), MAX_PROMPT_LENGTH="4001").exit_code == 0
 
 
-# --- warm ---------------------------------------------------------------------------------------
-
-
 def write_page(folder: Path, *prompts: str) -> Path:
     page = folder / "page.md"
     page.write_text("\n".join(f"![]({BASE}/prompt/{prompt}?key={KEY})" for prompt in prompts))
@@ -170,10 +158,8 @@ def test_warm_draws_missing_pictures_and_reports_failures(
     result = run("warm", str(page), "--jobs", "2", THREADS="17")
     assert result.exit_code == 1
     assert "2 drawn, 1 there, 1 failed" in result.output
-    assert (
-        "Every backend's moderation refused this prompt. This result is cached until"
-        in result.output
-    )
+    refused = "Every backend's moderation refused this prompt. This result is cached until"
+    assert refused in result.output
     assert sorted(seen.json["prompt"] for seen in backend.seen) == ["a", "b", "rude"]
     counts = json.loads(run("warm", str(page), "--json").stdout)
     assert (counts["drawn"], counts["there"], list(counts["failed"])) == (0, 3, ["rude"])
@@ -186,7 +172,6 @@ def test_interrupted_warm_can_be_run_again(
     backend.say(gate := Gate(drawing()))
     with subprocess.Popen(
         [*COMMANDS, "warm", str(page), "--jobs", "1"],
-        cwd=tmp_path,
         env={**environment, "BACKEND_API_URLS": backend.url, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -205,28 +190,19 @@ def test_interrupted_warm_can_be_run_again(
     assert f"{4 - drawn} drawn, {drawn} there, 0 failed" in result.output
 
 
-# --- cache --------------------------------------------------------------------------------------
-
-
 def test_list_shows_the_newest_first(run: Run, cache: Cache) -> None:
     for number, prompt in enumerate(("one", "two", "three")):
         put(cache, prompt, created=1_700_000_000.0 + number)
     lines = run("cache", "list").stdout.splitlines()
     assert [line.split()[-1] for line in lines] == ["three", "two", "one"]
-    assert lines[0].startswith("2023-11-14 22:13")
-    assert lines[0].split()[-2] == "1x1"
+    assert re.match("2023-11-14 22:13.* 1x1 +three$", lines[0])
     found = run("cache", "list", "--json", "--match", "T").stdout.splitlines()
-    rows = [json.loads(line) for line in found]
-    assert [row["prompt"] for row in rows] == ["three", "two"]
+    assert [json.loads(line)["prompt"] for line in found] == ["three", "two"]
     assert len(run("cache", "list", "--limit", "1").stdout.splitlines()) == 1
 
 
 def test_no_stranger_commands_the_terminal(
-    run: Run,
-    cache: Cache,
-    backend: ScriptedServer,
-    environment: dict[str, str],
-    tmp_path: Path,
+    run: Run, cache: Cache, backend: ScriptedServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
     prompt, escaped = "a\x1b]0;x\a\x9b\u202e\x7fb", r"a\x1b]0;x\x07\x9b\u202e\x7fb"
     put(cache, prompt)
@@ -381,9 +357,6 @@ def test_unusable_cache_ends_a_command_with_a_sentence(
         result = run(*arguments)
         assert result.exit_code == 1, arguments
         assert "cannot be used" in result.output or "1 failed" in result.output
-
-
-# --- settings and check -------------------------------------------------------------------------
 
 
 def test_dotenv_is_read_as_the_service_reads_it(

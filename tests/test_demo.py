@@ -62,21 +62,17 @@ def test_picture_depends_on_prompt_seed_and_size_alone(demo: str) -> None:
     assert len(pictures) == 4
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        ('{"prompt": "a Forbidden fruit"}', 400, "moderation_blocked"),
-        ('{"prompt": ""}', 400, None),
-        ('{"prompt": "x", "size": "5000x1"}', 400, None),
-        ("{", 400, None),
-    ],
-)
-def test_demo_refuses_like_openai(demo: str, body: str, status: int, code: str | None) -> None:
-    got = draw(demo, body)
-    assert got.status == status
-    assert got.json["error"]["message"]
-    if code:
-        assert got.json["error"]["code"] == code
+def test_demo_refuses_like_openai(demo: str) -> None:
+    for body, code in {
+        '{"prompt": "a Forbidden fruit"}': "moderation_blocked",
+        '{"prompt": ""}': None,
+        '{"prompt": "x", "size": "5000x1"}': None,
+        "{": None,
+    }.items():
+        got = draw(demo, body)
+        assert got.status == 400, body
+        assert got.json["error"]["message"]
+        assert code in (None, got.json["error"]["code"])
 
 
 def test_picture_can_come_as_a_url(demo: str) -> None:
@@ -85,17 +81,12 @@ def test_picture_can_come_as_a_url(demo: str) -> None:
     assert media_type_of(fetch(url).body) == "image/png"
 
 
-# --- make run
-
-
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the files in git, as in a fresh clone."""
     folder = tmp_path_factory.mktemp("clone")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
-    )
-    for name in filter(None, listed.stdout.split("\0")):
+    listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+    for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
@@ -160,8 +151,7 @@ def test_make_run_serves_a_picture_and_stops_both_processes(
         rest = process.stdout.read()
         assert process.wait(15) == 0
         assert "Traceback" not in rest
-    assert not is_listening(backend)
-    assert not is_listening(links["Open"])
+    assert not any(map(is_listening, (backend, links["Open"])))
     assert {path.name for path in checkout.iterdir()} - before <= {".demo", "__pycache__"}
 
 
@@ -184,19 +174,14 @@ def test_make_run_says_that_its_port_is_taken(checkout: Path, more: dict[str, st
     assert more or said.endswith("another PORT, as in: PORT=8081 make run\n")
 
 
-@pytest.mark.parametrize(
-    ("address", "sentence"),
-    [
-        ({"PORT": "80a"}, "PORT: '80a' is not usable; write an integer from 1 to 65535"),
-        ({"HOST": "192.0.2.1"}, "; write an address of this machine as HOST"),
-    ],
-)
-def test_make_run_rejects_an_address_in_one_line(
-    checkout: Path, address: dict[str, str], sentence: str
-) -> None:
-    said = why_not_started(checkout, **{"PORT": str(free_port())} | address)
-    assert sentence in said
-    assert "PORT=8081" not in said
+def test_make_run_rejects_an_address_in_one_line(checkout: Path) -> None:
+    for host, port, sentence in [
+        ("127.0.0.1", "80a", "PORT: '80a' is not usable; write an integer from 1 to 65535"),
+        ("192.0.2.1", str(free_port()), "; write an address of this machine as HOST"),
+    ]:
+        said = why_not_started(checkout, HOST=host, PORT=port)
+        assert sentence in said
+        assert "PORT=8081" not in said
 
 
 def is_listening(url: str) -> bool:
@@ -210,13 +195,9 @@ def test_make_run_with_configured_backends_is_gunicorn(
     checkout: Path, backend: ScriptedServer
 ) -> None:
     port = free_port()
-    variables = {
-        "BACKEND_API_URLS": backend.url,
-        "PROXY_ACCESS_KEY": "own-access-key",
-        "PORT": str(port),
-    }
+    own = {"BACKEND_API_URLS": backend.url, "PROXY_ACCESS_KEY": "own-access-key"}
     url = f"http://127.0.0.1:{port}/prompt/x?key=own-access-key"
-    with start(checkout, **variables) as process:
+    with start(checkout, **own, PORT=str(port)) as process:
         wait_until(lambda: is_listening(url), what="gunicorn")
         assert fetch(url).status == 200
         process.send_signal(signal.SIGTERM)

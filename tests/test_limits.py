@@ -30,9 +30,6 @@ def keys_of(service: Service) -> dict[str, int]:
     return {key["name"]: key["drawings"] for key in service.as_admin("/status").json["keys"]}
 
 
-# --- through HTTP -------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def service(serve: Serve, backend: ScriptedServer) -> InProcess:
     return serve(backend, ACCESS_KEYS=KEYS, DRAWINGS_PER_DAY="1")
@@ -171,12 +168,8 @@ def test_keys_are_shown_to_the_administrator_and_each_to_its_owner(service: InPr
     assert shared == {"name": "PROXY_ACCESS_KEY", "drawings": 0, "per_day": 1, "expires": None}
     assert own == {"name": "blog", "drawings": 1, "per_day": 2, "expires": None}
     assert phone == {"name": "phone", "drawings": 1, "per_day": None, "expires": None}
-    for authorization, known in [
-        ("Bearer blog-key", own),
-        ("Basic abc", None),
-        ("Bearer wrong", None),
-        ("", None),
-    ]:
+    keys = {"Bearer blog-key": own, "Basic abc": None, "Bearer wrong": None, "": None}
+    for authorization, known in keys.items():
         got = service.get("/status", headers={"Authorization": authorization})
         assert (got.status, got.json.get("key"), "keys" in got.json) == (200, known, False)
 
@@ -199,9 +192,6 @@ def test_two_workers_never_exceed_a_limit_together(
     assert (sorted(limited), free) == ([200] * 7 + [429] * 33, [200] * 20)
     assert len(backend.seen) == 27
     assert keys_of(service) == {"PROXY_ACCESS_KEY": 0, "blog": 7, "phone": 20}
-
-
-# --- reservations
 
 
 def drawings(state: State, caller: Caller) -> int:

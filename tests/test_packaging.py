@@ -9,6 +9,7 @@ import signal
 import subprocess
 import venv
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -49,24 +50,24 @@ def image(tmp_path: Path) -> Iterator[Path]:
         path.chmod(0o755)
 
 
+def read_requirements(name: str) -> list[Requirement]:
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
 def requirements(*extras: str) -> set[str]:
     """Return the distributions that the requirements, and those of extras, need in all."""
     files = ["requirements.txt", *(f"requirements-{extra}.txt" for extra in extras)]
-    lines = [line for name in files for line in (ROOT / name).read_text("utf-8").splitlines()]
-    wanted = [Requirement(line) for line in lines if not line.startswith("#")]
+    wanted = [requirement for name in files for requirement in read_requirements(name)]
     names: set[str] = set()
     while wanted:
         requirement = wanted.pop()
-        name = canonicalize_name(requirement.name)
-        if name not in names:
+        if (name := canonicalize_name(requirement.name)) not in names:
             names.add(name)
-            needed = map(Requirement, distribution(name).requires or [])
             extras_of_it = requirement.extras or {""}
-            wanted += [
-                one
-                for one in needed
-                if not one.marker or any(one.marker.evaluate({"extra": e}) for e in extras_of_it)
-            ]
+            for one in map(Requirement, distribution(name).requires or []):
+                if not one.marker or any(one.marker.evaluate({"extra": e}) for e in extras_of_it):
+                    wanted.append(one)
     return names
 
 
@@ -100,35 +101,26 @@ def image_url(image: Path, backend: ScriptedServer, tmp_path: Path) -> Iterator[
         "POLLINATIONS_ENABLED=false\nHOST=192.0.2.1\n"
     )
     image.chmod(0o555)
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "HOST": "127.0.0.1",
-        "WORKERS": "1",
-        "PORT": str(port),
-        "CACHE_DIR": str(cache),
-        **dict(pair.split("=") for pair in in_image.split()),
-    }
+    environment = dict(pair.split("=") for pair in in_image.split())
+    environment |= {"PATH": "/usr/bin:/bin", "HOST": "127.0.0.1", "WORKERS": "1"}
+    environment |= {"PORT": str(port), "CACHE_DIR": str(cache)}
     command = [*other_user, make_environment(tmp_path / "venv"), "-m", "gunicorn"]
     log = tmp_path / "gunicorn.log"
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            command, cwd=image, env=environment, stdout=output, stderr=output
-        ) as process,
-    ):
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        with suppress(OSError):
+            return fetch(f"{url}/status").status == 200
+        return False
+
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=image, env=environment, stdout=out, stderr=out)
+    with process:
         try:
-            wait_until(lambda: answers(process, url, log), what="gunicorn")
+            wait_until(answers, what="gunicorn")
             yield url
         finally:
             process.send_signal(signal.SIGTERM)
-
-
-def answers(process: subprocess.Popen[bytes], url: str, log: Path) -> bool:
-    assert process.poll() is None, log.read_text()
-    try:
-        return fetch(f"{url}/status").status == 200
-    except OSError:
-        return False
 
 
 def test_image_serves_as_another_user_on_a_read_only_tree(
@@ -150,10 +142,8 @@ def test_image_serves_as_another_user_on_a_read_only_tree(
 def test_unit_and_compose_leave_the_settings_to_dotenv() -> None:
     unit = shipped("prompt-image-proxy.service")
     set_by_unit = " ".join(re.findall(r"(?m)^Environment\w*=(.*)", unit))
-    assert set(re.findall(r"(\w+)=", set_by_unit)) == {
-        "PYTHONUNBUFFERED",
-        "PYTHONDONTWRITEBYTECODE",
-    }
+    names = {"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}
+    assert set(re.findall(r"(\w+)=", set_by_unit)) == names
     check, hang_up = re.findall(r"(?m)^ExecReload=(.*)", unit)
     assert check.endswith("/.venv/bin/python -m commands check --settings")
     assert hang_up == "/bin/sh -c 'kill -s HUP \"$MAINPID\"'"
@@ -179,11 +169,7 @@ def test_backup_runs_as_the_service_and_may_write_where_it_does() -> None:
 
 
 def test_everything_that_requirements_need_is_pinned_as_tested() -> None:
-    pinned = [
-        Requirement(line)
-        for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-        if not line.startswith("#")
-    ]
+    pinned = read_requirements("constraints.txt")
     versions = {str(canonicalize_name(one.name)): str(one.specifier) for one in pinned}
     for name in requirements("cluster", "formats", "metrics", "socks"):
         assert versions.get(name) == f"=={distribution(name).version}", f"{name}: make constraints"
@@ -220,15 +206,11 @@ def test_compose_with_tls_puts_files_where_nginx_reads_them() -> None:
     alone, tls = (read_compose(name) for name in ("compose.yaml", "compose-tls.yaml"))
     places = {}
     for service in ("nginx", "certbot"):
-        volumes = [
-            *alone["services"].get(service, {}).get("volumes", ()),
-            *tls["services"][service]["volumes"],
-        ]
+        shared = alone["services"].get(service, {}).get("volumes", [])
+        volumes = shared + tls["services"][service]["volumes"]
         places[service] = {volume.split(":")[1]: name_of(volume) for volume in volumes}
-        assert {*filter(None, places[service].values())} <= {
-            **alone["volumes"],
-            **tls["volumes"],
-        }.keys()
+        named = {*filter(None, places[service].values())}
+        assert named <= alone["volumes"].keys() | tls["volumes"].keys()
     for folder in ("/etc/letsencrypt", "/var/www/html"):
         assert places["nginx"][folder] == places["certbot"][folder]
     conf, tls_conf = map(shipped, ("nginx.conf", "nginx-tls.conf"))
@@ -281,33 +263,24 @@ def test_nginx_of_a_cluster_asks_both_apps() -> None:
     script = read_compose("compose-cluster.yaml")["services"]["nginx"]["command"][2]
     (edit,) = re.findall(r"sed '(.*)'", script)
     before = shipped("nginx.conf")
-    after = subprocess.run(
-        ["sed", edit], input=before, capture_output=True, text=True, check=True
-    ).stdout
+    after = subprocess.check_output(["sed", edit], input=before, text=True)
     changed = [b for a, b in zip(before.split("\n"), after.split("\n"), strict=True) if a != b]
-    assert [line.strip() for line in changed] == [
-        "server app-1:8080 max_fails=0; server app-2:8080 max_fails=0;"
-    ]
+    both = "server app-1:8080 max_fails=0; server app-2:8080 max_fails=0;"
+    assert [line.strip() for line in changed] == [both]
 
 
 def test_image_contains_every_module_that_it_imports(image: Path) -> None:
     for path in image.rglob("*.py"):
-        tree = ast.parse(path.read_text("utf-8"))
         # Imports inside functions too, which a start does not run.
-        imported = {
-            name
-            for node in ast.walk(tree)
-            for name in (
-                [alias.name for alias in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
-                if isinstance(node, ast.ImportFrom)
-                else []
-            )
-        }
-        for name in imported:
-            for file in (f"{name.replace('.', '/')}.py", f"{name.replace('.', '/')}/__init__.py"):
-                assert (image / file).exists() or not (ROOT / file).exists(), (path, name)
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for stem in (name.replace(".", "/") for name in names):
+                for file in (f"{stem}.py", f"{stem}/__init__.py"):
+                    assert (image / file).exists() or not (ROOT / file).exists(), (path, file)
 
 
 def test_image_contains_no_file_that_dockerignore_excludes(image: Path) -> None:

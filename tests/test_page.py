@@ -48,9 +48,6 @@ window.fetch = (url, ...more) => {
 """
 
 
-# --- the key
-
-
 def test_wrong_key_is_asked_for_again_before_drawing(page: Page, studio: Studio) -> None:
     page.open(studio.service, key=None)
     page.draw("a red apple", until="key")
@@ -97,9 +94,6 @@ def test_key_and_requests_go_to_the_proxy_only(page: Page, studio: Studio) -> No
     assert "a red apple" in stored
     assert ADMIN not in stored
     assert stored.count(KEY) == 1, "the history holds no key"
-
-
-# --- drawing
 
 
 def test_waiting_shows_seconds_and_recent_durations(page: Page, studio: Studio) -> None:
@@ -234,9 +228,6 @@ def test_abandoned_drawing_goes_on_and_is_cached(page: Page, studio: Studio) -> 
     assert len(studio.backend.seen) == 1
 
 
-# --- how it was drawn
-
-
 def test_rewriting_and_fallback_show_stages_and_final_prompt(
     page: Page, serve: Serve, backend: ScriptedServer, server: MakeServer
 ) -> None:
@@ -291,9 +282,6 @@ def test_hosted_picture_is_loaded_from_its_host(
     page.open_history()
     assert page.prompts("#history") == ["a red apple"]
     assert len(backend.seen) == 1
-
-
-# --- failures
 
 
 def test_refusal_leads_back_to_the_prompt_and_says_until_when(page: Page, studio: Studio) -> None:
@@ -354,9 +342,6 @@ def test_failures_are_told_apart_in_both_languages(
     page.click("#retry")
     page.wait_for_text("#error-text", "cannot be reached")
     assert page.text("#retry") == "Try again"
-
-
-# --- the picture
 
 
 def test_copied_links_are_those_of_sign(page: Page, studio: Studio) -> None:

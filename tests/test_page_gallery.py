@@ -23,8 +23,6 @@ HTMLAnchorElement.prototype.click = function () {
 };
 """
 
-# --- the history
-
 
 def test_history_draws_an_entry_again_and_can_be_emptied(page: Page, studio: Studio) -> None:
     studio.backend.say(picture_by_seed)
@@ -60,9 +58,6 @@ def test_history_draws_an_entry_again_and_can_be_emptied(page: Page, studio: Stu
     page.click("#confirm-yes")
     page.wait(lambda: not page.prompts("#history"), "the history to be empty")
     assert page.run("return localStorage.getItem('pip.history')") is None
-
-
-# --- the gallery
 
 
 def test_gallery_asks_for_the_token_lists_sorts_and_filters(page: Page, studio: Studio) -> None:
@@ -197,8 +192,6 @@ def test_range_is_selected_saved_and_drawn_again(page: Page, studio: Studio) -> 
     assert len(studio.entries()) == 4
 
 
-# --- by keyboard alone
-
 STOP = (
     "const here = document.activeElement;"
     "const outlined = [here, here.closest('label')].filter(Boolean)"
@@ -233,42 +226,42 @@ class Keyboard:
                 return
         pytest.fail(f"the keyboard does not reach {name}")
 
+    def use(self, name: str, *keys: str) -> None:
+        """Go there and press these keys, or Enter."""
+        self.go(name)
+        self.press(*keys or (Keys.ENTER,))
+
+    def open_gallery(self) -> None:
+        self.go("gallery-tab", Keys.SHIFT + Keys.TAB)
+        self.press(Keys.ENTER)
+        self.page.wait_until("document.activeElement.id === given[0]", "admin-token")
+        self.press(ADMIN, Keys.ENTER)
+        self.page.wait_for("#gallery .card")
+
 
 def test_keyboard_alone_draws_enlarges_and_deletes(page: Page, studio: Studio) -> None:
     page.open(studio.service)
     keyboard = Keyboard(page)
-    keyboard.go("skip")
-    keyboard.press(Keys.ENTER)
+    keyboard.use("skip")
     assert page.focused() == "main"
-    keyboard.go("prompt")
-    keyboard.press("a red apple")
-    keyboard.go("size")
-    keyboard.press(Keys.ARROW_RIGHT)
-    keyboard.go("draw")
-    keyboard.press(Keys.ENTER)
+    keyboard.use("prompt", "a red apple")
+    keyboard.use("size", Keys.ARROW_RIGHT)
+    keyboard.use("draw")
     page.wait_for_state("done")
     assert studio.backend.seen[0].json["size"] == "1024x1024"
-    keyboard.go("enlarge")
-    keyboard.press(Keys.ENTER)
+    keyboard.use("enlarge")
     page.wait_for("#full-size")
     keyboard.press(Keys.ESCAPE)
     page.wait_until("document.activeElement.id === given[0]", "enlarge")
-    keyboard.go("gallery-tab", Keys.SHIFT + Keys.TAB)
-    keyboard.press(Keys.ENTER)
-    page.wait_until("document.activeElement.id === given[0]", "admin-token")
-    keyboard.press(ADMIN, Keys.ENTER)
-    page.wait_for("#gallery .card")
+    keyboard.open_gallery()
     keyboard.go("open")
-    keyboard.go("INPUT")
-    keyboard.press(Keys.SPACE)
-    keyboard.go("delete")
-    keyboard.press(Keys.ENTER)
+    keyboard.use("INPUT", Keys.SPACE)
+    keyboard.use("delete")
     page.wait_for("#confirm")
     keyboard.press(Keys.ESCAPE)
     page.wait_until("document.activeElement.id === given[0]", "delete")
     keyboard.press(Keys.ENTER)
-    keyboard.go("confirm-yes")
-    keyboard.press(Keys.ENTER)
+    keyboard.use("confirm-yes")
     page.wait_until("document.activeElement.id === given[0]", "main")
     assert studio.entries() == []
 
@@ -277,33 +270,22 @@ def test_keyboard_alone_picks_a_variant_and_saves_a_range(page: Page, studio: St
     studio.backend.say(picture_by_seed)
     page.open(studio.service)
     keyboard = Keyboard(page)
-    keyboard.go("prompt")
-    keyboard.press("a red apple")
-    keyboard.go("variants")
-    keyboard.press(Keys.ENTER)
+    keyboard.use("prompt", "a red apple")
+    keyboard.use("variants")
     page.wait_until("document.querySelectorAll('#variant-tiles [data-state=done]').length === 4")
-    keyboard.go("variant-tiles")
-    keyboard.press(Keys.ENTER)
+    keyboard.use("variant-tiles")
     page.wait_for_state("done")
-    keyboard.go("siblings")
-    keyboard.press(Keys.ENTER)
+    keyboard.use("siblings")
     page.wait_for_state("group")
-    keyboard.go("strip")
-    keyboard.press(Keys.ENTER)
+    keyboard.use("strip")
     page.wait_for_state("done")
-    keyboard.go("gallery-tab", Keys.SHIFT + Keys.TAB)
-    keyboard.press(Keys.ENTER)
-    page.wait_until("document.activeElement.id === given[0]", "admin-token")
-    keyboard.press(ADMIN, Keys.ENTER)
-    page.wait_for("#gallery .card")
-    keyboard.go("INPUT")
-    keyboard.press(Keys.SPACE)
+    keyboard.open_gallery()
+    keyboard.use("INPUT", Keys.SPACE)
     for _ in range(2):
         keyboard.go("INPUT")
     keyboard.press(Keys.SHIFT + Keys.SPACE)
     assert page.text("#selected") == "3 selected"
     page.run(SAVING)
-    keyboard.go("save")
-    keyboard.press(Keys.ENTER)
+    keyboard.use("save")
     page.wait_until("window.saved")
     assert page.run("return window.saved[0]") == "pictures.zip"

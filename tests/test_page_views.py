@@ -21,9 +21,6 @@ from .studio import Studio
 
 Inspect = Callable[[tuple[int, ...], str], None]
 
-# --- every view, in every language, theme and width
-
-
 # How wide the page is, and which controls are too small for a finger.
 LAYOUT = (
     "return [document.documentElement.scrollWidth,"
@@ -170,10 +167,7 @@ def test_every_state_of_the_queue_is_accessible(
 
 
 def test_gallery_and_links_that_are_not_configured_are_not_offered(
-    page: Page,
-    serve: Serve,
-    backend: ScriptedServer,
-    inspect: Inspect,
+    page: Page, serve: Serve, backend: ScriptedServer, inspect: Inspect
 ) -> None:
     keys = json.dumps({"blog": {"key": KEY}})
     service = serve(backend, ADMIN_TOKEN="", PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
@@ -247,9 +241,6 @@ def test_telephone_keeps_prompt_and_key_below_the_picture(page: Page, studio: St
                 control,
             )
             assert 0 < bottom <= 844, f"{control} is in reach"
-
-
-# --- pictures in documents
 
 
 SHOWN = "return [...document.images].filter((one) => one.complete && one.naturalWidth === 8).length"

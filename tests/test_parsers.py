@@ -22,6 +22,8 @@ Parse = Callable[[Any], Any]
 MAP = '{"https://backend/v1": …}'
 
 NETWORKS = ip_network("192.168.1.0/24"), ip_network("::1")
+URLS = p.listed(p.base_url)
+DATED = '{"a": {"key": "b", "per_day": 0, "expires": "2027-01-31"}}'
 PARSED: list[tuple[Parse, dict[str, Any]]] = [
     (p.integer(-1, 65535), {"-1": -1, "0": 0, "65535": 65535}),
     (p.seconds(0.1), {"0.1": 0.1, "86400": 86400.0}),
@@ -33,10 +35,7 @@ PARSED: list[tuple[Parse, dict[str, Any]]] = [
     (p.url_without_query, {"HTTP://a.example:80/v1#part": "http://a.example:80/v1"}),
     (p.url_without_query, {"http://user:word@[::1]:9/v1": "http://user:word@[::1]:9/v1"}),
     (p.base_url, {"https://c/v1/?x=1": "https://c/v1?x=1"}),
-    (
-        p.listed(p.base_url),
-        {"https://b/v, https://a ,,https://b/v/,": ("https://b/v", "https://a")},
-    ),
+    (URLS, {"https://b/v, https://a ,,https://b/v/,": ("https://b/v", "https://a")}),
     (p.listed(str), {"new , old": ("new", "old")}),
     (p.listed(p.model), {"vendor/flux:1, x,vendor/flux:1": ("vendor/flux:1", "x")}),
     (p.bucket_url, {url: url.rstrip("/") for url in ("s3://ab/c/d/", "gs://ab", "az://ab/c")}),
@@ -45,14 +44,7 @@ PARSED: list[tuple[Parse, dict[str, Any]]] = [
     (p.listed(p.network), {"192.168.1.0/24, ::1": NETWORKS}),
     (p.absolute_path, {"/a/b": Path("/a/b"), "a": Path.cwd() / "a"}),
     (named_keys, {'{"手机": {"key": " k "}}': (KeySettings("手机", "k"),)}),
-    (
-        named_keys,
-        {
-            '{"a": {"key": "b", "per_day": 0, "expires": "2027-01-31"}}': (
-                KeySettings("a", "b", 0, datetime.date(2027, 1, 31)),
-            )
-        },
-    ),
+    (named_keys, {DATED: (KeySettings("a", "b", 0, datetime.date(2027, 1, 31)),)}),
 ]
 
 
@@ -66,9 +58,12 @@ NO_NUMBERS = ("abc", "1_000", "１２", "٣", "0x1", "+5", "1 0", "--1", "1e3", 
 NO_URL = "does not begin with http:// or https://"
 
 
-def named(name: str = "a", **fields: Any) -> str:
-    """Return ACCESS_KEYS with one key of these fields."""
-    return json.dumps({name: {"key": "k", **fields}})
+NO_BUCKET = "is not the URL of a bucket"
+
+
+def named(field: str, *values: Any) -> tuple[str, ...]:
+    """Return ACCESS_KEYS with one key, once for each of these values of a field."""
+    return tuple(json.dumps({"a": {"key": "k", field: value}}) for value in values)
 
 
 # A parser, what is wrong, and texts or values of which that is true.
@@ -87,31 +82,16 @@ REJECTED: list[tuple[Parse, str, tuple[Any, ...]]] = [
     (p.base_url, "'https://host…' is not a valid URL", ("https://host:0", "https://host:99999/v1")),
     (p.base_url, "'https://a…' contains white space", ("https://u:password@a/v1 https://b",)),
     (p.base_url, "contains white space", ("https://a b/v1", "https://host/a\tb")),
-    (p.listed(p.base_url), "names nothing", (", ,",)),
-    (
-        p.listed(p.base_url),
-        "'https://a;…' separates URLs by ';' instead of ','",
-        ("https://a; https://b",),
-    ),
-    (
-        p.listed(p.base_url),
-        "separates URLs by '，' instead of ','",
-        ("https://a/v1，https://b/v1",),
-    ),
-    (p.listed(p.base_url), f"'b.example.com…' {NO_URL}", ("https://a,b.example.com",)),
+    (URLS, "names nothing", (", ,",)),
+    (URLS, "'https://a;…' separates URLs by ';' instead of ','", ("https://a; https://b",)),
+    (URLS, "separates URLs by '，' instead of ','", ("https://a/v1，https://b/v1",)),
+    (URLS, f"'b.example.com…' {NO_URL}", ("https://a,b.example.com",)),
     (p.url_without_query, "has a query", ("https://a/?b=1",)),
     (p.hosting_url, NO_URL, ("gs://bucket", "bed")),
-    (
-        p.bucket_url,
-        "is not the URL of a bucket",
-        ("bucket", "https://bucket", "s3://", "s3://b?x=1"),
-    ),
-    (p.bucket_url, "is not the URL of a bucket", ("s3://b/a/../c", "s3://b//c", "s3://k:s@b")),
-    (
-        p.database_url,
-        "is not the URL of a PostgreSQL database",
-        ("mysql://h/d", "host", "postgresql+x://h", "postgresql://a b"),
-    ),
+    (p.bucket_url, NO_BUCKET, ("bucket", "https://bucket", "s3://", "s3://b?x=1")),
+    (p.bucket_url, NO_BUCKET, ("s3://b/a/../c", "s3://b//c", "s3://k:s@b")),
+    (p.database_url, "is not the URL of a PostgreSQL database", ("mysql://h/d", "host")),
+    (p.database_url, "PostgreSQL database", ("postgresql+x://h", "postgresql://a b")),
     (p.listed(p.model), "has a name that no URL can contain", ("a b", "a" * 101, "модель")),
     (p.listed(p.network), "is not a network", ("10.0.0.1/8", "lan", "10.0.0.0/33")),
     (p.certificates, "cannot be read (No such file or directory)", ("/no/such/file",)),
@@ -123,22 +103,13 @@ REJECTED: list[tuple[Parse, str, tuple[Any, ...]]] = [
     (maps.llm_parameters, "which no setting replaces", ('{"messages": []}',)),
     (maps.llm_parameters, "a model that is not a name", ('{"model": 5}',)),
     (named_keys, "not an object; write", ("[]", '{"blog": "k"}')),
-    (named_keys, "besides key, per_day and expires", (named(perday=5),)),
-    (named_keys, "'a': has no key", (*(named(key=wrong) for wrong in (None, " ", 5)), '{"a": {}}')),
-    (
-        named_keys,
-        "'a': per_day is not usable",
-        tuple(named(per_day=wrong) for wrong in (-1, 1.5, "5", True, 10**9 + 1)),
-    ),
-    (
-        named_keys,
-        "'a': expires is not a day",
-        tuple(named(expires=wrong) for wrong in ("2027-02-30", 2027, "soon")),
-    ),
-    (
-        named_keys,
-        "has an unusable name",
-        tuple(named(name) for name in ("", " a", "a:b", "x" * 41, "PROXY_ACCESS_KEY", "a\nb")),
+    (named_keys, "besides key, per_day and expires", named("perday", 5)),
+    (named_keys, "'a': has no key", (*named("key", None, " ", 5), '{"a": {}}')),
+    (named_keys, "'a': per_day is not usable", named("per_day", -1, 1.5, "5", True, 10**9 + 1)),
+    (named_keys, "'a': expires is not a day", named("expires", "2027-02-30", 2027, "soon")),
+    *(
+        (named_keys, "has an unusable name", (json.dumps({name: {"key": "k"}}),))
+        for name in ("", " a", "a:b", "x" * 41, "PROXY_ACCESS_KEY", "a\nb")
     ),
     # Of JSON, for a backend.
     (maps.number(0, 9, float), "is not usable", ("2", True, None, -1, math.nan, 10**400)),

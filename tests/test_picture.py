@@ -35,8 +35,6 @@ def error_of(url: str, **more: int) -> str:
     return explain(caught.value)
 
 
-# --- URL and value ------------------------------------------------------------------------------
-
 BOTH_WAYS = [
     ("/prompt/a%20red%20apple", ImageRequest("a red apple")),
     ("/prompt/a?width=1024&height=768", ImageRequest("a", 1024, 768)),
@@ -69,9 +67,8 @@ def test_url_and_value_are_inverse(url: str, value: ImageRequest) -> None:
     assert value.to_url() == url
 
 
-@pytest.mark.parametrize(
-    ("url", "value"),
-    [
+def test_other_spellings_of_a_url_are_accepted() -> None:
+    for url, value in [
         ("/prompt/a/../b//c/", ImageRequest("a/../b//c/")),
         ("/prompt//prompt/a", ImageRequest("/prompt/a")),
         ("/prompt/%20%09a%20b%0A%E3%80%80", ImageRequest("a b")),
@@ -98,10 +95,8 @@ def test_url_and_value_are_inverse(url: str, value: ImageRequest) -> None:
         ("/prompt/what??.jpg?width=5", ImageRequest("what??", 5)),
         ("/prompt/what??", ImageRequest("what?")),
         ("/prompt/a?style=5?&width=5", ImageRequest("a", 5, style="5?")),
-    ],
-)
-def test_other_spellings_of_a_url_are_accepted(url: str, value: ImageRequest) -> None:
-    assert from_url(url) == (value, {})
+    ]:
+        assert from_url(url) == (value, {}), url
 
 
 def test_credentials_are_returned_separately() -> None:
@@ -112,11 +107,8 @@ def test_credentials_are_returned_separately() -> None:
 
 
 # Pieces of queries, and ways to begin a parameter after them.
-QUERIES = st.lists(
-    st.sampled_from(
-        ["?", "&", "&amp;", "=", "%26", "%3D", "%3F", ";", "+", "a", "width", "KEY", "."]
-    )
-).map("".join)
+PARTS = ["?", "&", "&amp;", "=", "%26", "%3D", "%3F", ";", "+", "a", "width", "KEY", "."]
+QUERIES = st.lists(st.sampled_from(PARTS)).map("".join)
 BEGINNINGS = st.sampled_from(["?", "??", "&", "&amp;", "&AMP;", "?&amp;", "?+", "?a%26", "?a;"])
 
 
@@ -170,8 +162,6 @@ def test_every_value_survives_its_url(
     assert re.fullmatch(r"/prompt/[\w.~%-]+\?[\w.~%=&-]+", url, re.ASCII)
 
 
-# --- bad requests -------------------------------------------------------------------------------
-
 NOT_INTEGERS = ["", "abc", "1e9", "1.5", "0x10", "1_000", "%205", "5%0A", "%2B5", "--5", "None"]
 NOT_INTEGERS += ["%D9%A3", "%EF%BC%91", "%C2%B2", "9" * 400]
 BAD = {
@@ -201,25 +191,20 @@ def test_repeated_parameter_is_rejected_by_name(name: str) -> None:
     assert error_of(f"/prompt/a?{name}=5&x=1&{name}=5") == f"The parameter {name} is given twice."
 
 
-@pytest.mark.parametrize(
-    ("url", "sentence"),
-    [
-        ("/prompt/", "The description is empty."),
-        ("/prompt/%20%0A%E3%80%80%20", "The description is empty."),
-        ("/prompt/a%00b", "The description contains a NUL character."),
-        ("/prompt/a%C3", "The description is not valid UTF-8."),
-        ("/prompt/%C0%AF", "The description is not valid UTF-8."),
-        ("/prompt/%ED%A0%80", "The description is not valid UTF-8."),
-        ("/prompt/a?key=%FF", "A parameter is not valid UTF-8."),
-        ("/prompt/a?%FF=1", "A parameter is not valid UTF-8."),
-        ("/prompt/a?" + "x=1&" * 100, "There are more than 100 parameters."),
-    ],
-)
-def test_unreadable_url_is_rejected(url: str, sentence: str) -> None:
-    assert error_of(url) == sentence
-
-
-def test_lone_surrogate_is_rejected() -> None:
+def test_unreadable_url_is_rejected() -> None:
+    for url, sentence in {
+        "/prompt/": "The description is empty.",
+        "/prompt/%20%0A%E3%80%80%20": "The description is empty.",
+        "/prompt/a%00b": "The description contains a NUL character.",
+        "/prompt/a%C3": "The description is not valid UTF-8.",
+        "/prompt/%C0%AF": "The description is not valid UTF-8.",
+        "/prompt/%ED%A0%80": "The description is not valid UTF-8.",
+        "/prompt/a?key=%FF": "A parameter is not valid UTF-8.",
+        "/prompt/a?%FF=1": "A parameter is not valid UTF-8.",
+        "/prompt/a?" + "x=1&" * 100: "There are more than 100 parameters.",
+    }.items():
+        assert error_of(url) == sentence, url
+    # Of which a URL has none, but a body in JSON may.
     with pytest.raises(BadRequest, match="prompt_not_utf8"):
         ImageRequest.from_text("a \ud83c")
     with pytest.raises(BadRequest, match="style"):
@@ -242,9 +227,6 @@ def test_any_url_is_a_value_or_a_bad_request(path: bytes, query: str) -> None:
         assert from_url(value.to_url())[0] == value
 
 
-# --- a final extension ---------------------------------------------------------------------------
-
-
 def test_url_with_an_extension_may_show_two_pictures() -> None:
     [literal, plain] = named_by("/prompt/%20Logo.PNG%20?seed=7").pictures
     assert (literal, plain) == (ImageRequest("Logo.PNG", seed=7), ImageRequest("Logo", seed=7))
@@ -253,12 +235,8 @@ def test_url_with_an_extension_may_show_two_pictures() -> None:
     assert plain.keys_to_delete == [plain.key]
 
 
-# --- the key ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("url", "text"),
-    [
+def test_key_is_the_digest_of_what_was_given() -> None:
+    for url, text in [
         ("/prompt/%20A%20Red%20APPLE%0A", "a red apple|def|def|def|42"),
         ("/prompt/a?width=1024&height=768", "a|1024|768|def|42"),
         ("/prompt/a?width=0640", "a|640|def|def|42"),
@@ -271,10 +249,8 @@ def test_url_with_an_extension_may_show_two_pictures() -> None:
             "/prompt/a?negative_prompt=%E4%BA%BA|a%20%2F-._~&background=white&width=5",
             "a|5|def|def|42|background=white|negative_prompt=%E4%BA%BA%7Ca%20%2F-._~",
         ),
-    ],
-)
-def test_key_is_the_digest_of_what_was_given(url: str, text: str) -> None:
-    assert from_url(url)[0].key == hashlib.sha256(text.encode("utf-8")).hexdigest()
+    ]:
+        assert from_url(url)[0].key == hashlib.sha256(text.encode("utf-8")).hexdigest(), url
 
 
 # Pieces of what is hashed, so that texts are alike wherever they can be.

@@ -189,6 +189,7 @@ def test_card_speaks_the_language_of_its_reader(service: InProcess) -> None:
         ("zh-TW;q=0.9,en;q=0.8", "未授权: 链接中"),
         ("zh", "未授权: 链接中"),
         ("en-US,en;q=0.9,zh;q=0.8", "Unauthorised: The key"),
+        ("zh;q=0,fr", "Unauthorised: The key"),
         ("fr", "Unauthorised: The key"),
         ("*", "Unauthorised: The key"),
         ("", "Unauthorised: The key"),
@@ -260,9 +261,7 @@ def test_nothing_of_the_request_is_echoed(service: InProcess, backend: ScriptedS
 
 
 def test_unforeseen_error_is_a_500_that_only_the_log_explains(
-    service: InProcess,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    service: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(status: Status, *, for_admin: bool) -> None:
         raise RuntimeError("an invariant that does not hold")

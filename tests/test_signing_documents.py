@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from access import Access, Caller
 from picture import ImageRequest
 from settings.maps import KeySettings
 
-from .conftest import KEY, ROOT, InProcess, Run, access_of
+from .conftest import KEY, ROOT, InProcess, MakeServer, Run, Serve, access_of
 from .servers import Say, ScriptedServer
 
 BASE = "https://pics.example.org"
@@ -61,9 +60,8 @@ def test_resigning_replaces_whatever_was_ever_accepted(run: Run, tmp_path: Path)
     arguments = ("sign", "--in-place", "--resign", "--old-key", "former", str(page))
     result = run(*arguments, **settings)
     assert result.stdout == f"{page}: 10 signed, 1 broken\n"
-    assert result.stderr.endswith(
-        f"{page}:11: The signature is wrong: it belongs to another picture or key.\n"
-    )
+    wrong = "The signature is wrong: it belongs to another picture or key."
+    assert result.stderr.endswith(f"{page}:11: {wrong}\n")
     after = page.read_text()
     assert run(*arguments, **settings).stdout == f"{page}: 0 signed, 1 broken\n"
     only = access_of(None, access_keys=[named], signing_keys=["second"])
@@ -129,8 +127,7 @@ def test_urls_that_do_not_open_are_named_with_their_reasons(run: Run, tmp_path: 
     warmed = run("warm", str(page), PUBLIC_URL=BASE)
     listed = run("links", str(page), PUBLIC_URL=BASE)
     assert {signed.exit_code, warmed.exit_code, listed.exit_code} == {1}
-    assert "7 broken" in signed.stdout
-    assert "7 broken" in warmed.stdout
+    assert all("7 broken" in one.stdout for one in (signed, warmed))
     for said in (signed.stderr, warmed.stderr, listed.stdout):
         for number, reason in enumerate(reasons.values(), 2):
             assert f"{page}:{number}: {reason}" in said
@@ -144,16 +141,13 @@ def test_links_say_what_they_show_and_since_when(
         tmp_path / "page.md",
         url("a cat", {"key": KEY}),
         BASE + ImageRequest("a dog", 64, 32).to_url(key=KEY),
-        url(
-            "expired",
-            access_of(KEY, clock=lambda: 1e9).sign(ImageRequest("expired"), Caller(""), 1),
-        ),
+        signed(access_of(KEY, clock=lambda: 1e9), "expired", expires_in=1),
     )
     result = run("links", str(page))
     today = time.strftime("%Y-%m-%d", time.gmtime())
-    first, *rest = result.stdout.splitlines()
-    assert first.startswith(f"{page}:1: a cat, drawn {today} ")
-    assert rest[0] == f"{page}:2: a dog, 64x32, not drawn yet"
+    cat, dog, *_ = result.stdout.splitlines()
+    assert cat.startswith(f"{page}:1: a cat, drawn {today} ")
+    assert dog == f"{page}:2: a dog, 64x32, not drawn yet"
     assert result.exit_code == 1
     assert len(backend.seen) == 1
 
@@ -170,9 +164,8 @@ def test_keys_are_changed_as_documented(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "README.md", signed(access_of(KEY), "a"))
     write(notes / "b.md", signed(access_of("unrelated", signing_keys=["old"]), "b"))
     (dotenv := tmp_path / ".env").write_text(f"PROXY_ACCESS_KEY={KEY}\nSIGNING_KEY=old\n")
-    section = (
-        (ROOT / "docs/signing.md").read_text("utf-8").split("\n## Change the signing key\n")[1]
-    )
+    guide = (ROOT / "docs/signing.md").read_text("utf-8")
+    section = guide.split("\n## Change the signing key\n")[1]
     add, preview, resign, links, remove, leaked = re.findall(r"(?m)^\$ (.+)", section)
     perform(add)
     assert re.search(r"(?m)^SIGNING_KEY=[0-9a-f]{64},old$", dotenv.read_text())
@@ -188,14 +181,12 @@ def test_keys_are_changed_as_documented(run: Run, tmp_path: Path) -> None:
     assert perform(links).count("not drawn yet") == 4
 
 
-# --- on a server --------------------------------------------------------------------------------
-
 # Faults, which do not concern a client.
 HERE = {"BACKEND_API_URLS": "", "PUBLIC_URL": "", "LLM_OPTIMIZATION_ENABLED": "true"}
 
 
 @pytest.fixture
-def service(serve: Callable[..., InProcess], backend: ScriptedServer) -> InProcess:
+def service(serve: Serve, backend: ScriptedServer) -> InProcess:
     return serve(backend, SIGNING_KEY="new,old")
 
 
@@ -212,13 +203,10 @@ def test_documents_are_signed_and_drawn_elsewhere(
     assert page.read_text().count("sig=") == 2
     assert KEY not in page.read_text()
     result = run("links", *server, str(page), **HERE)
-    assert re.findall(r":(\d): picture \d, (.+)", result.stdout) == [
-        ("1", "not drawn yet"),
-        ("2", "not drawn yet"),
-    ]
-    assert (
-        run("warm", *server, str(page), **HERE).stdout == "2 drawn, 0 there, 0 failed, 1 broken\n"
-    )
+    lines = [(n, "not drawn yet") for n in ("1", "2")]
+    assert re.findall(r":(\d): picture \d, (.+)", result.stdout) == lines
+    warmed = run("warm", *server, str(page), **HERE).stdout
+    assert warmed == "2 drawn, 0 there, 0 failed, 1 broken\n"
     assert len(backend.seen) == 2
     again = run("warm", *server, "--json", str(page), **HERE)
     assert json.loads(again.stdout)["there"] == 2
@@ -260,9 +248,7 @@ def test_key_is_asked_for_where_it_is_not_set(run: Run, service: InProcess) -> N
 
 
 @pytest.mark.parametrize("body", [b"<html>", {}, [], {"url": 1}])
-def test_server_that_signs_nothing_is_named(
-    run: Run, server: Callable[[], ScriptedServer], body: object
-) -> None:
+def test_server_that_signs_nothing_is_named(run: Run, server: MakeServer, body: object) -> None:
     elsewhere = server()
     elsewhere.say(Say(body))
     result = run("sign", "x", "--server", elsewhere.url, **HERE)
@@ -270,7 +256,7 @@ def test_server_that_signs_nothing_is_named(
 
 
 def test_busy_server_is_asked_again_and_other_errors_are_reported(
-    run: Run, server: Callable[[], ScriptedServer], tmp_path: Path
+    run: Run, server: MakeServer, tmp_path: Path
 ) -> None:
     elsewhere = server()
     page = tmp_path / "page.md"

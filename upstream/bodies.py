@@ -38,7 +38,7 @@ _JSON = re.compile(rb"[\xef\xbb\xbf\s]*[{\[]")
 _TO_STANDARD = bytes.maketrans(b"-_", b"+/")
 _BLANK = b" \t\r\n"
 # How gzip and zlib's "deflate" begin.
-_COMPRESSED = (b"\x1f\x8b", b"x\x01", b"x\x9c", b"x\xda")
+_COMPRESSED = (b"\x1f\x8b", b"x\x01", b"x^", b"x\x9c", b"x\xda")
 
 
 def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:

@@ -160,7 +160,7 @@ class Calls:
         finally:
             with self._changed:
                 self._connecting.remove(call)
-                self._changed.notify()
+                self._changed.notify_all()  # one alone may be leaving
         call.check()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from flask import Response, request
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from access import MAX_EXPIRES_IN, Access, Caller, Unauthorised
 from cache import Cache, Picture
@@ -217,7 +217,8 @@ def read_body(limit: int = MAX_BODY) -> dict[str, Any]:
     request.max_content_length = limit + 1
     try:
         data = request.get_data()
-    except (OSError, ParseException):  # its chunks are malformed, or not all of them came
+    # Its chunks are malformed, or not all of them came.
+    except (OSError, ParseException, ClientDisconnected):
         raise BadRequest("body_cut") from None
     if len(data) > limit:
         raise RequestEntityTooLarge

@@ -24,7 +24,8 @@ _POLICY = (
     " frame-ancestors 'none'"
 )
 # Read at once, in gunicorn's master: an upgrade on disk must not mix two versions.
-_FILES = {path.name: path.read_bytes() for path in Path(__file__).with_name("page").iterdir()}
+_FOLDER = Path(__file__).with_name("page")
+_FILES = {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.suffix in _TYPES}
 _HEADERS = (
     NOSNIFF,
     ("Cache-Control", "no-cache"),

@@ -8,7 +8,7 @@ from wsgiref.types import WSGIEnvironment
 
 from flask import Response, request
 from werkzeug.exceptions import NotFound
-from werkzeug.http import dump_header, parse_dict_header
+from werkzeug.http import dump_header, parse_dict_header, parse_range_header
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 OPEN = (
@@ -74,8 +74,9 @@ def prepare(environ: WSGIEnvironment) -> None:
     for name in CONDITIONS:
         if len(environ.get(name, "")) > _CONDITION_LENGTH:
             del environ[name]
-    # Several ranges, or those of another unit, are ignored, as RFC 9110 allows, too.
-    if not re.fullmatch(r"bytes=[^,]*", environ.get("HTTP_RANGE", ""), re.I):
+    # So are several ranges, those of another unit, and what is none: Werkzeug's answer is a 416.
+    wanted = parse_range_header(environ.get("HTTP_RANGE"))
+    if not wanted or wanted.units != "bytes" or len(wanted.ranges) > 1:
         environ.pop("HTTP_RANGE", None)
     environ["QUERY_STRING"] = environ["QUERY_STRING"][:_QUERY_LENGTH]
     path = environ["PATH_INFO"][:_PATH_LENGTH]

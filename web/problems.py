@@ -57,8 +57,8 @@ def wants_picture() -> bool:
 
 def preferred_language() -> Language:
     """Return the language of the two that the client prefers."""
-    tags = (tag.lower().partition("-")[0] for tag in request.accept_languages.values())
-    known = [tag for tag in tags if tag in ("en", "zh")]
+    accepted = [tag.lower() for tag, quality in request.accept_languages if quality]
+    known = [tag for text in accepted if (tag := text.partition("-")[0]) in ("en", "zh")]
     return "zh" if known[:1] == ["zh"] else "en"
 
 
