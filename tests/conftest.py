@@ -179,8 +179,11 @@ class _Handler(WSGIRequestHandler):
 class InProcess(Service):
     """The app in this process, behind Werkzeug's threaded HTTP server: starts in no time.
 
-    `ahead` is how many seconds its clock is ahead of the real one.
+    `ahead` is how many seconds its clock is ahead of the real one. The fixture `service` has its
+    backend with it.
     """
+
+    backend: ScriptedServer
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.ahead = 0.0
@@ -417,7 +420,9 @@ def serve(environment: dict[str, str], opened: list[Any]) -> Serve:
 @pytest.fixture
 def service(serve: Serve, backend: ScriptedServer) -> InProcess:
     """The app in this process, with one backend and the settings of `environment`."""
-    return serve(backend)
+    made = serve(backend)
+    made.backend = backend
+    return made
 
 
 @pytest.fixture

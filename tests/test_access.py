@@ -161,9 +161,7 @@ def test_signing_is_off_without_a_key_to_sign_with(serve: Serve, backend: Script
     assert service.get(service.sign_target({"description": "x"}, "blog-key")).status == 200
 
 
-def test_signed_url_shows_its_picture_without_the_key(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_signed_url_shows_its_picture_without_the_key(service: InProcess) -> None:
     body = {"description": CAT.prompt, "width": 64, "height": "32", "model": "m/1", "seed": 7}
     got = service.sign(body | {"expires_in": 60})
     assert (got.status, got.headers["Cache-Control"]) == (200, "no-store")
@@ -172,21 +170,19 @@ def test_signed_url_shows_its_picture_without_the_key(
     assert KEY not in got.body.decode()
     answer = service.get(url)
     assert (answer.status, answer.body) == (200, png())
-    assert backend.seen[0].json["prompt"] == CAT.prompt
+    assert service.backend.seen[0].json["prompt"] == CAT.prompt
     assert service.get(url.replace("width=64", "width=65")).status == 401
     assert service.get(re.sub(r"exp=\d+", "exp=soon", url)).status == 400
     service.ahead = 61
     assert "expired" in service.get(url).detail
-    assert len(backend.seen) == 1
+    assert len(service.backend.seen) == 1
 
 
-def test_signature_of_either_picture_opens_a_url_with_an_extension(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_signature_of_either_picture_opens_a_url_with_an_extension(service: InProcess) -> None:
     for prompt, status in [("logo", 200), ("logo.png", 200), ("logo.jpg", 401)]:
         query = service.sign_target({"description": prompt}).partition("?")[2]
         assert service.get(f"/prompt/Logo.png?{query}").status == status
-    assert [seen.json["prompt"] for seen in backend.seen] == ["Logo"]
+    assert [seen.json["prompt"] for seen in service.backend.seen] == ["Logo"]
 
 
 def test_signed_url_is_absolute_as_the_client_sees_it(

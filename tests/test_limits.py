@@ -32,17 +32,19 @@ def keys_of(service: Service) -> dict[str, int]:
 
 @pytest.fixture
 def service(serve: Serve, backend: ScriptedServer) -> InProcess:
-    return serve(backend, ACCESS_KEYS=KEYS, DRAWINGS_PER_DAY="1")
+    made = serve(backend, ACCESS_KEYS=KEYS, DRAWINGS_PER_DAY="1")
+    made.backend = backend
+    return made
 
 
 def blog(service: Service, prompt: str) -> Got:
     return service.picture(prompt, key="blog-key")
 
 
-def test_only_hits_are_served_beyond_the_limit(service: InProcess, backend: ScriptedServer) -> None:
+def test_only_hits_are_served_beyond_the_limit(service: InProcess) -> None:
     assert [blog(service, prompt).status for prompt in "aabcd"] == [200, 200, 200, 429, 429]
     assert blog(service, "a").headers["Cache-Status"] == HIT
-    assert len(backend.seen) == 2
+    assert len(service.backend.seen) == 2
     assert service.picture("c", key="phone-key").status == 200
     assert blog(service, "c").status == 200
 
@@ -72,11 +74,9 @@ def test_signed_urls_share_the_limit_of_the_key_that_signed(service: InProcess) 
     assert keys_of(service) == {"PROXY_ACCESS_KEY": 1, "blog": 2, "phone": 0}
 
 
-def test_failure_that_vendors_do_not_bill_is_given_back(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_failure_that_vendors_do_not_bill_is_given_back(service: InProcess) -> None:
     for say, status in ((REFUSAL, 422), (BROKEN, 502), (drawing(), 200)):
-        backend.say(say)
+        service.backend.say(say)
         assert [blog(service, str(status)).status for _ in range(3)] == [status] * 3
         service.ahead += 60
     assert keys_of(service)["blog"] == 1
@@ -91,11 +91,9 @@ def test_key_that_may_not_draw_is_not_told_to_wait(serve: Serve, backend: Script
     assert service.picture("x", key="old-access-key-1").status == 200
 
 
-def test_failing_url_of_a_stranger_leaves_the_owner_his_limit(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_failing_url_of_a_stranger_leaves_the_owner_his_limit(service: InProcess) -> None:
     url = service.sign_target({"description": "cursed"})
-    backend.say(lambda seen: BROKEN if seen.json["prompt"] == "cursed" else drawing())
+    service.backend.say(lambda seen: BROKEN if seen.json["prompt"] == "cursed" else drawing())
     for _ in range(5):
         assert service.get(url).status == 502
         service.ahead += 301
@@ -110,29 +108,27 @@ def test_drawing_that_timed_out_counts(serve: Serve, backend: ScriptedServer) ->
     assert keys_of(service)["blog"] == 1
 
 
-def test_attempts_of_a_limited_key_are_bounded(service: InProcess, backend: ScriptedServer) -> None:
-    backend.say(REFUSAL)
+def test_attempts_of_a_limited_key_are_bounded(service: InProcess) -> None:
+    service.backend.say(REFUSAL)
     statuses = [blog(service, f"rude-{number}").status for number in range(31)]
     assert statuses == [422] * 30 + [429]
-    assert len(backend.seen) == 30
+    assert len(service.backend.seen) == 30
     assert "30 drawings have been tried" in blog(service, "rude-31").detail
     assert keys_of(service)["blog"] == 0
     assert service.picture("rude-31", key="phone-key").status == 422
 
 
-def test_drawing_without_a_call_is_free(service: InProcess, backend: ScriptedServer) -> None:
-    backend.say(Say("", 401))  # the only backend is avoided for a minute
+def test_drawing_without_a_call_is_free(service: InProcess) -> None:
+    service.backend.say(Say("", 401))  # the only service.backend is avoided for a minute
     assert [blog(service, prompt).status for prompt in "abcd"] == [502, 503, 503, 503]
     assert keys_of(service)["blog"] == 0
 
 
-def test_waiting_for_the_drawing_of_another_key_is_free(
-    service: InProcess, backend: ScriptedServer
-) -> None:
-    backend.say(gate := Gate(drawing()))
+def test_waiting_for_the_drawing_of_another_key_is_free(service: InProcess) -> None:
+    service.backend.say(gate := Gate(drawing()))
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(service.picture, "x", key="phone-key")
-        wait_until(lambda: backend.seen)
+        wait_until(lambda: service.backend.seen)
         others = [pool.submit(blog, service, "x") for _ in range(2)]
         wait_until(lambda: service.services.pipeline.pool.places.taken == 3)
         gate.opened.set()

@@ -103,14 +103,12 @@ def test_card_says_what_its_reader_can_do(serve: Serve, backend: ScriptedServer)
         assert (got.status, said(got.body).partition(":")[0]) == (status, title)
 
 
-def test_administrators_are_told_more_but_in_json_alone(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_administrators_are_told_more_but_in_json_alone(service: InProcess) -> None:
     for say, more in [
         (REFUSAL, "POST /cache/delete"),
         (Say("", 401, {"Retry-After": "0"}), "See /status or the log."),
     ]:
-        backend.say(say)
+        service.backend.say(say)
         assert more in service.picture("x").json["advice"]
         ordered = service.order({"prompt": "x", "seed": 42})
         for got in (ordered, as_picture(service, f"/prompt/x?key={KEY}")):
@@ -120,10 +118,8 @@ def test_administrators_are_told_more_but_in_json_alone(
         service.delete({"description": "x"})
 
 
-def test_model_that_nobody_knows_is_not_blamed_on_the_operator(
-    service: InProcess, backend: ScriptedServer
-) -> None:
-    backend.say(Say({"error": {"message": "The model `typo` does not exist"}}, 404))
+def test_model_that_nobody_knows_is_not_blamed_on_the_operator(service: InProcess) -> None:
+    service.backend.say(Say({"error": {"message": "The model `typo` does not exist"}}, 404))
     found = service.picture("x", model="typo").json
     assert (found["status"], found["title"], found["remedy"]) == (502, "Unknown model", "model")
     assert service.picture("x").json["remedy"] == "operator"
@@ -143,15 +139,13 @@ def test_remembered_refusal_says_until_when_and_how_to_clear_it(
         assert "POST /cache/delete" in about["advice"]
 
 
-def test_remembered_failure_says_until_when_and_how_to_clear_it(
-    service: InProcess, backend: ScriptedServer
-) -> None:
-    backend.say(Say("", 401, {"Retry-After": "0"}))
+def test_remembered_failure_says_until_when_and_how_to_clear_it(service: InProcess) -> None:
+    service.backend.say(Say("", 401, {"Retry-After": "0"}))
     first, again = service.picture("x").json, service.picture("x").json
     assert (first["remedy"], again["remedy"], again["remembered"]) == ("operator", "operator", True)
     assert "cached until" not in first["detail"], "it is over when one has read so"
     assert -1 <= seconds_until(again["until"]) <= 2
-    assert len(backend.seen) == 1
+    assert len(service.backend.seen) == 1
 
 
 def seconds_until(time_of_day: str) -> float:
@@ -215,10 +209,8 @@ def test_both_languages_name_the_same_parameters_and_none_is_missing() -> None:
         assert re.search("[\u4e00-\u9fff]", sentence.zh), sentence
 
 
-def test_sentences_follow_each_other_without_a_space_in_chinese(
-    service: InProcess, backend: ScriptedServer
-) -> None:
-    backend.say(REFUSAL)
+def test_sentences_follow_each_other_without_a_space_in_chinese(service: InProcess) -> None:
+    service.backend.say(REFUSAL)
     found = service.get(f"/prompt/a?key={KEY}", headers={"Accept-Language": "zh"}).json
     assert found["title"] == "未通过审核"
     assert re.fullmatch(r"所有后端的审核都拒绝了此提示词。此结果会缓存到 .* UTC。", found["detail"])
@@ -246,8 +238,8 @@ def test_problem_names_the_stages_and_why_they_failed(
         assert secret not in got.body.decode()
 
 
-def test_nothing_of_the_request_is_echoed(service: InProcess, backend: ScriptedServer) -> None:
-    backend.say(BROKEN)
+def test_nothing_of_the_request_is_echoed(service: InProcess) -> None:
+    service.backend.say(BROKEN)
     prompt = "%3Cscript%3Ealert(1)%3C/script%3E%0D%0AX-Injected:%201"
     for got in (
         service.picture(prompt),

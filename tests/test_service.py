@@ -54,10 +54,8 @@ def test_headers_are_those_of_the_contract_cold_and_warm(service: InProcess) -> 
         assert headers["Last-Modified"].endswith("GMT")
 
 
-def test_type_and_extension_are_those_of_the_bytes(
-    service: InProcess, backend: ScriptedServer, tmp_path: Path
-) -> None:
-    backend.say(drawing(JPEG))
+def test_type_and_extension_are_those_of_the_bytes(service: InProcess, tmp_path: Path) -> None:
+    service.backend.say(drawing(JPEG))
     got = service.picture("x")
     assert (got.headers["Content-Type"], got.body) == ("image/jpeg", JPEG)
     assert got.headers["Content-Disposition"] == 'inline; filename="x.jpg"'
@@ -75,9 +73,7 @@ def test_file_name_is_made_of_the_words_of_the_prompt(service: InProcess) -> Non
         assert got.headers["Content-Disposition"] == f"inline; filename={disposition}"
 
 
-def test_description_reaches_the_backend_unchanged(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_description_reaches_the_backend_unchanged(service: InProcess) -> None:
     prompts = {
         "a/b//c": "a/b//c",
         "/leading": "/leading",
@@ -90,12 +86,10 @@ def test_description_reaches_the_backend_unchanged(
         "what?%20Why+so??": "what? Why+so??",
     }
     assert {service.picture(written, seed=1).status for written in prompts} == {200}
-    assert [seen.json["prompt"] for seen in backend.seen] == list(prompts.values())
+    assert [seen.json["prompt"] for seen in service.backend.seen] == list(prompts.values())
 
 
-def test_bad_parameter_is_a_400_before_anything_else(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_bad_parameter_is_a_400_before_anything_else(service: InProcess) -> None:
     for target, named in [
         ("/prompt/x?key=wrong&width=0", "width"),
         (f"/prompt/x?key={KEY}&key=b", "key"),
@@ -109,14 +103,12 @@ def test_bad_parameter_is_a_400_before_anything_else(
             assert (got.status, got.headers["Cache-Control"]) == (400, "no-store")
             assert got.headers["Content-Type"] == "application/problem+json"
             assert method == "HEAD" or named in got.detail
-    assert backend.seen == []
+    assert service.backend.seen == []
 
 
-def test_picture_stored_with_the_extension_in_its_prompt_wins(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_picture_stored_with_the_extension_in_its_prompt_wins(service: InProcess) -> None:
     plain, literal = png(2, 2), png(3, 3)
-    backend.say(lambda seen: drawing(literal if ".png" in seen.json["prompt"] else plain))
+    service.backend.say(lambda seen: drawing(literal if ".png" in seen.json["prompt"] else plain))
     assert service.picture("logo.png").body == service.picture("logo").body == plain
     service.order({"prompt": "logo.png", "seed": 42})
     assert service.picture("logo.png").body == service.picture("logo.png.jpg").body == literal
@@ -128,11 +120,9 @@ def test_picture_stored_with_the_extension_in_its_prompt_wins(
 # --- HEAD, conditions, ranges ----------------------------------------------------------
 
 
-def test_head_draws_nothing_and_has_the_headers_of_a_hit(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_head_draws_nothing_and_has_the_headers_of_a_hit(service: InProcess) -> None:
     miss = service.picture("x", method="HEAD")
-    assert (miss.status, miss.body, backend.seen) == (200, b"", [])
+    assert (miss.status, miss.body, service.backend.seen) == (200, b"", [])
     assert miss.headers["Cache-Status"] == "PromptImageProxy; fwd=miss"
     assert miss.headers["Cache-Control"] == "no-store"
     assert miss.headers["Content-Length"] is miss.headers["Content-Type"] is None
@@ -159,11 +149,9 @@ def test_conditional_requests_are_answered_304(service: InProcess) -> None:
         assert got.headers["X-Accel-Expires"] == "10"
 
 
-def test_one_range_of_bytes_is_served_cold_and_warm(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_one_range_of_bytes_is_served_cold_and_warm(service: InProcess) -> None:
     data = png(size=1000)
-    backend.say(drawing(data))
+    service.backend.say(drawing(data))
     for headers, status, body, content_range in [
         ({"Range": "bytes=10-19"}, 206, data[10:20], "bytes 10-19/1000"),
         ({"Range": "bytes=990-"}, 206, data[990:], "bytes 990-999/1000"),
@@ -178,19 +166,19 @@ def test_one_range_of_bytes_is_served_cold_and_warm(
         got = service.get(f"/prompt/x?key={KEY}", headers=headers)
         assert (got.status, got.headers.get("Content-Range")) == (status, content_range), headers
         assert body in (None, got.body)
-    assert len(backend.seen) == 1
+    assert len(service.backend.seen) == 1
 
 
 # --- who may ------------------------------------------------------------------------------------
 
 
-def test_picture_needs_the_access_key(service: InProcess, backend: ScriptedServer) -> None:
+def test_picture_needs_the_access_key(service: InProcess) -> None:
     for query in ("", "?key=", "?key=wrong", f"?key={KEY}x", "?key=%C3%A9"):
         for method in ("GET", "HEAD"):
             got = service.get(f"/prompt/x{query}", method=method)
             assert got.status == 401
             assert got.headers["WWW-Authenticate"].startswith("Bearer")
-    assert backend.seen == []
+    assert service.backend.seen == []
 
 
 def test_likely_cause_is_named_where_a_url_has_no_credentials(service: InProcess) -> None:
@@ -231,9 +219,7 @@ def test_administration_is_off_without_an_admin_token(
 # --- deleting and listing -----------------------------------------------------------------------
 
 
-def test_deleted_picture_is_drawn_again(
-    service: InProcess, backend: ScriptedServer, tmp_path: Path
-) -> None:
+def test_deleted_picture_is_drawn_again(service: InProcess, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"width": 64, "height": 64, "seed": 1, "model": "m"}
     service.picture("a%20cat", **asked)
     body = asked | {"description": " A Cat ", "height": "64"}
@@ -241,22 +227,20 @@ def test_deleted_picture_is_drawn_again(
     assert not list((tmp_path / "cache").glob("*.png"))
     assert service.delete(body).status == 404
     service.picture("a%20cat", **asked)
-    assert len(backend.seen) == 2
+    assert len(service.backend.seen) == 2
 
 
-def test_deleting_forgets_a_failure(service: InProcess, backend: ScriptedServer) -> None:
-    backend.say(BROKEN)
+def test_deleting_forgets_a_failure(service: InProcess) -> None:
+    service.backend.say(BROKEN)
     assert service.picture("x").status == 502
     assert [service.delete({"description": "x"}).status for _ in range(2)] == [200, 404]
 
 
-def test_options_are_accepted_wherever_a_picture_is_named(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_options_are_accepted_wherever_a_picture_is_named(service: InProcess) -> None:
     given = {"quality": "high", "style": "a b", "background": "red", "negative_prompt": "no=text"}
     body = {"description": "x", **given}
     assert service.get(service.sign_target(body)).status == 200
-    assert backend.seen[0].json.items() >= given.items()
+    assert service.backend.seen[0].json.items() >= given.items()
     assert service.delete({"description": "x"}).status == 404
     assert service.delete(body).status == 200
 
@@ -283,7 +267,7 @@ def test_bad_body_is_a_400(service: InProcess) -> None:
         assert (got.status, got.headers["Content-Type"]) == (400, "application/problem+json"), body
 
 
-def test_key_in_a_prompt_is_a_400(service: InProcess, backend: ScriptedServer) -> None:
+def test_key_in_a_prompt_is_a_400(service: InProcess) -> None:
     for target in (
         f"cat%3Fkey={KEY}",
         f"cat&key={KEY}?key={KEY}",
@@ -293,17 +277,15 @@ def test_key_in_a_prompt_is_a_400(service: InProcess, backend: ScriptedServer) -
     ):
         got = service.get(f"/prompt/{target}", headers={"Authorization": f"Bearer {KEY}"})
         assert (got.status, KEY in got.body.decode()) == (400, False), target
-    assert not backend.seen
+    assert not service.backend.seen
 
 
 def test_body_over_16_kib_is_a_413(service: InProcess) -> None:
     assert [service.delete(b" " * size).status for size in (16_384, 16_385)] == [400, 413]
 
 
-def test_listing_shows_the_newest_or_largest_first_page_by_page(
-    service: InProcess, backend: ScriptedServer
-) -> None:
-    backend.say(*(drawing(png(size=size)) for size in (300, 500, 400)))
+def test_listing_shows_the_newest_or_largest_first_page_by_page(service: InProcess) -> None:
+    service.backend.say(*(drawing(png(size=size)) for size in (300, 500, 400)))
     for n in range(3):
         service.picture(f"cat%20{n}", width=8)
     for order, sizes in (("newest", [400, 500, 300]), ("largest", [500, 400, 300])):
@@ -315,16 +297,14 @@ def test_listing_shows_the_newest_or_largest_first_page_by_page(
     [entry] = second["entries"]
     assert (entry["width"], entry["height"], entry["seed"], entry["model"]) == (8, None, 42, None)
     shown = (entry["prompt"], entry["media_type"], entry["drawn_by"])
-    assert shown == ("cat 0", "image/png", backend.url)
+    assert shown == ("cat 0", "image/png", service.backend.url)
     assert fetch(entry["url"]).headers["Cache-Status"] == HIT
     assert entry["markdown"] == f"![cat 0]({entry['url']})"
     assert entry["url"].startswith(f"{service.url}/")
 
 
-def test_listing_searches_prompts_and_shows_final_ones(
-    service: InProcess, backend: ScriptedServer
-) -> None:
-    backend.say(drawing(revised_prompt="a revised cat"))
+def test_listing_searches_prompts_and_shows_final_ones(service: InProcess) -> None:
+    service.backend.say(drawing(revised_prompt="a revised cat"))
     for prompt in ("a%20Cat", "100%25%20cat", "a_dog"):
         service.picture(prompt)
     found = service.as_admin("/cache?q=CAT").json["entries"]
