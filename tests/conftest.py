@@ -179,8 +179,7 @@ class _Handler(WSGIRequestHandler):
 class InProcess(Service):
     """The app in this process, behind Werkzeug's threaded HTTP server: starts in no time.
 
-    `ahead` is how many seconds its clock is ahead of the real one. The fixture `service` has its
-    backend with it.
+    `ahead` is how many seconds its clock is ahead of the real one.
     """
 
     backend: ScriptedServer
@@ -406,31 +405,30 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def serve(environment: dict[str, str], opened: list[Any]) -> Serve:
-    """Start the app in this process: `serve(backend, NAME="value")`."""
+def serve(environment: dict[str, str], opened: list[Any], backend: ScriptedServer) -> Serve:
+    """Start the app in this process: `serve(NAME="value")`, or with backends of its own."""
 
     def start(*backends: ScriptedServer | RawServer, **settings: str) -> InProcess:
-        urls = ",".join(backend.url for backend in backends)
+        urls = ",".join(one.url for one in backends or (backend,))
         opened.append(made := InProcess({**environment, "BACKEND_API_URLS": urls, **settings}))
+        made.backend = backend
         return made
 
     return start
 
 
 @pytest.fixture
-def service(serve: Serve, backend: ScriptedServer) -> InProcess:
+def service(serve: Serve) -> InProcess:
     """The app in this process, with one backend and the settings of `environment`."""
-    made = serve(backend)
-    made.backend = backend
-    return made
+    return serve()
 
 
 @pytest.fixture
-def hosted(serve: Serve, backend: ScriptedServer, server: MakeServer) -> InProcess:
+def hosted(serve: Serve, server: MakeServer) -> InProcess:
     """The same, whose pictures are at an image host, all at one URL."""
     host = server()
     host.say(Say({"status_code": 200, "image": {"url": HOSTED_URL}}))
-    return serve(backend, **hosting_settings(host))
+    return serve(**hosting_settings(host))
 
 
 @pytest.fixture

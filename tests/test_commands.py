@@ -43,12 +43,10 @@ def put(cache: Cache, prompt: str, created: float | None = None) -> str:
     return request.key
 
 
-def test_keys_are_listed_with_their_drawings(
-    run: Run, serve: Serve, backend: ScriptedServer
-) -> None:
+def test_keys_are_listed_with_their_drawings(run: Run, serve: Serve) -> None:
     blog = {"key": "blog-key", "per_day": 2, "expires": "2999-12-31"}
     keys = json.dumps({"blog": blog, "手机": {"key": "phone-key"}})
-    service = serve(backend, ACCESS_KEYS=keys)
+    service = serve(ACCESS_KEYS=keys)
     assert service.picture("x", key="blog-key").status == 200
     lines = run("keys", ACCESS_KEYS=keys).stdout.splitlines()
     assert lines[1] == "blog              1 drawn today of 2, valid until 2999-12-31"

@@ -353,11 +353,9 @@ def test_one_picture_is_converted_at_a_time() -> None:
 STAGES = r'generate;dur=\d+;desc="ok", convert;dur=\d+;desc="(ok|failed)"'
 
 
-def test_picture_is_converted_once_when_it_is_stored(
-    serve: Serve, backend: ScriptedServer, tmp_path: Path
-) -> None:
-    backend.say(drawing(encode(NOISE, "png")))
-    service = serve(backend, PICTURE_FORMAT="webp")
+def test_picture_is_converted_once_when_it_is_stored(serve: Serve, tmp_path: Path) -> None:
+    service = serve(PICTURE_FORMAT="webp")
+    service.backend.say(drawing(encode(NOISE, "png")))
     answers = [service.picture("apple"), service.picture("apple")]
     for got in answers:
         assert media_type_of(got.body) == got.headers["Content-Type"] == "image/webp"
@@ -368,12 +366,10 @@ def test_picture_is_converted_once_when_it_is_stored(
     assert (stored.suffix, stored.read_bytes()) == (".webp", answers[0].body)
 
 
-def test_picture_is_converted_before_it_is_uploaded(
-    serve: Serve, backend: ScriptedServer, server: MakeServer
-) -> None:
+def test_picture_is_converted_before_it_is_uploaded(serve: Serve, server: MakeServer) -> None:
     host = server()
     host.say(Say({"image": {"url": "https://i.example.com/a.webp"}}))
-    service = serve(backend, PICTURE_FORMAT="webp", **hosting_settings(host))
+    service = serve(PICTURE_FORMAT="webp", **hosting_settings(host))
     assert service.picture("apple").status == 302
     [sent] = host.seen
     assert re.search(rb'(?s)\.webp"\r\nContent-Type: image/webp\r\n\r\nRIFF', sent.body)

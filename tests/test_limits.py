@@ -31,10 +31,8 @@ def keys_of(service: Service) -> dict[str, int]:
 
 
 @pytest.fixture
-def service(serve: Serve, backend: ScriptedServer) -> InProcess:
-    made = serve(backend, ACCESS_KEYS=KEYS, DRAWINGS_PER_DAY="1")
-    made.backend = backend
-    return made
+def service(serve: Serve) -> InProcess:
+    return serve(ACCESS_KEYS=KEYS, DRAWINGS_PER_DAY="1")
 
 
 def blog(service: Service, prompt: str) -> Got:
@@ -82,8 +80,8 @@ def test_failure_that_vendors_do_not_bill_is_given_back(service: InProcess) -> N
     assert keys_of(service)["blog"] == 1
 
 
-def test_key_that_may_not_draw_is_not_told_to_wait(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, ACCESS_KEYS='{"old": {"key": "old-access-key-1", "per_day": 0}}')
+def test_key_that_may_not_draw_is_not_told_to_wait(serve: Serve) -> None:
+    service = serve(ACCESS_KEYS='{"old": {"key": "old-access-key-1", "per_day": 0}}')
     got = service.picture("x", key="old-access-key-1")
     assert (got.status, got.headers["Retry-After"]) == (403, None)
     assert got.detail.startswith("This key or link only opens pictures")
@@ -136,17 +134,15 @@ def test_waiting_for_the_drawing_of_another_key_is_free(service: InProcess) -> N
     assert keys_of(service) == {"PROXY_ACCESS_KEY": 0, "blog": 0, "phone": 1}
 
 
-def test_exhausted_key_does_not_fail_another_that_waited_for_it(
-    serve: Serve, backend: ScriptedServer
-) -> None:
+def test_exhausted_key_does_not_fail_another_that_waited_for_it(serve: Serve) -> None:
     gate = Gate(drawing())
-    service = serve(backend, ACCESS_KEYS=KEYS, DRAWINGS="1")
+    service = serve(ACCESS_KEYS=KEYS, DRAWINGS="1")
     for prompt in "ab":
         blog(service, prompt)
-    backend.say(gate, drawing())
+    service.backend.say(gate, drawing())
     with ThreadPoolExecutor(3) as pool:
         pool.submit(service.picture, "takes-the-only-thread")
-        wait_until(lambda: len(backend.seen) == 3)
+        wait_until(lambda: len(service.backend.seen) == 3)
         exhausted = pool.submit(blog, service, "x")
         wait_until(lambda: service.services.pipeline.pool.places.taken == 2)
         other = pool.submit(service.picture, "x", key="phone-key")

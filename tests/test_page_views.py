@@ -16,7 +16,7 @@ from metrics.prometheus import STAGES
 
 from .browser import Page
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, MakeServer, Serve, drawing
-from .servers import Gate, Say, ScriptedServer, png
+from .servers import Gate, Say, png
 from .studio import Studio
 
 Inspect = Callable[[tuple[int, ...], str], None]
@@ -167,10 +167,10 @@ def test_every_state_of_the_queue_is_accessible(
 
 
 def test_gallery_and_links_that_are_not_configured_are_not_offered(
-    page: Page, serve: Serve, backend: ScriptedServer, inspect: Inspect
+    page: Page, serve: Serve, inspect: Inspect
 ) -> None:
     keys = json.dumps({"blog": {"key": KEY}})
-    service = serve(backend, ADMIN_TOKEN="", PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
+    service = serve(ADMIN_TOKEN="", PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
     page.open(service, "#view=gallery", language="zh")
     page.wait_for_text("#gallery-view", "没有设置 ADMIN_TOKEN")
     assert not page.shows("#admin-token")

@@ -79,14 +79,14 @@ def as_picture(service: InProcess, target: str) -> Got:
     return service.get(target, headers={"Accept": CHROME_IMG})
 
 
-def test_card_says_what_its_reader_can_do(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=json.dumps(KEYS))
+def test_card_says_what_its_reader_can_do(serve: Serve) -> None:
+    service = serve(PROXY_ACCESS_KEY="", ACCESS_KEYS=json.dumps(KEYS))
     for say, status, text in [
         (REFUSAL, 422, "Refused by moderation: This description cannot be drawn. Change it"),
         (Say("", 503, {"Retry-After": "0"}), 502, "Try again later: This picture is not available"),
         (Say("", 401, {"Retry-After": "0"}), 502, "Drawing failed: Reloading does not help. Tell"),
     ]:
-        backend.say(say)
+        service.backend.say(say)
         got = as_picture(service, f"/prompt/{text[:3]}?key={KEY}")
         assert (got.status, said(got.body).startswith(text)) == (status, True)
     # A wrong token is avoided for a minute, longer than a request waits.
@@ -125,11 +125,9 @@ def test_model_that_nobody_knows_is_not_blamed_on_the_operator(service: InProces
     assert service.picture("x").json["remedy"] == "operator"
 
 
-def test_remembered_refusal_says_until_when_and_how_to_clear_it(
-    serve: Serve, backend: ScriptedServer
-) -> None:
-    backend.say(REFUSAL)
-    service = serve(backend, BLOCKED_TTL="3600")
+def test_remembered_refusal_says_until_when_and_how_to_clear_it(serve: Serve) -> None:
+    service = serve(BLOCKED_TTL="3600")
+    service.backend.say(REFUSAL)
     first, again = service.picture("x").json, service.picture("x").json
     assert (first.get("remembered"), again["remembered"]) == (None, True)
     for about in (first, again):
@@ -152,8 +150,8 @@ def seconds_until(time_of_day: str) -> float:
     return datetime.fromisoformat(time_of_day).timestamp() - time.time()
 
 
-def test_cards_can_be_turned_off(serve: Serve, backend: ScriptedServer) -> None:
-    got = as_picture(serve(backend, ERROR_IMAGES="false"), "/prompt/x?key=wrong")
+def test_cards_can_be_turned_off(serve: Serve) -> None:
+    got = as_picture(serve(ERROR_IMAGES="false"), "/prompt/x?key=wrong")
     assert got.headers["Content-Type"] == "application/problem+json"
 
 

@@ -18,9 +18,9 @@ HIT = "PromptImageProxy; hit"
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def test_first_request_draws_and_later_ones_are_hits(serve: Serve, backend: ScriptedServer) -> None:
+def test_first_request_draws_and_later_ones_are_hits(serve: Serve) -> None:
     asked: dict[str, Any] = {"width": 512, "height": 256, "seed": 7, "model": "dall-e-3"}
-    service = serve(backend)
+    service = serve()
     cold, warm = (service.picture("a%20red%20apple", **asked) for _ in range(2))
     assert (cold.status, cold.body) == (200, png())
     assert cold.headers["Cache-Status"] == "PromptImageProxy; fwd=miss; stored; detail=backend"
@@ -28,8 +28,8 @@ def test_first_request_draws_and_later_ones_are_hits(serve: Serve, backend: Scri
     assert (warm.status, warm.body, warm.headers["Cache-Status"]) == (200, png(), HIT)
     assert "Server-Timing" not in warm.headers
     # A restart changes nothing.
-    assert serve(backend).picture("a%20red%20apple", **asked).headers["Cache-Status"] == HIT
-    [seen] = backend.seen
+    assert serve().picture("a%20red%20apple", **asked).headers["Cache-Status"] == HIT
+    [seen] = service.backend.seen
     assert seen.path == "/v1/images/generations"
     body = {"n": 1, "size": "512x256", "seed": 7, "model": "dall-e-3"}
     assert seen.json == {"prompt": "a red apple", **body}
@@ -193,8 +193,8 @@ def test_access_key_may_be_a_bearer_token(service: InProcess) -> None:
     assert service.get("/prompt/x", headers={"Authorization": "Bearer é"}).status == 401
 
 
-def test_access_key_may_be_of_any_script(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, PROXY_ACCESS_KEY="钥匙")
+def test_access_key_may_be_of_any_script(serve: Serve) -> None:
+    service = serve(PROXY_ACCESS_KEY="钥匙")
     assert service.picture("x", key="%E9%92%A5%E5%8C%99").status == 200
     bearer = "Bearer 钥匙".encode().decode("latin-1")
     assert service.get("/prompt/x", headers={"Authorization": bearer}).status == 200
@@ -208,10 +208,8 @@ def test_administration_needs_the_admin_token(service: InProcess) -> None:
     assert service.post("/cache/delete", {"description": "x"}).status == 401
 
 
-def test_administration_is_off_without_an_admin_token(
-    serve: Serve, backend: ScriptedServer
-) -> None:
-    service = serve(backend, ADMIN_TOKEN="")
+def test_administration_is_off_without_an_admin_token(serve: Serve) -> None:
+    service = serve(ADMIN_TOKEN="")
     assert service.delete({"description": "x"}).status == 403
     assert service.as_admin("/cache").status == 403
 
@@ -347,14 +345,12 @@ def test_status_shows_everything_but_secrets(
         assert secret not in got.body.decode()
 
 
-def test_status_says_when_and_why_each_server_failed(
-    serve: Serve, backend: ScriptedServer, server: MakeServer
-) -> None:
+def test_status_says_when_and_why_each_server_failed(serve: Serve, server: MakeServer) -> None:
     llm = server()
     llm.say(Say({"error": {"message": "Incorrect API key provided."}}, 401))
-    service = serve(backend, **llm_settings(llm, optimise=True))
+    service = serve(**llm_settings(llm, optimise=True))
     unknown = Say({"error": {"message": "Unknown parameter: 'seed'.", "param": "seed"}}, 400)
-    backend.say(unknown, drawing(), BROKEN)
+    service.backend.say(unknown, drawing(), BROKEN)
     assert [service.picture(prompt).status for prompt in "ab"] == [200, 502]
     about = service.get("/status").json
     [found] = about["backends"]
