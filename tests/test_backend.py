@@ -106,18 +106,14 @@ def test_configured_parameters_replace_those_of_the_request(
     assert backend.seen[0].json == {"prompt": "a", "n": 1, **added}
 
 
-def test_configured_model_is_sent_with_its_own_parameters(
-    backend: ScriptedServer, draw: Draw
-) -> None:
+def test_configured_model_has_its_own_parameters(backend: ScriptedServer, draw: Draw) -> None:
     params = {"*": {"model": "flux"}, "flux": {"steps": 4}}
     draw(backend.url, ImageRequest("a"), params=params)
     assert backend.seen[0].json == {"prompt": "a", "n": 1, "seed": 42, "model": "flux", "steps": 4}
 
 
 @pytest.mark.parametrize("name", ["steps", "size", "image_size"])
-def test_configured_parameter_that_is_rejected_is_dropped(
-    backend: ScriptedServer, draw: Draw, name: str
-) -> None:
+def test_rejected_parameter_is_dropped(backend: ScriptedServer, draw: Draw, name: str) -> None:
     backend.say(Say({"error": {"message": f"Unknown parameter: '{name}'."}}, 400), drawing())
     for _ in range(2):
         draw(backend.url, params={"*": {name: "8x8"}})
@@ -167,9 +163,7 @@ HICCUPS: dict[str, Answer] = {
 
 
 @pytest.mark.parametrize("hiccup", HICCUPS)
-def test_picture_whose_url_hiccups_is_paid_once(
-    server: MakeServer, draw: Draw, net: Net, hiccup: str
-) -> None:
+def test_url_hiccup_is_paid_once(server: MakeServer, draw: Draw, net: Net, hiccup: str) -> None:
     backend, storage = server(), server()
     net.name("pics.example", [PUBLIC])
     net.routes[PUBLIC] = "127.0.0.1"
@@ -214,9 +208,7 @@ def test_connection_that_times_out_is_tried_again(backend: ScriptedServer, draw:
     assert draw.pauses == [1]
 
 
-def test_picture_of_the_same_origin_is_fetched_with_the_token(
-    backend: ScriptedServer, draw: Draw
-) -> None:
+def test_picture_of_the_same_origin_gets_the_token(backend: ScriptedServer, draw: Draw) -> None:
     backend.say(
         Say({"data": [{"url": backend.url + "/a/b.png?sig=c%2Fd"}]}),
         Say("", 302, {"Location": "/moved.png"}),
@@ -239,9 +231,7 @@ PRIVATE = (
 
 
 @pytest.mark.parametrize("pattern", PRIVATE)
-def test_private_picture_is_requested_as_base64_from_then_on(
-    server: MakeServer, draw: Draw, pattern: str
-) -> None:
+def test_private_picture_is_fetched_as_base64(server: MakeServer, draw: Draw, pattern: str) -> None:
     backend, other = server(), server()
     url = pattern.format(own=backend.port, other=other.port)
 
@@ -257,9 +247,7 @@ def test_private_picture_is_requested_as_base64_from_then_on(
     assert (other.seen, draw.pauses) == ([], [])
 
 
-def test_unreachable_picture_is_requested_as_base64_after_patience(
-    backend: ScriptedServer, draw: Draw
-) -> None:
+def test_unreachable_picture_is_requested_as_base64(backend: ScriptedServer, draw: Draw) -> None:
     backend.say(Say({"data": [{"url": "http://localai:8080/a.png"}]}), drawing())
     assert draw(backend.url).data == PNG
     assert draw.pauses == [1, 2, 4]

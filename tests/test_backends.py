@@ -21,12 +21,10 @@ from picture import ImageRequest
 from storage.state import State
 from upstream.client import Deadline
 
-from .conftest import BROKEN, REFUSAL, InProcess, drawing
+from .conftest import BROKEN, REFUSAL, MakeServer, Serve, drawing
 from .one_backend import backend_at, taken
 from .servers import Gate, Say, ScriptedServer, Seen, png, wait_until
 from .states import Clock
-
-MakeServer = Callable[[], ScriptedServer]
 
 REJECTION = Say({"error": {"message": "It cannot be drawn."}}, 400)
 NO_MODEL = Say({"error": {"message": "The model `typo` does not exist"}}, 404)
@@ -131,8 +129,7 @@ def test_backend_without_weight_is_drained_however_extreme_the_others(state: Sta
 @pytest.mark.parametrize("say", [BROKEN, REJECTION])
 def test_failure_and_rejection_move_on_until_one_draws(house: MakeHouse, say: Say) -> None:
     made = house(*[say] * 4, drawing(), attempts=0)
-    image = made.draw().image
-    assert image
+    assert (image := made.draw().image)
     assert (image.data, image.drawn_by) == (png(), made.servers[-1].url)
 
 
@@ -145,9 +142,7 @@ def test_failure_moves_on_until_all_were_asked(house: MakeHouse) -> None:
 
 
 @pytest.mark.parametrize(("attempts", "requests"), [(0, 1), (1, 1), (2, 2), (3, 3), (9, 4)])
-def test_round_ends_after_the_allowed_number_of_refusals(
-    house: MakeHouse, attempts: int, requests: int
-) -> None:
+def test_round_ends_after_enough_refusals(house: MakeHouse, attempts: int, requests: int) -> None:
     made = house(*[REFUSAL] * 4, attempts=attempts)
     assert made.outcomes() == [Outcome.REFUSED] * requests
     assert made.ready_in() == 0
@@ -187,9 +182,7 @@ def test_drawing_waits_for_the_first_that_is_ready(house: MakeHouse) -> None:
 
 
 @pytest.mark.parametrize(("wait", "seconds"), [("16", 100.0), ("14", 13.0)])
-def test_drawing_does_not_wait_for_long_nor_past_its_deadline(
-    house: MakeHouse, wait: str, seconds: float
-) -> None:
+def test_drawing_waits_neither_long_nor_late(house: MakeHouse, wait: str, seconds: float) -> None:
     made = house(Say("", 503, {"Retry-After": wait}))
     made.draw("a")
     assert made.draw("b", seconds=seconds) == Round(None, is_cut=True)
@@ -246,87 +239,83 @@ def draw(backends: Backends, name: str, seconds: float = 30) -> Round:
 
 
 @pytest.fixture
-def single(state: State, backend: ScriptedServer) -> Backend:
+def slot(state: State, backend: ScriptedServer) -> Backend:
     """A backend with one slot."""
     return backend_at(state, backend.url, concurrency=1)
 
 
+@pytest.fixture
+def alone(slot: Backend, state: State) -> Backends:
+    return Backends([slot], state)
+
+
 def test_drawing_without_room_is_drawn_by_another_backend(
-    server: MakeServer, state: State, backend: ScriptedServer, single: Backend
+    server: MakeServer, state: State, backend: ScriptedServer, slot: Backend, alone: Backends
 ) -> None:
-    other, gate = server(), Gate(drawing())
-    backend.say(gate)
-    other.say(drawing(png(shade=9)))
-    backends = Backends([single, backend_at(state, other.url)], state)
+    other = server()
+    backend.say(gate := Gate(drawing()))
+    other.say(drawing())
+    backends = Backends([slot, backend_at(state, other.url)], state)
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(draw, Backends([single], state), "first")
+        first = pool.submit(draw, alone, "first")
         wait_until(lambda: backend.seen)
-        for name in "abcdef":
-            image = draw(backends, name).image
-            assert image
-            assert image.drawn_by == other.url
+        assert all(draw(backends, name).image for name in "abcdef")
         gate.opened.set()
         assert first.result().image
     assert (len(backend.seen), len(other.seen)) == (1, 6)
 
 
-def test_slot_is_not_held_during_the_download(
-    backend: ScriptedServer, state: State, single: Backend
-) -> None:
+def test_slot_is_not_held_during_the_download(backend: ScriptedServer, alone: Backends) -> None:
     def answer(seen: Seen) -> Say:
         if seen.method == "POST":
             return Say({"data": [{"url": f"/{seen.json['prompt']}.png"}]})
         # The other drawing is done while this download waits.
         if seen.path == "/first.png":
-            assert draw(Backends([single], state), "second").image
+            assert draw(alone, "second").image
         return Say(png())
 
     backend.say(answer)
-    assert draw(Backends([single], state), "first").image
+    assert draw(alone, "first").image
 
 
 def test_second_call_for_base64_takes_a_slot_again(
-    backend: ScriptedServer, state: State, single: Backend
+    backend: ScriptedServer, slot: Backend, alone: Backends
 ) -> None:
     def answer(seen: Seen) -> Say:
-        assert single.take_slot() is None
+        assert slot.take_slot() is None
         if "response_format" in seen.json:
             return drawing()
         return Say({"data": [{"url": "http://10.0.0.1/a.png"}]})
 
     backend.say(answer)
-    assert draw(Backends([single], state), "a").image
-    assert single.take_slot()
+    assert draw(alone, "a").image
+    assert slot.take_slot()
 
 
-def test_deadline_ends_the_wait_for_room(
-    backend: ScriptedServer, state: State, single: Backend
-) -> None:
-    with taken(single):
-        assert draw(Backends([single], state), "a", seconds=0.2) == Round(None, is_cut=True)
+def test_deadline_ends_the_wait_for_room(backend: ScriptedServer, alone: Backends) -> None:
+    with taken(alone.all[0]):
+        assert draw(alone, "a", seconds=0.2) == Round(None, is_cut=True)
     assert backend.seen == []
 
 
 def test_drawing_that_waited_heeds_a_cooldown_begun_meanwhile(
-    backend: ScriptedServer, state: State, clock: Clock, single: Backend
+    backend: ScriptedServer, state: State, clock: Clock, slot: Backend, alone: Backends
 ) -> None:
-    gate = Gate(Say("", 503, {"Retry-After": "10"}))
-    backend.say(gate, drawing())
+    backend.say(gate := Gate(Say("", 503, {"Retry-After": "10"})), drawing())
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
         if seconds < 1:
             gate.opened.set()
-            wait_until(lambda: backends.ready_in(ANY))
+            wait_until(lambda: alone.ready_in(ANY))
         else:
             clock.now += seconds
 
-    backends = Backends([single], state, sleep=sleep)
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(draw, Backends([single], state), "first")
+        first = pool.submit(draw, alone, "first")
         wait_until(lambda: backend.seen)
-        assert draw(backends, "second").image
+        assert draw(Backends([slot], state, sleep=sleep), "second").image
         assert first.result().image is None
     assert slept[-1] == 10
 
@@ -350,11 +339,8 @@ class Pairs:
         return drawing()
 
 
-def test_page_of_twenty_is_drawn_two_at_a_time(
-    serve: Callable[..., InProcess], backend: ScriptedServer
-) -> None:
-    pairs = Pairs()
-    backend.say(pairs)
+def test_page_of_twenty_is_drawn_two_at_a_time(serve: Serve, backend: ScriptedServer) -> None:
+    backend.say(pairs := Pairs())
     service = serve(backend, BACKEND_CONCURRENCY=json.dumps({backend.url: 2}))
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(service.picture, (f"picture-{n}" for n in range(20))))

@@ -182,8 +182,7 @@ def test_unavailable_state_hides_nothing(folder: Path, cache: Cache) -> None:
 
 def test_deleted_picture_leaves_neither_row_nor_file(cache: Cache, folder: Path) -> None:
     put(cache)
-    assert cache.delete(REQUEST.key) is True
-    assert cache.delete(REQUEST.key) is False
+    assert (cache.delete(REQUEST.key), cache.delete(REQUEST.key)) == (True, False)
     assert (cache.get(REQUEST.key), pictures(folder)) == (None, [])
     assert cache.state.totals() == Totals(0, 0)
 
@@ -202,9 +201,7 @@ def test_deleted_picture_stays_away_from_an_older_index(make: Make, folder: Path
     assert (read_settled(make()), pictures(folder)) == (None, [])
 
 
-def test_picture_is_deleted_although_the_index_is_damaged(
-    cache: Cache, make: Make, folder: Path
-) -> None:
+def test_picture_is_deleted_despite_a_damaged_index(cache: Cache, make: Make, folder: Path) -> None:
     put(cache)
     cache.settle()
     put(make(), ImageRequest("other"))  # without it, the connection would not read pages anew
@@ -254,9 +251,7 @@ def test_deleted_picture_is_a_miss_although_its_row_stays(make: Make, folder: Pa
 # --- what cannot be written
 
 
-def test_picture_that_could_not_be_written_is_logged(
-    small: Cache, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_put_is_logged(small: Cache, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     small.state.check()
     with full(folder), pytest.raises(NotKept, match="No space"):
         put(small, data=png(size=10_000))
@@ -290,13 +285,11 @@ def test_file_that_another_process_adopts_before_its_row_is_kept(make: Make, fol
 def test_least_recently_used_goes_first(make: Make, clock: Clock, folder: Path) -> None:
     cache = make(max_bytes=3 * 1000)
     requests = [ImageRequest(str(n)) for n in range(4)]
-    for request in requests[:3]:
+    for request in requests:
+        if request is requests[3]:
+            assert read(cache, requests[0])
         clock.now += 1
         put(cache, request, png(size=1000))
-    clock.now += 1
-    assert read(cache, requests[0])
-    clock.now += 1
-    put(cache, requests[3], png(size=1000))
     assert [read(cache, request) is not None for request in requests] == [True, False, True, True]
     assert len(pictures(folder)) == 3
 
@@ -318,11 +311,10 @@ def test_nothing_is_evicted_that_the_state_cannot_remove(make: Make, folder: Pat
 
 
 def test_hit_writes_nothing_until_it_is_flushed(cache: Cache, clock: Clock, calls: Calls) -> None:
-    requests = [ImageRequest("a"), ImageRequest("b")]
-    for request in requests:
-        put(cache, request)
+    for prompt in "ab":
+        put(cache, ImageRequest(prompt))
         clock.now += 10
-    read(cache, requests[0])
+    read(cache, ImageRequest("a"))
     assert [row.prompt for row in cache.state.oldest(2)] == ["a", "b"]
     cache.flush()
     cache.flush()
@@ -377,8 +369,7 @@ def test_size_as_drawn_is_kept_and_learned_where_it_is_not(cache: Cache) -> None
 
 def test_file_that_begins_like_no_picture_is_left_alone(cache: Cache, folder: Path) -> None:
     text = add_file(folder, REQUEST, b"text")
-    assert cache.adopt() == 0
-    assert text.exists()
+    assert (cache.adopt(), text.exists()) == (0, True)
 
 
 def test_restored_pictures_survive_the_start(make: Make, folder: Path) -> None:
@@ -412,15 +403,12 @@ def test_newest_file_of_a_key_counts_and_the_others_go(cache: Cache, folder: Pat
     assert cache.state.totals() == Totals(1, len(png()))
 
 
-def test_newer_file_takes_over_the_row_and_its_prompt(
-    cache: Cache, folder: Path, clock: Clock
-) -> None:
+def test_newer_file_takes_over_row_and_prompt(cache: Cache, folder: Path, clock: Clock) -> None:
     """As after a crash between a picture and its row."""
     put(cache)
     newer = add_file(folder, REQUEST, GIF, clock.now + 10)
     assert cache.adopt() == 1
-    found = got(cache)
-    assert found
+    assert (found := got(cache))
     assert (found[0].request, found[1], pictures(folder)) == (REQUEST, GIF, [newer])
 
 
@@ -446,9 +434,8 @@ def test_file_that_may_be_being_drawn_is_not_deleted(cache: Cache, folder: Path)
 def test_hosted_picture_is_not_replaced_by_a_file(cache: Cache, folder: Path) -> None:
     row = cache.put(REQUEST.key, png(), "image/png", url="https://img.example/a.png")
     kept = add_file(folder, REQUEST, png(), created=2e9)
-    assert cache.adopt() == 0
+    assert (cache.adopt(), kept.exists()) == (0, True)
     assert cache.state.find(REQUEST.key) == row
-    assert kept.exists()
 
 
 def test_threads_wait_for_the_one_that_adopts(cache: Cache, folder: Path, calls: Calls) -> None:
@@ -463,10 +450,9 @@ def test_nothing_counts_as_settled_that_could_not_be_adopted(cache: Cache, folde
     cache.settle()
     add_file(folder, REQUEST, png())
     again = Cache(cache.state, cache.store)
-    with refusing(folder, "INSERT ON entries"):
-        for _ in range(2):
-            with pytest.raises(Unavailable):
-                again.settle()
+    for _ in range(2):
+        with refusing(folder, "INSERT ON entries"), pytest.raises(Unavailable):
+            again.settle()
     again.settle()
     assert read(cache) == png()
 
@@ -474,7 +460,7 @@ def test_nothing_counts_as_settled_that_could_not_be_adopted(cache: Cache, folde
 # --- upkeep
 
 
-def test_upkeep_survives_an_unavailable_state_and_flushes_at_its_end(
+def test_upkeep_survives_a_failing_state_and_flushes(
     make: Make, folder: Path, calls: Calls
 ) -> None:
     put(make())
@@ -515,9 +501,8 @@ for n in range(10**6):
 
 def test_kill_9_at_any_moment_leaves_no_wrong_picture(make: Make, folder: Path) -> None:
     for round_number in range(8):
-        with subprocess.Popen(
-            [sys.executable, "-c", KILL_AT_RANDOM, str(folder)], stdout=subprocess.PIPE, cwd=ROOT
-        ) as child:
+        command = [sys.executable, "-c", KILL_AT_RANDOM, str(folder)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
             assert child.stdout
             assert child.stdout.readline() == b"ready\n"
             time.sleep(0.007 * (round_number + 1))

@@ -40,12 +40,12 @@ class Site:
         self.outages.end(self.outages.recall())
 
     @property
-    def left(self) -> float:
-        return self.note.seconds
-
-    @property
     def note(self) -> Cooldown:
         return self.outages.recall()[KEY]
+
+    @property
+    def left(self) -> float:
+        return self.note.seconds
 
 
 @pytest.fixture
@@ -108,10 +108,9 @@ def test_clock_that_is_set_back_prolongs_nothing(site: Site, fault: Fault) -> No
     site.clock.now -= 3600
     assert site.left == 5
     site.fail("b", fault, known=RESTED)
-    site.clock.now += 3
-    assert site.left == 2
-    site.clock.now += 2
-    assert site.left == 0
+    for seconds, left in (3, 2), (2, 0):
+        site.clock.now += seconds
+        assert site.left == left
 
 
 # --- together -----------------------------------------------------------------------------------
@@ -163,16 +162,12 @@ def test_third_picture_rejected_in_a_row_cools(site: Site) -> None:
     assert [site.fail(picture, REJECTED) for picture in "def"] == [0, 0, 10]
 
 
-def test_long_prompts_are_no_fault_of_the_backend(site: Site) -> None:
+def test_long_prompts_do_not_count_and_an_answer_resets(site: Site) -> None:
     too_long = Fault(Outcome.REJECTED, TOO_LONG)
     assert [site.fail(picture, too_long) for picture in "abcd"] == [0, 0, 0, 0]
-
-
-def test_answer_resets_the_rejections(site: Site) -> None:
-    site.fail("a", REJECTED)
-    site.fail("b", REJECTED)
+    assert [site.fail(picture, REJECTED) for picture in "ef"] == [0, 0]
     site.draw()
-    assert [site.fail(picture, REJECTED) for picture in "cd"] == [0, 0]
+    assert [site.fail(picture, REJECTED) for picture in "gh"] == [0, 0]
 
 
 def test_simultaneous_rejections_all_count(site: Site) -> None:
@@ -204,14 +199,14 @@ def test_change_of_state_is_one_warning(site: Site, caplog: pytest.LogCaptureFix
     assert [record.levelname for record in caplog.records].count("INFO") == 3
 
 
-def test_server_without_a_substitute_is_not_said_to_be_avoided(
-    state: State, clock: Clock, caplog: pytest.LogCaptureFixture
+def test_server_without_a_substitute_is_not_avoided(
+    state: State, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Site(Outages(state, KEY, "Backend b", is_avoided=False), clock).fail("a")
+    Outages(state, KEY, "Backend b", is_avoided=False).count(RESTED, DOWN, "down (HTTP 500)", "a")
     assert caplog.messages == ["Backend b: down (HTTP 500)"]
 
 
-def test_failure_is_logged_even_if_the_state_cannot_be_used(
+def test_failure_is_logged_without_a_state(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +9,9 @@ import pytest
 from dialect.doors import CHAT, IMAGES, door_of
 from picture import ImageRequest
 
-from .conftest import ADMIN, InProcess
+from .conftest import MakeServer, Serve
 from .one_backend import PNG, Draw, b64
-from .servers import Say, ScriptedServer, Seen, png
+from .servers import Answer, Say, ScriptedServer, Seen, png
 
 REQUEST = ImageRequest("a red apple", 1600, 900, "any", 7)
 B64 = b64(PNG)
@@ -74,11 +72,12 @@ def test_other_endings_are_asked_as_they_are(url: str, base: str, kind: str) -> 
 
 # --- what is sent -------------------------------------------------------------------------------
 
+SHAPE = {"aspect_ratio": "16:9"}
 CHAT_BODY = {
     "model": "any",
     "messages": [{"role": "user", "content": "a red apple"}],
     "modalities": ["image", "text"],
-    "image_config": {"aspect_ratio": "16:9"},
+    "image_config": SHAPE,
     "seed": 7,
     "stream": False,
 }
@@ -117,14 +116,11 @@ def test_configured_headers_take_precedence(backend: ScriptedServer, draw: Draw)
     draw(backend.url)
     assert backend.seen.pop().headers["Authorization"] is None
     draw(backend.url, token="t", headers={"authorization": "Basic x", "User-Agent": "curl"})
-    headers = backend.seen[0].headers
-    assert headers.get_all("Authorization") == ["Basic x"]
-    assert headers.get_all("User-Agent") == ["curl"]
+    sent = [backend.seen[0].headers.get_all(name) for name in ("Authorization", "User-Agent")]
+    assert sent == [["Basic x"], ["curl"]]
 
 
-def test_headers_go_to_the_own_origin_alone(
-    server: Callable[[], ScriptedServer], draw: Draw
-) -> None:
+def test_headers_go_to_the_own_origin_alone(server: MakeServer, draw: Draw) -> None:
     backend, other = server(), server()
     other.say(Say(png()))
 
@@ -151,13 +147,11 @@ def test_parameters_join_those_of_chat(backend: ScriptedServer, draw: Draw) -> N
     assert (sent["modalities"], sent["model"], "seed" in sent) == (["image"], "x", False)
 
 
-def test_missing_model_says_where_to_write_it(
-    backend: ScriptedServer, serve: Callable[..., InProcess]
-) -> None:
+def test_missing_model_says_where_to_write_it(backend: ScriptedServer, serve: Serve) -> None:
     service = serve(BACKEND_API_URLS=f"{backend.url}/chat/completions")
     answer = service.picture("x")
     assert (answer.status, answer.json["stages"][-1]["why"]) == (502, "no model")
-    assert "BACKEND_PARAMS" in str(service.get("/status", headers={"X-Admin-Token": ADMIN}).json)
+    assert "BACKEND_PARAMS" in str(service.as_admin("/status").json)
     assert service.picture("y", model="any").status == 200
     assert len(backend.seen) == 1
 
@@ -186,17 +180,10 @@ def strict(seen: Seen) -> Say:
 
 @pytest.mark.parametrize(
     ("answer", "rejections", "left"),
-    [
-        (openrouter, 2, {"modalities": ["image"], "image_config": {"aspect_ratio": "16:9"}}),
-        (strict, 4, {}),
-    ],
+    [(openrouter, 2, {"modalities": ["image"], "image_config": SHAPE}), (strict, 4, {})],
 )
 def test_what_chat_rejects_is_dropped_and_learned(
-    backend: ScriptedServer,
-    draw: Draw,
-    answer: Callable[[Seen], Say],
-    rejections: int,
-    left: dict[str, Any],
+    backend: ScriptedServer, draw: Draw, answer: Answer, rejections: int, left: dict[str, Any]
 ) -> None:
     backend.say(answer)
     for _ in range(2):
@@ -213,4 +200,4 @@ def test_unknown_size_of_minimax_is_a_shape(backend: ScriptedServer, draw: Draw)
 
     backend.say(answer)
     draw(f"{backend.url}/v1/image_generation", REQUEST)
-    assert json.loads(backend.seen[-1].body)["aspect_ratio"] == "16:9"
+    assert backend.seen[-1].json["aspect_ratio"] == "16:9"

@@ -29,7 +29,7 @@ class Asking:
     """Successive requests to one server, each a separate drawing."""
 
     def __init__(self, server: ScriptedServer, state: State) -> None:
-        self.server = server
+        self.say, self.seen = server.say, server.seen
         self.state = state
         self.endpoint = Endpoint(Upstream(), state, server.url, "images/generations", "t")
 
@@ -43,6 +43,11 @@ class Asking:
     def learned(self, model: str | None = "m") -> Learned | None:
         found = self.recalled(model)
         return found.note if found else None
+
+
+@pytest.fixture
+def ask(backend: ScriptedServer, state: State) -> Asking:
+    return Asking(backend, state)
 
 
 # --- whole servers ------------------------------------------------------------------------------
@@ -129,28 +134,22 @@ SERVERS: dict[str, tuple[Callable[[Seen], Say], Size, int, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("vendor", SERVERS)
-def test_second_request_is_taken_at_once(
-    backend: ScriptedServer, state: State, vendor: str
-) -> None:
+def test_second_request_is_taken_at_once(ask: Asking, vendor: str) -> None:
     answer, size, requests, expected = SERVERS[vendor]
-    backend.say(answer)
-    ask = Asking(backend, state)
+    ask.say(answer)
     assert ask(BODY, size).fault is None
-    assert len(backend.seen) == requests
+    assert len(ask.seen) == requests
     assert ask(BODY, size).fault is None
-    assert len(backend.seen) == requests + 1
-    sent = backend.seen[-1].json
+    assert len(ask.seen) == requests + 1
+    sent = ask.seen[-1].json
     assert {name: sent[name] for name in sent if name not in ("prompt", "n", "model")} == expected
 
 
-def test_every_size_is_fitted_once_the_rules_are_known(
-    backend: ScriptedServer, state: State
-) -> None:
-    backend.say(gpt_image)
-    ask = Asking(backend, state)
+def test_every_size_is_fitted_once_the_rules_are_known(ask: Asking) -> None:
+    ask.say(gpt_image)
     for size in ((1024, 768), (64, 64), (768, 1024), (4096, 4096)):
         assert ask(BODY, size).fault is None
-    sizes = [seen.json["size"] for seen in backend.seen[3:]]
+    sizes = [seen.json["size"] for seen in ask.seen[3:]]
     assert sizes == ["1024x1024", "1024x1536", "1024x1024"]
 
 
@@ -174,9 +173,8 @@ def test_lesson_is_of_one_model_of_one_server(server: MakeServer, state: State) 
     assert ask.learned("other") is None
 
 
-def test_lesson_holds_for_a_day(backend: ScriptedServer, state: State, clock: Clock) -> None:
-    backend.say(gpt_image)
-    ask = Asking(backend, state)
+def test_lesson_holds_for_a_day(ask: Asking, clock: Clock) -> None:
+    ask.say(gpt_image)
     ask(BODY)
     clock.now += LEARNED_TTL - 100
     ask(BODY, (512, 512))
@@ -189,37 +187,29 @@ def test_lesson_holds_for_a_day(backend: ScriptedServer, state: State, clock: Cl
 @pytest.mark.parametrize(
     "then", [rejection("Invalid request."), Say("", 500), Say("", 429), Say("", 401), Say("", 302)]
 )
-def test_lesson_that_did_not_help_is_not_remembered(
-    backend: ScriptedServer, state: State, then: Say
-) -> None:
-    backend.say(SEED_UNKNOWN, then)
-    ask = Asking(backend, state)
+def test_lesson_that_did_not_help_is_not_remembered(ask: Asking, then: Say) -> None:
+    ask.say(SEED_UNKNOWN, then)
     assert ask(BODY).reply.status == then.status
-    assert len(backend.seen) == 2
+    assert len(ask.seen) == 2
     assert ask.learned() is None
 
 
-def test_refusal_teaches_nothing_but_proves_that_a_lesson_helped(
-    backend: ScriptedServer, state: State
-) -> None:
-    backend.say(REFUSED)
-    ask = Asking(backend, state)
+def test_refusal_teaches_nothing_but_proves_that_a_lesson_helped(ask: Asking) -> None:
+    ask.say(REFUSED)
     fault = ask(BODY).fault
     assert fault is not None
     assert fault.outcome is Outcome.REFUSED
-    assert (len(backend.seen), ask.learned()) == (1, None)
-    backend.say(SEED_UNKNOWN, REFUSED)
+    assert (len(ask.seen), ask.learned()) == (1, None)
+    ask.say(SEED_UNKNOWN, REFUSED)
     ask(BODY)
     assert ask.learned() == Learned(dropped=("seed",))
 
 
 @pytest.mark.parametrize("status", [401, 404, 429, 500])
-def test_only_a_rejection_is_asked_again(
-    backend: ScriptedServer, state: State, status: int
-) -> None:
-    backend.say(Say(SEED_UNKNOWN.body, status))
-    Asking(backend, state)(BODY)
-    assert len(backend.seen) == 1
+def test_only_a_rejection_is_asked_again(ask: Asking, status: int) -> None:
+    ask.say(Say(SEED_UNKNOWN.body, status))
+    ask(BODY)
+    assert len(ask.seen) == 1
 
 
 @pytest.mark.parametrize("model", ["zz-top", "other"])
@@ -232,52 +222,49 @@ def test_only_a_rejection_is_asked_again(
     ],
 )
 def test_denial_that_quotes_the_model_is_of_the_model(
-    backend: ScriptedServer, state: State, model: str, status: int, message: str, why: str
+    ask: Asking, model: str, status: int, message: str, why: str
 ) -> None:
-    backend.say(Say({"error": message}, status))
-    fault = Asking(backend, state)(BODY | {"model": model, "style": "Application"}).fault
+    ask.say(Say({"error": message}, status))
+    fault = ask(BODY | {"model": model, "style": "Application"}).fault
     assert fault
     assert (fault.is_of_model, fault.is_of_account) == (model == "zz-top", model != "zz-top")
     assert fault.why == why or model != "zz-top"
 
 
-def test_error_inside_a_200_is_learned_from(backend: ScriptedServer, state: State) -> None:
-    backend.say(Say(SEED_UNKNOWN.body), Say({"message": "n is not supported", "data": None}), DRAWN)
-    assert Asking(backend, state)({"prompt": "a", "seed": 1, "style": "x"}).fault is not None
-    assert [sorted(seen.json) for seen in backend.seen][1] == ["prompt", "style"]
+def test_error_inside_a_200_is_learned_from(ask: Asking) -> None:
+    ask.say(Say(SEED_UNKNOWN.body), Say({"message": "n is not supported", "data": None}), DRAWN)
+    assert ask({"prompt": "a", "seed": 1, "style": "x"}).fault is not None
+    assert [sorted(seen.json) for seen in ask.seen][1] == ["prompt", "style"]
 
 
-def test_requests_to_a_contradictory_server_are_limited(
-    backend: ScriptedServer, state: State
-) -> None:
+def test_requests_to_a_contradictory_server_are_limited(ask: Asking) -> None:
 
     def contradict(seen: Seen) -> Say:
         side = int(re.findall(r"\d+", seen.json.get("size", "5"))[0])
         return rejection(f"size must be at least {side + 64}x{side + 64}", "size")
 
-    backend.say(contradict)
-    assert Asking(backend, state)(BODY, (512, 512)).fault is not None
-    assert len(backend.seen) <= MAX_REQUESTS
+    ask.say(contradict)
+    assert ask(BODY, (512, 512)).fault is not None
+    assert len(ask.seen) <= MAX_REQUESTS
 
 
-def test_bytes_are_asked_for_and_that_is_remembered(backend: ScriptedServer, state: State) -> None:
-    backend.say(DRAWN)
-    ask = Asking(backend, state)
+def test_bytes_are_asked_for_and_that_is_remembered(ask: Asking) -> None:
+    ask.say(DRAWN)
     ask(BODY, base64=True)
     ask(BODY)
-    assert [seen.json["response_format"] for seen in backend.seen] == ["b64_json"] * 2
-    backend.say(gpt_image)
+    assert [seen.json["response_format"] for seen in ask.seen] == ["b64_json"] * 2
+    ask.say(gpt_image)
     ask(BODY)
     ask(BODY, base64=True)
-    assert "response_format" not in backend.seen[-1].json
+    assert "response_format" not in ask.seen[-1].json
 
 
-def test_deadline_bounds_all_requests_together(backend: ScriptedServer, state: State) -> None:
+def test_deadline_bounds_all_requests_together(ask: Asking) -> None:
     late = Gate(DRAWN)
-    backend.say(SEED_UNKNOWN, rejection("Unknown parameter: 'n'.", "n"), late)
+    ask.say(SEED_UNKNOWN, rejection("Unknown parameter: 'n'.", "n"), late)
     began = time.monotonic()
     with pytest.raises(UpstreamError) as caught:
-        Asking(backend, state)(BODY, deadline=Deadline.after(0.5))
+        ask(BODY, deadline=Deadline.after(0.5))
     late.opened.set()
-    assert (caught.value.why, len(backend.seen)) == (Why.TIMED_OUT, 3)
+    assert (caught.value.why, len(ask.seen)) == (Why.TIMED_OUT, 3)
     assert time.monotonic() - began == pytest.approx(0.5, abs=0.4)

@@ -39,15 +39,9 @@ class FallBack:
         self.cache = Cache(state, Nowhere(Path()))
 
     def __call__(
-        self,
-        prompt: str = "an apple",
-        request: ImageRequest = REQUEST,
-        *,
-        path: str = "",
-        token: str | None = None,
-        model: str | None = None,
+        self, prompt: str = "an apple", request: ImageRequest = REQUEST, path: str = "", **more: Any
     ) -> Image:
-        own = PollinationsSettings(self.there.url + path, token, model)
+        own = PollinationsSettings(self.there.url + path, more.get("token"), more.get("model"))
         pollinations = Pollinations(own, Upstream(), self.cache, timeout=10, max_image_bytes=LIMIT)
         return pollinations.draw(Drawing(request, Deadline.after(10), rewritten=prompt))
 
@@ -67,25 +61,20 @@ def fall_back(backend: ScriptedServer, state: State) -> FallBack:
     ("path", "prompt", "request_", "model", "target"),
     [
         ("/prompt", "a red/green apple? #1 & 100%", ImageRequest("x", 640, 480, "dall-e-3", 7),
-         None, "/prompt/a%20red%2Fgreen%20apple%3F%20%231%20%26%20100%25?width=640&height=480"
+         "", "/prompt/a%20red%2Fgreen%20apple%3F%20%231%20%26%20100%25?width=640&height=480"
          "&seed=7"),
         ("/image", "é\n☃+", ImageRequest("x"), "flux pro",
          "/image/%C3%A9%0A%E2%98%83%2B?model=flux+pro&seed=42"),
-        ("/p?referrer=me&x=%2F", "a/../b", ImageRequest("x", seed=-3), None,
+        ("/p?referrer=me&x=%2F", "a/../b", ImageRequest("x", seed=-3), "",
          "/p/a%2F..%2Fb?referrer=me&x=%2F&seed=2147483645"),
-        ("/p", "a", ImageRequest("x", seed=2**31 + 7), None, "/p/a?seed=7"),
+        ("/p", "a", ImageRequest("x", seed=2**31 + 7), "", "/p/a?seed=7"),
     ],
 )  # fmt: skip
 def test_fallback_request_is_as_documented(
-    fall_back: FallBack,
-    path: str,
-    prompt: str,
-    request_: ImageRequest,
-    model: str | None,
-    target: str,
+    fall_back: FallBack, path: str, prompt: str, request_: ImageRequest, model: str, target: str
 ) -> None:
     fall_back.there.say(Say(JPEG, headers={"Content-Type": "text/plain"}))
-    image = fall_back(prompt, request_, path=path, model=model)
+    image = fall_back(prompt, request_, path, model=model or None)
     assert image == Image(JPEG, "image/jpeg", "pollinations", None)
     [seen] = fall_back.there.seen
     assert (seen.method, seen.target) == ("GET", f"{target}&nofeed=true&private=true")
@@ -115,12 +104,8 @@ def test_request_that_timed_out_is_repeated_once_with_a_token(
 # --- what its answers mean ----------------------------------------------------------------------
 
 POLICY = {"status": 422, "success": False, "error": {"code": "content_policy_violation"}}
-LOCKED = {
-    "error": {
-        "code": "content_policy_violation",
-        "message": "Your resource has been temporarily blocked because of repeated violations.",
-    }
-}
+LOCK_OUT = "Your resource has been temporarily blocked because of repeated violations."
+LOCKED = {"error": {"code": "content_policy_violation", "message": LOCK_OUT}}
 QUEUE = {"success": False, "error": {"code": "X", "message": "Queue full for IP 192.0.2.1"}}
 LIMITED = {"error": {"code": 429, "message": "rate limit"}}
 FAULTS: dict[str, tuple[Say, str]] = {
@@ -149,9 +134,7 @@ def test_fault_of_the_fallback_is_judged(fall_back: FallBack, case: str) -> None
     assert f"{found.outcome}: {found.why}" == expected
 
 
-def test_fallback_redirect_to_another_private_host_is_refused(
-    fall_back: FallBack, server: MakeServer
-) -> None:
+def test_redirect_to_another_private_host_fails(fall_back: FallBack, server: MakeServer) -> None:
     other = server()
     fall_back.there.say(Say("", 302, {"Location": other.url + "/a.png"}))
     assert fall_back.fault(token="t").why == "forbidden URL"
@@ -170,9 +153,7 @@ def test_same_bytes_for_two_prompts_are_a_placeholder(fall_back: FallBack, clock
         assert fall_back(prompt).data == OTHER, "it says that they share a picture"
 
 
-def test_any_answer_of_the_fallback_is_a_picture_or_not_drawn(
-    fall_back: FallBack, clock: Clock
-) -> None:
+def test_any_answer_is_a_picture_or_not_drawn(fall_back: FallBack, clock: Clock) -> None:
     @settings(unhurried, max_examples=30)
     @given(st.binary(max_size=60), st.sampled_from([200, 204, 302, 400, 404, 422, 429, 451, 500]))
     def check(body: bytes, status: int) -> None:

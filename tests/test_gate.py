@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -22,14 +23,11 @@ def gate(clock: Clock) -> Gate:
 def ask(gate: Gate, fault: str = "", meanwhile: Callable[[], object] = lambda: None) -> bool:
     """Ask a server that fails with `fault`, if any; return whether it was asked."""
     was_asked = False
-    try:
-        with gate.ask():
-            was_asked = True
-            meanwhile()
-            if fault:
-                raise Down(fault)
-    except Down:
-        pass
+    with suppress(Down), gate.ask():
+        was_asked = True
+        meanwhile()
+        if fault:
+            raise Down(fault)
     return was_asked
 
 

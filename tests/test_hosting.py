@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import email
 import email.policy
-import socket
 import time
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
@@ -18,8 +17,8 @@ from settings.servers import HostingSettings, ObjectSettings
 from upstream.client import Deadline, Upstream
 
 from .conftest import KEY
-from .servers import WEBP, RawServer, Say, ScriptedServer, Seen
-from .wire import hang
+from .servers import WEBP, Say, ScriptedServer, Seen
+from .wire import MakeRawServer, hang
 
 NAME = "0123abcd-9f.webp"
 HOSTED = "https://i.example.com/2026/a.png"
@@ -97,9 +96,7 @@ ENCODED = "authCode=a%23b%2520%26c%3Dd%2Be%20%E5%AF%86&"
         ("cloudflare_imgbed", "?a=1", f"/upload?a=1&{ENCODED}returnFormat=full"),
     ],
 )
-def test_upload_has_what_the_host_expects(
-    there: ScriptedServer, provider: str, path: str, target: str
-) -> None:
+def test_upload_fits_its_host(there: ScriptedServer, provider: str, path: str, target: str) -> None:
     there.say(Say(ANSWERS[provider](HOSTED)))
     code = CODE if "authCode" in target else None
     assert upload(make_host(provider, there.url + path, code)) == HOSTED
@@ -127,10 +124,9 @@ def make_s3(url: str) -> ImageHost:
 def test_object_name_in_the_bucket_changes_with_the_content(there: ScriptedServer) -> None:
     there.say(Say(headers={"ETag": '"1"'}))
     host = make_s3(there.url)
-    assert upload(host) == "https://img.example/pics/0123abcd-9f-86be52bd.webp"
-    assert upload(host) == "https://img.example/pics/0123abcd-9f-86be52bd.webp"
-    other = host.upload(WEBP + b"more", NAME, "image/webp", Deadline.after(10))
-    assert other != upload(host)
+    url = "https://img.example/pics/0123abcd-9f-86be52bd.webp"
+    assert [upload(host), upload(host)] == [url] * 2
+    assert host.upload(WEBP + b"more", NAME, "image/webp", Deadline.after(10)) != url
     sent = there.seen[0]
     assert (sent.method, sent.body) == ("PUT", WEBP)
     assert sent.path == "/bucket/pics/0123abcd-9f-86be52bd.webp"
@@ -138,9 +134,7 @@ def test_object_name_in_the_bucket_changes_with_the_content(there: ScriptedServe
     assert sent.headers["Cache-Control"] == "public, max-age=31536000, immutable"
 
 
-def test_silent_bucket_is_a_failure_within_the_upload_timeout(
-    raw_server: Callable[[Callable[[socket.socket], None]], RawServer],
-) -> None:
+def test_silent_bucket_fails_within_the_upload_timeout(raw_server: MakeRawServer) -> None:
     start = time.monotonic()
     assert failure_of(make_s3(raw_server(hang).url)) == "object store: no answer in time"
     assert time.monotonic() - start < 1.5
@@ -196,12 +190,12 @@ def test_new_or_duplicated_picture_is_at_the_named_url(
         ),
     ],
 )
-@pytest.mark.parametrize("status", [200, 403])
 def test_answer_without_a_url_is_a_failure(
-    there: ScriptedServer, provider: str, answer: Any, status: int
+    there: ScriptedServer, provider: str, answer: Any
 ) -> None:
-    there.say(Say(answer, status))
-    assert failure_of(make_host(provider, there.url)) == NO_URL
+    there.say(Say(answer), Say(answer, 403))
+    host = make_host(provider, there.url)
+    assert [failure_of(host), failure_of(host)] == [NO_URL] * 2
 
 
 @pytest.mark.parametrize(
@@ -214,9 +208,7 @@ def test_answer_without_a_url_is_a_failure(
         ("//cdn.example.com/a.png", "http://cdn.example.com/a.png"),
     ],
 )
-def test_relative_url_is_joined_without_our_credentials(
-    there: ScriptedServer, src: str, url: str
-) -> None:
+def test_relative_url_is_without_our_credentials(there: ScriptedServer, src: str, url: str) -> None:
     there.say(Say([{"src": src}]))
     configured = there.url.replace("//", "//user:word@") + "/upload?token=word"
     found = upload(make_host("cloudflare_imgbed", configured, "word"))
@@ -258,6 +250,4 @@ def test_failure_holds_no_secret(there: ScriptedServer, provider: str) -> None:
     assert failure_of(host) == "HTTP 503"
     for say in (Say({"error": KEY}, 401), Say(KEY, 500), Say(KEY), Say({"data": {"url": KEY}})):
         there.say(say)
-        failure = failure_of(host)
-        assert KEY not in failure
-        assert "secret-code" not in failure
+        assert not any(secret in failure_of(host) for secret in (KEY, "secret-code"))

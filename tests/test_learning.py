@@ -458,9 +458,7 @@ def test_nearest_ratio_is_by_shape(size: Size, ratio: str) -> None:
         (SizeRule(multiple=16, most_pixels=2**21, most_side=2048), (3000, 2000), (1760, 1168)),
     ],
 )
-def test_nearest_size_is_by_shape_and_then_by_area(
-    rule: SizeRule, size: Size, fitted: Size
-) -> None:
+def test_nearest_size_is_by_shape_then_by_area(rule: SizeRule, size: Size, fitted: Size) -> None:
     assert rule.fit(size) == fitted
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm import LLM_LIMIT, Llm, RewriteFailed, message_in, read_prompt
@@ -20,11 +20,10 @@ from storage.state import State
 from upstream.client import Deadline, Upstream
 
 from .conftest import saying
-from .servers import Say, ScriptedServer, Seen, free_port
+from .servers import Answer, Say, ScriptedServer, Seen, free_port
 from .states import Clock
-from .wire import MakeRawServer, any_json, hang
+from .wire import MakeRawServer, any_json, hang, unhurried
 
-BOUNDED = settings(max_examples=80, deadline=None)
 FOX = "A red fox in deep snow, soft morning light"
 
 
@@ -48,10 +47,8 @@ THOUGHTS = [("<think>", ""), ("<think>", "</think>"), ("", "</think>")]
         *(f"Sure!\n<prompt>{FOX}</prompt>\nI hope that helps.", f"{FOX}</prompt>"),
         f"Between <prompt> and </prompt>: <prompt>{FOX}</prompt>",
         f"<prompt>a draft of it</prompt> or rather <prompt>{FOX}</prompt>",
-        *(
-            f"<prompt>{FOX}</prompt>\n<prompt> </prompt>",
-            f"<prompt><prompt>{FOX}</prompt></prompt>",
-        ),
+        f"<prompt>{FOX}</prompt>\n<prompt> </prompt>",
+        f"<prompt><prompt>{FOX}</prompt></prompt>",
         *(f'<prompt>"{FOX}"</prompt>', f"<prompt>Enhanced prompt: **{FOX}**</prompt>"),
         f"I'm sorry if it is too short: <prompt>{FOX}</prompt>",
         # Fences, quotes and bold marks.
@@ -202,18 +199,17 @@ NAMES = st.sampled_from(["choices", "message", "content", "text", "type"])
 JSON = any_json(PIECES | NAMES, 12)
 
 
-@BOUNDED
+@unhurried
 @given(st.lists(PIECES, max_size=30).map("".join))
 def test_any_text_is_a_prompt_or_a_failure(text: str) -> None:
     with contextlib.suppress(RewriteFailed):
         prompt = read_prompt(text)
         assert 5 <= len(prompt) <= 2000
         assert prompt == prompt.strip()
-        assert "<think>" not in prompt
-        assert "</think>" not in prompt
+        assert not any(tag in prompt for tag in ("<think>", "</think>"))
 
 
-@BOUNDED
+@unhurried
 @given(JSON | JSON.map(with_content))
 def test_any_answer_is_a_message_or_a_failure(answer: Any) -> None:
     with contextlib.suppress(RewriteFailed):
@@ -230,9 +226,8 @@ def test_any_answer_is_a_message_or_a_failure(answer: Any) -> None:
 )
 def test_long_runs_take_linear_time(unit: str) -> None:
     start = time.monotonic()
-    for begin, end in itertools.product(
-        ["", "Sure, here's", "**", "```"], ["", "x", "</think>", "<prompt>"]
-    ):
+    begins, ends = ["", "Sure, here's", "**", "```"], ["", "x", "</think>", "<prompt>"]
+    for begin, end in itertools.product(begins, ends):
         with contextlib.suppress(RewriteFailed):
             assert 5 <= len(read_prompt(begin + unit * (120_000 // len(unit)) + end)) <= 2000
     # Quadratic time would be minutes.
@@ -243,6 +238,7 @@ def test_long_runs_take_linear_time(unit: str) -> None:
 
 
 MakeLlm = Callable[..., Llm]
+USUAL = {"temperature": 0.7, "max_tokens": 4096}
 
 
 @pytest.fixture
@@ -253,9 +249,8 @@ def make_llm(state: State) -> MakeLlm:
         values: dict[str, Any] = {"model": "gpt-test", "token": "llm-token", "safety_attempts": 3}
         values["optimize_template"] = "Improve {ORIGINAL_PROMPT}, and only {ORIGINAL_PROMPT}."
         values["safety_template"] = "Make safe: {ORIGINAL_PROMPT}"
-        return Llm(
-            LlmSettings(**{"url": url, **values, **more}), Upstream(), state, timeout=timeout
-        )
+        settings = LlmSettings(**{"url": url, **values, **more})
+        return Llm(settings, Upstream(), state, timeout=timeout)
 
     return make
 
@@ -270,25 +265,17 @@ def api(backend: ScriptedServer) -> ScriptedServer:
     return backend
 
 
-def test_llm_is_asked_with_the_filled_template_and_the_token(
-    api: ScriptedServer, make_llm: MakeLlm
-) -> None:
+def test_llm_gets_the_filled_template_and_token(api: ScriptedServer, make_llm: MakeLlm) -> None:
     assert rewrite(make_llm(api.url)) == FOX
     [asked] = api.seen
     assert (asked.method, asked.target) == ("POST", "/v1/chat/completions")
     assert asked.headers["Authorization"] == "Bearer llm-token"
-    assert asked.json == {
-        "model": "gpt-test",
-        "messages": [{"role": "user", "content": "Improve a fox, and only a fox."}],
-        "temperature": 0.7,
-        "max_tokens": 4096,
-    }
+    messages = [{"role": "user", "content": "Improve a fox, and only a fox."}]
+    assert asked.json == {"model": "gpt-test", "messages": messages} | USUAL
 
 
 @pytest.mark.parametrize("prompt", ["红 {x} \\n", "a {ORIGINAL_PROMPT} b"])
-def test_each_task_has_its_own_template(
-    api: ScriptedServer, make_llm: MakeLlm, prompt: str
-) -> None:
+def test_task_has_its_own_template(api: ScriptedServer, make_llm: MakeLlm, prompt: str) -> None:
     rewrite(make_llm(api.url), "rewrite", prompt)
     assert api.seen[0].json["messages"][0]["content"] == f"Make safe: {prompt}"
 
@@ -330,9 +317,6 @@ def codex(request: Seen) -> Say:
     return Say(STREAM) if request.json.get("stream") is True else rejection
 
 
-USUAL = {"temperature": 0.7, "max_tokens": 4096}
-
-
 @pytest.mark.parametrize(
     ("answer", "rejections", "sent"),
     [
@@ -342,11 +326,7 @@ USUAL = {"temperature": 0.7, "max_tokens": 4096}
     ],
 )
 def test_llm_is_asked_as_it_wants_from_then_on(
-    api: ScriptedServer,
-    make_llm: MakeLlm,
-    answer: Callable[[Seen], Say],
-    rejections: int,
-    sent: dict[str, Any],
+    api: ScriptedServer, make_llm: MakeLlm, answer: Answer, rejections: int, sent: dict[str, Any]
 ) -> None:
     api.say(answer)
     for prompt in ("a fox", "a hare"):
@@ -356,9 +336,7 @@ def test_llm_is_asked_as_it_wants_from_then_on(
     assert len(taken) == 2
 
 
-def test_configured_parameters_are_added_or_remove_one(
-    api: ScriptedServer, make_llm: MakeLlm
-) -> None:
+def test_configured_parameters_add_or_remove_one(api: ScriptedServer, make_llm: MakeLlm) -> None:
     params = {"enable_thinking": False, "temperature": None, "max_tokens": 99}
     rewrite(make_llm(api.url, params=params))
     sent = {"model": "gpt-test", "enable_thinking": False, "max_tokens": 99}
@@ -389,18 +367,13 @@ def test_unusable_answer_is_a_failure(
     assert len(api.seen) == 1
 
 
-def test_server_that_is_down_is_a_failure(make_llm: MakeLlm) -> None:
+def test_dead_or_silent_server_is_a_failure(raw_server: MakeRawServer, make_llm: MakeLlm) -> None:
     llm = make_llm(f"http://127.0.0.1:{free_port()}")
     assert failure_of(lambda: rewrite(llm)).fault.why == "unreachable"
-
-
-@pytest.mark.parametrize(("timeout", "seconds"), [(0.2, 30.0), (30.0, 0.2)])
-def test_silent_server_is_a_failure_in_time(
-    raw_server: MakeRawServer, make_llm: MakeLlm, timeout: float, seconds: float
-) -> None:
-    llm = make_llm(raw_server(hang).url, timeout=timeout)
-    start = time.monotonic()
-    assert failure_of(lambda: rewrite(llm, seconds=seconds)).fault.why == "timed out"
+    start, url = time.monotonic(), raw_server(hang).url
+    for timeout, seconds in (0.2, 30.0), (30.0, 0.2):
+        llm = make_llm(url, timeout=timeout)
+        assert failure_of(partial(rewrite, llm, seconds=seconds)).fault.why == "timed out"
     assert time.monotonic() - start < 5
 
 
@@ -429,9 +402,7 @@ def test_task_without_a_template_is_off(make_llm: MakeLlm) -> None:
     assert make_llm("http://127.0.0.1:9", optimize_template=None).safety_attempts == 3
 
 
-def test_llm_answer_is_reused_until_something_changes_it(
-    api: ScriptedServer, make_llm: MakeLlm
-) -> None:
+def test_answer_is_reused_until_anything_changes(api: ScriptedServer, make_llm: MakeLlm) -> None:
     changes: list[dict[str, Any]] = [
         *({}, {"model": "other"}, {"optimize_template": "other {ORIGINAL_PROMPT}"}),
         *({"token": "other"}, {"params": {"top_p": 0.5}}),
@@ -455,11 +426,7 @@ def test_llm_answer_is_reused_until_something_changes_it(
     ],
 )
 def test_declined_prompt_is_asked_again_after_growing_pauses(
-    api: ScriptedServer,
-    make_llm: MakeLlm,
-    clock: Clock,
-    say: Say,
-    caplog: pytest.LogCaptureFixture,
+    api: ScriptedServer, make_llm: MakeLlm, clock: Clock, say: Say, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.say(say)
     calls = []

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -19,11 +17,13 @@ from picture import ImageRequest
 from storage.cluster.copies import Nowhere
 
 from .conftest import (
-    ADMIN,
     BROKEN,
+    HOSTED_URL,
     KEY,
     REFUSAL,
     InProcess,
+    MakeServer,
+    Serve,
     drawing,
     hosting_settings,
     llm_settings,
@@ -33,53 +33,30 @@ from .conftest import (
 from .servers import Gate, Say, ScriptedServer, Seen, png, wait_until
 from .states import held_elsewhere
 
-Serve = Callable[..., InProcess]
-MakeServer = Callable[[], ScriptedServer]
-
 PICTURE = Say(png(), headers={"Content-Type": "image/png"})
+HOSTED = Say({"status_code": 200, "image": {"url": HOSTED_URL}})
 HIT = "PromptImageProxy; hit"
 
 
 class World:
     """The proxy, and the servers that it may ask."""
 
-    def __init__(self, start: Callable[..., InProcess], server: Callable[[], ScriptedServer]):
+    def __init__(self, start: Serve, server: MakeServer) -> None:
         self.start = start
-        self.server = server
-        self.backend = server()
+        self.backend, self.llm, self.fallback, self.host = (server() for _ in range(4))
         self.backend.say(drawing())
 
-    @cached_property
-    def llm(self) -> ScriptedServer:
-        return self.server()
-
-    @cached_property
-    def fallback(self) -> ScriptedServer:
-        return self.server()
-
-    @cached_property
-    def host(self) -> ScriptedServer:
-        return self.server()
-
-    def serve(
-        self,
-        *more: ScriptedServer,
-        optimise: bool = False,
-        rewrite: bool = False,
-        falls_back: bool = False,
-        hosts: bool = False,
-        **settings: str,
-    ) -> InProcess:
-        """Start the proxy with the backend, `more` of them, and the stages that are switched on."""
-        if optimise or rewrite:
-            settings |= llm_settings(self.llm, optimise=optimise, rewrite=rewrite)
-        settings |= pollinations_settings(self.fallback) if falls_back else {}
-        settings |= hosting_settings(self.host) if hosts else {}
-        return self.start(self.backend, *more, **settings)
+    def serve(self, *stages: str, **settings: str) -> InProcess:
+        """Start the proxy with the backend, and the stages that are switched on."""
+        optimise, rewrite = "optimise" in stages, "rewrite" in stages
+        settings |= llm_settings(self.llm, optimise=optimise, rewrite=rewrite)
+        settings |= pollinations_settings(self.fallback) if "fall back" in stages else {}
+        settings |= hosting_settings(self.host) if "host" in stages else {}
+        return self.start(self.backend, **settings)
 
 
 @pytest.fixture
-def world(serve: Callable[..., InProcess], server: Callable[[], ScriptedServer]) -> World:
+def world(serve: Serve, server: MakeServer) -> World:
     return World(serve, server)
 
 
@@ -96,7 +73,7 @@ def content(seen: Seen) -> str:
 
 def test_optimised_prompt_is_drawn_under_the_key_of_the_original(world: World) -> None:
     world.llm.say(saying("<prompt>a glossy red apple</prompt>"))
-    service = world.serve(optimise=True)
+    service = world.serve("optimise")
     service.picture("a%20red%20apple")
     assert prompts(world.backend) == ["a glossy red apple"]
     assert content(world.llm.seen[0]) == "OPTIMISE a red apple"
@@ -106,14 +83,14 @@ def test_optimised_prompt_is_drawn_under_the_key_of_the_original(world: World) -
 @pytest.mark.parametrize("answer", [BROKEN, saying("x")])
 def test_original_prompt_is_drawn_if_optimising_fails(world: World, answer: Say) -> None:
     world.llm.say(answer)
-    assert world.serve(optimise=True).picture("a%20cat").status == 200
+    assert world.serve("optimise").picture("a%20cat").status == 200
     assert prompts(world.backend) == ["a cat"]
 
 
 def test_llm_is_not_asked_while_no_backend_is_ready(world: World) -> None:
     world.llm.say(saying("I'm sorry, but I can't help with that."))
     world.backend.say(Say("", 401))
-    service = world.serve(optimise=True)
+    service = world.serve("optimise")
     for prompt, status in ("a", 502), ("b", 503), ("b", 503):
         assert service.picture(prompt).status == status
     assert (len(world.llm.seen), len(world.backend.seen)) == (1, 1)
@@ -122,14 +99,14 @@ def test_llm_is_not_asked_while_no_backend_is_ready(world: World) -> None:
 def test_llm_is_not_asked_to_rewrite_for_nobody(world: World) -> None:
     world.backend.say(Say({"error": {"message": "Bad."}}, 400))
     world.llm.say(lambda seen: saying(f"<prompt>{content(seen)} again</prompt>"))
-    service = world.serve(rewrite=True, DE_NSFW_MAX_ATTEMPTS="1", GENERATION_DEADLINE="4")
+    service = world.serve("rewrite", DE_NSFW_MAX_ATTEMPTS="1", GENERATION_DEADLINE="4")
     assert [service.picture(prompt).status for prompt in "abc"] == [502] * 3
     assert len(world.llm.seen) == 2, "the third rejection in a row is a cooldown"
 
 
 def test_one_prompt_in_four_sizes_costs_one_llm_call(world: World) -> None:
     world.llm.say(saying("<prompt>a splendid cat</prompt>"))
-    service = world.serve(optimise=True)
+    service = world.serve("optimise")
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda width: service.picture("a%20cat", width=width), (64, 65, 66, 67)))
     assert len(world.llm.seen) == 1
@@ -147,10 +124,12 @@ def test_blocked_retry_attempts_counts_the_backends_that_refuse(world: World) ->
     assert len(world.backend.seen) == 3
 
 
-def test_backend_has_its_own_token_models_fields_and_weight(world: World) -> None:
-    drained = world.server()
-    service = world.serve(
-        drained,
+def test_backend_has_its_own_token_models_fields_and_weight(
+    world: World, serve: Serve, server: MakeServer
+) -> None:
+    service = serve(
+        world.backend,
+        drained := server(),
         AUTH_TOKEN="token-of-all",
         TOKEN_MAP=json.dumps({world.backend.url + "/": "own-token"}),
         MODEL_MAP=json.dumps({world.backend.url: {"dall-e-3": "dall-e-3-hd"}}),
@@ -168,26 +147,22 @@ def test_backend_has_its_own_token_models_fields_and_weight(world: World) -> Non
 
 def test_prompt_that_the_llm_made_too_long_is_drawn_as_written(world: World) -> None:
     world.llm.say(saying("<prompt>a splendid and very long cat</prompt>"))
-    too_long = {"error": {"message": "Prompt must be length 10 or less"}}
-    world.backend.say(
-        lambda seen: drawing() if len(seen.json["prompt"]) <= 10 else Say(too_long, 400)
-    )
-    service = world.serve(optimise=True)
+    too_long = Say({"error": {"message": "Prompt must be length 10 or less"}}, 400)
+    world.backend.say(lambda seen: drawing() if len(seen.json["prompt"]) <= 10 else too_long)
+    service = world.serve("optimise")
     assert service.picture("a%20cat").status == 200
     assert prompts(world.backend) == ["a splendid and very long cat", "a cat"]
-    [found] = service.get("/cache", headers={"X-Admin-Token": ADMIN}).json["entries"]
-    assert found["final_prompt"] == "a cat"
+    assert service.as_admin("/cache").json["entries"][0]["final_prompt"] == "a cat"
 
 
 # --- rewrite and retry --------------------------------------------------------------------------
 
 
 def test_refused_prompt_is_rewritten_and_drawn(world: World) -> None:
-    world.llm.say(
-        saying("<prompt>a splendid rude cat</prompt>"), saying("<prompt>a gentle cat</prompt>")
-    )
+    answers = "<prompt>a splendid rude cat</prompt>", "<prompt>a gentle cat</prompt>"
+    world.llm.say(*map(saying, answers))
     world.backend.say(REFUSAL, drawing())
-    got = world.serve(optimise=True, rewrite=True).picture("a%20rude%20cat")
+    got = world.serve("optimise", "rewrite").picture("a%20rude%20cat")
     assert got.headers["Cache-Status"].endswith("stored; detail=rewritten")
     assert prompts(world.backend) == ["a splendid rude cat", "a gentle cat"]
     asked = [content(seen) for seen in world.llm.seen]
@@ -197,11 +172,9 @@ def test_refused_prompt_is_rewritten_and_drawn(world: World) -> None:
 
 
 def test_each_round_rewrites_the_last_refused_prompt(world: World) -> None:
-    world.llm.say(
-        lambda seen: saying(f"<prompt>{content(seen).removeprefix('MAKE SAFE ')}!</prompt>")
-    )
+    world.llm.say(lambda seen: saying(f"<prompt>{content(seen)[len('MAKE SAFE ') :]}!</prompt>"))
     world.backend.say(REFUSAL)
-    service = world.serve(rewrite=True, DE_NSFW_MAX_ATTEMPTS="3")
+    service = world.serve("rewrite", DE_NSFW_MAX_ATTEMPTS="3")
     assert service.picture("a%20cat").status == 422
     assert prompts(world.backend) == ["a cat", "a cat!", "a cat!!", "a cat!!!"]
 
@@ -210,7 +183,7 @@ def test_each_round_rewrites_the_last_refused_prompt(world: World) -> None:
 def test_retrying_ends_when_rewriting_fails_or_changes_nothing(world: World, answer: Say) -> None:
     world.llm.say(answer)
     world.backend.say(REFUSAL)
-    got = world.serve(rewrite=True).picture("a%20rude%20cat")
+    got = world.serve("rewrite").picture("a%20rude%20cat")
     assert (got.status, len(world.llm.seen), len(world.backend.seen)) == (422, 1, 1)
 
 
@@ -220,9 +193,9 @@ def test_retrying_ends_when_rewriting_fails_or_changes_nothing(world: World, ans
 def test_fallback_draws_the_same_picture_and_it_is_cached(world: World) -> None:
     world.fallback.say(PICTURE)
     world.backend.say(BROKEN)
-    service = world.serve(falls_back=True)
+    service = world.serve("fall back")
     got = service.picture("a/b%3F", width=64, height=32, seed=9)
-    assert (got.status, got.body) == (200, png())
+    assert got.body == png()
     assert got.headers["Cache-Status"].endswith("stored; detail=fallback")
     [seen] = world.fallback.seen
     assert seen.path == "/image/a%2Fb%3F"
@@ -234,7 +207,7 @@ def test_fallback_draws_the_same_picture_and_it_is_cached(world: World) -> None:
 def test_fallback_that_cools_down_is_a_503_until_then(world: World) -> None:
     world.fallback.say(Say("", 429, {"Retry-After": "45"}), PICTURE)
     world.backend.say(REFUSAL, Say("", 401))
-    service = world.serve(falls_back=True)
+    service = world.serve("fall back")
     assert service.picture("x").status == 502
     service.ahead = 3
     again = service.picture("x")  # blocked
@@ -252,7 +225,7 @@ def test_fallback_that_cools_down_is_a_503_until_then(world: World) -> None:
 def test_placeholder_that_was_taken_for_a_picture_is_deleted(world: World) -> None:
     world.fallback.say(PICTURE)
     world.backend.say(BROKEN)
-    service = world.serve(falls_back=True, GENERATION_DEADLINE="4")
+    service = world.serve("fall back", GENERATION_DEADLINE="4")
     assert [service.picture(prompt).status for prompt in "aba"] == [200, 503, 503]
     assert service.get("/status").json["cache"]["entries"] == 0
 
@@ -260,7 +233,7 @@ def test_placeholder_that_was_taken_for_a_picture_is_deleted(world: World) -> No
 def test_picture_that_a_backend_drew_since_is_kept(world: World) -> None:
     world.fallback.say(PICTURE)
     world.backend.say(BROKEN, drawing(png(2)), BROKEN)
-    service = world.serve(falls_back=True)
+    service = world.serve("fall back")
     assert service.picture("a").body == png()
     service.delete(b'{"description": "a"}')
     service.ahead = 6
@@ -275,7 +248,7 @@ def test_picture_that_a_backend_drew_since_is_kept(world: World) -> None:
 def test_prompt_that_was_refused_everywhere_is_a_422(world: World) -> None:
     world.backend.say(REFUSAL)
     world.fallback.say(REFUSAL)
-    assert world.serve(falls_back=True).picture("x").status == 422
+    assert world.serve("fall back").picture("x").status == 422
 
 
 def test_deadline_is_a_504_that_names_the_stage(world: World) -> None:
@@ -330,7 +303,7 @@ def test_blocked_prompt_goes_straight_to_the_fallback(world: World) -> None:
     world.fallback.say(BROKEN, PICTURE)
     world.llm.say(saying("<prompt>a safer cat</prompt>"))
     world.backend.say(REFUSAL)
-    service = world.serve(rewrite=True, falls_back=True, DE_NSFW_MAX_ATTEMPTS="1")
+    service = world.serve("rewrite", "fall back", DE_NSFW_MAX_ATTEMPTS="1")
     assert service.picture("a%20cat").status == 502
     assert (len(world.backend.seen), len(world.llm.seen)) == (2, 1)
     service.ahead = 6  # the fallback has cooled down
@@ -346,7 +319,7 @@ def test_refusal_is_remembered_until_the_settings_change(world: World) -> None:
     assert (again.status, "is cached until" in again.detail) == (422, True)
     assert world.serve().picture("x", method="HEAD").status == 422
     world.fallback.say(BROKEN)  # the fallback is not among the settings that count
-    assert world.serve(falls_back=True).picture("x").status == 502
+    assert world.serve("fall back").picture("x").status == 502
     assert len(world.backend.seen) == 1
     assert world.serve(AUTH_TOKEN="another").picture("x").status == 200
 
@@ -379,17 +352,13 @@ def test_answer_within_ends_the_wait_and_not_the_drawing(world: World) -> None:
     assert len(world.backend.seen) == 2
 
 
-def test_each_caller_waits_as_long_as_its_own_deadline(
-    world: World, environment: dict[str, str]
-) -> None:
+def test_each_caller_waits_as_long_as_its_own_deadline(world: World, tmp_path: Path) -> None:
     """While another process draws, both wait for its lock, the impatient one first."""
     wanted = ImageRequest("x")
     pipeline = world.serve().services.pipeline
     unlimited = Reservation(pipeline.cache.state, COMMAND_LINE)
-    with (
-        held_elsewhere(environment["CACHE_DIR"], wanted.key) as process,
-        ThreadPoolExecutor(2) as pool,
-    ):
+    folder = tmp_path / "cache"
+    with held_elsewhere(folder, wanted.key) as process, ThreadPoolExecutor(2) as pool:
         hasty = pool.submit(pipeline.draw, wanted, unlimited, 1.0)
         wait_until(lambda: pipeline.pool.places.taken == 1)
         patient = pool.submit(pipeline.draw, wanted, unlimited)
@@ -403,7 +372,7 @@ def test_each_caller_waits_as_long_as_its_own_deadline(
 
 
 def test_nothing_is_paid_for_unless_the_state_takes_a_write(world: World, tmp_path: Path) -> None:
-    service = world.serve(optimise=True)
+    service = world.serve("optimise")
     world.backend.say(BROKEN)
     world.llm.say(saying("no"))
     assert service.picture("failed").status == 502
@@ -424,7 +393,7 @@ def test_nothing_is_paid_for_unless_the_state_takes_a_write(world: World, tmp_pa
 
 
 def test_nothing_is_paid_for_unless_there_is_room(world: World) -> None:
-    service = world.serve(optimise=True)
+    service = world.serve("optimise")
     service.services.cache.store = Nowhere(Path())
     got = service.picture("x")
     assert (got.status, "cannot be stored" in got.detail) == (503, True)
@@ -454,11 +423,11 @@ def test_picture_under_way_is_not_deleted(world: World) -> None:
 
 
 def test_hosted_picture_is_always_a_redirect(world: World, tmp_path: Path) -> None:
-    world.host.say(Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}}))
-    service = world.serve(hosts=True)
+    world.host.say(HOSTED)
+    service = world.serve("host")
     for cache_status in ("PromptImageProxy; fwd=miss; stored; detail=backend", HIT):
         got = service.picture("x")
-        assert (got.status, got.headers["Location"]) == (302, "https://img.example/a.png")
+        assert (got.status, got.headers["Location"]) == (302, HOSTED_URL)
         assert got.headers["Cache-Control"] == "public, max-age=3600"
         assert got.headers["Cache-Status"] == cache_status
     assert service.picture("x", method="HEAD").status == 302
@@ -467,11 +436,9 @@ def test_hosted_picture_is_always_a_redirect(world: World, tmp_path: Path) -> No
     assert (len(world.host.seen), len(world.backend.seen)) == (1, 1)
 
 
-def test_picture_is_stored_as_a_file_if_its_upload_fails(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failed_upload_leaves_a_file(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.host.say(BROKEN)
-    service = world.serve(hosts=True)
+    service = world.serve("host")
     for prompt in "xyz":
         assert "upload;dur=" in service.picture(prompt).headers["Server-Timing"]
     again = service.picture("x")
@@ -484,9 +451,8 @@ def test_picture_is_stored_as_a_file_if_its_upload_fails(
 
 
 def test_cache_needs_room_only_while_uploads_fail(world: World) -> None:
-    hosted = Say({"status_code": 200, "image": {"url": "https://img.example/a.png"}})
-    world.host.say(hosted, BROKEN, hosted)
-    service = world.serve(hosts=True)
+    world.host.say(HOSTED, BROKEN, HOSTED)
+    service = world.serve("host")
     service.services.cache.store = Nowhere(Path())
     found = [service.picture(prompt) for prompt in "abc"]
     assert [got.status for got in found] == [302, 200, 503]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from storage.state import State
-from web.repeats import ORDER_TTL, claim
+from web.repeats import ORDER_TTL, Claim, claim
 
 from .conftest import BROKEN, KEY, REFUSAL, InProcess, Serve, Service, Start, drawing, seeds
 from .servers import Gate, Got, Say, ScriptedServer, png, wait_until
@@ -38,8 +38,8 @@ def ordering(service: Service) -> Iterator[socket.socket]:
         yield client
 
 
-def has_ended(folder: Path) -> bool:
-    return [note["has_ended"] for note in orders(folder)] == [True]
+def wait_for_the_end(folder: Path) -> None:
+    wait_until(lambda: [note["has_ended"] for note in orders(folder)] == [True])
 
 
 def drawn(backend: ScriptedServer) -> list[int]:
@@ -59,15 +59,13 @@ def test_sdk_that_times_out_gets_the_picture_it_paid_for(
     asked: list[Any] = []
     backend.say(gate := Gate(drawing()))
     service = gunicorn(backend)
-    hooks = {"request": [asked.append]}
+    http = openai.DefaultHttpxClient(trust_env=False, event_hooks={"request": [asked.append]})
+    url = f"{service.url}/v1"
     with (
-        openai.DefaultHttpxClient(trust_env=False, event_hooks=hooks) as http,
+        openai.OpenAI(api_key=KEY, base_url=url, http_client=http, max_retries=5) as client,
         ThreadPoolExecutor(1) as pool,
     ):
-        client = openai.OpenAI(
-            api_key=KEY, base_url=f"{service.url}/v1", http_client=http, timeout=1.0, max_retries=5
-        )
-        answer = pool.submit(client.images.generate, prompt="a cat")
+        answer = pool.submit(client.images.generate, prompt="a cat", timeout=1.0)
         wait_until(lambda: len(asked) >= 2)
         gate.opened.set()
         [picture] = answer.result().data or []
@@ -76,7 +74,7 @@ def test_sdk_that_times_out_gets_the_picture_it_paid_for(
     assert seeds(post(service)) != drawn(backend)[:1], "the next one is a new order"
 
 
-def test_undelivered_order_is_answered_to_the_next_identical_one(
+def test_undelivered_order_answers_the_next(
     gunicorn: Start, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     backend.say(gate := Gate(drawing()))
@@ -84,29 +82,27 @@ def test_undelivered_order_is_answered_to_the_next_identical_one(
     with ordering(service):
         wait_until(lambda: backend.seen)
     gate.opened.set()
-    wait_until(lambda: has_ended(tmp_path))
+    wait_for_the_end(tmp_path)
     first, second = post(service), post(service)
     assert seeds(first) == drawn(backend)[:1]
     assert seeds(second) == drawn(backend)[1:] != seeds(first)
 
 
-def test_client_that_leaves_amid_the_answer_has_not_got_it(
+def test_client_that_left_gets_its_picture(
     gunicorn: Start, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     backend.say(drawing(png(size=20_000_000)))
     service = gunicorn(backend, WORKERS="1")
     with ordering(service) as client:
         assert client.recv(100)
-    wait_until(lambda: has_ended(tmp_path))
+    wait_for_the_end(tmp_path)
     assert seeds(post(service)) == drawn(backend), "one drawing"
 
 
 # --- orders at once
 
 
-def test_identical_orders_at_once_are_different_pictures(
-    serve: Serve, backend: ScriptedServer
-) -> None:
+def test_equal_orders_at_once_are_different_pictures(serve: Serve, backend: ScriptedServer) -> None:
     backend.say(gate := Gate(drawing()))
     service = serve(backend, ACCESS_KEYS=json.dumps({"blog": {"key": "blog-key"}}))
     with ThreadPoolExecutor(8) as pool:
@@ -121,7 +117,7 @@ def test_identical_orders_at_once_are_different_pictures(
     assert len(set(got)) == 8
 
 
-def test_repetitions_of_two_orders_at_once_get_a_picture_each(
+def test_repeated_orders_get_a_picture_each(
     service: InProcess, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     backend.say(gate := Gate(drawing()))
@@ -136,7 +132,7 @@ def test_repetitions_of_two_orders_at_once_get_a_picture_each(
     assert len(set(got)) == 2
 
 
-def test_several_pictures_are_repeated_together_within_the_limit(
+def test_several_are_repeated_together(
     serve: Serve, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     backend.say(gate := Gate(drawing()))
@@ -154,7 +150,7 @@ def test_several_pictures_are_repeated_together_within_the_limit(
 
 
 @pytest.mark.parametrize("failure", [BROKEN, REFUSAL])
-def test_failed_order_is_answered_again_to_whoever_repeats_it(
+def test_failed_order_is_answered_again(
     service: InProcess, backend: ScriptedServer, failure: Say
 ) -> None:
     backend.say(failure)
@@ -165,9 +161,7 @@ def test_failed_order_is_answered_again_to_whoever_repeats_it(
     assert len(backend.seen) == 1
 
 
-def test_failed_order_may_be_drawn_when_its_failure_is_forgotten(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_forgotten_failure_may_be_drawn_again(service: InProcess, backend: ScriptedServer) -> None:
     backend.say(BROKEN, drawing())
     assert post(service).status == 502
     service.ahead = 300.0
@@ -176,9 +170,7 @@ def test_failed_order_may_be_drawn_when_its_failure_is_forgotten(
     assert seeds(new) != seeds(again)
 
 
-def test_failure_that_cost_nothing_leaves_no_note(
-    serve: Serve, backend: ScriptedServer, tmp_path: Path
-) -> None:
+def test_free_failure_leaves_no_note(serve: Serve, backend: ScriptedServer, tmp_path: Path) -> None:
     service = serve(backend, DRAWINGS_PER_DAY="1")
     assert post(service, CAT | {"n": 2}).status == 429
     assert orders(tmp_path) == []
@@ -187,34 +179,38 @@ def test_failure_that_cost_nothing_leaves_no_note(
 # --- the notes themselves
 
 
-def test_seeds_are_claimed_by_one_of_many_at_once(state: State) -> None:
-    def order(seed: int) -> int:
-        return claim(state, "k", 0, seed, lambda seed: False).seed
+Place = Callable[[int, int], Claim]
 
-    claim(state, "k", 0, 1000, lambda seed: False).end()
+
+@pytest.fixture
+def place(state: State) -> Place:
+    """Place an order that is repeated so often, and would have that seed."""
+    return lambda retry, seed: claim(state, "k", retry, seed, lambda seed: False)
+
+
+def test_seeds_are_claimed_by_one_of_many_at_once(place: Place) -> None:
+    place(0, 1000).end()
     with ThreadPoolExecutor(8) as pool:
-        got = [*pool.map(order, range(8))]
+        got = [*pool.map(lambda seed: place(0, seed).seed, range(8))]
     assert got.count(1000) == 1
     assert len(set(got)) == 8
 
 
-def test_order_whose_seeds_were_taken_over_changes_nothing(state: State) -> None:
-    first = claim(state, "k", 0, 1, lambda seed: False)
-    again = claim(state, "k", 1, 2, lambda seed: False)
+def test_order_whose_seeds_were_taken_over_changes_nothing(place: Place) -> None:
+    first, again = place(0, 1), place(1, 2)
     first.end(0.0)
     assert (again.seed, again.joins) == (1, True)
     again.end()
-    assert claim(state, "k", 0, 3, lambda seed: False).seed == 1
+    assert place(0, 3).seed == 1
 
 
-def test_order_is_forgotten_after_ten_minutes(state: State, clock: Clock) -> None:
-    claim(state, "k", 0, 1, lambda seed: False)
-    clock.now += ORDER_TTL - 1
-    assert claim(state, "k", 1, 2, lambda seed: False).seed == 1
-    clock.now += ORDER_TTL + 1
-    assert claim(state, "k", 1, 2, lambda seed: False).seed == 2
+def test_order_is_forgotten_after_ten_minutes(place: Place, clock: Clock) -> None:
+    place(0, 1)
+    for seconds, seed in ((ORDER_TTL - 1, 1), (ORDER_TTL + 1, 2)):
+        clock.now += seconds
+        assert place(1, 2).seed == seed
 
 
-def test_more_orders_at_once_than_notes_are_drawn_all_the_same(state: State) -> None:
-    claims = [claim(state, "k", 0, seed, lambda seed: False) for seed in range(33)]
+def test_more_orders_at_once_than_notes_are_drawn_all_the_same(place: Place) -> None:
+    claims = [place(0, seed) for seed in range(33)]
     assert [one.placed is None for one in claims] == [False] * 32 + [True]

@@ -41,9 +41,7 @@ def has_room(room: Room) -> bool:
     return False
 
 
-def test_full_disk_has_none_until_there_is_space(
-    small: Path, room: Room, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_full_disk_has_no_room(small: Path, room: Room, caplog: pytest.LogCaptureFixture) -> None:
     assert has_room(room)
     with full(small, spare=PICTURE_BYTES // 2):
         for _ in range(3):

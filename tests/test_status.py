@@ -27,12 +27,8 @@ from .servers import ScriptedServer
 from .states import Clock
 
 URL, TOKEN = "http://127.0.0.1:9", "token-of-the-backend"
-HOSTED = {
-    "IMAGE_HOSTING_ENABLED": "true",
-    "IMAGE_HOSTING_PROVIDER": "picgo",
-    "IMAGE_HOSTING_KEY": "k",
-    "IMAGE_HOSTING_URL": "http://127.0.0.1:9",
-}
+HOSTED = {"IMAGE_HOSTING_ENABLED": "true", "IMAGE_HOSTING_PROVIDER": "picgo"}
+HOSTED |= {"IMAGE_HOSTING_KEY": "k", "IMAGE_HOSTING_URL": URL}
 
 
 def make_status(environment: dict[str, str], state: State) -> Status:
@@ -71,7 +67,7 @@ def test_state_that_cannot_be_read_is_a_fault(
     assert str(tmp_path) not in cache["fault"]
 
 
-def test_administrator_sees_the_last_error_in_the_vendors_words(
+def test_admin_sees_the_vendors_last_error(
     environment: dict[str, str], state: State, clock: Clock
 ) -> None:
     """It is found with the backend although its model alone is avoided."""
@@ -96,9 +92,7 @@ def test_error_without_words_has_ours(environment: dict[str, str], state: State)
     assert (found["text"], found["model"]) == ("refused (HTTP 400)", None)
 
 
-def test_only_the_admin_token_opens_what_a_vendor_said(
-    serve: Serve, backend: ScriptedServer
-) -> None:
+def test_admin_token_alone_opens_what_a_vendor_said(serve: Serve, backend: ScriptedServer) -> None:
     backend.say(saying("I can't draw\nthat."))
     service = serve(BACKEND_API_URLS=f"{backend.url}/v1/chat/completions")
     assert service.picture("x", model="painter").status == 502

@@ -29,6 +29,7 @@ from .postgres import Postgres
 from .states import Clock, Word, held_elsewhere, key_of, name_of, row_of
 
 Open = Callable[[], State]
+OpenStore = Callable[[], Folder | Copies]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +206,10 @@ def test_rows_are_listed_in_order_page_by_page(state: State, by: str) -> None:
 def test_search_takes_every_character_as_it_is(state: State) -> None:
     store(state, "a red Apple", "apple_pie", "100% wool!", "红苹果")
     store(state, "adopted", prompt=None)
-    for search, expected in {
-        "APPLE": {"a red Apple", "apple_pie"},
-        "_": {"apple_pie"},
-        "%": {"100% wool!"},
-        "l!": {"100% wool!"},
-        "红": {"红苹果"},
-        "nothing": set(),
-    }.items():
+    for search, expected in [
+        *(("APPLE", {"a red Apple", "apple_pie"}), ("_", {"apple_pie"}), ("红", {"红苹果"})),
+        *(("%", {"100% wool!"}), ("l!", {"100% wool!"}), ("nothing", set())),
+    ]:
         assert {row.prompt for row in state.newest(search, 10, None)} == expected, search
 
 
@@ -359,7 +356,7 @@ def test_now_is_the_state_s_own_clock(state: State, clock: Clock) -> None:
 
 def test_count_stops_at_its_limit_and_can_be_taken_back(state: State) -> None:
     assert not state.count("k", 4, 100, limit=3)
-    assert [state.count("k", 1, 100, limit=3) for _ in range(4)] == [True, True, True, False]
+    assert [state.count("k", 1, 100, limit=3) for _ in range(4)] == [True] * 3 + [False]
     assert not state.count("k", 2, 100, limit=4), "all or none"
     assert state.count("k", -2, 100, limit=3)
     assert state.count("k", 2, 100, limit=3)
@@ -393,7 +390,7 @@ def test_processes_never_count_beyond_the_limit_together(state: State, open_stat
 # --- locks
 
 
-def test_lock_keeps_other_processes_out_until_its_holder_is_killed(
+def test_lock_keeps_others_out_until_its_holder_is_killed(
     state: State, address: Path | str
 ) -> None:
     with held_elsewhere(address, key := key_of("a")) as child:
@@ -427,9 +424,7 @@ def shelf(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def open_store(
-    request: pytest.FixtureRequest, shelf: Path, clock: Clock
-) -> Callable[[], Folder | Copies]:
+def open_store(request: pytest.FixtureRequest, shelf: Path, clock: Clock) -> OpenStore:
     """Open the store, each time as another process would."""
     if request.param == "folder":
         return lambda: Folder(shelf, clock)
@@ -443,7 +438,7 @@ def open_store(
 
 
 @pytest.fixture
-def bytes_store(open_store: Callable[[], Folder | Copies]) -> Store:
+def bytes_store(open_store: OpenStore) -> Store:
     return open_store()
 
 
@@ -453,7 +448,7 @@ def leave_half(shelf: Path, name: str) -> None:
 
 
 def test_written_bytes_are_a_regular_file_of_their_age(
-    bytes_store: Store, shelf: Path, open_store: Callable[[], Store]
+    bytes_store: Store, shelf: Path, open_store: OpenStore
 ) -> None:
     data = bytes(range(256)) * 1000
     bytes_store.write(name_of("a"), data, CREATED + 0.75)
@@ -485,7 +480,7 @@ def test_names_are_those_of_pictures(bytes_store: Store, shelf: Path) -> None:
     assert found.created == CREATED or is_upload
 
 
-def test_sweep_deletes_interrupted_writes_once_they_are_old(
+def test_sweep_deletes_old_interrupted_writes(
     bytes_store: Store, shelf: Path, clock: Clock
 ) -> None:
     clock.now = time.time()

@@ -21,6 +21,8 @@ from .one_backend import PNG, Draw, b64
 from .servers import Gate, Say, ScriptedServer, Seen
 from .states import Clock
 
+Ask = Callable[[Seen], Say]
+
 PICTURE = {"images": [{"url": ["https://a.example/a.png"]}]}
 SUBMITTED = Say({"code": 200, "data": [{"status": "submitted", "task_id": "task_01"}]})
 
@@ -54,13 +56,9 @@ class Polling:
         body = {"prompt": "a red apple"}
         accepted = endpoint.ask(body, deadline=Deadline.after(10), limit=2**20)
         assert task_of(accepted)
+        deadline = Deadline.after(seconds, self.clock)
         return poll(
-            endpoint,
-            accepted,
-            deadline=Deadline.after(seconds, self.clock),
-            timeout=timeout,
-            limit=2**20,
-            sleep=self._sleep,
+            endpoint, accepted, deadline=deadline, timeout=timeout, limit=2**20, sleep=self._sleep
         )
 
     def _sleep(self, seconds: float) -> None:
@@ -99,12 +97,8 @@ def test_modelscope_wants_its_own_header(polling: Polling) -> None:
 @pytest.mark.parametrize(
     "blip",
     [
-        Say("", 500),
-        Say("", 408),
-        Say("", 429),
+        *(Say("", 500), Say("", 408), Say("", 429), Say("<html>please wait"), Say({})),
         Say({"error": {"code": "server_error", "message": "upstream request timeout"}}, 503),
-        Say("<html>please wait"),
-        Say({}),
         Say("{", headers={"Content-Length": "9", "Connection": "close"}),
     ],
 )
@@ -115,9 +109,7 @@ def test_poll_that_may_pass_is_no_end(polling: Polling, blip: Say) -> None:
 
 
 @pytest.mark.parametrize("statuses", [(404, 404, 404), (405, 404, 405)])
-def test_three_times_no_such_task_is_a_failure(
-    polling: Polling, statuses: tuple[int, int, int]
-) -> None:
+def test_three_times_no_such_task_is_a_failure(polling: Polling, statuses: tuple[int, ...]) -> None:
     answer = polling(SUBMITTED, RUNNING, *(Say("", status) for status in statuses))
     assert answer.fault
     assert answer.fault.outcome is Outcome.FAILED
@@ -135,9 +127,7 @@ def test_three_times_no_such_task_is_a_failure(
         (Say({"error": {"code": "moderation_blocked"}}, 400), Outcome.REFUSED),
     ],
 )
-def test_failed_task_is_judged_like_any_error(
-    polling: Polling, last: Say, outcome: Outcome
-) -> None:
+def test_failed_task_is_judged_as_any_error(polling: Polling, last: Say, outcome: Outcome) -> None:
     answer = polling(SUBMITTED, RUNNING, last)
     assert answer.fault
     assert answer.fault.outcome is outcome
@@ -197,32 +187,26 @@ def ask_modelscope(seen: Seen) -> Say:
     return modelscope("SUCCEED", output_images=["/a.png"])
 
 
-def clone(accepted: Any, done: Any, target: str) -> Callable[[Seen], Say]:
-    def ask(seen: Seen) -> Say:
-        assert seen.target in (target, "/v1/images/generations")
-        return Say(accepted if seen.method == "POST" else done)
+def ask_a_clone(seen: Seen) -> Say:
+    if seen.method == "POST":
+        return Say({"output": {"task_id": "a/b", "message": "accepted"}})
+    assert seen.target == "/v1/tasks/a%2Fb"
+    return Say({"status": "completed", "images": [b64(PNG)]})
 
-    return ask
 
-
-CLONE = clone(
-    {"output": {"task_id": "a/b", "message": "accepted"}},
-    {"status": "completed", "images": [b64(PNG)]},
-    "/v1/tasks/a%2Fb",
-)
-OTHER_CLONE = clone(
-    {"id": "task-9", "object": "image.task", "status": "queued"},
-    {"id": "task-9", "status": "succeeded", "result": {"b64_json": b64(PNG)}},
-    "/v1/tasks/task-9",
-)
+def ask_another(seen: Seen) -> Say:
+    if seen.method == "POST":
+        return Say({"id": "task-9", "object": "image.task", "status": "queued"})
+    assert seen.target == "/v1/tasks/task-9"
+    return Say({"id": "task-9", "status": "succeeded", "result": {"b64_json": b64(PNG)}})
 
 
 @pytest.mark.parametrize(
     ("answer", "posts"),
-    [(ask_apimart, 2), (ask_modelscope, 3), (CLONE, 2), (OTHER_CLONE, 2)],
+    [(ask_apimart, 2), (ask_modelscope, 3), (ask_a_clone, 2), (ask_another, 2)],
 )
 def test_picture_of_a_task_is_drawn(
-    backend: ScriptedServer, draw: Draw, answer: Callable[[Seen], Say], posts: int
+    backend: ScriptedServer, draw: Draw, answer: Ask, posts: int
 ) -> None:
     backend.say(answer)
     for _ in range(2):

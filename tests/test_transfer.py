@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from io import FileIO
@@ -19,7 +18,7 @@ from storage import Row, Unavailable
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
-from .conftest import InProcess, Run
+from .conftest import Run, Serve
 from .disks import read_only
 from .servers import GIF, ScriptedServer, png
 
@@ -57,9 +56,9 @@ def new(tmp_path: Path, opened: list[Any]) -> Cache:
     return made
 
 
-def counts(run: Run, command: str, directory: Path, status: int = 0) -> dict[str, int]:
-    result = run("cache", command, str(directory), "--json")
-    assert result.exit_code == status, result.output
+def counts(run: Run, command: str, directory: Path, **settings: str) -> dict[str, int]:
+    result = run("cache", command, str(directory), "--json", **settings)
+    assert result.exit_code == 0, result.output
     found: dict[str, int] = json.loads(result.stdout)
     return found
 
@@ -72,7 +71,7 @@ def cache(environment: dict[str, str], other: Cache, tmp_path: Path) -> Cache:
 
 
 def test_import_copies_rows_files_and_hosted_pictures(
-    run: Run, other: Cache, serve: Callable[..., InProcess], backend: ScriptedServer, tmp_path: Path
+    run: Run, other: Cache, serve: Serve, backend: ScriptedServer, tmp_path: Path
 ) -> None:
     orphan = f"{ImageRequest('orphan').key}-0123456789abcdef.png"
     Folder(tmp_path / "other").write(orphan, png(), 1_600_000_000.0)
@@ -100,9 +99,7 @@ def test_export_into_its_own_cache_is_refused(run: Run, environment: dict[str, s
     assert (result.exit_code, "DIRECTORY is CACHE_DIR" in result.output) == (2, True)
 
 
-def test_damaged_file_is_named_and_the_rest_is_copied(
-    run: Run, other: Cache, tmp_path: Path
-) -> None:
+def test_damaged_file_is_named_and_the_rest_copied(run: Run, other: Cache, tmp_path: Path) -> None:
     cat, dog, _ = sorted(other.state.newest("", 9, None), key=lambda row: str(row.prompt))
     path = tmp_path / "other" / str(cat.file)
     path.write_bytes(GIF[:-1] + b"!")
@@ -117,7 +114,7 @@ def test_damaged_file_is_named_and_the_rest_is_copied(
     assert len(other.state.newest("", 9, None)) == 3
 
 
-def test_interrupted_copy_is_continued(
+def test_interrupted_copy_goes_on(
     other: Cache, new: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "_PAGE", 1)
@@ -126,9 +123,7 @@ def test_interrupted_copy_is_continued(
     assert [bool(row) for row in transfer.transfer(other, new)] == [False, True, True]
 
 
-def test_target_that_cannot_be_written_ends_the_copy(
-    other: Cache, new: Cache, tmp_path: Path
-) -> None:
+def test_unwritable_target_ends_the_copy(other: Cache, new: Cache, tmp_path: Path) -> None:
     new.state.check()
     with read_only(tmp_path / "new"), pytest.raises(Unavailable):
         list(transfer.transfer(other, new))
@@ -150,9 +145,7 @@ def test_import_from_a_read_only_folder_works(run: Run, other: Cache, tmp_path: 
 # --- the backup
 
 
-def test_backup_copies_what_is_new_and_deletes_what_was_deleted(
-    run: Run, cache: Cache, tmp_path: Path
-) -> None:
+def test_backup_copies_and_deletes_what_changed(run: Run, cache: Cache, tmp_path: Path) -> None:
     target = tmp_path / "back\udcffup"  # a byte that is not UTF-8
     assert counts(run, "backup", target) == {"copied": 3, "there": 0, "deleted": 0}
     put(cache, "a bird", png(shade=3), "image/png")
@@ -160,30 +153,24 @@ def test_backup_copies_what_is_new_and_deletes_what_was_deleted(
     put(cache, "a cat", png(), "image/png")
     cache.delete(ImageRequest("hosted").key)
     assert run("cache", "backup", str(target)).stdout == "2 copied, 1 there, 2 deleted\n"
-    [dog] = cache.state.newest("dog", 1, None)
+    cat, bird, dog = cache.state.newest("", 9, None)
     assert cache.state.amend(dog, replace(dog, revised="a poodle"))
-    [cat] = cache.state.newest("cat", 1, None)
     assert cache.state.amend(cat, replace(cat, digest=None))
-    [bird] = cache.state.newest("bird", 1, None)
     (target / str(bird.file)).unlink()
     assert counts(run, "backup", target) == {"copied": 2, "there": 1, "deleted": 2}
     assert {row.final_prompt for row in rows_in(target)} == {"a bird", "a cat", "a poodle"}
     assert len(list(Folder(target).names())) == 3
 
 
-def test_import_restores_a_backup(
-    run: Run, cache: Cache, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_import_restores_a_backup(run: Run, cache: Cache, tmp_path: Path) -> None:
     rows = cache.state.newest("", 9, None)
     counts(run, "backup", tmp_path / "backup")
-    environment["CACHE_DIR"] = str(tmp_path / "new")
-    assert counts(run, "import", tmp_path / "backup")["imported"] == 3
+    new = {"CACHE_DIR": str(tmp_path / "new")}
+    assert counts(run, "import", tmp_path / "backup", **new)["imported"] == 3
     assert rows_in(tmp_path / "new") == rows
 
 
-def test_picture_deleted_while_it_is_copied_is_no_problem(
-    cache: Cache, new: Cache, tmp_path: Path
-) -> None:
+def test_picture_deleted_amid_the_copy_is_skipped(cache: Cache, new: Cache, tmp_path: Path) -> None:
     class Evicting(Folder):
         def open(self, name: str, size: int | None = None) -> FileIO:
             cache.delete(name.partition("-")[0])
@@ -200,13 +187,13 @@ def test_backup_refuses_folders_that_are_none(run: Run, cache: Cache, tmp_path: 
     (tmp_path / "holiday" / "photo.png").touch()
     counts(run, "backup", tmp_path / "backup")
     (tmp_path / "elsewhere").mkdir()
-    for target, reason in {
-        tmp_path / "other" / "backup": "would lie in CACHE_DIR",
-        tmp_path / "holiday": "neither empty nor a backup",
-    }.items():
-        assert reason in run("cache", "backup", str(target)).stderr
-    moved = {"CACHE_DIR": str(tmp_path / "elsewhere")}
-    assert "is the backup of" in run("cache", "backup", str(tmp_path / "backup"), **moved).stderr
+    for target, directory, reason in [
+        ("other/backup", "other", "would lie in CACHE_DIR"),
+        ("holiday", "other", "neither empty nor a backup"),
+        ("backup", "elsewhere", "is the backup of"),
+    ]:
+        moved = {"CACHE_DIR": str(tmp_path / directory)}
+        assert reason in run("cache", "backup", str(tmp_path / target), **moved).stderr
 
 
 def test_empty_cache_leaves_the_backup_as_it_is(run: Run, cache: Cache, tmp_path: Path) -> None:
@@ -219,8 +206,8 @@ def test_empty_cache_leaves_the_backup_as_it_is(run: Run, cache: Cache, tmp_path
 
 
 def test_backup_of_several_machines_is_another_tool(run: Run, tmp_path: Path) -> None:
-    settings = {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "STORAGE_URL": "s3://bucket"}
-    settings |= {"S3_ENDPOINT_URL": "http://127.0.0.1:1", "S3_REGION": "x"}
-    settings |= {"S3_ACCESS_KEY_ID": "x", "S3_SECRET_ACCESS_KEY": "x"}
+    names = ("S3_REGION", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY")
+    settings = dict.fromkeys(names, "x") | {"S3_ENDPOINT_URL": "http://127.0.0.1:1"}
+    settings |= {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "STORAGE_URL": "s3://bucket"}
     result = run("cache", "backup", str(tmp_path / "backup"), **settings)
     assert (result.exit_code, "pg_dump" in result.stderr) == (1, True)

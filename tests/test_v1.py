@@ -35,15 +35,7 @@ from .conftest import (
     drawing,
     seeds,
 )
-from .servers import (
-    Gate,
-    Say,
-    ScriptedServer,
-    Seen,
-    fetch,
-    png,
-    wait_until,
-)
+from .servers import Gate, Say, ScriptedServer, Seen, fetch, png, wait_until
 from .states import row_of
 from .studio import Studio
 
@@ -59,53 +51,39 @@ HIT = "PromptImageProxy; hit"
 def connect(opened: list[Any]) -> Connect:
     """Make clients of OpenAI's SDK as it is by default: it repeats what fails twice."""
 
-    def make(service: InProcess | Gunicorn, key: str = KEY) -> openai.OpenAI:
+    def make(service: InProcess | Gunicorn) -> openai.OpenAI:
         # Without a proxy that this shell may have.
         http = openai.DefaultHttpxClient(trust_env=False)
-        client = openai.OpenAI(api_key=key, base_url=f"{service.url}/v1", http_client=http)
-        opened.append(client)
-        return client
+        url = f"{service.url}/v1"
+        opened.append(made := openai.OpenAI(api_key=KEY, base_url=url, http_client=http))
+        return made
 
     return make
+
+
+@pytest.fixture
+def client(service: InProcess, connect: Connect) -> openai.OpenAI:
+    return connect(service)
 
 
 # --- the Python SDK
 
 
-def test_sdk_gets_a_new_picture(
-    service: InProcess, backend: ScriptedServer, connect: Connect
-) -> None:
+def test_sdk_gets_a_new_picture(client: openai.OpenAI, backend: ScriptedServer) -> None:
     backend.say(drawing(revised_prompt="a shiny red apple"))
-    answer = connect(service).images.generate(
-        prompt="a red apple",
-        model="gpt-image-1",
-        size="1536x1024",
-        quality="high",
-        background="opaque",
-        output_format="webp",
-        moderation="low",
-        user="someone",
-    )
+    wanted: dict[str, Any] = {"prompt": "a red apple", "model": "gpt-image-1"}
+    wanted |= {"size": "1536x1024", "quality": "high", "background": "opaque"}
+    unused: dict[str, Any] = {"output_format": "webp", "moderation": "low", "user": "someone"}
+    answer = client.images.generate(**wanted, **unused)
     assert answer.created > 1_700_000_000
-    assert answer.data
-    [picture] = answer.data
+    [picture] = answer.data or []
     assert base64.b64decode(picture.b64_json or "") == png()
     assert (picture.url, picture.revised_prompt) == (None, "a shiny red apple")
     [seen] = backend.seen
-    assert seen.json == {
-        "prompt": "a red apple",
-        "n": 1,
-        "model": "gpt-image-1",
-        "size": "1536x1024",
-        "seed": (picture.model_extra or {})["seed"],
-        "quality": "high",
-        "background": "opaque",
-    }
+    assert seen.json == {**wanted, "n": 1, "seed": (picture.model_extra or {})["seed"]}
 
 
-def test_sdk_gets_three_pictures_drawn_at_once(
-    service: InProcess, backend: ScriptedServer, connect: Connect
-) -> None:
+def test_sdk_gets_three_drawn_at_once(client: openai.OpenAI, backend: ScriptedServer) -> None:
     together = threading.Barrier(3, timeout=10)
 
     def draw(seen: Seen) -> Say:
@@ -113,14 +91,12 @@ def test_sdk_gets_three_pictures_drawn_at_once(
         return drawing(png(shade=seen.json["seed"] % 256))
 
     backend.say(draw)
-    answer = connect(service).images.generate(prompt="a cat", n=3)
+    answer = client.images.generate(prompt="a cat", n=3)
     assert len({picture.b64_json for picture in answer.data or []}) == 3
 
 
-def test_sdk_raises_its_own_exceptions_and_repeats_nothing(
-    service: InProcess, backend: ScriptedServer, connect: Connect
-) -> None:
-    client, stranger = connect(service), connect(service, "wrong")
+def test_sdk_raises_its_exceptions_once(client: openai.OpenAI, backend: ScriptedServer) -> None:
+    stranger = client.with_options(api_key="wrong")
     with pytest.raises(openai.AuthenticationError):
         stranger.models.list()
     typo = Say({"error": {"message": "The model `typo` does not exist"}}, 404)
@@ -187,24 +163,19 @@ def test_picture_comes_as_bytes_and_url_unless_one_is_wanted(service: InProcess)
 # --- seeds and the cache
 
 
-def test_each_request_without_a_seed_is_a_new_picture(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_requests_without_a_seed_draw_anew(service: InProcess, backend: ScriptedServer) -> None:
     drawn = [seed for _ in range(2) for seed in seeds(service.order({"prompt": "a cat", "n": 2}))]
     assert sorted(drawn) == sorted({seen.json["seed"] for seen in backend.seen})
     assert len(drawn) == 4
     assert all(0 <= seed < 10**9 for seed in drawn)
 
 
-def test_pictures_of_a_seed_are_those_of_the_url(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_seed_gives_the_pictures_of_the_url(service: InProcess, backend: ScriptedServer) -> None:
     body = {"prompt": " a cat", "size": "64x32", "style": "vivid", "negative_prompt": "dog"}
     first = service.order({**body, "seed": -1, "n": 3})
     assert seeds(first) == [-1, 0, 1]
-    found = service.picture(
-        "a%20cat", seed=0, width=64, height=32, style="vivid", negative_prompt="dog"
-    )
+    query: dict[str, Any] = {"width": 64, "height": 32, "style": "vivid", "negative_prompt": "dog"}
+    found = service.picture("a%20cat", seed=0, **query)
     assert found.headers["Cache-Status"] == HIT
     again = service.order({**body, "seed": 0, "n": 3})
     assert (seeds(again), len(backend.seen)) == ([0, 1, 2], 4)
@@ -227,9 +198,7 @@ def test_hosted_picture_has_its_own_url_and_at_first_bytes(hosted: InProcess) ->
     assert signed["url"].startswith(f"{hosted.url}/prompt/")
 
 
-def test_unstored_picture_is_bytes_and_no_url(
-    service: InProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unstored_picture_is_bytes(service: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Folder, *args: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -243,17 +212,14 @@ def test_unstored_picture_is_bytes_and_no_url(
 # --- some of several
 
 
-def test_pictures_that_were_drawn_are_returned_without_the_others(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_failed_one_of_several_is_left_out(service: InProcess, backend: ScriptedServer) -> None:
     backend.say(lambda seen: REFUSAL if seen.json["seed"] == 8 else drawing())
     got = service.order({"prompt": "a cat", "seed": 7, "n": 3})
     assert (got.status, seeds(got)) == (200, [7, 9])
 
 
 def test_pictures_share_the_places_of_the_pipeline(serve: Serve, backend: ScriptedServer) -> None:
-    gate = Gate(drawing())
-    backend.say(gate)
+    backend.say(gate := Gate(drawing()))
     service = serve(backend, THREADS="18")  # 16 are kept free
     with ThreadPoolExecutor(1) as pool:
         several = pool.submit(service.order, {"prompt": "a cat", "n": 10})
@@ -273,18 +239,14 @@ def test_paid_failure_is_reported_before_unpaid_ones(serve: Serve, backend: Scri
     assert len(backend.seen) == 1
 
 
-def test_remembered_failure_is_not_repeated_by_sdks(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_sdks_repeat_no_remembered_failure(service: InProcess, backend: ScriptedServer) -> None:
     backend.say(BROKEN)
     got = [service.order({"prompt": "a cat", "seed": 1}) for _ in range(2)]
     assert [(one.status, one.headers["x-should-retry"]) for one in got] == [(502, "false")] * 2
     assert len(backend.seen) == 1
 
 
-def test_sdks_may_repeat_a_request_while_all_backends_are_avoided(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_sdks_may_repeat_while_all_are_avoided(service: InProcess, backend: ScriptedServer) -> None:
     backend.say(Say("", 401))
     service.order({"prompt": "a cat"})
     cooling = service.order({"prompt": "a dog"})
@@ -295,8 +257,6 @@ def test_sdks_may_repeat_a_request_while_all_backends_are_avoided(
 # --- errors
 
 DEEP = b'{"prompt": ' + b"[" * 60_000
-
-
 TEXTS = ("quality", "style", "background", "negative_prompt")
 BAD_BODIES: list[Any] = [b"", b"{", b"\xff{}", b"[]", b'"x"', b'{"prompt": "caf\xe9"}', DEEP]
 BAD_VALUES: dict[str, list[Any]] = {
@@ -313,9 +273,7 @@ BAD_VALUES: dict[str, list[Any]] = {
 }
 
 
-def test_bad_input_is_a_400_that_names_the_parameter(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_bad_input_is_a_400_with_its_parameter(service: InProcess, backend: ScriptedServer) -> None:
     fields = [(name, value) for name, values in BAD_VALUES.items() for value in values]
     for body, parameter in [
         *((body, None) for body in BAD_BODIES),
@@ -332,9 +290,7 @@ def test_bad_input_is_a_400_that_names_the_parameter(
     assert not backend.seen
 
 
-def test_null_and_unknown_fields_are_as_good_as_absent(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_null_and_unknown_fields_are_ignored(service: InProcess, backend: ScriptedServer) -> None:
     names = ("model", "n", "seed", "quality", "response_format", "user", "stream", "partial_images")
     body = dict.fromkeys(names) | {"prompt": "a cat", "moderation": "auto", "extra": [{}]}
     assert service.order(body).status == 200
@@ -358,16 +314,16 @@ def test_body_may_have_64_kib(service: InProcess) -> None:
 
 def test_wrong_key_is_a_401_before_the_body_is_read(service: InProcess) -> None:
     got = service.order(b"{", "wrong")
-    assert got.status == 401
-    assert got.headers["WWW-Authenticate"] == 'Bearer realm="Prompt Image Proxy"'
+    challenge = got.headers["WWW-Authenticate"]
+    assert (got.status, challenge) == (401, 'Bearer realm="Prompt Image Proxy"')
     # Keys in URLs end up in logs; no OpenAI client puts them there.
     assert service.get(f"/v1/models?key={KEY}").status == 401
 
 
 def test_other_routes_and_methods_fail_in_the_same_form(service: InProcess) -> None:
     missing, wrong = service.get("/v1/chat/completions"), service.get("/v1/images/generations")
-    assert (missing.status, missing.json["error"]["code"]) == (404, "unknown_url")
-    assert (wrong.status, wrong.json["error"]["code"]) == (405, "method_not_supported")
+    codes = [(got.status, got.json["error"]["code"]) for got in (missing, wrong)]
+    assert codes == [(404, "unknown_url"), (405, "method_not_supported")]
     assert set(wrong.headers["Allow"].split(", ")) == {"POST", "OPTIONS"}
 
 
@@ -441,15 +397,12 @@ done({
 
 
 def test_sdk_in_a_browser_draws_shows_and_reads_errors(
-    serve: Serve,
-    backend: ScriptedServer,
-    server: MakeServer,
-    browser: Page,
-    node_modules: Path,
+    serve: Serve, server: MakeServer, browser: Page, node_modules: Path
 ) -> None:
     answers = {"a cat": drawing(), "a rude cat": REFUSAL, "a broken cat": BROKEN}
+    backend, site = server(), server()
     backend.say(lambda seen: answers[seen.json["prompt"]])
-    service, site = serve(backend, MODELS="gpt-image-1"), server()
+    service = serve(backend, MODELS="gpt-image-1")
 
     def show(seen: Seen) -> Say:
         file = node_modules / "node_modules" / seen.path.lstrip("/")
@@ -495,9 +448,7 @@ def test_file_that_is_shorter_than_it_should_be_ends_the_answer() -> None:
         list(with_base64(PLACE, [picture_of(b"x" * 50_000, 50_001)]))
 
 
-def test_ten_large_pictures_take_no_memory_however_often_at_once(
-    gunicorn: Start, backend: ScriptedServer
-) -> None:
+def test_ten_large_pictures_take_no_memory(gunicorn: Start, backend: ScriptedServer) -> None:
     backend.say(lambda seen: drawing(png(shade=seen.json["seed"], size=3_000_000)))
     service = gunicorn(backend, WORKERS="1")
     body = json.dumps({"prompt": "a cat", "n": 10, "seed": 0}).encode()
@@ -505,16 +456,12 @@ def test_ten_large_pictures_take_no_memory_however_often_at_once(
     shown = [base64.b64decode(picture["b64_json"]) for picture in drawn.json["data"]]
     assert shown == [png(shade=shade, size=3_000_000) for shade in range(10)]
     [worker] = service.workers()
-    before = reset_peak(worker)
+    Path(f"/proc/{worker}/clear_refs").write_text("5")
+    before = peak(worker)
     with ThreadPoolExecutor(6) as pool:
         received = [*pool.map(lambda _: length_of_answer(service, body), range(6))]
     assert received == [len(drawn.body)] * 6
     assert peak(worker) - before < 20_000, "kilobytes, where an answer has 40,000"
-
-
-def reset_peak(pid: int) -> int:
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return peak(pid)
 
 
 def peak(pid: int) -> int:

@@ -15,6 +15,8 @@ from upstream.client import Deadline
 
 from .states import Clock
 
+Values = dict[str, Any]
+
 REFUSED, REJECTED, FAILED = (
     Fault(outcome, str(outcome)) for outcome in (Outcome.REFUSED, Outcome.REJECTED, Outcome.FAILED)
 )
@@ -47,9 +49,7 @@ def drawing_of(*rounds: Round, stages: tuple[str, ...] = (), **values: Any) -> D
         ({"image": IMAGE, "rewritten": "r", "stages": ("fallback ok",)}, "r", "fallback"),
     ],
 )
-def test_drawing_knows_its_best_prompt_and_what_drew(
-    values: dict[str, Any], best_prompt: str, source: str
-) -> None:
+def test_drawing_knows_its_prompt_and_source(values: Values, best_prompt: str, source: str) -> None:
     drawing = drawing_of(**values)
     assert (drawing.best_prompt, drawing.source) == (best_prompt, source)
 
@@ -64,7 +64,7 @@ def test_drawing_knows_its_best_prompt_and_what_drew(
         (round_of(FAILED, image=IMAGE), "ok", None, False),
     ],
 )
-def test_round_is_a_stage_and_says_whether_rewriting_may_help(
+def test_round_says_whether_rewriting_may_help(
     found: Round, outcome: str, why: str | None, may_help: bool
 ) -> None:
     drawing = drawing_of()
@@ -85,9 +85,7 @@ def test_round_is_a_stage_and_says_whether_rewriting_may_help(
         ({"optimized": "a splendid fox", "image": IMAGE}, TOO_LONG, False),
     ],
 )
-def test_prompt_is_made_too_long_by_the_llm_alone(
-    values: dict[str, Any], why: str, is_too_long: bool
-) -> None:
+def test_llm_alone_makes_a_prompt_too_long(values: Values, why: str, is_too_long: bool) -> None:
     faults = (FAILED, Fault(Outcome.REJECTED, why))
     assert drawing_of(round_of(*faults), **values).is_made_too_long is is_too_long
 
@@ -113,7 +111,7 @@ def test_prompt_is_blocked_if_all_refused_in_every_round(drawing: Drawing, block
 
 # --- the verdict --------------------------------------------------------------------------------
 
-BLOCKED: dict[str, Any] = {"blocked_for": 60.0}
+BLOCKED: Values = {"blocked_for": 60.0}
 ALL_REFUSED = round_of(REFUSED)
 NONE_READY = round_of(is_cut=True)
 NO_MODEL = round_of(FAILED, has_model=False)
@@ -174,10 +172,10 @@ def test_verdict_has_its_code_and_says_when_to_come_back(case: str) -> None:
     assert found.stages == (*drawing.stages,)
 
 
-@pytest.mark.parametrize("seconds", [60.0, None])
-def test_refusal_is_remembered_if_the_prompt_is_blocked(seconds: float | None) -> None:
-    drawing = drawing_of(ALL_REFUSED, blocked_for=seconds or 0.0)
-    assert verdict(drawing, 0, has_fallback=False).remembered_for == seconds
+def test_refusal_is_remembered_if_the_prompt_is_blocked() -> None:
+    for seconds, remembered_for in (60.0, 60.0), (0.0, None):
+        drawing = drawing_of(ALL_REFUSED, blocked_for=seconds)
+        assert verdict(drawing, 0, has_fallback=False).remembered_for == remembered_for
 
 
 # --- failures that are remembered ---------------------------------------------------------------
@@ -201,8 +199,7 @@ def test_remembered_failure_is_answered_again_until_it_is_over(state: State, clo
     first = fail(state)
     assert (first.retry_after, first.is_repeated) == (2, False)
     clock.now += 0.5
-    again = Failure.recall(state, "k", "settings")
-    assert again
+    assert (again := Failure.recall(state, "k", "settings"))
     assert str(again) == "no_backend_drew; generate failed (down)"
     assert again.stages == STAGES
     assert (again.retry_after, again.remembered_for, again.is_repeated) == (2, 1.5, True)

@@ -64,9 +64,7 @@ def test_result_is_shared_while_it_is_waited_for(flight: SingleFlight[str]) -> N
     assert flight.run(KEY, 5, lambda: "again") == "again"
 
 
-def test_error_is_raised_and_the_work_can_be_tried_again(
-    flight: SingleFlight[str],
-) -> None:
+def test_error_is_raised_and_the_work_can_be_tried_again(flight: SingleFlight[str]) -> None:
     def fail() -> str:
         raise error
 
