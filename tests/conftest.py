@@ -127,9 +127,10 @@ def access_of(
 
 
 class Service:
-    """The proxy as a client sees it."""
+    """The proxy as a client sees it; `backend` is what a fixture gave it."""
 
     url: str
+    backend: ScriptedServer
 
     def get(self, target: str, **more: Any) -> Got:
         return fetch(self.url + target, **more)
@@ -181,8 +182,6 @@ class InProcess(Service):
 
     `ahead` is how many seconds its clock is ahead of the real one.
     """
-
-    backend: ScriptedServer
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.ahead = 0.0
@@ -432,14 +431,17 @@ def hosted(serve: Serve, server: MakeServer) -> InProcess:
 
 
 @pytest.fixture
-def gunicorn(environment: dict[str, str], opened: list[Any], tmp_path: Path) -> Start:
-    """Start a real gunicorn with two workers: `gunicorn(backend, NAME="value")`."""
+def gunicorn(
+    environment: dict[str, str], opened: list[Any], backend: ScriptedServer, tmp_path: Path
+) -> Start:
+    """Start a real gunicorn with two workers: `gunicorn(NAME="value")`, as `serve` does."""
 
     def start(*backends: ScriptedServer | RawServer, **settings: str) -> Gunicorn:
-        urls = ",".join(backend.url for backend in backends)
+        urls = ",".join(one.url for one in backends or (backend,))
         log = tmp_path / f"gunicorn-{len(opened)}.log"
         values = {**environment, "BACKEND_API_URLS": urls, **settings}
         opened.append(made := Gunicorn(values, log))
+        made.backend = backend
         return made
 
     return start

@@ -20,8 +20,6 @@ from .states import Clock, refusing
 
 KEYS = json.dumps({"blog": {"key": "blog-key", "per_day": 2}, "phone": {"key": "phone-key"}})
 HIT = "PromptImageProxy; hit"
-# Noon, as the shipped clock counts it.
-NOON = 1_800_014_400.0
 BLOG = Caller("blog", 3)
 
 
@@ -172,16 +170,14 @@ def test_log_names_the_key(service: InProcess, caplog: pytest.LogCaptureFixture)
     assert "blog-key" not in caplog.text
 
 
-def test_two_workers_never_exceed_a_limit_together(
-    gunicorn: Start, backend: ScriptedServer
-) -> None:
+def test_two_workers_never_exceed_a_limit_together(gunicorn: Start) -> None:
     keys = {"blog": {"key": "blog-key", "per_day": 7}, "phone": {"key": "phone-key"}}
-    service = gunicorn(backend, ACCESS_KEYS=json.dumps(keys))
+    service = gunicorn(ACCESS_KEYS=json.dumps(keys))
     with ThreadPoolExecutor(40) as pool:
         limited = list(pool.map(lambda n: blog(service, f"a{n}").status, range(40)))
         free = list(pool.map(lambda n: service.picture(f"b{n}", key="phone-key").status, range(20)))
     assert (sorted(limited), free) == ([200] * 7 + [429] * 33, [200] * 20)
-    assert len(backend.seen) == 27
+    assert len(service.backend.seen) == 27
     assert keys_of(service) == {"PROXY_ACCESS_KEY": 0, "blog": 7, "phone": 20}
 
 
@@ -193,7 +189,7 @@ def drawings(state: State, caller: Caller) -> int:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock(NOON)
+    return Clock(1_800_014_400.0)  # noon
 
 
 @pytest.mark.parametrize("caller", [BLOG, Caller("phone")])

@@ -306,12 +306,10 @@ def test_metrics_show_no_secret_and_no_prompt(serve: Serve, backend: ScriptedSer
         assert secret not in found.text
 
 
-def test_counters_survive_deaths_and_reloads_but_gauges_do_not(
-    gunicorn: Start, backend: ScriptedServer
-) -> None:
+def test_counters_survive_deaths_and_reloads_but_gauges_do_not(gunicorn: Start) -> None:
     gate = Gate(drawing())
-    backend.say(drawing(), gate)
-    service = gunicorn(backend, **ON)
+    service = gunicorn(**ON)
+    service.backend.say(drawing(), gate)
     for _ in range(11):
         service.picture("x")
     send_and_leave(service.url, f"/prompt/y?key={KEY}")
@@ -333,8 +331,8 @@ def test_counters_survive_deaths_and_reloads_but_gauges_do_not(
     assert not folder.exists()
 
 
-def test_full_disk_costs_numbers_and_no_worker(gunicorn: Start, backend: ScriptedServer) -> None:
-    service = gunicorn(backend, **ON)
+def test_full_disk_costs_numbers_and_no_worker(gunicorn: Start) -> None:
+    service = gunicorn(**ON)
     service.picture("x")
     service.picture("x")
     with file_sizes_limited(service.process.pid, 2000):
