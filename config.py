@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 from settings import servers
@@ -61,7 +61,9 @@ class Settings(Table):
         With other backends, tokens, proxies or rewriting the picture may be drawn, and is tried at
         once.
         """
-        backends = [astuple(backend) for backend in self.backends if backend.weight]
+        # How often they are asked changes nothing.
+        alike = (replace(one, weight=1.0, concurrency=None) for one in self.backends if one.weight)
+        backends = list(map(astuple, alike))
         parts = (backends, self.llm and astuple(self.llm), astuple(self.network))
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

@@ -60,7 +60,7 @@ class State(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close every connection and file; later calls open and close their own."""
+        """Close every connection and file; later calls open others."""
 
     # --- ways to run statements, timed by the name of the call; all of them raise Unavailable
 

@@ -66,15 +66,12 @@ def test_token_is_sent_to_home_only(server: MakeServer, net: Net) -> None:
     net.name("pics.example", [PUBLIC])
     assert download(home.url + "/a", home.url).body == png()
     assert download(other_url + "/b", home.url).body == png(2, 2)
-    assert [seen.target for seen in other.seen] == ["/a", "/b"]
-    assert ["Authorization" in seen.headers for seen in other.seen] == [False, False]
-    assert [seen.target for seen in home.seen] == ["/a", "/back"]
-    assert [seen.headers["Authorization"] for seen in home.seen] == [TOKEN["Authorization"]] * 2
+    asked = [(seen.target, seen.headers["Authorization"]) for seen in other.seen + home.seen]
+    token = TOKEN["Authorization"]
+    assert asked == [("/a", None), ("/b", None), ("/a", token), ("/back", token)]
 
 
-def test_download_ends_without_a_location_or_beyond_its_limit(
-    home: ScriptedServer,
-) -> None:
+def test_download_ends_without_a_location_or_beyond_its_limit(home: ScriptedServer) -> None:
     home.say(Say("where to?", 302), Say(bytes(1001)))
     assert download(home.url, home.url).status == 302
     reason = reason_of(lambda: download(home.url, home.url, limit=1000))
@@ -139,9 +136,7 @@ def test_forbidden_url_is_refused_before_any_connection(
     assert forbidden.connections == home.connections == 0
 
 
-def test_redirect_to_a_forbidden_url_is_refused(
-    server: MakeServer, raw_server: MakeRawServer, net: Net
-) -> None:
+def test_forbidden_redirect_fails(server: MakeServer, raw_server: MakeRawServer, net: Net) -> None:
     forbidden, home = raw_server(hang), server()
     for pattern, reason in (
         ("http://localhost{port}/", NOT_PUBLIC),
@@ -159,12 +154,8 @@ def test_redirect_to_a_forbidden_url_is_refused(
 
 def test_home_may_be_private_however_it_is_spelled(home: ScriptedServer) -> None:
     home.say(Say(png()))
-    for pattern in (
-        "http://{home}/",
-        "HTTP://{home}/",
-        "http://{home}\\@a{port}/",
-        " http://{home}",
-    ):
+    patterns = ("http://{home}/", "HTTP://{home}/", "http://{home}\\@a{port}/", " http://{home}")
+    for pattern in patterns:
         url = placed(pattern, home, home)
         assert download(url, home.url + "/v1").body == png()
     with_password = home.url.replace("//", "//user:password@")
@@ -179,9 +170,7 @@ PRIVATE_ANSWERS = [["10.0.0.1"], ["::ffff:10.0.0.1"], ["fe80::1%lo"], [PUBLIC, "
 
 
 @pytest.mark.parametrize("addresses", PRIVATE_ANSWERS, ids=" ".join)
-def test_name_with_a_private_address_is_refused_before_any_connection(
-    net: Net, addresses: list[str]
-) -> None:
+def test_name_with_a_private_address_is_not_connected(net: Net, addresses: list[str]) -> None:
     net.name("pics.example", addresses)
     assert reason_of(lambda: download("http://pics.example/a.png")) == NOT_PUBLIC
     assert net.resolved == ["pics.example"]
@@ -211,9 +200,7 @@ def test_every_redirect_is_resolved_and_checked(server: MakeServer, net: Net) ->
     assert [seen.target for seen in other.seen] == ["/a.png"]
 
 
-def test_unchecked_connection_is_not_used_for_a_checked_download(
-    home: ScriptedServer, net: Net
-) -> None:
+def test_unchecked_connection_is_not_used_for_a_download(home: ScriptedServer, net: Net) -> None:
     home.say(Say(png()))
     net.name("pics.example", ["127.0.0.1"])
     upstream = Upstream()
@@ -230,8 +217,8 @@ def test_picture_networks_are_admitted_for_downloads(server: MakeServer, net: Ne
     net.name("b.example", ["198.18.0.7", "10.0.0.1"])
     upstream = Upstream(NetworkSettings(picture_networks=[ipaddress.ip_network("198.18.0.0/15")]))
     assert download(f"http://a.example:{other.port}/", upstream=upstream).body == png()
-    call = lambda: download(f"http://b.example:{other.port}/", upstream=upstream)  # noqa: E731
-    assert reason_of(call) == NOT_PUBLIC
+    private = f"http://b.example:{other.port}/"
+    assert reason_of(lambda: download(private, upstream=upstream)) == NOT_PUBLIC
 
 
 PUBLIC_ADDRESSES = ["8.8.8.8", PUBLIC, "1.1.1.1", "192.0.0.9", "::ffff:8.8.8.8", "2606:4700::1111"]

@@ -103,9 +103,7 @@ def test_blocked_picture_is_called_for_once(
     assert (len(backend.seen), len(fallback.seen)) == (1, 1)
 
 
-def test_older_index_put_back_costs_no_drawing(
-    gunicorn: Start, backend: ScriptedServer, folder: Path
-) -> None:
+def test_older_index_costs_nothing(gunicorn: Start, backend: ScriptedServer, folder: Path) -> None:
     service = gunicorn(backend)
     service.picture("old")
     index, backup = folder / "index.sqlite3", folder.parent / "backup"

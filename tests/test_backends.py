@@ -278,18 +278,16 @@ def test_slot_is_not_held_during_the_download(backend: ScriptedServer, alone: Ba
     assert draw(alone, "first").image
 
 
-def test_second_call_for_base64_takes_a_slot_again(
-    backend: ScriptedServer, slot: Backend, alone: Backends
-) -> None:
+def test_second_call_for_bytes_takes_a_slot_again(backend: ScriptedServer, alone: Backends) -> None:
     def answer(seen: Seen) -> Say:
-        assert slot.take_slot() is None
+        assert alone.all[0].take_slot() is None
         if "response_format" in seen.json:
             return drawing()
         return Say({"data": [{"url": "http://10.0.0.1/a.png"}]})
 
     backend.say(answer)
     assert draw(alone, "a").image
-    assert slot.take_slot()
+    assert alone.all[0].take_slot()
 
 
 def test_deadline_ends_the_wait_for_room(backend: ScriptedServer, alone: Backends) -> None:

@@ -460,9 +460,7 @@ def test_nothing_counts_as_settled_that_could_not_be_adopted(cache: Cache, folde
 # --- upkeep
 
 
-def test_upkeep_survives_a_failing_state_and_flushes(
-    make: Make, folder: Path, calls: Calls
-) -> None:
+def test_upkeep_survives_a_failed_state_and_flushes(make: Make, folder: Path, calls: Calls) -> None:
     put(make())
     cache = make(max_bytes=1)
     with refusing(folder, "DELETE ON entries"), maintained(cache):

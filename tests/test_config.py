@@ -247,7 +247,8 @@ def test_fingerprint_depends_on_what_may_undo_a_refusal() -> None:
         LLM,
     ):
         assert read(**values).fingerprint != read().fingerprint, values
-        assert read(**values, PORT="1").fingerprint == read(**values).fingerprint
+        less = of(f'PORT=1 BACKEND_WEIGHTS={{"{URL}":2}} BACKEND_CONCURRENCY={{"{URL}":1}}')
+        assert read(**less | values).fingerprint == read(**values).fingerprint
 
 
 def test_named_keys_join_the_shared_one_or_replace_it() -> None:

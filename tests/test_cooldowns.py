@@ -199,16 +199,12 @@ def test_change_of_state_is_one_warning(site: Site, caplog: pytest.LogCaptureFix
     assert [record.levelname for record in caplog.records].count("INFO") == 3
 
 
-def test_server_without_a_substitute_is_not_avoided(
-    state: State, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lone_server_is_not_avoided(state: State, caplog: pytest.LogCaptureFixture) -> None:
     Outages(state, KEY, "Backend b", is_avoided=False).count(RESTED, DOWN, "down (HTTP 500)", "a")
     assert caplog.messages == ["Backend b: down (HTTP 500)"]
 
 
-def test_failure_is_logged_without_a_state(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failure_is_logged_without_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     unusable = SqliteState(tmp_path / "file")
     caplog.set_level(logging.INFO)

@@ -32,13 +32,11 @@ PNG = png(size=500)
 class Machine:
     """A cache with its copies in a folder, and its own way to the bucket."""
 
-    def __init__(
-        self, folder: Path, bucket: ObjectSettings, name: str, clock: Clock, max_bytes: int = 0
-    ) -> None:
-        self.folder = folder / name
+    def __init__(self, folder: Path, bucket: ObjectSettings, clock: Clock, max_bytes: int) -> None:
+        self.folder = folder
         self.link = Link(int(str(bucket.endpoint_url).rpartition(":")[2]))
         self.objects = Objects(replace(bucket, endpoint_url=self.link.url))
-        self.state = SqliteState(folder / "database", clock)
+        self.state = SqliteState(folder.parent / "database", clock)
         files = self.state.files
         self.store = Copies(self.objects, self.folder, files, Places(64), max_bytes, clock)
         self.cache = Cache(self.state, self.store, clock=clock)
@@ -89,7 +87,8 @@ def make(tmp_path: Path, bucket: ObjectSettings, clock: Clock) -> Iterator[Make]
     with ExitStack() as stack:
 
         def start(name: str, max_bytes: int = 0) -> Machine:
-            stack.callback((made := Machine(tmp_path, bucket, name, clock, max_bytes)).close)
+            made = Machine(tmp_path / name, bucket, clock, max_bytes)
+            stack.callback(made.close)
             return made
 
         yield start
@@ -160,9 +159,7 @@ def test_least_recently_used_copies_go_first(make: Make, clock: Clock) -> None:
 # --- the bucket fails
 
 
-def test_nothing_is_drawn_or_deleted_while_the_bucket_is_down(
-    here: Machine, there: Machine
-) -> None:
+def test_nothing_is_drawn_or_deleted_while_a_bucket_is_down(here: Machine, there: Machine) -> None:
     here.put()
     there.put(OTHER)
     assert there.reserve()
@@ -188,9 +185,7 @@ def test_nothing_is_drawn_or_deleted_while_the_bucket_is_down(
 # --- deleted
 
 
-def test_copies_of_pictures_deleted_elsewhere_are_swept(
-    here: Machine, there: Machine, clock: Clock
-) -> None:
+def test_copies_of_deleted_pictures_are_swept(here: Machine, there: Machine, clock: Clock) -> None:
     here.put()
     kept = here.put(OTHER)
     assert there.read() == there.read(OTHER) == PNG

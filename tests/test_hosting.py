@@ -190,9 +190,7 @@ def test_new_or_duplicated_picture_is_at_the_named_url(
         ),
     ],
 )
-def test_answer_without_a_url_is_a_failure(
-    there: ScriptedServer, provider: str, answer: Any
-) -> None:
+def test_answer_without_url_is_a_failure(there: ScriptedServer, provider: str, answer: Any) -> None:
     there.say(Say(answer), Say(answer, 403))
     host = make_host(provider, there.url)
     assert [failure_of(host), failure_of(host)] == [NO_URL] * 2

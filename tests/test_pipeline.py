@@ -124,9 +124,7 @@ def test_blocked_retry_attempts_counts_the_backends_that_refuse(world: World) ->
     assert len(world.backend.seen) == 3
 
 
-def test_backend_has_its_own_token_models_fields_and_weight(
-    world: World, serve: Serve, server: MakeServer
-) -> None:
+def test_backend_has_its_own_settings(world: World, serve: Serve, server: MakeServer) -> None:
     service = serve(
         world.backend,
         drained := server(),

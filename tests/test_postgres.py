@@ -28,12 +28,9 @@ Open = Callable[..., PostgresState]
 
 KEY = "a" * 64
 SESSIONS = "FROM pg_stat_activity WHERE application_name = 'prompt-image-proxy'"
-# What a call may take in tests of a server that does not answer.
-SHORT = 0.5
-# The service goes on within this time after the server has come back.
-BACK = 2.0
-# And whatever happens, a call ends within this time.
-IN_TIME = 6.0
+# What a call may take in tests of a server that does not answer; the time within which the
+# service goes on once the server is back; and that within which every call ends.
+SHORT, BACK, IN_TIME = 0.5, 2.0, 6.0
 
 
 @pytest.fixture
@@ -135,9 +132,7 @@ def test_silent_host_is_explained_in_time(postgres: Postgres, link: Link) -> Non
 # --- tables
 
 
-def test_tables_are_created_and_migrated_once(
-    open_state: Open, postgres: Postgres, url: str
-) -> None:
+def test_tables_are_made_and_migrated_once(open_state: Open, postgres: Postgres, url: str) -> None:
     """Beside those of others, by whichever of several machines comes first."""
     postgres.execute("CREATE TABLE entries (x int)", "CREATE TABLE notes (x int)", url=url)
     for _ in range(2):
@@ -146,12 +141,9 @@ def test_tables_are_created_and_migrated_once(
             list(pool.map(PostgresState.check, states))
         states[0].store(picture(1))
         assert [state.find(picture(1).key) for state in states] == [picture(1)] * 4
-        postgres.execute(
-            "ALTER TABLE prompt_image_entries ADD COLUMN IF NOT EXISTS machine TEXT",
-            "ALTER TABLE prompt_image_entries DROP COLUMN drawn_width, DROP COLUMN drawn_height",
-            "UPDATE prompt_image_schema_version SET version = 2",
-            url=url,
-        )
+        older = "ADD COLUMN machine TEXT, DROP COLUMN drawn_width, DROP COLUMN drawn_height"
+        version = "UPDATE prompt_image_schema_version SET version = 2"
+        postgres.execute(f"ALTER TABLE prompt_image_entries {older}", version, url=url)
     open_state().check()
     with pytest.raises(psycopg.errors.UndefinedColumn):
         postgres.execute("SELECT machine FROM prompt_image_entries", url=url)
@@ -166,9 +158,7 @@ def test_newer_tables_are_refused(open_state: Open, postgres: Postgres, url: str
         open_state(seconds=SHORT).totals()
 
 
-def test_nothing_is_open_before_the_first_call_nor_after_close(
-    state: PostgresState, postgres: Postgres
-) -> None:
+def test_nothing_is_open_before_and_after(state: PostgresState, postgres: Postgres) -> None:
     threads = set(threading.enumerate())
     state.check()
     wait_until(lambda: sessions(postgres) == 0 and set(threading.enumerate()) == threads)
@@ -181,9 +171,7 @@ def test_nothing_is_open_before_the_first_call_nor_after_close(
 # --- rows and notes
 
 
-def test_writers_of_the_same_rows_neither_deadlock_nor_miscount(
-    open_state: Open, postgres: Postgres, url: str
-) -> None:
+def test_writers_never_deadlock_or_miscount(open_state: Open, postgres: Postgres, url: str) -> None:
     states = [open_state(), open_state()]
     rows = [picture(number) for number in range(40)]
 

@@ -7,7 +7,6 @@ import ipaddress
 import socket
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,18 @@ from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 from . import wire
 from .proxy import HttpProxy, SocksProxy
 from .servers import RawServer, Say, ScriptedServer, free_port, png
-from .wire import PUBLIC, SHORT, MakeRawServer, Net, Talk, download, dripping, reason_of, saying
+from .wire import (
+    PUBLIC,
+    SHORT,
+    Certificates,
+    MakeRawServer,
+    Net,
+    Talk,
+    download,
+    dripping,
+    reason_of,
+    saying,
+)
 
 HOME = "https://home.example/v1"
 NOT_PUBLIC = "it named an address that is not public"
@@ -40,13 +50,13 @@ def socks(opened: list[Any]) -> SocksProxy:
 
 
 @pytest.fixture
-def tls(raw_server: MakeRawServer, certificates: tuple[Path, Path]) -> RawServer:
+def tls(raw_server: MakeRawServer, certificates: Certificates) -> RawServer:
     """A server for pics.example that answers two requests on a connection."""
     return raw_server(wire.over_tls(certificates[1], saying(wire.DRAWN, saying(wire.DRAWN))))
 
 
 @pytest.fixture
-def through(certificates: tuple[Path, Path]) -> Through:
+def through(certificates: Certificates) -> Through:
     """Make what calls through a proxy, and trusts the authority of `tls`."""
 
     def make(proxy: str, **more: Any) -> Upstream:
@@ -63,9 +73,7 @@ def ask(upstream: Upstream, url: str, seconds: float = 10.0, **more: Any) -> Rep
 # --- what a proxy is asked for ------------------------------------------------------------------
 
 
-def test_https_goes_through_a_tunnel_that_is_kept(
-    proxy: HttpProxy, tls: RawServer, through: Through, net: Net
-) -> None:
+def test_https_keeps_a_tunnel(proxy: HttpProxy, tls: RawServer, through: Through, net: Net) -> None:
     upstream = through(f"http://us%65r:pa%3Ass@{proxy.address}")
     url = f"https://pics.example:{tls.port}/v1"
     assert [ask(upstream, url, headers=wire.TOKEN).body for _ in range(2)] == [b"drawn"] * 2
@@ -110,9 +118,8 @@ def test_private_picture_is_refused_before_the_proxy_is_asked(
     proxy: HttpProxy, addresses: list[str], through: Through, net: Net
 ) -> None:
     net.name("pics.example", addresses)
-    upstream = through(proxy.address)
-    reason = reason_of(lambda: download("https://pics.example/a.png", upstream=upstream))
-    assert reason == NOT_PUBLIC
+    call = partial(download, "https://pics.example/a.png", upstream=through(proxy.address))
+    assert reason_of(call) == NOT_PUBLIC
     assert proxy.heads == []
 
 
@@ -129,9 +136,7 @@ def test_proxy_gets_the_name_for_a_fake_address(
 # --- SOCKS --------------------------------------------------------------------------------------
 
 
-def test_socks5h_gets_the_name(
-    socks: SocksProxy, tls: RawServer, through: Through, net: Net
-) -> None:
+def test_socks5h_gets_a_name(socks: SocksProxy, tls: RawServer, through: Through, net: Net) -> None:
     upstream = through(f"socks5h://user:pa%3Ass@{socks.address}")
     url = f"https://pics.example:{tls.port}/"
     assert [ask(upstream, url).body for _ in range(2)] == [b"drawn"] * 2
@@ -270,11 +275,7 @@ def test_proxy_url_is_read(url: str, expected: Proxy) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "",
-        "http://",
-        "https://secret@a.example",
-        "ftp://a/",
-        "http://secret@a:99999",
+        *("", "http://", "https://secret@a.example", "ftp://a/", "http://secret@a:99999"),
         "http://[secret",
     ],
 )

@@ -132,9 +132,7 @@ def test_repeated_orders_get_a_picture_each(
     assert len(set(got)) == 2
 
 
-def test_several_are_repeated_together(
-    serve: Serve, backend: ScriptedServer, tmp_path: Path
-) -> None:
+def test_several_repeat_together(serve: Serve, backend: ScriptedServer, tmp_path: Path) -> None:
     backend.say(gate := Gate(drawing()))
     service = serve(backend, DRAWINGS_PER_DAY="3")
     with ThreadPoolExecutor(2) as pool:
@@ -149,11 +147,9 @@ def test_several_are_repeated_together(
 # --- orders that failed
 
 
-@pytest.mark.parametrize("failure", [BROKEN, REFUSAL])
-def test_failed_order_is_answered_again(
-    service: InProcess, backend: ScriptedServer, failure: Say
-) -> None:
-    backend.say(failure)
+@pytest.mark.parametrize("say", [BROKEN, REFUSAL])
+def test_failure_is_answered_again(service: InProcess, backend: ScriptedServer, say: Say) -> None:
+    backend.say(say)
     first = post(service)
     with ThreadPoolExecutor(6) as pool:
         again = [*pool.map(lambda retry: post(service, CAT, retry), (0, 0, 0, 1, 1, 2))]

@@ -67,9 +67,7 @@ def test_state_that_cannot_be_read_is_a_fault(
     assert str(tmp_path) not in cache["fault"]
 
 
-def test_admin_sees_the_vendors_last_error(
-    environment: dict[str, str], state: State, clock: Clock
-) -> None:
+def test_admin_sees_the_last_error(environment: dict[str, str], state: State, clock: Clock) -> None:
     """It is found with the backend although its model alone is avoided."""
     words = f"The model \x1b[31mdall-e-4\r\ndoes not exist, {TOKEN}" + "." * 300
     fault = Fault(Outcome.FAILED, "unknown model", is_of_model=True, detail=words)

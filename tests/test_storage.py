@@ -390,9 +390,7 @@ def test_processes_never_count_beyond_the_limit_together(state: State, open_stat
 # --- locks
 
 
-def test_lock_keeps_others_out_until_its_holder_is_killed(
-    state: State, address: Path | str
-) -> None:
+def test_lock_keeps_others_out_until_its_holder_dies(state: State, address: Path | str) -> None:
     with held_elsewhere(address, key := key_of("a")) as child:
         with pytest.raises(LockTimeout), state.hold(key, 0.1):
             pass
@@ -447,9 +445,7 @@ def leave_half(shelf: Path, name: str) -> None:
     (shelf / f"{name}.0123abcd.tmp").write_bytes(b"half")
 
 
-def test_written_bytes_are_a_regular_file_of_their_age(
-    bytes_store: Store, shelf: Path, open_store: OpenStore
-) -> None:
+def test_written_file_has_its_age(bytes_store: Store, shelf: Path, open_store: OpenStore) -> None:
     data = bytes(range(256)) * 1000
     bytes_store.write(name_of("a"), data, CREATED + 0.75)
     assert (shelf / name_of("a")).stat().st_mtime_ns == CREATED * 10**9
@@ -480,9 +476,7 @@ def test_names_are_those_of_pictures(bytes_store: Store, shelf: Path) -> None:
     assert found.created == CREATED or is_upload
 
 
-def test_sweep_deletes_old_interrupted_writes(
-    bytes_store: Store, shelf: Path, clock: Clock
-) -> None:
+def test_sweep_deletes_old_unfinished_writes(bytes_store: Store, shelf: Path, clock: Clock) -> None:
     clock.now = time.time()
     bytes_store.write(name_of("a"), b"12", CREATED)
     leave_half(shelf, name_of("b"))

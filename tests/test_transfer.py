@@ -114,9 +114,7 @@ def test_damaged_file_is_named_and_the_rest_copied(run: Run, other: Cache, tmp_p
     assert len(other.state.newest("", 9, None)) == 3
 
 
-def test_interrupted_copy_goes_on(
-    other: Cache, new: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unfinished_copy_goes_on(other: Cache, new: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "_PAGE", 1)
     assert next(transfer.transfer(other, new))
     assert new.state.totals().entries == 1

@@ -24,6 +24,7 @@ from .servers import RawServer, ScriptedServer, read_request
 Talk = Callable[[socket.socket], object]
 MakeServer = Callable[[], ScriptedServer]
 MakeRawServer = Callable[[Talk], RawServer]
+Certificates = tuple[Path, Path]
 
 MIB = 2**20
 SHORT = 0.3
@@ -113,16 +114,10 @@ def ask(url: str, seconds: float = 10.0, trust: Path | None = None, **more: Any)
 
 
 def download(
-    url: str,
-    home: str = "http://127.0.0.1:1/",
-    *,
-    upstream: Upstream | None = None,
-    seconds: float = 10.0,
-    limit: int = MIB,
+    url: str, home: str = "http://127.0.0.1:1/", upstream: Upstream | None = None, **more: Any
 ) -> Reply:
-    return (upstream or Upstream()).download(
-        url, home=home, deadline=Deadline.after(seconds), limit=limit, headers=TOKEN
-    )
+    options = {"deadline": Deadline.after(more.pop("seconds", 10)), "limit": MIB, **more}
+    return (upstream or Upstream()).download(url, home=home, headers=TOKEN, **options)
 
 
 def reason_of(call: Callable[[], Reply]) -> str:
