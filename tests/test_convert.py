@@ -317,12 +317,7 @@ def test_damage_never_raises_anything_else(
 
 @pytest.mark.parametrize("name", ["png", "jpeg"])
 def test_thumbnail_fits_into_320_pixels(name: str) -> None:
-    sizes = {
-        (1024, 768): (320, 240),
-        (100, 1000): (32, 320),
-        (20, 10): (20, 10),
-        (1, 900): (1, 320),
-    }
+    sizes = {(1024, 768): (320, 240), (100, 1000): (32, 320), (9, 5): (9, 5), (1, 900): (1, 320)}
     for size, expected in sizes.items():
         data = encode(Image.new("RGB", size, RED), name)
         image = decode(thumbnail(io.BytesIO(data), f"image/{name}"))

@@ -59,14 +59,8 @@ def program(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
 
 def run(*command: str, keys: dict[str, str], cwd: Path = ROOT) -> str:
     """Return what a program prints."""
-    return subprocess.run(
-        command,
-        capture_output=True,
-        cwd=cwd,
-        env={"PATH": os.environ["PATH"], "PYTHONIOENCODING": "utf-8"} | keys,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    environment = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "utf-8"} | keys
+    return subprocess.check_output(command, cwd=cwd, env=environment, text=True).strip()
 
 
 def get(service: InProcess, url: str) -> Got:

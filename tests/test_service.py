@@ -75,10 +75,7 @@ def test_file_name_is_made_of_the_words_of_the_prompt(service: InProcess) -> Non
 
 def test_description_reaches_the_backend_unchanged(service: InProcess) -> None:
     prompts = {
-        "a/b//c": "a/b//c",
-        "/leading": "/leading",
-        "trailing/": "trailing/",
-        "../../etc/passwd": "../../etc/passwd",
+        **{text: text for text in ("a/b//c", "/leading", "trailing/", "../../etc/passwd")},
         "a%2Fb%3Fc%23d%25e+f": "a/b?c#d%e+f",
         "a%0Ab": "a\nb",
         "%F0%9F%8D%8E": "🍎",
