@@ -33,16 +33,7 @@ from storage.state import State
 from . import missing
 from .objectstore import ObjectServer
 from .postgres import MISSING, Postgres, find_program
-from .servers import (
-    Got,
-    RawServer,
-    Say,
-    ScriptedServer,
-    fetch,
-    free_port,
-    png,
-    wait_until,
-)
+from .servers import Got, RawServer, Say, ScriptedServer, fetch, free_port, png, wait_until
 from .states import Clock
 
 pytest_plugins = ["tests.npm", "tests.one_backend", "tests.studio"]
