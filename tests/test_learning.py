@@ -18,17 +18,14 @@ from .wire import unhurried
 
 BODY = {"prompt": "a fox", "n": 1, "seed": 42, "response_format": "url", "temperature": 0.7}
 BODY |= {"max_tokens": 100, "quality": "hd"}
+NOTHING = Learned()
 
 
 def learn(
-    answer: Any,
-    size: Size | None = None,
-    known: Learned = Learned(),  # noqa: B008 - frozen
-    status: int = 400,
-    more: dict[str, Any] | None = None,
+    answer: Any, size: Size | None = None, known: Learned = NOTHING, status: int = 400, **more: Any
 ) -> Learned:
     """Return what is known after BODY, `more` and a size were rejected with `answer`."""
-    sent = known.fields(BODY | (more or {}), size)
+    sent = known.fields(BODY | more, size)
     return known.learn(ErrorText.read(status, answer, free_text(sent)), sent, size)
 
 
@@ -131,7 +128,7 @@ OF_VALUE: dict[str, tuple[str, dict[str, Any]]] = {
 def test_odd_value_takes_the_parameter_from_nobody_else(case: str) -> None:
     message, odd = OF_VALUE[case]
     [(name, value)] = odd.items()
-    assert learn(openai(message), more=odd) == Learned(wrong=(f"{name}={value}",))
+    assert learn(openai(message), **odd) == Learned(wrong=(f"{name}={value}",))
 
 
 # --- what a server demands ----------------------------------------------------------------------
@@ -150,11 +147,11 @@ DEMANDED: dict[str, tuple[Any, Learned]] = {
     "a bare word": (openai("moderation must be set to low for this model"),
         Learned(forced={"moderation": "low"})),
     "camelCase": (openai("sampleCount must be set to 1"), Learned(forced={"sampleCount": 1})),
-    "no value": (openai("user must be set to a string"), Learned()),
-    "an essential field": (openai("model must be set to x"), Learned()),
+    "no value": (openai("user must be set to a string"), NOTHING),
+    "an essential field": (openai("model must be set to x"), NOTHING),
     "ModelScope": ({"errors": {"message": MODELSCOPE}},
         Learned(headers={"X-ModelScope-Async-Mode": "true"})),
-    "a header of ours": (openai("set header Authorization=none"), Learned()),
+    "a header of ours": (openai("set header Authorization=none"), NOTHING),
 }  # fmt: skip
 
 
@@ -174,7 +171,7 @@ def test_demanded_field_that_is_rejected_is_left_out() -> None:
 
 def test_demand_never_replaces_the_value_of_another_client() -> None:
     demand = openai("background must be set to 'opaque' for this style")
-    assert learn(demand, more={"background": "clear"}) == Learned(wrong=("background=clear",))
+    assert learn(demand, background="clear") == Learned(wrong=("background=clear",))
     learned = learn(demand)
     assert learned.fields(BODY, None)["background"] == "opaque"
     assert learned.fields(BODY | {"background": "white"}, None)["background"] == "white"
@@ -188,10 +185,10 @@ def test_demand_never_replaces_the_value_of_another_client() -> None:
     ],
 )
 def test_model_without_text_is_asked_for_pictures_alone(status: int, message: str) -> None:
-    both = {"modalities": ["image", "text"]}
-    learned = learn({"error": message}, status=status, more=both)
+    both: dict[str, Any] = {"modalities": ["image", "text"]}
+    learned = learn({"error": message}, status=status, **both)
     assert learned.fields(BODY | both, None)["modalities"] == ["image"]
-    learned = learn(openai("Unknown parameter: 'modalities'."), known=learned, more=both)
+    learned = learn(openai("Unknown parameter: 'modalities'."), known=learned, **both)
     assert "modalities" not in learned.fields(BODY | both, None)
 
 
@@ -210,9 +207,10 @@ def test_model_without_text_is_asked_for_pictures_alone(status: int, message: st
     ],
 )
 def test_quoted_words_of_a_client_teach_nothing(field: str, wrote: str) -> None:
+    more: dict[str, Any] = {field: wrote}
     for shown in (wrote, wrote.upper(), json.dumps(wrote), repr(wrote), wrote[:60] + "…"):
-        learned = learn(openai(f"Invalid request: {shown}"), (1024, 768), more={field: wrote})
-        assert learned in (Learned(), Learned(wrong=(f"{field}={wrote}",)))
+        learned = learn(openai(f"Invalid request: {shown}"), (1024, 768), **more)
+        assert learned in (NOTHING, Learned(wrong=(f"{field}={wrote}",)))
 
 
 @pytest.mark.parametrize(
@@ -222,11 +220,11 @@ def test_quoted_words_of_a_client_teach_nothing(field: str, wrote: str) -> None:
         *({"quality": "auto"}, {"quality": "high"}, {"prompt": "1536"}, {"negative_prompt": "..."}),
     ],
 )
-def test_short_words_and_sizes_spoil_no_lesson(more: dict[str, str]) -> None:
+def test_short_words_and_sizes_spoil_no_lesson(more: dict[str, Any]) -> None:
     answer = openai(f"Invalid value: '1024x768'. {GPT_IMAGE}", "size", "invalid_value")
-    assert size_fields(learn(answer, (1024, 768), more=more), (1024, 768)) == {"size": "1536x1024"}
+    assert size_fields(learn(answer, (1024, 768), **more), (1024, 768)) == {"size": "1536x1024"}
     higher = openai("size must be no higher than 1024x1024")
-    assert learn(higher, (2048, 2048), more=more).sizes.most_side == 1024
+    assert learn(higher, (2048, 2048), **more).sizes.most_side == 1024
 
 
 def test_parameter_with_another_name_is_sent_by_that_name() -> None:
@@ -253,11 +251,11 @@ def test_parameter_with_another_name_is_sent_by_that_name() -> None:
     ],
 )
 def test_error_about_nothing_optional_teaches_nothing(answer: Any) -> None:
-    assert learn(answer) == Learned()
+    assert learn(answer) == NOTHING
 
 
 def test_odd_values_do_not_pile_up() -> None:
-    learned = Learned()
+    learned = NOTHING
     for seed in range(200):
         body = BODY | {"seed": seed}
         learned = learned.learn(ErrorText.read(400, openai("bad", "seed")), body, None)
@@ -383,7 +381,7 @@ def test_wrong_size_is_left_out_alone() -> None:
 
 def test_pixels_are_doubled_twice_then_the_size_is_left_out() -> None:
     answer = openai("Requested resolution is below the current minimum pixel budget.")
-    learned, sent = Learned(), []
+    learned, sent = NOTHING, []
     for next_size in ("736x736", "1056x1056", "600x600"):
         learned = learn(answer, (512, 512), learned)
         sent.append(size_fields(learned, (512, 512)).get("size"))
@@ -392,7 +390,7 @@ def test_pixels_are_doubled_twice_then_the_size_is_left_out() -> None:
 
 
 def test_limits_of_several_answers_add_up() -> None:
-    learned = Learned()
+    learned = NOTHING
     for message in (
         "Width and height must both be divisible by 16.",
         "The longest edge must be less than or equal to 3840",
@@ -431,7 +429,7 @@ def test_usual_shapes_of_a_chat_model_are_its_own() -> None:
 def test_lessons_are_described_without_values_of_clients() -> None:
     learned = replace(learn(DROPPED["OpenAI"][0]), sizes=SizeRule(multiple=16), wrong=("style=x",))
     assert learned.describe() == {"dropped": ("seed",), "multiple": 16, "wrong": ["style"]}
-    assert Learned().describe() == {}
+    assert NOTHING.describe() == {}
 
 
 # --- which size is nearest ----------------------------------------------------------------------
@@ -489,7 +487,7 @@ PIECES = st.sampled_from((
 @unhurried
 @given(st.lists(PIECES, max_size=20).map("".join) | st.text(max_size=60), SIDES, SIDES)
 def test_any_text_teaches_something_that_can_be_sent(text: str, width: int, height: int) -> None:
-    learned, size = Learned(), (width, height)
+    learned, size = NOTHING, (width, height)
     for _ in range(4):
         learned = learn(openai(text), size, learned)
         assert learned.fields(BODY, size)["prompt"] == "a fox"

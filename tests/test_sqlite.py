@@ -401,7 +401,7 @@ def test_backup_is_made_only_where_there_is_room(small: SqliteState, folder: Pat
     assert back_up(small).exists()
 
 
-def test_deleted_row_leaves_the_backup_or_the_backup_goes(state: SqliteState) -> None:
+def test_deleted_row_leaves_the_backup(state: SqliteState) -> None:
     state.add([hosted(1), hosted(2)])
     backup = back_up(state)
     os.utime(backup, (1e9, 1e9))
