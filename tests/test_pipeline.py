@@ -12,7 +12,9 @@ import pytest
 
 from access import COMMAND_LINE
 from drawing.pool import StillRunning
+from drawing.record import GaveUp
 from drawing.reservation import Reservation
+from drawing.verdict import Failure
 from picture import ImageRequest
 from storage.cluster.copies import Nowhere
 
@@ -364,6 +366,22 @@ def test_each_caller_waits_as_long_as_its_own_deadline(world: World, tmp_path: P
             hasty.result(10)
         process.kill()
         assert patient.result(10).source == "backend"
+
+
+def test_failure_of_another_process_costs_no_second_call(
+    world: World, environment: dict[str, str]
+) -> None:
+    service, key = world.serve(), ImageRequest("x").key
+    pipeline = service.services.pipeline
+    with held_elsewhere(environment["CACHE_DIR"], key) as process, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(service.picture, "x")
+        wait_until(lambda: pipeline.pool.places.taken == 1)
+        for _ in range(4):  # the last is remembered for 16 s, enough for a busy machine
+            found = GaveUp("no_backend_drew")
+            Failure.remember(pipeline.cache.state, key, found, pipeline.fingerprint)
+        process.kill()
+        assert waiting.result().json["remembered"]
+    assert world.backend.seen == []
 
 
 # --- what cannot be written down is not drawn ---------------------------------------------------
