@@ -156,14 +156,24 @@ def _check(settings: Settings, reader: Reader) -> None:
     for name in dict.fromkeys(n for n, key in settings._own_secrets() if _EXAMPLE.search(key)):
         advice = "make one of your own with `openssl rand -hex 24`"
         reader.fault(name, f"is the example of the documents, which everybody knows; {advice}")
+    if 0 < settings.cache_max_bytes < settings.max_image_bytes:
+        sentence = f"is below MAX_IMAGE_BYTES ({settings.max_image_bytes}); write more, or 0"
+        reader.fault("CACHE_MAX_BYTES", f"{settings.cache_max_bytes} {sentence}")
+    _check_folder(settings, reader)
+    _check_machines(settings, reader)
+
+
+def _check_folder(settings: Settings, reader: Reader) -> None:
     try:
         check_folder(settings.cache_dir)
     except ValueError as error:
         reader.fault("CACHE_DIR", error)
-    if 0 < settings.cache_max_bytes < settings.max_image_bytes:
-        sentence = f"is below MAX_IMAGE_BYTES ({settings.max_image_bytes}); write more, or 0"
-        reader.fault("CACHE_MAX_BYTES", f"{settings.cache_max_bytes} {sentence}")
-    _check_machines(settings, reader)
+        return
+    if settings.database_url and (settings.cache_dir / "index.sqlite3").exists():
+        # Its files would be taken for copies of what is in the bucket, and deleted one day.
+        sentence = "holds the index of a single machine; write another folder, and import this one"
+        command = ".venv/bin/python -m commands cache import …"
+        reader.fault("CACHE_DIR", f"{sentence} into it: {command}")
 
 
 def _check_machines(settings: Settings, reader: Reader) -> None:
@@ -174,8 +184,3 @@ def _check_machines(settings: Settings, reader: Reader) -> None:
     if settings.database_url and not settings.hosting:
         advice = "DATABASE_URL needs it, so that every machine can read every picture"
         reader.require("STORAGE_URL", f"{advice}: write s3://bucket/prefix")
-    if settings.database_url and (settings.cache_dir / "index.sqlite3").exists():
-        # Its files would be taken for copies of what is in the bucket, and deleted one day.
-        sentence = "holds the index of a single machine; write another folder, and import this one"
-        command = ".venv/bin/python -m commands cache import …"
-        reader.fault("CACHE_DIR", f"{sentence} into it: {command}")

@@ -161,6 +161,8 @@ def test_cache_folder_must_be_writable(tmp_path: Path, monkeypatch: pytest.Monke
         "x" * 5000: "File name too long",
     }.items():
         assert_fault({"CACHE_DIR": str(tmp_path / path)}, f"CACHE_DIR: {reason}")
+        values = DATABASE | of(f"STORAGE_URL=gs://bucket CACHE_DIR={tmp_path / path}")
+        assert_fault(values, f"CACHE_DIR: {reason}")
     user = os.geteuid()
     try:
         os.seteuid(user or 65534)  # root may write everywhere
