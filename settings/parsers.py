@@ -252,8 +252,11 @@ def json_object(text: str, example: str = '{"https://backend/v1": …}') -> dict
         value = json.loads(text)
         json.dumps(value, allow_nan=False)  # loads accepts NaN, and reads 1e999 as infinity
     except (ValueError, RecursionError) as error:
-        position = getattr(error, "pos", None)
-        where = "" if position is None else f" at character {position + 1}"
+        where = ""
+        if isinstance(error, json.JSONDecodeError):
+            wrong = text[error.pos : error.pos + 1]
+            hint = "" if wrong.isascii() else f" ({wrong!r} is not ASCII)"
+            where = f" at character {error.pos + 1}{hint}"
         raise ValueError(f"is not JSON{where}; write {example}") from None
     if not isinstance(value, dict):
         raise ValueError(f"is JSON but not an object; write {example}")

@@ -118,9 +118,10 @@ def access_of(
 
 
 class Service:
-    """The proxy as a client sees it."""
+    """The proxy as a client sees it; `backend` is what a fixture gave it."""
 
     url: str
+    backend: ScriptedServer
 
     def get(self, target: str, **more: Any) -> Got:
         return fetch(self.url + target, **more)
@@ -394,40 +395,44 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def serve(environment: dict[str, str], opened: list[Any]) -> Serve:
-    """Start the app in this process: `serve(backend, NAME="value")`."""
+def serve(environment: dict[str, str], opened: list[Any], backend: ScriptedServer) -> Serve:
+    """Start the app in this process: `serve(NAME="value")`, or with backends of its own."""
 
     def start(*backends: ScriptedServer | RawServer, **settings: str) -> InProcess:
-        urls = ",".join(backend.url for backend in backends)
+        urls = ",".join(one.url for one in backends or (backend,))
         opened.append(made := InProcess({**environment, "BACKEND_API_URLS": urls, **settings}))
+        made.backend = backend
         return made
 
     return start
 
 
 @pytest.fixture
-def service(serve: Serve, backend: ScriptedServer) -> InProcess:
+def service(serve: Serve) -> InProcess:
     """The app in this process, with one backend and the settings of `environment`."""
-    return serve(backend)
+    return serve()
 
 
 @pytest.fixture
-def hosted(serve: Serve, backend: ScriptedServer, server: MakeServer) -> InProcess:
+def hosted(serve: Serve, server: MakeServer) -> InProcess:
     """The same, whose pictures are at an image host, all at one URL."""
     host = server()
     host.say(Say({"status_code": 200, "image": {"url": HOSTED_URL}}))
-    return serve(backend, **hosting_settings(host))
+    return serve(**hosting_settings(host))
 
 
 @pytest.fixture
-def gunicorn(environment: dict[str, str], opened: list[Any], tmp_path: Path) -> Start:
-    """Start a real gunicorn with two workers: `gunicorn(backend, NAME="value")`."""
+def gunicorn(
+    environment: dict[str, str], opened: list[Any], backend: ScriptedServer, tmp_path: Path
+) -> Start:
+    """Start a real gunicorn with two workers: `gunicorn(NAME="value")`, as `serve` does."""
 
     def start(*backends: ScriptedServer | RawServer, **settings: str) -> Gunicorn:
-        urls = ",".join(backend.url for backend in backends)
+        urls = ",".join(one.url for one in backends or (backend,))
         log = tmp_path / f"gunicorn-{len(opened)}.log"
         values = {**environment, "BACKEND_API_URLS": urls, **settings}
         opened.append(made := Gunicorn(values, log))
+        made.backend = backend
         return made
 
     return start

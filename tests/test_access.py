@@ -18,7 +18,7 @@ from picture import BadRequest, ImageRequest
 from settings.maps import KeySettings
 
 from .conftest import KEY, InProcess, Serve, access_of
-from .servers import ScriptedServer, png
+from .servers import png
 
 CAT = ImageRequest("a (big) cat [1] *& <b>", 64, 32, "m/1", 7)
 
@@ -149,21 +149,19 @@ def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch
     assert compared == [b"k", b"blog-key"] * 2
 
 
-def test_signing_is_off_without_a_key_to_sign_with(serve: Serve, backend: ScriptedServer) -> None:
+def test_signing_is_off_without_a_key_to_sign_with(serve: Serve) -> None:
     named = json.dumps({"blog": {"key": "blog-key"}})
-    service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=named)
+    service = serve(PROXY_ACCESS_KEY="", ACCESS_KEYS=named)
     assert service.picture("x", key="blog-key").status == 200
     got = service.sign({"description": "x"}, "blog-key")
     assert (got.status, "SIGNING_KEY" in got.detail) == (403, True)
     assert service.get(f"/prompt/x?sig={'0' * 32}").status == 401
     assert service.as_admin("/cache").json["entries"][0]["url"] is None
-    service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=named, SIGNING_KEY="k")
+    service = serve(PROXY_ACCESS_KEY="", ACCESS_KEYS=named, SIGNING_KEY="k")
     assert service.get(service.sign_target({"description": "x"}, "blog-key")).status == 200
 
 
-def test_signed_url_shows_its_picture_without_the_key(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_signed_url_shows_its_picture_without_the_key(service: InProcess) -> None:
     body = {"description": CAT.prompt, "width": 64, "height": "32", "model": "m/1", "seed": 7}
     got = service.sign(body | {"expires_in": 60})
     assert (got.status, got.headers["Cache-Control"]) == (200, "no-store")
@@ -172,27 +170,23 @@ def test_signed_url_shows_its_picture_without_the_key(
     assert KEY not in got.body.decode()
     answer = service.get(url)
     assert (answer.status, answer.body) == (200, png())
-    assert backend.seen[0].json["prompt"] == CAT.prompt
+    assert service.backend.seen[0].json["prompt"] == CAT.prompt
     assert service.get(url.replace("width=64", "width=65")).status == 401
     assert service.get(re.sub(r"exp=\d+", "exp=soon", url)).status == 400
     service.ahead = 61
     assert "expired" in service.get(url).detail
-    assert len(backend.seen) == 1
+    assert len(service.backend.seen) == 1
 
 
-def test_signature_of_either_picture_opens_a_url_with_an_extension(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_signature_of_either_picture_opens_a_url_with_an_extension(service: InProcess) -> None:
     for prompt, status in [("logo", 200), ("logo.png", 200), ("logo.jpg", 401)]:
         query = service.sign_target({"description": prompt}).partition("?")[2]
         assert service.get(f"/prompt/Logo.png?{query}").status == status
-    assert [seen.json["prompt"] for seen in backend.seen] == ["Logo"]
+    assert [seen.json["prompt"] for seen in service.backend.seen] == ["Logo"]
 
 
-def test_signed_url_is_absolute_as_the_client_sees_it(
-    service: InProcess, serve: Serve, backend: ScriptedServer
-) -> None:
-    public = serve(backend, PUBLIC_URL="https://pics.example.org/sub/")
+def test_signed_url_is_absolute_as_the_client_sees_it(service: InProcess, serve: Serve) -> None:
+    public = serve(PUBLIC_URL="https://pics.example.org/sub/")
     nginx = {"Host": "app", "X-Forwarded-Host": "a.example", "X-Forwarded-Proto": "https"}
     for asked, headers, base in [
         (service, {"Host": "pics.example.org"}, "http://pics.example.org/"),

@@ -30,8 +30,8 @@ COMMANDS = [sys.executable, "-m", "commands"]
 
 
 @pytest.fixture
-def cache(environment: dict[str, str], opened: list[Cache]) -> Cache:
-    folder = Path(environment["CACHE_DIR"])
+def cache(tmp_path: Path, opened: list[Cache]) -> Cache:
+    folder = tmp_path / "cache"
     opened.append(made := Cache(SqliteState(folder), Folder(folder)))
     made.state.totals()
     return made
@@ -43,12 +43,10 @@ def put(cache: Cache, prompt: str, created: float | None = None) -> str:
     return request.key
 
 
-def test_keys_are_listed_with_their_drawings(
-    run: Run, serve: Serve, backend: ScriptedServer
-) -> None:
+def test_keys_are_listed_with_their_drawings(run: Run, serve: Serve) -> None:
     blog = {"key": "blog-key", "per_day": 2, "expires": "2999-12-31"}
     keys = json.dumps({"blog": blog, "手机": {"key": "phone-key"}})
-    service = serve(backend, ACCESS_KEYS=keys)
+    service = serve(ACCESS_KEYS=keys)
     assert service.picture("x", key="blog-key").status == 200
     lines = run("keys", ACCESS_KEYS=keys).stdout.splitlines()
     assert lines[1] == "blog              1 drawn today of 2, valid until 2999-12-31"
@@ -237,11 +235,9 @@ def test_deleting_asks_first(run: Run, cache: Cache) -> None:
     assert run("cache", "delete", "ONE", "--yes").exit_code == 1
 
 
-def test_picture_under_way_is_not_deleted(
-    run: Run, cache: Cache, environment: dict[str, str]
-) -> None:
+def test_picture_under_way_is_not_deleted(run: Run, cache: Cache, tmp_path: Path) -> None:
     key = put(cache, "one")
-    with held_elsewhere(environment["CACHE_DIR"], key):
+    with held_elsewhere(str(tmp_path / "cache"), key):
         refused = run("cache", "delete", "one", "--yes")
     assert (refused.exit_code, "being drawn" in refused.output) == (1, True)
     assert [row.key for row in cache.state.newest("", 9, None)] == [key]
@@ -258,18 +254,17 @@ def test_pictures_are_deleted_by_age_and_by_text(run: Run, cache: Cache) -> None
     assert [row.prompt for row in cache.state.newest("", 9, None)] == ["young cat"]
 
 
-def test_command_says_which_cache_it_works_on(
-    run: Run, cache: Cache, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_command_says_which_cache_it_works_on(run: Run, cache: Cache, tmp_path: Path) -> None:
     put(cache, "there")
+    folder = str(tmp_path / "cache")
     page = str(write_page(tmp_path, "there"))
     for arguments in (
         ("cache", "list", "--json"),
-        ("cache", "import", environment["CACHE_DIR"], "--json"),
+        ("cache", "import", folder, "--json"),
         ("warm", page, "--json"),
     ):
         result = run(*arguments)
-        assert result.stderr.endswith(f"\nCache: {environment['CACHE_DIR']} (1 picture)\n")
+        assert result.stderr.endswith(f"\nCache: {folder} (1 picture)\n")
         json.loads(result.stdout)
 
 
@@ -343,11 +338,9 @@ def test_imported_picture_learns_its_prompt_from_the_first_url(
     assert (row["prompt"], row["style"]) == ("A cat", "vivid")
 
 
-def test_unusable_cache_ends_a_command_with_a_sentence(
-    run: Run, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_unusable_cache_ends_a_command_with_a_sentence(run: Run, tmp_path: Path) -> None:
     (tmp_path / f"{'f' * 64}.meta.json").write_text("{}")
-    Path(environment["CACHE_DIR"], "index.sqlite3").mkdir(parents=True)
+    (tmp_path / "cache" / "index.sqlite3").mkdir(parents=True)
     for arguments in (
         ("cache", "list"),
         ("cache", "import", str(tmp_path)),
@@ -383,10 +376,8 @@ def test_faults_and_warnings_of_settings_are_sentences(run: Run) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
-def test_command_of_another_user_leaves_the_cache_alone(
-    run: Run, environment: dict[str, str]
-) -> None:
-    (folder := Path(environment["CACHE_DIR"])).mkdir()
+def test_command_of_another_user_leaves_the_cache_alone(run: Run, tmp_path: Path) -> None:
+    (folder := tmp_path / "cache").mkdir()
     os.chown(folder, 12345, -1)
     for arguments in (("cache", "list"), ("check",), ("warm", __file__), ("links", __file__)):
         result = run(*arguments)

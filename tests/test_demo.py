@@ -117,17 +117,6 @@ def start(checkout: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
             process.terminate()
 
 
-def said_at_start(process: subprocess.Popen[str]) -> str:
-    """Return what `make run` prints until it is ready."""
-    said = ""
-    assert process.stdout
-    while "Ctrl-C stops it." not in said:
-        line = process.stdout.readline()
-        assert line, said
-        said += line
-    return said
-
-
 @pytest.mark.parametrize(
     ("ending", "host"), [(signal.SIGINT, "127.0.0.1"), (signal.SIGTERM, "::1")]
 )
@@ -138,7 +127,12 @@ def test_make_run_serves_a_picture_and_stops_both_processes(
     proxy = f"http://127.0.0.1:{free_port()}"  # a company's, which leads nowhere
     address = {"HOST": host, "PORT": str(free_port())}
     with start(checkout, **address, http_proxy=proxy, ALL_PROXY=proxy) as process:
-        said = said_at_start(process)
+        assert process.stdout
+        said = ""
+        while "Ctrl-C stops it." not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
         links = dict(re.findall(r"^  (\w+) +(http\S+)", said, re.MULTILINE))
         apple = fetch(links["Open"].replace("1024", "64").replace("768", "48"))
         assert (apple.status, media_type_of(apple.body)) == (200, "image/png")
@@ -147,7 +141,6 @@ def test_make_run_serves_a_picture_and_stops_both_processes(
         assert f"![a red apple]({links['Open']})" in said
         backend = fetch(links["Status"]).json["backends"][0]["url"]
         process.send_signal(ending)
-        assert process.stdout
         rest = process.stdout.read()
         assert process.wait(15) == 0
         assert "Traceback" not in rest

@@ -24,7 +24,7 @@ from settings.dotenv import Dotenv
 from upstream.client import Why
 
 from .conftest import KEY, ROOT, InProcess, Serve
-from .servers import Got, ScriptedServer
+from .servers import Got
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 
@@ -59,14 +59,8 @@ def program(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
 
 def run(*command: str, keys: dict[str, str], cwd: Path = ROOT) -> str:
     """Return what a program prints."""
-    return subprocess.run(
-        command,
-        capture_output=True,
-        cwd=cwd,
-        env={"PATH": os.environ["PATH"], "PYTHONIOENCODING": "utf-8"} | keys,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    environment = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "utf-8"} | keys
+    return subprocess.check_output(command, cwd=cwd, env=environment, text=True).strip()
 
 
 def get(service: InProcess, url: str) -> Got:
@@ -75,9 +69,7 @@ def get(service: InProcess, url: str) -> Got:
     return service.get(target)
 
 
-def test_signing_program_opens_pictures(
-    serve: Serve, backend: ScriptedServer, program: tuple[str, str]
-) -> None:
+def test_signing_program_opens_pictures(serve: Serve, program: tuple[str, str]) -> None:
     urls = []
     for picture, keys in (
         (("a red apple", "1024", "768"), {"SIGNING_KEY": "your-signing-key"}),
@@ -86,7 +78,7 @@ def test_signing_program_opens_pictures(
         (("红苹果", "64", "64"), ROTATED_KEY),
     ):
         urls.append(url := run(*program, *picture, keys=keys))
-        assert get(serve(backend, **keys), url).status == 200, picture
+        assert get(serve(**keys), url).status == 200, picture
         # Markdown ends a link at an unbalanced parenthesis, and at white space.
         assert not re.search(r"[()\s]", url), picture
     # The document shows what it prints for the first.
@@ -111,12 +103,12 @@ RUN_TEXT = {"python": ("-c",), "javascript": ("--input-type=module", "-e")}
 @pytest.mark.parametrize("language", CALLS)
 @pytest.mark.parametrize("exp", [4102444800, 1], ids=["valid", "expired"])
 def test_signing_program_takes_an_expiry_and_every_parameter(
-    serve: Serve, backend: ScriptedServer, tmp_path: Path, language: str, exp: int
+    serve: Serve, tmp_path: Path, language: str, exp: int
 ) -> None:
     interpreter, _ = write_program(language, tmp_path)
     call = CALLS[language].replace("EXP", str(exp))
     url = run(interpreter, *RUN_TEXT[language], call, keys={"SIGNING_KEY": "k"}, cwd=tmp_path)
-    got = get(serve(backend, SIGNING_KEY="k"), url)
+    got = get(serve(SIGNING_KEY="k"), url)
     assert got.status == 200 if exp > 1 else "has expired" in got.detail
 
 

@@ -17,7 +17,7 @@ from app import create_app
 from web.headers import caching_headers
 
 from .conftest import KEY, InProcess, Serve
-from .servers import Got, ScriptedServer
+from .servers import Got
 
 BEARER = {"Authorization": f"Bearer {KEY}"}
 PRIVATE = "private, max-age=31536000, immutable"
@@ -67,8 +67,8 @@ def test_no_directive_lets_shared_caches_keep_private_answers() -> None:
         assert made(cache_control) == cache_control
 
 
-def test_no_answer_outlasts_the_exp_of_its_url(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, NGINX_CACHE_SECONDS="600")
+def test_no_answer_outlasts_the_exp_of_its_url(serve: Serve) -> None:
+    service = serve(NGINX_CACHE_SECONDS="600")
     target = service.sign_target({"description": "x", "expires_in": 100})
     cold, hot = (service.get(target) for _ in range(2))
     unchanged = service.get(target, headers={"If-None-Match": hot.headers["ETag"]})

@@ -20,8 +20,6 @@ from .states import Clock, refusing
 
 KEYS = json.dumps({"blog": {"key": "blog-key", "per_day": 2}, "phone": {"key": "phone-key"}})
 HIT = "PromptImageProxy; hit"
-# Noon, as the shipped clock counts it.
-NOON = 1_800_014_400.0
 BLOG = Caller("blog", 3)
 
 
@@ -31,18 +29,18 @@ def keys_of(service: Service) -> dict[str, int]:
 
 
 @pytest.fixture
-def service(serve: Serve, backend: ScriptedServer) -> InProcess:
-    return serve(backend, ACCESS_KEYS=KEYS, DRAWINGS_PER_DAY="1")
+def service(serve: Serve) -> InProcess:
+    return serve(ACCESS_KEYS=KEYS, DRAWINGS_PER_DAY="1")
 
 
 def blog(service: Service, prompt: str) -> Got:
     return service.picture(prompt, key="blog-key")
 
 
-def test_only_hits_are_served_beyond_the_limit(service: InProcess, backend: ScriptedServer) -> None:
+def test_only_hits_are_served_beyond_the_limit(service: InProcess) -> None:
     assert [blog(service, prompt).status for prompt in "aabcd"] == [200, 200, 200, 429, 429]
     assert blog(service, "a").headers["Cache-Status"] == HIT
-    assert len(backend.seen) == 2
+    assert len(service.backend.seen) == 2
     assert service.picture("c", key="phone-key").status == 200
     assert blog(service, "c").status == 200
 
@@ -72,18 +70,16 @@ def test_signed_urls_share_the_limit_of_the_key_that_signed(service: InProcess) 
     assert keys_of(service) == {"PROXY_ACCESS_KEY": 1, "blog": 2, "phone": 0}
 
 
-def test_failure_that_vendors_do_not_bill_is_given_back(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_failure_that_vendors_do_not_bill_is_given_back(service: InProcess) -> None:
     for say, status in ((REFUSAL, 422), (BROKEN, 502), (drawing(), 200)):
-        backend.say(say)
+        service.backend.say(say)
         assert [blog(service, str(status)).status for _ in range(3)] == [status] * 3
         service.ahead += 60
     assert keys_of(service)["blog"] == 1
 
 
-def test_key_that_may_not_draw_is_not_told_to_wait(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, ACCESS_KEYS='{"old": {"key": "old-access-key-1", "per_day": 0}}')
+def test_key_that_may_not_draw_is_not_told_to_wait(serve: Serve) -> None:
+    service = serve(ACCESS_KEYS='{"old": {"key": "old-access-key-1", "per_day": 0}}')
     got = service.picture("x", key="old-access-key-1")
     assert (got.status, got.headers["Retry-After"]) == (403, None)
     assert got.detail.startswith("This key or link only opens pictures")
@@ -91,11 +87,9 @@ def test_key_that_may_not_draw_is_not_told_to_wait(serve: Serve, backend: Script
     assert service.picture("x", key="old-access-key-1").status == 200
 
 
-def test_failing_url_of_a_stranger_leaves_the_owner_his_limit(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_failing_url_of_a_stranger_leaves_the_owner_his_limit(service: InProcess) -> None:
     url = service.sign_target({"description": "cursed"})
-    backend.say(lambda seen: BROKEN if seen.json["prompt"] == "cursed" else drawing())
+    service.backend.say(lambda seen: BROKEN if seen.json["prompt"] == "cursed" else drawing())
     for _ in range(5):
         assert service.get(url).status == 502
         service.ahead += 301
@@ -110,29 +104,27 @@ def test_drawing_that_timed_out_counts(serve: Serve, backend: ScriptedServer) ->
     assert keys_of(service)["blog"] == 1
 
 
-def test_attempts_of_a_limited_key_are_bounded(service: InProcess, backend: ScriptedServer) -> None:
-    backend.say(REFUSAL)
+def test_attempts_of_a_limited_key_are_bounded(service: InProcess) -> None:
+    service.backend.say(REFUSAL)
     statuses = [blog(service, f"rude-{number}").status for number in range(31)]
     assert statuses == [422] * 30 + [429]
-    assert len(backend.seen) == 30
+    assert len(service.backend.seen) == 30
     assert "30 drawings have been tried" in blog(service, "rude-31").detail
     assert keys_of(service)["blog"] == 0
     assert service.picture("rude-31", key="phone-key").status == 422
 
 
-def test_drawing_without_a_call_is_free(service: InProcess, backend: ScriptedServer) -> None:
-    backend.say(Say("", 401))  # the only backend is avoided for a minute
+def test_drawing_without_a_call_is_free(service: InProcess) -> None:
+    service.backend.say(Say("", 401))  # the only service.backend is avoided for a minute
     assert [blog(service, prompt).status for prompt in "abcd"] == [502, 503, 503, 503]
     assert keys_of(service)["blog"] == 0
 
 
-def test_waiting_for_the_drawing_of_another_key_is_free(
-    service: InProcess, backend: ScriptedServer
-) -> None:
-    backend.say(gate := Gate(drawing()))
+def test_waiting_for_the_drawing_of_another_key_is_free(service: InProcess) -> None:
+    service.backend.say(gate := Gate(drawing()))
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(service.picture, "x", key="phone-key")
-        wait_until(lambda: backend.seen)
+        wait_until(lambda: service.backend.seen)
         others = [pool.submit(blog, service, "x") for _ in range(2)]
         wait_until(lambda: service.services.pipeline.pool.places.taken == 3)
         gate.opened.set()
@@ -140,17 +132,15 @@ def test_waiting_for_the_drawing_of_another_key_is_free(
     assert keys_of(service) == {"PROXY_ACCESS_KEY": 0, "blog": 0, "phone": 1}
 
 
-def test_exhausted_key_does_not_fail_another_that_waited_for_it(
-    serve: Serve, backend: ScriptedServer
-) -> None:
+def test_exhausted_key_does_not_fail_another_that_waited_for_it(serve: Serve) -> None:
     gate = Gate(drawing())
-    service = serve(backend, ACCESS_KEYS=KEYS, DRAWINGS="1")
+    service = serve(ACCESS_KEYS=KEYS, DRAWINGS="1")
     for prompt in "ab":
         blog(service, prompt)
-    backend.say(gate, drawing())
+    service.backend.say(gate, drawing())
     with ThreadPoolExecutor(3) as pool:
         pool.submit(service.picture, "takes-the-only-thread")
-        wait_until(lambda: len(backend.seen) == 3)
+        wait_until(lambda: len(service.backend.seen) == 3)
         exhausted = pool.submit(blog, service, "x")
         wait_until(lambda: service.services.pipeline.pool.places.taken == 2)
         other = pool.submit(service.picture, "x", key="phone-key")
@@ -180,16 +170,14 @@ def test_log_names_the_key(service: InProcess, caplog: pytest.LogCaptureFixture)
     assert "blog-key" not in caplog.text
 
 
-def test_two_workers_never_exceed_a_limit_together(
-    gunicorn: Start, backend: ScriptedServer
-) -> None:
+def test_two_workers_never_exceed_a_limit_together(gunicorn: Start) -> None:
     keys = {"blog": {"key": "blog-key", "per_day": 7}, "phone": {"key": "phone-key"}}
-    service = gunicorn(backend, ACCESS_KEYS=json.dumps(keys))
+    service = gunicorn(ACCESS_KEYS=json.dumps(keys))
     with ThreadPoolExecutor(40) as pool:
         limited = list(pool.map(lambda n: blog(service, f"a{n}").status, range(40)))
         free = list(pool.map(lambda n: service.picture(f"b{n}", key="phone-key").status, range(20)))
     assert (sorted(limited), free) == ([200] * 7 + [429] * 33, [200] * 20)
-    assert len(backend.seen) == 27
+    assert len(service.backend.seen) == 27
     assert keys_of(service) == {"PROXY_ACCESS_KEY": 0, "blog": 7, "phone": 20}
 
 
@@ -201,7 +189,7 @@ def drawings(state: State, caller: Caller) -> int:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock(NOON)
+    return Clock(1_800_014_400.0)  # noon
 
 
 @pytest.mark.parametrize("caller", [BLOG, Caller("phone")])

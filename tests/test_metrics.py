@@ -173,15 +173,13 @@ def test_without_the_setting_nothing_is_imported(environment: dict[str, str]) ->
     assert run.stdout.splitlines() == ["404 200", "[]"]
 
 
-def test_drawing_is_counted_stage_by_stage(
-    serve: Serve, backend: ScriptedServer, server: MakeServer
-) -> None:
+def test_drawing_is_counted_stage_by_stage(serve: Serve, server: MakeServer) -> None:
     llm, host = server(), server()
-    backend.say(REFUSAL, drawing())
     llm.say(saying("<prompt>a better x</prompt>"), saying("<prompt>a harmless x</prompt>"))
     host.say(Say({"image": {"url": "https://images.example/x.png"}}))
     stages = llm_settings(llm, optimise=True, rewrite=True) | hosting_settings(host)
-    service = serve(backend, **stages, **ON)
+    service = serve(**stages, **ON)
+    service.backend.say(REFUSAL, drawing())
     assert [service.picture("x").status for _ in range(2)] == [302, 302]
     found = Numbers(service)
     assert found.by("pictures_total", "source") == {"rewritten": 1, "hit": 1}
@@ -191,9 +189,9 @@ def test_drawing_is_counted_stage_by_stage(
         **dict.fromkeys(((stage, "ok") for stage in ended_well), 1),
     }
     assert found.by("drawing_duration_seconds_count", "outcome") == {"drawn": 1}
-    calls = {(backend.url, "refused"): 1, (backend.url, "drawn"): 1}
+    calls = {(service.backend.url, "refused"): 1, (service.backend.url, "drawn"): 1}
     assert found.by("backend_calls_total", "backend", "outcome") == calls
-    assert found("backend_call_duration_seconds_count", backend=backend.url) == 2
+    assert found("backend_call_duration_seconds_count", backend=service.backend.url) == 2
     assert [found(f"{name}_total") for name in ("refusals", "rewrites", "retries")] == [1, 1, 0]
     calls = {("optimise", "ok"): 1, ("rewrite", "ok"): 1}
     assert found.by("llm_calls_total", "task", "outcome") == calls
@@ -231,12 +229,10 @@ def test_fallback_and_retries_are_counted(serve: Serve, server: MakeServer) -> N
     assert found.by("backend_calls_total", "backend", "outcome") == calls
 
 
-def test_waiting_requests_and_drawings_are_shown_with_their_limits(
-    serve: Serve, backend: ScriptedServer
-) -> None:
+def test_waiting_requests_and_drawings_are_shown_with_their_limits(serve: Serve) -> None:
     gate = Gate(drawing())
-    backend.say(gate)
-    service = serve(backend, DRAWINGS="5", THREADS="36", **ON)
+    service = serve(DRAWINGS="5", THREADS="36", **ON)
+    service.backend.say(gate)
     with ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(service.picture, "x") for _ in range(3)]
         wait_until(lambda: Numbers(service)("waiting_requests") == 3)
@@ -250,29 +246,27 @@ def test_waiting_requests_and_drawings_are_shown_with_their_limits(
     assert (found("drawings_in_progress"), found("waiting_requests")) == (0, 0)
 
 
-def test_openai_clients_get_hits_too(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, **ON)
+def test_openai_clients_get_hits_too(serve: Serve) -> None:
+    service = serve(**ON)
     for _ in range(2):
         service.order({"prompt": "x", "seed": 42})
     assert Numbers(service).by("pictures_total", "source") == {"backend": 1, "hit": 1}
 
 
-def test_drawings_are_shown_by_the_name_of_the_key(serve: Serve, backend: ScriptedServer) -> None:
+def test_drawings_are_shown_by_the_name_of_the_key(serve: Serve) -> None:
     keys = {"blog": {"key": "key-of-the-blog", "per_day": 7}, "phone": {"key": "key-of-the-phone"}}
-    service = serve(backend, ACCESS_KEYS=json.dumps(keys), **ON)
+    service = serve(ACCESS_KEYS=json.dumps(keys), **ON)
     service.picture("x", key="key-of-the-blog")
     found = Numbers(service)
     assert found.by("key_drawings_today", "key") == {"blog": 1}
     assert found.by("key_drawings_limit", "key") == {"blog": 7}
 
 
-def test_cache_and_connections_are_counted(
-    serve: Serve, backend: ScriptedServer, environment: dict[str, str]
-) -> None:
+def test_cache_and_connections_are_counted(serve: Serve, environment: dict[str, str]) -> None:
     (folder := Path(environment["CACHE_DIR"])).mkdir()
     (folder / f"{'a' * 64}-{'0' * 16}.png").write_bytes(png(size=900))
-    backend.say(drawing(png(size=1000)))
-    service = serve(backend, MAX_IMAGE_BYTES="2500", CACHE_MAX_BYTES="2500", **ON)
+    service = serve(MAX_IMAGE_BYTES="2500", CACHE_MAX_BYTES="2500", **ON)
+    service.backend.say(drawing(png(size=1000)))
     for prompt in "xyz":
         service.picture(prompt)
     found = Numbers(service)
@@ -286,8 +280,8 @@ def test_cache_and_connections_are_counted(
     assert found("state_call_duration_seconds_count", call="find") >= 3
 
 
-def test_requests_are_counted_by_route_and_status(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, **ON)
+def test_requests_are_counted_by_route_and_status(serve: Serve) -> None:
+    service = serve(**ON)
     for prompt, key in [("x/y", KEY), ("x/y", KEY), ("x", "wrong")]:
         service.picture(prompt, key=key)
     for target in ("/page/base.css", "/no/such/route", f"/cache/{'0' * 64}", "/v1/models/a/b"):
@@ -312,12 +306,10 @@ def test_metrics_show_no_secret_and_no_prompt(serve: Serve, backend: ScriptedSer
         assert secret not in found.text
 
 
-def test_counters_survive_deaths_and_reloads_but_gauges_do_not(
-    gunicorn: Start, backend: ScriptedServer
-) -> None:
+def test_counters_survive_deaths_and_reloads_but_gauges_do_not(gunicorn: Start) -> None:
     gate = Gate(drawing())
-    backend.say(drawing(), gate)
-    service = gunicorn(backend, **ON)
+    service = gunicorn(**ON)
+    service.backend.say(drawing(), gate)
     for _ in range(11):
         service.picture("x")
     send_and_leave(service.url, f"/prompt/y?key={KEY}")
@@ -339,8 +331,8 @@ def test_counters_survive_deaths_and_reloads_but_gauges_do_not(
     assert not folder.exists()
 
 
-def test_full_disk_costs_numbers_and_no_worker(gunicorn: Start, backend: ScriptedServer) -> None:
-    service = gunicorn(backend, **ON)
+def test_full_disk_costs_numbers_and_no_worker(gunicorn: Start) -> None:
+    service = gunicorn(**ON)
     service.picture("x")
     service.picture("x")
     with file_sizes_limited(service.process.pid, 2000):
@@ -429,8 +421,8 @@ def test_expressions_for_alerts_are_about_metrics_that_exist(observed: Observed)
         wait_until(partial(observed[1].query, row.rsplit(" ", 2)[0]), what=row)
 
 
-def test_guide_lists_every_metric_with_its_labels(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, DRAWINGS_PER_DAY="9", **ON)
+def test_guide_lists_every_metric_with_its_labels(serve: Serve) -> None:
+    service = serve(DRAWINGS_PER_DAY="9", **ON)
     service.picture("x")
     served = {
         re.sub("_(bucket|sum|count)$", "", sample.name): sample.labels.keys() - {"le"}

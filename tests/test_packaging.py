@@ -30,12 +30,10 @@ from .servers import ScriptedServer, fetch, free_port, png, wait_until
 # Allowed to read everything, since Python and this folder may lie below /root, but to write only
 # what it owns.
 OTHER_USER = 10001
-AS_OTHER_USER = [
-    "setpriv",
-    *(f"--re{kind}={OTHER_USER}" for kind in ("uid", "gid")),
-    "--clear-groups",
-    *(f"--{kind}-caps=-all,+dac_read_search" for kind in ("inh", "ambient")),
-]
+AS_OTHER_USER = (
+    f"setpriv --reuid={OTHER_USER} --regid={OTHER_USER} --clear-groups"
+    " --inh-caps=-all,+dac_read_search --ambient-caps=-all,+dac_read_search"
+).split()
 
 
 @pytest.fixture

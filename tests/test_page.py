@@ -319,11 +319,9 @@ def test_every_reason_has_a_chinese_word() -> None:
     assert [word for word in words if not re.search(rf"\b{word}'?: '", table)] == []
 
 
-def test_failures_are_told_apart_in_both_languages(
-    page: Page, serve: Serve, backend: ScriptedServer
-) -> None:
-    backend.say(Say({"error": {"message": "Incorrect API key provided."}}, 401))
-    service = serve(backend)
+def test_failures_are_told_apart_in_both_languages(page: Page, serve: Serve) -> None:
+    service = serve()
+    service.backend.say(Say({"error": {"message": "Incorrect API key provided."}}, 401))
     page.open(service, language="zh")
     page.run("document.querySelector('#prompt').value = 'x'.repeat(4001)")
     page.click("#draw")

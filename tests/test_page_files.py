@@ -23,10 +23,8 @@ def test_every_file_has_its_type_and_may_be_compressed(service: InProcess) -> No
         assert plain.headers["X-Content-Type-Options"] == "nosniff"
         assert "script-src 'self';" in plain.headers["Content-Security-Policy"]
         assert "unsafe" not in plain.headers["Content-Security-Policy"]
-        assert (compressed.headers["Content-Encoding"], gzip.decompress(compressed.body)) == (
-            "gzip",
-            plain.body,
-        )
+        assert compressed.headers["Content-Encoding"] == "gzip"
+        assert gzip.decompress(compressed.body) == plain.body
         assert plain.headers["Vary"] == compressed.headers["Vary"] == "Accept-Encoding"
         assert plain.headers["ETag"] != compressed.headers["ETag"]
     assert service.get("/").body == (FOLDER / "page.html").read_bytes()

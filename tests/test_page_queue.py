@@ -68,12 +68,10 @@ def test_four_variants_have_four_seeds_and_one_is_picked(page: Page, studio: Stu
     assert len(studio.backend.seen) == 4
 
 
-def test_limit_is_said_before_and_at_its_picture(
-    page: Page, serve: Serve, backend: ScriptedServer
-) -> None:
+def test_limit_is_said_before_and_at_its_picture(page: Page, serve: Serve) -> None:
     keys = json.dumps({"blog": {"key": KEY, "per_day": 3}})
-    service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
-    backend.say(picture_by_seed)
+    service = serve(PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
+    service.backend.say(picture_by_seed)
     page.open(service)
     page.wait_for_text("#key-line", "Drawings left today: 3 of 3")
     assert page.text("#variants") == "3 variants = 3 drawings"

@@ -16,7 +16,7 @@ from metrics.prometheus import STAGES
 
 from .browser import Page
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, MakeServer, Serve, drawing
-from .servers import Gate, Say, ScriptedServer, png
+from .servers import Gate, Say, png
 from .studio import Studio
 
 Inspect = Callable[[tuple[int, ...], str], None]
@@ -167,10 +167,10 @@ def test_every_state_of_the_queue_is_accessible(
 
 
 def test_gallery_and_links_that_are_not_configured_are_not_offered(
-    page: Page, serve: Serve, backend: ScriptedServer, inspect: Inspect
+    page: Page, serve: Serve, inspect: Inspect
 ) -> None:
     keys = json.dumps({"blog": {"key": KEY}})
-    service = serve(backend, ADMIN_TOKEN="", PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
+    service = serve(ADMIN_TOKEN="", PROXY_ACCESS_KEY="", ACCESS_KEYS=keys)
     page.open(service, "#view=gallery", language="zh")
     page.wait_for_text("#gallery-view", "没有设置 ADMIN_TOKEN")
     assert not page.shows("#admin-token")
@@ -183,9 +183,7 @@ def test_gallery_and_links_that_are_not_configured_are_not_offered(
 def test_no_two_texts_are_the_same_and_none_is_missing(page: Page, studio: Studio) -> None:
     page.open(studio.service)
     fetch_texts = "import(`/page/${arguments[0]}.js`).then((it) => arguments[1](it.default))"
-    english, chinese = (
-        page.driver.execute_async_script(fetch_texts, language) for language in ("en", "zh")
-    )
+    english, chinese = (page.driver.execute_async_script(fetch_texts, a) for a in ("en", "zh"))
     assert english.keys() == chinese.keys()
     for texts in (english, chinese):
         values = list(texts.values())
@@ -236,11 +234,8 @@ def test_telephone_keeps_prompt_and_key_below_the_picture(page: Page, studio: St
     for place in (0, 1000):
         page.run("scrollTo(0, arguments[0])", place)
         for control in ("#prompt", "#draw", "#change-key"):
-            bottom = page.run(
-                "return document.querySelector(arguments[0]).getBoundingClientRect().bottom",
-                control,
-            )
-            assert 0 < bottom <= 844, f"{control} is in reach"
+            script = "return document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+            assert 0 < page.run(script, control) <= 844, f"{control} is in reach"
 
 
 SHOWN = "return [...document.images].filter((one) => one.complete && one.naturalWidth === 8).length"
@@ -251,12 +246,10 @@ def test_markdown_document_shows_twenty_signed_pictures_cold_and_warm(
 ) -> None:
     prompts = [f"picture ({number}) *of* [twenty]" for number in range(20)]
     studio.backend.say(drawing(png(8, 8)))
-    markdown = [
-        studio.service.sign({"description": prompt, "width": 8}).json["markdown"]
-        for prompt in prompts
-    ]
-    assert KEY not in "".join(markdown)
-    document = "<!doctype html><title>x</title>" + MarkdownIt().render("\n\n".join(markdown))
+    links = [studio.service.sign({"description": one, "width": 8}).json for one in prompts]
+    markdown = "\n\n".join(one["markdown"] for one in links)
+    assert KEY not in markdown
+    document = f"<!doctype html><title>x</title>{MarkdownIt().render(markdown)}"
     elsewhere = server()
     elsewhere.say(Say(document, 200, {"Content-Type": "text/html; charset=utf-8"}))
     for _ in ("cold", "warm"):

@@ -97,6 +97,7 @@ REJECTED: list[tuple[Parse, str, tuple[Any, ...]]] = [
     (p.certificates, "cannot be read (No such file or directory)", ("/no/such/file",)),
     (p.certificates, "contains no certificate", (__file__,)),
     (p.json_object, f"is not JSON at character 2; write {MAP}", ("{",)),
+    (p.json_object, "at character 2 ('“' is not ASCII);", ('{“https://a”: "b"}',)),
     (p.json_object, "is not JSON;", ("[" * 100_000, '{"a": [NaN]}', '{"a": 1e999}')),
     (p.json_object, "not an object", ("[1]", "null")),
     (maps.llm_parameters, 'write {"enable_thinking": false}', ("{", "[]")),

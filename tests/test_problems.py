@@ -79,14 +79,14 @@ def as_picture(service: InProcess, target: str) -> Got:
     return service.get(target, headers={"Accept": CHROME_IMG})
 
 
-def test_card_says_what_its_reader_can_do(serve: Serve, backend: ScriptedServer) -> None:
-    service = serve(backend, PROXY_ACCESS_KEY="", ACCESS_KEYS=json.dumps(KEYS))
+def test_card_says_what_its_reader_can_do(serve: Serve) -> None:
+    service = serve(PROXY_ACCESS_KEY="", ACCESS_KEYS=json.dumps(KEYS))
     for say, status, text in [
         (REFUSAL, 422, "Refused by moderation: This description cannot be drawn. Change it"),
         (Say("", 503, {"Retry-After": "0"}), 502, "Try again later: This picture is not available"),
         (Say("", 401, {"Retry-After": "0"}), 502, "Drawing failed: Reloading does not help. Tell"),
     ]:
-        backend.say(say)
+        service.backend.say(say)
         got = as_picture(service, f"/prompt/{text[:3]}?key={KEY}")
         assert (got.status, said(got.body).startswith(text)) == (status, True)
     # A wrong token is avoided for a minute, longer than a request waits.
@@ -103,14 +103,12 @@ def test_card_says_what_its_reader_can_do(serve: Serve, backend: ScriptedServer)
         assert (got.status, said(got.body).partition(":")[0]) == (status, title)
 
 
-def test_administrators_are_told_more_but_in_json_alone(
-    service: InProcess, backend: ScriptedServer
-) -> None:
+def test_administrators_are_told_more_but_in_json_alone(service: InProcess) -> None:
     for say, more in [
         (REFUSAL, "POST /cache/delete"),
         (Say("", 401, {"Retry-After": "0"}), "See /status or the log."),
     ]:
-        backend.say(say)
+        service.backend.say(say)
         assert more in service.picture("x").json["advice"]
         ordered = service.order({"prompt": "x", "seed": 42})
         for got in (ordered, as_picture(service, f"/prompt/x?key={KEY}")):
@@ -120,20 +118,16 @@ def test_administrators_are_told_more_but_in_json_alone(
         service.delete({"description": "x"})
 
 
-def test_model_that_nobody_knows_is_not_blamed_on_the_operator(
-    service: InProcess, backend: ScriptedServer
-) -> None:
-    backend.say(Say({"error": {"message": "The model `typo` does not exist"}}, 404))
+def test_model_that_nobody_knows_is_not_blamed_on_the_operator(service: InProcess) -> None:
+    service.backend.say(Say({"error": {"message": "The model `typo` does not exist"}}, 404))
     found = service.picture("x", model="typo").json
     assert (found["status"], found["title"], found["remedy"]) == (502, "Unknown model", "model")
     assert service.picture("x").json["remedy"] == "operator"
 
 
-def test_remembered_refusal_says_until_when_and_how_to_clear_it(
-    serve: Serve, backend: ScriptedServer
-) -> None:
-    backend.say(REFUSAL)
-    service = serve(backend, BLOCKED_TTL="3600")
+def test_remembered_refusal_says_until_when_and_how_to_clear_it(serve: Serve) -> None:
+    service = serve(BLOCKED_TTL="3600")
+    service.backend.say(REFUSAL)
     first, again = service.picture("x").json, service.picture("x").json
     assert (first.get("remembered"), again["remembered"]) == (None, True)
     for about in (first, again):
@@ -143,23 +137,21 @@ def test_remembered_refusal_says_until_when_and_how_to_clear_it(
         assert "POST /cache/delete" in about["advice"]
 
 
-def test_remembered_failure_says_until_when_and_how_to_clear_it(
-    service: InProcess, backend: ScriptedServer
-) -> None:
-    backend.say(Say("", 401, {"Retry-After": "0"}))
+def test_remembered_failure_says_until_when_and_how_to_clear_it(service: InProcess) -> None:
+    service.backend.say(Say("", 401, {"Retry-After": "0"}))
     first, again = service.picture("x").json, service.picture("x").json
     assert (first["remedy"], again["remedy"], again["remembered"]) == ("operator", "operator", True)
     assert "cached until" not in first["detail"], "it is over when one has read so"
     assert -1 <= seconds_until(again["until"]) <= 2
-    assert len(backend.seen) == 1
+    assert len(service.backend.seen) == 1
 
 
 def seconds_until(time_of_day: str) -> float:
     return datetime.fromisoformat(time_of_day).timestamp() - time.time()
 
 
-def test_cards_can_be_turned_off(serve: Serve, backend: ScriptedServer) -> None:
-    got = as_picture(serve(backend, ERROR_IMAGES="false"), "/prompt/x?key=wrong")
+def test_cards_can_be_turned_off(serve: Serve) -> None:
+    got = as_picture(serve(ERROR_IMAGES="false"), "/prompt/x?key=wrong")
     assert got.headers["Content-Type"] == "application/problem+json"
 
 
@@ -178,24 +170,16 @@ def test_every_error_has_a_card_and_every_card_an_error() -> None:
     errors = product(SENTENCES, ADVICE, statuses, get_args(Language))
     shown = {said(one) for one in {card(*error) for error in errors}}
     by_nginx = {"unreadable.png", "many.en.png", "many.zh.png"}
-    assert shown == {
-        describe(parts) for name, parts in parts_of_each().items() if name not in by_nginx
-    }
+    parts = [parts for name, parts in parts_of_each().items() if name not in by_nginx]
+    assert shown == {*map(describe, parts)}
 
 
 def test_card_speaks_the_language_of_its_reader(service: InProcess) -> None:
-    for languages, title in [
-        ("zh-CN,zh;q=0.9,en;q=0.8", "未授权: 链接中"),
-        ("zh-TW;q=0.9,en;q=0.8", "未授权: 链接中"),
-        ("zh", "未授权: 链接中"),
-        ("en-US,en;q=0.9,zh;q=0.8", "Unauthorised: The key"),
-        ("zh;q=0,fr", "Unauthorised: The key"),
-        ("fr", "Unauthorised: The key"),
-        ("*", "Unauthorised: The key"),
-        ("", "Unauthorised: The key"),
-    ]:
+    chinese = ("zh-CN,zh;q=0.9,en;q=0.8", "zh-TW;q=0.9,en;q=0.8", "zh")
+    for languages in (*chinese, "en-US,en;q=0.9,zh;q=0.8", "zh;q=0,fr", "fr", "*", ""):
         headers = {"Accept": CHROME_IMG, "Accept-Language": languages}
         got = service.get("/prompt/x?key=wrong", headers=headers)
+        title = "未授权: 链接中" if languages in chinese else "Unauthorised: The key"
         assert said(got.body).startswith(title), languages
 
 
@@ -215,10 +199,8 @@ def test_both_languages_name_the_same_parameters_and_none_is_missing() -> None:
         assert re.search("[\u4e00-\u9fff]", sentence.zh), sentence
 
 
-def test_sentences_follow_each_other_without_a_space_in_chinese(
-    service: InProcess, backend: ScriptedServer
-) -> None:
-    backend.say(REFUSAL)
+def test_sentences_follow_each_other_without_a_space_in_chinese(service: InProcess) -> None:
+    service.backend.say(REFUSAL)
     found = service.get(f"/prompt/a?key={KEY}", headers={"Accept-Language": "zh"}).json
     assert found["title"] == "未通过审核"
     assert re.fullmatch(r"所有后端的审核都拒绝了此提示词。此结果会缓存到 .* UTC。", found["detail"])
@@ -246,8 +228,8 @@ def test_problem_names_the_stages_and_why_they_failed(
         assert secret not in got.body.decode()
 
 
-def test_nothing_of_the_request_is_echoed(service: InProcess, backend: ScriptedServer) -> None:
-    backend.say(BROKEN)
+def test_nothing_of_the_request_is_echoed(service: InProcess) -> None:
+    service.backend.say(BROKEN)
     prompt = "%3Cscript%3Ealert(1)%3C/script%3E%0D%0AX-Injected:%201"
     for got in (
         service.picture(prompt),

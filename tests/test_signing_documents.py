@@ -186,8 +186,8 @@ HERE = {"BACKEND_API_URLS": "", "PUBLIC_URL": "", "LLM_OPTIMIZATION_ENABLED": "t
 
 
 @pytest.fixture
-def service(serve: Serve, backend: ScriptedServer) -> InProcess:
-    return serve(backend, SIGNING_KEY="new,old")
+def service(serve: Serve) -> InProcess:
+    return serve(SIGNING_KEY="new,old")
 
 
 def test_documents_are_signed_and_drawn_elsewhere(
