@@ -18,11 +18,9 @@ class ObjectServer:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._numbers = itertools.count(1)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        silent = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, stdout=silent, stderr=silent)
         wait_until(self._answers, what="the S3 server")
 
     def _answers(self) -> bool:
@@ -36,9 +34,8 @@ class ObjectServer:
         """Create a bucket; return the settings for a prefix in it."""
         name = f"bucket-{next(self._numbers)}"
         assert fetch(f"{self.url}/{name}", method="PUT").status == 200
-        return ObjectSettings(
-            f"s3://{name}/some/prefix", self.url, "us-east-1", "key-id", "secret-key"
-        )
+        url = f"s3://{name}/some/prefix"
+        return ObjectSettings(url, self.url, "us-east-1", "key-id", "secret-key")
 
     def close(self) -> None:
         self._process.kill()

@@ -65,13 +65,10 @@ class Postgres:
         self.start()
 
     def start(self) -> None:
+        command = [str(find_program("postgres")), "-D", str(self._data)]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(find_program("postgres")), "-D", str(self._data)],
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                **self._user,
+                command, stdout=log, stderr=log, cwd=self.folder, **self._user
             )
         wait_until(self._answers, what="PostgreSQL")
 

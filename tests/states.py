@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
@@ -68,17 +68,9 @@ def name_of(text: str, number: int = 0) -> str:
 
 def row_of(text: str, **values: Any) -> Row:
     """Return a row of 100 bytes in a file, with `text` as its prompt."""
-    row = Row(
-        key=key_of(text),
-        file=name_of(text),
-        media_type="image/png",
-        bytes=100,
-        digest="0" * 64,
-        created=1_700_000_000.25,
-        prompt=text,
-        seed=42,
-    )
-    return replace(row, **values)
+    file = {"file": name_of(text), "media_type": "image/png", "bytes": 100, "digest": "0" * 64}
+    drawn = {"created": 1_700_000_000.25, "prompt": text, "seed": 42}
+    return Row(**{"key": key_of(text), **file, **drawn, **values})
 
 
 def got(cache: Cache, request: ImageRequest = REQUEST) -> tuple[Row, bytes] | None:
@@ -100,9 +92,8 @@ def read(cache: Cache, request: ImageRequest = REQUEST) -> bytes | None:
 def refusing(folder: Path, statement: str) -> Iterator[None]:
     """Let the index in a folder refuse a kind of statement, such as `INSERT ON entries`."""
     with closing(sqlite3.connect(folder / "index.sqlite3")) as connection:
-        connection.execute(
-            f"CREATE TRIGGER refused BEFORE {statement} BEGIN SELECT RAISE(ABORT, 'refused'); END"
-        )
+        refusal = "BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        connection.execute(f"CREATE TRIGGER refused BEFORE {statement} {refusal}")
         yield
         connection.execute("DROP TRIGGER refused")
 
@@ -126,12 +117,8 @@ def held_elsewhere(address: Path | str, key: str) -> Iterator[subprocess.Popen[b
 
     `address` is the folder of a SqliteState or the URL of a PostgresState.
     """
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(address), key],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as child:
+    command, pipe = [sys.executable, "-c", _HOLD, str(address), key], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe) as child:
         try:
             assert child.stdout
             assert child.stdout.readline() == b"held\n"

@@ -53,9 +53,7 @@ def wait_for_retries(folder: Path, retries: list[int]) -> None:
 # --- a client whose time is up
 
 
-def test_sdk_that_times_out_gets_the_picture_it_paid_for(
-    gunicorn: Start, backend: ScriptedServer, tmp_path: Path
-) -> None:
+def test_sdk_that_times_out_gets_its_picture(gunicorn: Start, backend: ScriptedServer) -> None:
     asked: list[Any] = []
     backend.say(gate := Gate(drawing()))
     service = gunicorn(backend)
@@ -70,32 +68,28 @@ def test_sdk_that_times_out_gets_the_picture_it_paid_for(
         gate.opened.set()
         [picture] = answer.result().data or []
     assert drawn(backend) == [(picture.model_extra or {})["seed"]], "one drawing, one picture"
-    wait_until(lambda: not orders(tmp_path))
+    wait_until(lambda: not orders(service.log.parent))
     assert seeds(post(service)) != drawn(backend)[:1], "the next one is a new order"
 
 
-def test_undelivered_order_answers_the_next(
-    gunicorn: Start, backend: ScriptedServer, tmp_path: Path
-) -> None:
+def test_undelivered_order_answers_the_next(gunicorn: Start, backend: ScriptedServer) -> None:
     backend.say(gate := Gate(drawing()))
     service = gunicorn(backend)
     with ordering(service):
         wait_until(lambda: backend.seen)
     gate.opened.set()
-    wait_for_the_end(tmp_path)
+    wait_for_the_end(service.log.parent)
     first, second = post(service), post(service)
     assert seeds(first) == drawn(backend)[:1]
     assert seeds(second) == drawn(backend)[1:] != seeds(first)
 
 
-def test_client_that_left_gets_its_picture(
-    gunicorn: Start, backend: ScriptedServer, tmp_path: Path
-) -> None:
+def test_client_that_left_gets_its_picture(gunicorn: Start, backend: ScriptedServer) -> None:
     backend.say(drawing(png(size=20_000_000)))
     service = gunicorn(backend, WORKERS="1")
     with ordering(service) as client:
         assert client.recv(100)
-    wait_for_the_end(tmp_path)
+    wait_for_the_end(service.log.parent)
     assert seeds(post(service)) == drawn(backend), "one drawing"
 
 
