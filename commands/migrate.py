@@ -167,13 +167,13 @@ def _claim(source: Path, directory: Path) -> None:
     if directory.resolve().is_relative_to(source):
         raise click.UsageError("The backup would lie in CACHE_DIR; give another folder.")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mark = directory / "backup-of"
+    mark, name = directory / "backup-of", os.fsencode(f"{source}\n")
     if not os.listdir(directory):
-        mark.write_text(f"{source}\n")
+        mark.write_bytes(name)
     elif not mark.exists():
         raise click.UsageError(f"{directory} is neither empty nor a backup; give another folder.")
-    elif mark.read_text() != f"{source}\n":
-        raise click.UsageError(f"{directory} is the backup of {mark.read_text().strip()}.")
+    elif (other := mark.read_bytes()) != name:
+        raise click.UsageError(f"{directory} is the backup of {os.fsdecode(other).strip()}.")
 
 
 def _transfer(source: Cache, target: Cache, counts: Counter[str], *, as_json: bool) -> int:

@@ -184,11 +184,11 @@ def test_backup_refuses_folders_that_are_none(run: Run, cache: Cache, tmp_path: 
     (tmp_path / "holiday").mkdir()
     (tmp_path / "holiday" / "photo.png").touch()
     counts(run, "backup", tmp_path / "backup")
-    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "else\udcffwhere").mkdir()
     for target, directory, reason in [
         ("other/backup", "other", "would lie in CACHE_DIR"),
         ("holiday", "other", "neither empty nor a backup"),
-        ("backup", "elsewhere", "is the backup of"),
+        ("backup", "else\udcffwhere", "is the backup of"),
     ]:
         moved = {"CACHE_DIR": str(tmp_path / directory)}
         assert reason in run("cache", "backup", str(tmp_path / target), **moved).stderr
