@@ -14,7 +14,17 @@ from drawing.reservation import OverLimit, Reservation
 from storage import Unavailable
 from storage.state import State
 
-from .conftest import BROKEN, REFUSAL, InProcess, Serve, Service, Start, drawing
+from .conftest import (
+    BROKEN,
+    REFUSAL,
+    InProcess,
+    MakeServer,
+    Serve,
+    Service,
+    Start,
+    drawing,
+    pollinations_settings,
+)
 from .servers import Gate, Got, Say, ScriptedServer, wait_until
 from .states import Clock, refusing
 
@@ -102,6 +112,18 @@ def test_drawing_that_timed_out_counts(serve: Serve, backend: ScriptedServer) ->
     assert blog(service, "x").json["stages"][0]["why"] == "timed out"
     gate.opened.set()
     assert keys_of(service)["blog"] == 1
+
+
+def test_drawing_that_is_no_picture_counts(
+    serve: Serve, backend: ScriptedServer, server: MakeServer
+) -> None:
+    (fallback := server()).say(BROKEN, Say(b"no picture"))
+    backend.say(Say(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), BROKEN)
+    service = serve(backend, ACCESS_KEYS=KEYS, **pollinations_settings(fallback))
+    for drawings, why in enumerate((["not a picture: SVG", "down"], ["down", "not a picture"]), 1):
+        assert [stage["why"] for stage in blog(service, str(drawings)).json["stages"]] == why
+        assert keys_of(service)["blog"] == drawings
+        service.ahead += 60
 
 
 def test_attempts_of_a_limited_key_are_bounded(service: InProcess) -> None:
