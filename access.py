@@ -6,8 +6,6 @@ or empty if it never expires. A signature made with a named key is over `{cache 
 and the URL has the name as `by`: its drawings count for that key, and it ends with the name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import re

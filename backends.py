@@ -1,7 +1,5 @@
 """Weighted choice among the backends that are not cooling down."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The cache: order of writes, eviction, adoption. Policy over one State and one Store."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import secrets

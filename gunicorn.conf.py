@@ -7,8 +7,6 @@ and new code takes a restart.
 gunicorn takes every name here that it knows as a setting: hence the underscores.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from typing import Any

@@ -1,7 +1,5 @@
 """Prompts rewritten by an LLM: for quality before drawing, for safety after a refusal."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -3,8 +3,6 @@
 However many requests ask for a picture, it is drawn once. This module knows nothing of HTTP.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from dataclasses import dataclass

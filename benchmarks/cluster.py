@@ -3,8 +3,6 @@
 See README.md, "Several machines". Writes benchmarks/results/<commit>-two_services.json.
 """
 
-from __future__ import annotations
-
 import sys
 
 from benchmarks import run

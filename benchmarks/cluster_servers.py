@@ -4,14 +4,12 @@ They are those of the tests. The S3 server is moto's, which is written in Python
 everything in memory: a real one answers later and takes none of this machine's CPU.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 
 from benchmarks.stack import Unmeasurable
 from tests.objectstore import ObjectServer
-from tests.postgres import MISSING, Postgres, find_program
+from tests.postgresql import MISSING, Postgres, find_program
 
 
 @contextlib.contextmanager

@@ -5,8 +5,6 @@ machine is the service's. It prints its URL and serves until it is terminated. T
 would not do: it draws each picture anew, which takes longer than what is measured here.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import json

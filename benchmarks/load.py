@@ -1,7 +1,5 @@
 """Load: wrk for hits, and many misses at once."""
 
-from __future__ import annotations
-
 import json
 import selectors
 import socket

@@ -1,7 +1,5 @@
 """nginx on both sides of the service: the shipped configuration, and TLS before a backend."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -14,7 +12,7 @@ from urllib.parse import urlsplit
 import certifi
 
 from benchmarks.stack import ROOT, App, Unmeasurable, ask, running, tool, wait_for
-from tests.servers import free_port
+from tests.scripted import free_port
 
 MAIN = """
 {user}

@@ -5,8 +5,6 @@ done. It does the unavoidable, once each, with a kept requests.Session: ask, par
 the base64, hash, write, fsync, and read the picture back.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os

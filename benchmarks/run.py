@@ -3,8 +3,6 @@
 Prints each figure beside its target and writes benchmarks/results/<commit>.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

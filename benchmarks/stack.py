@@ -3,8 +3,6 @@
 Every process is ended by its handle, however the block that started it is left.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.servers import free_port
+from tests.scripted import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "access-key-of-the-benchmarks"

@@ -1,7 +1,5 @@
 """The entry point of the command line. It hands `make_services` to the commands."""
 
-from __future__ import annotations
-
 from app import make_services
 from commands.cache_group import cache_group, keys
 from commands.check import check

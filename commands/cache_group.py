@@ -1,7 +1,5 @@
 """`cache`: look into the cache, tidy it, and move it; `keys`: list the access keys."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

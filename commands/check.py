@@ -1,7 +1,5 @@
 """`check`: report every fault of the settings, of the cache, and on request of other servers."""
 
-from __future__ import annotations
-
 import re
 import sys
 import time

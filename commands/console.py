@@ -3,8 +3,6 @@
 Text of strangers, such as prompts, cannot command the terminal.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

@@ -1,7 +1,5 @@
 """`links` and `warm`: the URLs in documents, what they show, and drawing what is not cached."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed

@@ -1,7 +1,5 @@
 """`cache import`, `export`, `adopt` and `backup`: move a cache between places."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Where a command signs and draws: with the settings in this folder, or on a server."""
 
-from __future__ import annotations
-
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace

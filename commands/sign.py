@@ -1,7 +1,5 @@
 """`sign`: URLs that show one picture each and do not contain the access key."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

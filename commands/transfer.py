@@ -3,8 +3,6 @@
 What the target has already is skipped, so that an interrupted copy can be continued.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -5,8 +5,6 @@ is a still of this film, and gallery.png shows some more pictures. This needs re
 and Debian's chromium and chromium-driver.
 """
 
-from __future__ import annotations
-
 import io
 import subprocess
 import sys
@@ -25,7 +23,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from demo.demo_backend import DemoServer
 from demo.start import DEMO_KEY, GUNICORN, ROOT, demo_environment, is_configured, stop, wait_for
 from tests.browser import Page, chromium
-from tests.servers import free_port
+from tests.scripted import free_port
 
 FILM, STILL, GALLERY = (ROOT / "docs" / name for name in ("film.webp", "page.png", "gallery.png"))
 MAX_BYTES = 1_000_000  # of each

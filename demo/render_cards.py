@@ -4,8 +4,6 @@ Needs Pillow (requirements-formats.txt), and Debian's chromium and fonts-noto-cj
 change here, and commit the pictures: the service serves them as they are.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import shutil

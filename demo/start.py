@@ -4,8 +4,6 @@ With a `.env` or `BACKEND_API_URLS`, this replaces itself by gunicorn. Otherwise
 `demo.demo_backend` in a process of its own, prints URLs to open, and stops both together.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The pictures in an answer: found by what they are, wherever they stand in it."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Collection, Iterator

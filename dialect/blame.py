@@ -1,7 +1,5 @@
 """Which of the fields sent an error blames, and whether it means the field or its value."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The doors of vendors' APIs: the configured URL alone says where and how to ask."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 An event stream is read as one value.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import re

@@ -4,8 +4,6 @@ The signs are those that vendors really send; tests/test_judging.py has a row fo
 backend's fault that was mistaken for a refusal would block a harmless prompt for a day.
 """
 
-from __future__ import annotations
-
 import email.utils
 import re
 import time

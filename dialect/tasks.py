@@ -3,8 +3,6 @@
 Two forms are known: APIMart's, which its clones share, and ModelScope's.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import time

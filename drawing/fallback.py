@@ -1,7 +1,5 @@
 """Pollinations.ai, asked when no backend has drawn. Source: APIDOCS.md in its repository."""
 
-from __future__ import annotations
-
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """How many drawings run at once in this process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Generic, TypeVar

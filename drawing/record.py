@@ -1,7 +1,5 @@
 """One drawing: its stages, its picture and, if there is none, its final error."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable

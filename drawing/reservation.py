@@ -1,7 +1,5 @@
 """Daily limits: places for the drawings of one access key, counted in the state."""
 
-from __future__ import annotations
-
 import math
 import threading
 from contextlib import suppress

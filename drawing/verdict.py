@@ -1,7 +1,5 @@
 """The verdict on a failed drawing, and the notes that remember it: `Blocked` and `Failure`."""
 
-from __future__ import annotations
-
 import math
 from contextlib import suppress
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Metadata is dropped: EXIF, prompts, content credentials. Orientation and colour 
 applied to the pixels, which are sRGB afterwards.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -1,7 +1,5 @@
 """Picture formats: the bytes decide which one it is, its size, and whether it is complete."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress

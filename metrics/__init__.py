@@ -3,8 +3,6 @@
 Each method is called in the place where the event happens. No label is a prompt or a key.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 

@@ -4,8 +4,6 @@ The master makes a folder; each of its workers counts in files of its own there,
 prometheus_client's multi-process mode.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os

@@ -4,8 +4,6 @@ Under gunicorn the values are in files that all workers share (metrics/multiproc
 elsewhere they are this process's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import product

@@ -1,7 +1,5 @@
 """Writes .env.example, and the tables in docs/settings.md, from the table of settings."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

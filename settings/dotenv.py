@@ -1,7 +1,5 @@
 """The two sources of settings: the environment, and the text of `.env`."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

@@ -1,7 +1,5 @@
 """Parsers of settings that are JSON: access keys, the values by backend, the LLM's parameters."""
 
-from __future__ import annotations
-
 import datetime
 import re
 from collections.abc import Callable, Mapping

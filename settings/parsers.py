@@ -5,8 +5,6 @@ wrong; what to write. The reader puts the variable's name in front. No sentence 
 a secret.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import ipaddress
 import json

@@ -1,7 +1,5 @@
 """Text for a log or a terminal: without secrets, and without control characters."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Settings of the network and of the servers that are called."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

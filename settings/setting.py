@@ -1,7 +1,5 @@
 """What the table says about one setting, and how its value is read from variables."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar

@@ -4,8 +4,6 @@ The text below a field is Markdown, with links as seen from docs/. After a chang
 `python -m settings`, which writes .env.example and the tables in docs/settings.md.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ they are SQLite and a folder. tests/test_storage.py runs one behaviour suite ove
 implementation.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 

@@ -4,8 +4,6 @@ The checks run in a process of their own (`python -m storage.choose`): workers w
 the master had opened, and not every library survives a fork.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Servers and faults that last: asked seldom, logged once."""
 
-from __future__ import annotations
-
 import logging
 import math
 import threading

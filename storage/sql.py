@@ -5,8 +5,6 @@ fires no trigger in SQLite), no percent sign, and types of eight bytes. Paramete
 `:now` is the time on the state's own clock.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 from typing import Any, get_type_hints

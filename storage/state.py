@@ -1,7 +1,5 @@
 """The contract of a state, rows, notes, counts and locks, and its SQL calls."""
 
-from __future__ import annotations
-
 import json
 import re
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """The contract of a store, which holds the bytes of pictures, and of its upkeep."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack

@@ -4,8 +4,6 @@ Crashes, restored backups and lost databases leave rows and files out of step. E
 paid for: a file without a row gets one.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

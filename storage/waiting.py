@@ -1,7 +1,5 @@
 """Waiting: locks by key, places for requests, and work that many callers want and runs once."""
 
-from __future__ import annotations
-
 import threading
 import time
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """The page as a person uses it, in a real headless Chromium."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Iterator

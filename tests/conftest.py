@@ -1,7 +1,5 @@
 """Fixtures: scripted servers, the app behind a real HTTP server, and a real gunicorn."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -32,8 +30,8 @@ from storage.state import State
 
 from . import missing
 from .objectstore import ObjectServer
-from .postgres import MISSING, Postgres, find_program
-from .servers import Got, RawServer, Say, ScriptedServer, fetch, free_port, png, wait_until
+from .postgresql import MISSING, Postgres, find_program
+from .scripted import Got, RawServer, Say, ScriptedServer, fetch, free_port, png, wait_until
 from .states import Clock
 
 pytest_plugins = ["tests.npm", "tests.one_backend", "tests.studio"]

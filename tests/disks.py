@@ -1,7 +1,5 @@
 """Disks for tests: small, full and read-only ones. Where nothing may be mounted, tests skip."""
 
-from __future__ import annotations
-
 import contextlib
 import resource
 import subprocess

@@ -3,8 +3,6 @@
 Only addresses and paths are replaced.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -16,7 +14,7 @@ from urllib.parse import urlsplit
 
 from . import missing
 from .conftest import ROOT, Service
-from .servers import free_port, wait_until
+from .scripted import free_port, wait_until
 
 Changes = Sequence[tuple[str, str]]
 

@@ -1,7 +1,5 @@
 """What the Docker image holds, by the COPY lines of the Dockerfile."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

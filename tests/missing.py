@@ -1,7 +1,5 @@
 """What happens where a program that tests need is not installed."""
 
-from __future__ import annotations
-
 import os
 from typing import NoReturn
 

@@ -1,7 +1,5 @@
 """Packages from npm that tests run in node or in a browser."""
 
-from __future__ import annotations
-
 import fcntl
 import shutil
 import subprocess

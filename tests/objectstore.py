@@ -1,14 +1,12 @@
 """A real S3 server on loopback: moto, in a process of its own. It checks no signatures."""
 
-from __future__ import annotations
-
 import itertools
 import subprocess
 import sys
 
 from settings.servers import ObjectSettings
 
-from .servers import fetch, free_port, wait_until
+from .scripted import fetch, free_port, wait_until
 
 
 class ObjectServer:

@@ -1,7 +1,5 @@
 """One backend, asked to draw without a service around it."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +14,7 @@ from settings.servers import BackendSettings
 from storage.state import State
 from upstream.client import Deadline, Upstream
 
-from .servers import png
+from .scripted import png
 
 REQUEST = ImageRequest("a red apple", 640, 480, "any", 7)
 LIMIT = 2**20

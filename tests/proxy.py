@@ -1,7 +1,5 @@
 """Small proxies on loopback: every name and address leads to 127.0.0.1."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import socket
@@ -10,7 +8,7 @@ import threading
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from .servers import RawServer, read_request
+from .scripted import RawServer, read_request
 
 TUNNEL = b"HTTP/1.1 200 Connection established\r\n\r\n"
 REFUSAL = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"

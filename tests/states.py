@@ -1,7 +1,5 @@
 """States for tests: places where one lives, rows, and a clock that a test sets."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import subprocess

@@ -19,7 +19,7 @@ from storage import Row
 from storage.local.sqlite import SqliteState
 
 from .conftest import Gunicorn, drawing, with_backend
-from .servers import Say, ScriptedServer, Seen, png
+from .scripted import Say, ScriptedServer, Seen, png
 
 if TYPE_CHECKING:
     from .browser import Page

@@ -1,7 +1,5 @@
 """Access keys and signatures: a signature opens one picture and does not reveal the key."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json
@@ -18,7 +16,7 @@ from picture import BadRequest, ImageRequest
 from settings.maps import KeySettings
 
 from .conftest import KEY, InProcess, Serve, access_of
-from .servers import png
+from .scripted import png
 
 CAT = ImageRequest("a (big) cat [1] *& <b>", 64, 32, "m/1", 7)
 

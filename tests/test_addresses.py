@@ -1,7 +1,5 @@
 """A picture is downloaded only from the backend that named it, or from public addresses."""
 
-from __future__ import annotations
-
 import ipaddress
 
 import pytest
@@ -12,7 +10,7 @@ from settings.proxies import NetworkSettings
 from upstream.adapters import is_public
 from upstream.client import Upstream, UpstreamError, origin
 
-from .servers import RawServer, Say, ScriptedServer, png
+from .scripted import RawServer, Say, ScriptedServer, png
 from .wire import (
     PUBLIC,
     TOKEN,

@@ -1,7 +1,5 @@
 """The picture in an answer, whatever its shape: a row for each that vendors send."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import gzip
@@ -23,7 +21,7 @@ from drawing.backend import NotDrawn
 
 from .conftest import drawing
 from .one_backend import LIMIT, PNG, Draw, b64, not_drawn
-from .servers import GIF, JPEG, WEBP, Say, ScriptedServer, Seen, png
+from .scripted import GIF, JPEG, WEBP, Say, ScriptedServer, Seen, png
 from .wire import any_json, guarded_net, unhurried
 
 net = pytest.fixture(autouse=True)(guarded_net)

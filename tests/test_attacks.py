@@ -1,7 +1,5 @@
 """Attacks on a running service: nothing is lost, paid twice or starved."""
 
-from __future__ import annotations
-
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -22,7 +20,7 @@ from .conftest import (
     drawing,
     pollinations_settings,
 )
-from .servers import Gate, Say, ScriptedServer, Seen, wait_until
+from .scripted import Gate, Say, ScriptedServer, Seen, wait_until
 
 HIT = "PromptImageProxy; hit"
 

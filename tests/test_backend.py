@@ -1,7 +1,5 @@
 """What a backend is sent, its time-outs and slots, and pictures that it names by URL."""
 
-from __future__ import annotations
-
 import socket
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +13,7 @@ from upstream.client import Reply, Upstream, UpstreamError, Why
 
 from .conftest import drawing
 from .one_backend import PNG, Draw, backend_at, not_drawn, taken
-from .servers import Answer, Say, ScriptedServer, Seen, read_request, wait_until
+from .scripted import Answer, Say, ScriptedServer, Seen, read_request, wait_until
 from .states import held_elsewhere
 from .wire import PUBLIC, MakeRawServer, MakeServer, Net, guarded_net, hang
 

@@ -1,7 +1,5 @@
 """Choosing the next backend, and waiting when all of them are cooling down or have no slot."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import random
@@ -23,7 +21,7 @@ from upstream.client import Deadline
 
 from .conftest import BROKEN, REFUSAL, MakeServer, Serve, drawing
 from .one_backend import backend_at, taken
-from .servers import Gate, Say, ScriptedServer, Seen, png, wait_until
+from .scripted import Gate, Say, ScriptedServer, Seen, png, wait_until
 from .states import Clock
 
 REJECTION = Say({"error": {"message": "It cannot be drawn."}}, 400)

@@ -1,7 +1,5 @@
 """Large answers: a picture is cut out of its JSON in little memory, and nothing else changes."""
 
-from __future__ import annotations
-
 import base64
 import random
 import textwrap
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 from upstream.bodies import STAND_IN, cut_picture, decode_base64
 from upstream.client import Deadline, Reply, Upstream, UpstreamError
 
-from .servers import Say, png
+from .scripted import Say, png
 from .wire import MIB, MakeServer
 
 # More than one piece is decoded.

@@ -1,7 +1,5 @@
 """The cache: what was stored is found again, whatever happens to disk, index and clock."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sqlite3
@@ -29,7 +27,7 @@ from storage.store import Task
 from storage.upkeep import repeat
 
 from .disks import disk, full, read_only
-from .servers import GIF, png, wait_until
+from .scripted import GIF, png, wait_until
 from .states import REQUEST, ROOT, Clock, got, held_elsewhere, read, refusing
 
 Make = Callable[..., Cache]
@@ -356,7 +354,7 @@ def test_adopted_pictures_learn_from_their_first_hit(cache: Cache, folder: Path)
     assert [newest.key for newest in cache.state.newest("", 1, None)] == [row.key]
 
 
-def test_size_as_drawn_is_kept_and_learned_where_it_is_not(cache: Cache) -> None:
+def test_size_as_drawn_is_kept_or_learned_later(cache: Cache) -> None:
     """Rows of older versions have none, and keep the digest that they have."""
     request = replace(REQUEST, width=1024, height=768)
     row = cache.put(request.key, png(3, 2), "image/png", request=request)
@@ -487,7 +485,7 @@ from cache import Cache
 from picture import ImageRequest
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
-from tests.servers import png
+from tests.scripted import png
 folder = Path(sys.argv[1])
 cache = Cache(SqliteState(folder), Folder(folder))
 cache.state.totals()

@@ -1,7 +1,5 @@
 """`check`: faults of the settings and the cache, and what it asks each server."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import InProcess, Run, drawing, llm_settings
-from .servers import Answer, Say, ScriptedServer, Seen
+from .scripted import Answer, Say, ScriptedServer, Seen
 
 MODELS = {"object": "list", "data": [{"id": "flux"}, {"id": "gpt-image-1"}]}
 WRONG_KEY = Say({"error": {"message": "Incorrect API key provided: token-of-the-tests"}}, 401)

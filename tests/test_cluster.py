@@ -1,7 +1,5 @@
 """Two services on one database and one bucket, as clients see them, and what breaks between."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -39,9 +37,9 @@ from .conftest import (
 )
 from .fronts import Nginx
 from .objectstore import ObjectServer
-from .postgres import Postgres
+from .postgresql import Postgres
 from .proxy import Link
-from .servers import Gate, Got, Say, ScriptedServer, png, send_and_leave, wait_until
+from .scripted import Gate, Got, Say, ScriptedServer, png, send_and_leave, wait_until
 
 HIT = "PromptImageProxy; hit"
 BLOG = "access-key-of-the-blog"

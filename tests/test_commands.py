@@ -1,7 +1,5 @@
 """The command line: sign, warm and cache."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -21,7 +19,7 @@ from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
 from .conftest import KEY, REFUSAL, ROOT, InProcess, Run, Serve, access_of, drawing
-from .servers import GIF, Gate, Say, ScriptedServer, png, wait_until
+from .scripted import GIF, Gate, Say, ScriptedServer, png, wait_until
 from .states import held_elsewhere
 
 BASE = "https://pics.example.org"

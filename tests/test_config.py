@@ -1,7 +1,5 @@
 """Settings: every fault is reported with its variable, all at once, and no secret is shown."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Conversion: formats, sizes, colours, and files that are not what they seem."""
 
-from __future__ import annotations
-
 import io
 import re
 import struct
@@ -22,7 +20,7 @@ from images.formats import Inconvertible, media_type_of
 from picture import ImageRequest
 
 from .conftest import MakeServer, Serve, drawing, hosting_settings
-from .servers import JPEG, Say, ScriptedServer, png
+from .scripted import JPEG, Say, ScriptedServer, png
 
 FORMATS = ("webp", "jpeg", "png")
 SIZE = (40, 20)

@@ -1,7 +1,5 @@
 """Cooldowns: how long a failing backend is avoided, and what the log says."""
 
-from __future__ import annotations
-
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Machines with one database and one bucket, and what becomes of their copies."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +20,7 @@ from storage.store import STALE_SECONDS
 from storage.waiting import Places
 
 from .proxy import Link
-from .servers import png, wait_until
+from .scripted import png, wait_until
 from .states import REQUEST, Clock, read
 
 OTHER = ImageRequest("a green pear")

@@ -1,7 +1,5 @@
 """The demo backend, and what `make run` starts."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json
@@ -21,7 +19,7 @@ import pytest
 from images.formats import media_type_of
 
 from .conftest import ROOT
-from .servers import Got, ScriptedServer, fetch, free_port, wait_until
+from .scripted import Got, ScriptedServer, fetch, free_port, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The documents: examples that work, links that lead somewhere, lists that are complete."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -24,7 +22,7 @@ from settings.dotenv import Dotenv
 from upstream.client import Why
 
 from .conftest import KEY, ROOT, InProcess, Serve
-from .servers import Got
+from .scripted import Got
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 

@@ -1,7 +1,5 @@
 """Our URLs in documents: found, judged, and signed without changing another byte of the file."""
 
-from __future__ import annotations
-
 import json
 import os
 import stat
@@ -22,7 +20,7 @@ from picture import BadRequest, ImageRequest
 
 from .conftest import KEY, ROOT, Run
 from .disks import disk, full, read_only
-from .servers import wait_until
+from .scripted import wait_until
 
 BASE = "https://pics.example.org"
 URL = f"{BASE}/prompt/a?key=k"

@@ -1,7 +1,5 @@
 """Doors: where a configured URL leads, and what is sent there."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ from picture import ImageRequest
 
 from .conftest import MakeServer, Serve
 from .one_backend import PNG, Draw, b64
-from .servers import Answer, Say, ScriptedServer, Seen, png
+from .scripted import Answer, Say, ScriptedServer, Seen, png
 
 REQUEST = ImageRequest("a red apple", 1600, 900, "any", 7)
 B64 = b64(PNG)

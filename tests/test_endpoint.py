@@ -1,7 +1,5 @@
 """Repeating a request until a server accepts it, and remembering how."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from storage import Recalled
 from storage.state import State
 from upstream.client import Deadline, Upstream, UpstreamError, Why
 
-from .servers import Gate, Say, ScriptedServer, Seen
+from .scripted import Gate, Say, ScriptedServer, Seen
 from .states import Clock
 from .wire import MakeServer
 

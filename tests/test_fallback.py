@@ -1,7 +1,5 @@
 """The last resort: what Pollinations is asked, and what its answers mean."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from storage.state import State
 from upstream.client import Deadline, Upstream
 
 from .one_backend import LIMIT, REQUEST, not_drawn
-from .servers import JPEG, Say, ScriptedServer, png
+from .scripted import JPEG, Say, ScriptedServer, png
 from .states import Clock
 from .wire import MakeServer, guarded_net, unhurried
 

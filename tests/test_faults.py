@@ -3,8 +3,6 @@
 What a module does with its own faults is in that module's tests.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import gzip
@@ -26,7 +24,7 @@ import pytest
 from .conftest import ADMIN, KEY, Gunicorn, InProcess, Serve, Service, Start, drawing
 from .disks import disk, full, read_only
 from .proxy import HttpProxy
-from .servers import Got, Say, ScriptedServer, fetch, png, wait_until
+from .scripted import Got, Say, ScriptedServer, fetch, png, wait_until
 from .wire import OK, MakeRawServer, MakeServer, Talk, pouring, saying
 
 HIT = "PromptImageProxy; hit"

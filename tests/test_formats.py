@@ -1,7 +1,5 @@
 """Which bytes are a complete picture, and in which format."""
 
-from __future__ import annotations
-
 import base64
 import time
 from typing import Any
@@ -13,7 +11,7 @@ from PIL import Image
 
 from images.formats import EXTENSIONS, foreign_type, media_type_of, pixels_of
 
-from .servers import GIF, JPEG, WEBP, png
+from .scripted import GIF, JPEG, WEBP, png
 from .test_convert import encode
 
 GREY = Image.linear_gradient("L").resize((3, 2))

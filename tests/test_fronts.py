@@ -1,7 +1,5 @@
 """The files in deploy/ for nginx and other fronts, in the real programs before a real gunicorn."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import threading
@@ -18,7 +16,7 @@ import config
 
 from .conftest import KEY, MakeServer, drawing
 from .fronts import CARDS, Apache, Caddy, Changes, Front, Haproxy, Nginx, Varnish, prompts, shipped
-from .servers import Gate, Got, Say, ScriptedServer, free_port, png, wait_until
+from .scripted import Gate, Got, Say, ScriptedServer, free_port, png, wait_until
 from .studio import Studio
 
 FRONTS = (Nginx, Caddy, Apache, Haproxy, Varnish)

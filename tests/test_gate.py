@@ -1,7 +1,5 @@
 """A server that is down is asked seldom, and used again as soon as it answers."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The shipped gunicorn.conf.py, in real processes with two workers."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -26,7 +24,7 @@ from web.serving import INVALID_SETTINGS
 from .conftest import KEY, ROOT, Gunicorn, Serve, Start, drawing
 from .image import copy_image
 from .proxy import HttpProxy
-from .servers import (
+from .scripted import (
     Gate,
     RawServer,
     Say,

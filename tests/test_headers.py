@@ -1,7 +1,5 @@
 """Headers: how long an answer may be kept and by whom, other origins, and what long inputs cost."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from app import create_app
 from web.headers import caching_headers
 
 from .conftest import KEY, InProcess, Serve
-from .servers import Got
+from .scripted import Got
 
 BEARER = {"Authorization": f"Bearer {KEY}"}
 PRIVATE = "private, max-age=31536000, immutable"

@@ -1,7 +1,5 @@
 """Uploads to image hosts: the request, and the URL in the answer."""
 
-from __future__ import annotations
-
 import contextlib
 import email
 import email.policy
@@ -17,7 +15,7 @@ from settings.servers import HostingSettings, ObjectSettings
 from upstream.client import Deadline, Upstream
 
 from .conftest import KEY
-from .servers import WEBP, Say, ScriptedServer, Seen
+from .scripted import WEBP, Say, ScriptedServer, Seen
 from .wire import MakeRawServer, hang
 
 NAME = "0123abcd-9f.webp"

@@ -1,7 +1,5 @@
 """The meaning of errors, in the vendors' own words."""
 
-from __future__ import annotations
-
 import email.utils
 import json
 import time

@@ -1,7 +1,5 @@
 """Lessons from rejections, in the vendors' own words, and the sizes sent afterwards."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from typing import Any

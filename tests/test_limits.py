@@ -1,7 +1,5 @@
 """Daily limits of access keys: counting drawings, and reaching a limit."""
 
-from __future__ import annotations
-
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +23,7 @@ from .conftest import (
     drawing,
     pollinations_settings,
 )
-from .servers import Gate, Got, Say, ScriptedServer, wait_until
+from .scripted import Gate, Got, Say, ScriptedServer, wait_until
 from .states import Clock, refusing
 
 KEYS = json.dumps({"blog": {"key": "blog-key", "per_day": 2}, "phone": {"key": "phone-key"}})
@@ -172,7 +170,7 @@ def test_exhausted_key_does_not_fail_another_that_waited_for_it(serve: Serve) ->
         assert (exhausted.result().status, other.result().status) == (429, 200)
 
 
-def test_keys_are_shown_to_the_administrator_and_each_to_its_owner(service: InProcess) -> None:
+def test_keys_are_shown_to_administrator_and_owner(service: InProcess) -> None:
     blog(service, "x")
     service.picture("y", key="phone-key")
     assert service.get("/status", headers={"X-Admin-Token": "wrong"}).status == 401

@@ -1,7 +1,5 @@
 """Requests to an LLM, and the prompt in its answers."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import logging
@@ -20,7 +18,7 @@ from storage.state import State
 from upstream.client import Deadline, Upstream
 
 from .conftest import saying
-from .servers import Answer, Say, ScriptedServer, Seen, free_port
+from .scripted import Answer, Say, ScriptedServer, Seen, free_port
 from .states import Clock
 from .wire import MakeRawServer, any_json, hang, unhurried
 

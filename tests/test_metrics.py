@@ -1,7 +1,5 @@
 """GET /metrics, in this process, over two workers, and as a real Prometheus sees it."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -44,7 +42,7 @@ from .conftest import (
     with_backend,
 )
 from .disks import file_sizes_limited
-from .servers import (
+from .scripted import (
     Gate,
     Got,
     Say,

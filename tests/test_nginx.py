@@ -1,7 +1,5 @@
 """The shipped deploy/nginx.conf, in a real nginx, next to a default site as in Debian's own."""
 
-from __future__ import annotations
-
 import gzip
 import re
 import stat
@@ -24,7 +22,7 @@ from picture import ImageRequest
 
 from .conftest import ADMIN, KEY, REFUSAL, Serve, Start, drawing
 from .fronts import CARDS, Nginx, prompts
-from .servers import (
+from .scripted import (
     Gate,
     Got,
     Say,
@@ -206,9 +204,7 @@ def test_keys_never_share_a_cache_entry(shared: Nginx, studio: Studio) -> None:
     assert len(studio.backend.seen) == 1
 
 
-def test_answer_in_nginx_does_not_outlast_the_exp_of_its_url(
-    expiring: Nginx, backend: ScriptedServer
-) -> None:
+def test_no_answer_in_nginx_outlasts_its_exp(expiring: Nginx, backend: ScriptedServer) -> None:
     target = expiring.sign_target({"description": "x", "expires_in": 1000})
     exp = int(re.findall(r"exp=([0-9]+)", target)[0])
 

@@ -1,7 +1,5 @@
 """The object store: what its answers mean, and that no caller waits long for one that fails."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from settings.servers import ObjectSettings
 from storage.cluster.objects import Objects
 
 from .proxy import HttpProxy
-from .servers import RawServer, Say, ScriptedServer, wait_until
+from .scripted import RawServer, Say, ScriptedServer, wait_until
 from .wire import OK, over_tls, saying
 
 MISSING = "<Error><Code>NoSuchKey</Code></Error>"

@@ -1,7 +1,5 @@
 """The Docker image, without Docker: its files, its requirements, and another user."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re
@@ -25,7 +23,7 @@ from web.serving import INVALID_SETTINGS
 from .conftest import KEY
 from .fronts import shipped
 from .image import DOCKERFILE, ROOT, copy_image
-from .servers import ScriptedServer, fetch, free_port, png, wait_until
+from .scripted import ScriptedServer, fetch, free_port, png, wait_until
 
 # Allowed to read everything, since Python and this folder may lie below /root, but to write only
 # what it owns.
@@ -151,7 +149,7 @@ def test_unit_and_compose_leave_the_settings_to_dotenv() -> None:
     assert re.search(r"source: \.\./\.env\n +target: /app/\.env\n +read_only: true", compose)
 
 
-def test_backup_runs_as_the_service_and_may_write_where_it_does() -> None:
+def test_backup_may_write_where_the_service_does() -> None:
     names = ("prompt-image-proxy.service", "prompt-image-proxy-backup.service")
     unit, backup = map(shipped, names)
     for line in ("User", "WorkingDirectory", "UMask"):

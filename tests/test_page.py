@@ -1,7 +1,5 @@
 """The page at `/`, in a real Chromium against a real gunicorn: drawing, failures, the picture."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,7 +21,7 @@ from .conftest import (
     pollinations_settings,
     saying,
 )
-from .servers import Gate, Say, ScriptedServer, Seen, fetch, png
+from .scripted import Gate, Say, ScriptedServer, Seen, fetch, png
 from .studio import Studio, picture_by_seed
 
 REQUESTED = "return performance.getEntries().map((one) => one.name).filter((n) => n.includes(':'))"

@@ -1,7 +1,5 @@
 """The page's files over HTTP."""
 
-from __future__ import annotations
-
 import gzip
 import re
 

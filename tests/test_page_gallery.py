@@ -1,7 +1,5 @@
 """The page's history and gallery, with the mouse and with the keyboard alone."""
 
-from __future__ import annotations
-
 from io import BytesIO
 from zipfile import ZipFile
 
@@ -11,7 +9,7 @@ from selenium.webdriver.common.keys import Keys
 
 from .browser import Page
 from .conftest import ADMIN, drawing
-from .servers import png
+from .scripted import png
 from .studio import Studio, picture_by_seed
 
 # Instead of a file, what would be in it.

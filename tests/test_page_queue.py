@@ -1,7 +1,5 @@
 """The page's queue: several pictures at once, variants, reloads, limits and keys."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -10,7 +8,7 @@ from selenium.webdriver.common.keys import Keys
 
 from .browser import STATE, Page
 from .conftest import KEY, REFUSAL, Serve, Start, drawing
-from .servers import Gate, ScriptedServer, png
+from .scripted import Gate, ScriptedServer, png
 from .studio import Studio, picture_by_seed
 
 
@@ -140,7 +138,7 @@ def test_picture_is_asked_for_again_when_the_network_is_back(page: Page, studio:
     assert len(studio.backend.seen) == 1
 
 
-def test_worker_that_ends_is_said_at_its_pictures_and_others_go_on(
+def test_worker_that_ends_is_said_at_its_pictures(
     page: Page, gunicorn: Start, backend: ScriptedServer
 ) -> None:
     gate = Gate(drawing())

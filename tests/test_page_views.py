@@ -1,7 +1,5 @@
 """Every view of the page in both languages, themes and several widths; and cards in documents."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from metrics.prometheus import STAGES
 
 from .browser import Page
 from .conftest import ADMIN, KEY, REFUSAL, ROOT, MakeServer, Serve, drawing
-from .servers import Gate, Say, png
+from .scripted import Gate, Say, png
 from .studio import Studio
 
 Inspect = Callable[[tuple[int, ...], str], None]

@@ -1,7 +1,5 @@
 """Parsers of settings: text in; a value out, or what is wrong and what to write."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import math

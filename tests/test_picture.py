@@ -1,7 +1,5 @@
 """A picture's URL, value and cache key."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import re

@@ -1,7 +1,5 @@
 """Drawings from the first stage to the last, and the calls and places they cost."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +30,7 @@ from .conftest import (
     pollinations_settings,
     saying,
 )
-from .servers import Gate, Say, ScriptedServer, Seen, png, wait_until
+from .scripted import Gate, Say, ScriptedServer, Seen, png, wait_until
 from .states import held_elsewhere
 
 PICTURE = Say(png(), headers={"Content-Type": "image/png"})
@@ -145,7 +143,7 @@ def test_backend_has_its_own_settings(world: World, serve: Serve, server: MakeSe
     assert drained.seen == []
 
 
-def test_prompt_that_the_llm_made_too_long_is_drawn_as_written(world: World) -> None:
+def test_prompt_made_too_long_is_drawn_as_written(world: World) -> None:
     world.llm.say(saying("<prompt>a splendid and very long cat</prompt>"))
     too_long = Say({"error": {"message": "Prompt must be length 10 or less"}}, 400)
     world.backend.say(lambda seen: drawing() if len(seen.json["prompt"]) <= 10 else too_long)

@@ -1,7 +1,5 @@
 """The pool of drawings: work that runs once, and its callers."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +11,7 @@ from storage.state import State
 from storage.waiting import Places
 from upstream.client import Deadline
 
-from .servers import wait_until
+from .scripted import wait_until
 
 KEYS = [f"{number:064x}" for number in range(1, 50)]
 

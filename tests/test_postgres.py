@@ -1,7 +1,5 @@
 """PostgreSQL alone: what is said about a wrong DATABASE_URL, migration, and the server's faults."""
 
-from __future__ import annotations
-
 import contextlib
 import random
 import threading
@@ -16,12 +14,12 @@ import pytest
 
 from storage import IncompatibleSchema, LockTimeout, Row, Totals, Unavailable
 from storage.cluster.postgres import CONNECTIONS, PostgresState
-from storage.cluster.server import Connection
+from storage.cluster.server import BoundedConnection
 from storage.state import State
 
-from .postgres import Postgres
+from .postgresql import Postgres
 from .proxy import Link
-from .servers import free_port, wait_until
+from .scripted import free_port, wait_until
 from .states import Word, row_of
 
 Open = Callable[..., PostgresState]
@@ -203,7 +201,9 @@ def test_text_that_postgresql_cannot_store_is_replaced(state: PostgresState) -> 
 
 
 def test_server_is_told_to_notice_lost_machines(url: str) -> None:
-    with contextlib.closing(Connection.connect(url, seconds=5.0, report=print)) as connection:
+    with contextlib.closing(
+        BoundedConnection.connect(url, seconds=5.0, report=print)
+    ) as connection:
         names = ("idle", "interval", "count")
         found = [connection.execute(f"SHOW tcp_keepalives_{name}").fetchone() for name in names]
     assert found == [("5",), ("2",), ("3",)]

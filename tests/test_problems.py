@@ -1,7 +1,5 @@
 """Errors: problem+json for programs, a card for what shows pictures, and nothing secret in them."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -31,7 +29,7 @@ from .conftest import (
     pollinations_settings,
     saying,
 )
-from .servers import Got, Say, ScriptedServer, fetch
+from .scripted import Got, Say, ScriptedServer, fetch
 
 ROOMS = ("", "drawing", "storage", "web")
 RAISED = re.compile(r'(?:BadRequest|Unauthorised|Forbidden|NotFound|Problem)\(\s*"(\w+)"')

@@ -1,7 +1,5 @@
 """Calls go through the configured proxy, and its tunnels lead to checked addresses only."""
 
-from __future__ import annotations
-
 import base64
 import ipaddress
 import socket
@@ -16,7 +14,7 @@ from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from . import wire
 from .proxy import HttpProxy, SocksProxy
-from .servers import RawServer, Say, ScriptedServer, free_port, png
+from .scripted import RawServer, Say, ScriptedServer, free_port, png
 from .wire import (
     PUBLIC,
     SHORT,

@@ -1,7 +1,5 @@
 """Releases: the version, the script that makes one, and what GitHub does with it."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

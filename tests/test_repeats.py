@@ -1,7 +1,5 @@
 """Orders that are repeated: by OpenAI's SDK, by clients that know no better, and at once."""
 
-from __future__ import annotations
-
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -18,7 +16,7 @@ from storage.state import State
 from web.repeats import ORDER_TTL, Claim, claim
 
 from .conftest import BROKEN, KEY, REFUSAL, InProcess, Serve, Service, Start, drawing, seeds
-from .servers import Gate, Got, Say, ScriptedServer, png, wait_until
+from .scripted import Gate, Got, Say, ScriptedServer, png, wait_until
 from .states import Clock, orders
 
 CAT = {"prompt": "a cat"}
@@ -201,6 +199,6 @@ def test_order_is_forgotten_after_ten_minutes(place: Place, clock: Clock) -> Non
         assert place(1, 2).seed == seed
 
 
-def test_more_orders_at_once_than_notes_are_drawn_all_the_same(place: Place) -> None:
+def test_more_orders_at_once_than_notes_are_drawn(place: Place) -> None:
     claims = [place(0, seed) for seed in range(33)]
     assert [one.placed is None for one in claims] == [False] * 32 + [True]

@@ -1,7 +1,5 @@
 """The check before a drawing: whether the folder has room for its picture."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """HTTP in: the routes, their parameters, headers and statuses."""
 
-from __future__ import annotations
-
 import time
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 from picture import ImageRequest
 
 from .conftest import ADMIN, BROKEN, KEY, InProcess, MakeServer, Serve, drawing, llm_settings
-from .servers import JPEG, Say, ScriptedServer, fetch, png
+from .scripted import JPEG, Say, ScriptedServer, fetch, png
 
 HIT = "PromptImageProxy; hit"
 

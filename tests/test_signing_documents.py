@@ -1,7 +1,5 @@
 """`sign --in-place`, `links` and `warm` over documents: signed anew, and what does not open."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -16,7 +14,7 @@ from picture import ImageRequest
 from settings.maps import KeySettings
 
 from .conftest import KEY, ROOT, InProcess, MakeServer, Run, Serve, access_of
-from .servers import Say, ScriptedServer
+from .scripted import Say, ScriptedServer
 
 BASE = "https://pics.example.org"
 NAMED = json.dumps({"blog": {"key": "blog-key"}, "old": {"key": "o-key", "expires": "2020-01-01"}})

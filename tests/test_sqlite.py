@@ -1,7 +1,5 @@
 """SQLite alone: migration, damage and backups, disks that cannot be written, and costs."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -1,7 +1,5 @@
 """What /status says of a cache that cannot store new pictures, and of errors."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from upstream.client import Upstream
 from web.status import Status
 
 from .conftest import Serve, saying
-from .servers import ScriptedServer
+from .scripted import ScriptedServer
 from .states import Clock
 
 URL, TOKEN = "http://127.0.0.1:9", "token-of-the-backend"
@@ -41,7 +39,7 @@ def make_backend(state: State) -> Backend:
     return Backend(BackendSettings(URL), Upstream(), state, timeout=1, max_image_bytes=1)
 
 
-def test_store_counts_only_without_an_image_host_or_while_uploads_fail(
+def test_store_counts_only_while_nothing_can_be_uploaded(
     environment: dict[str, str], state: State, clock: Clock
 ) -> None:
     """It has room for nothing."""

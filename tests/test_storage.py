@@ -1,7 +1,5 @@
 """The contract of storage/__init__.py, run over every implementation."""
 
-from __future__ import annotations
-
 import stat
 import time
 from collections import Counter
@@ -25,7 +23,7 @@ from storage.state import State
 from storage.store import Store
 from storage.waiting import Places
 
-from .postgres import Postgres
+from .postgresql import Postgres
 from .states import Clock, Word, held_elsewhere, key_of, name_of, row_of
 
 Open = Callable[[], State]

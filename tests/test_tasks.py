@@ -1,7 +1,5 @@
 """Tasks: asked for until they end, and never twice."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from storage.state import State
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from .one_backend import PNG, Draw, b64
-from .servers import Gate, Say, ScriptedServer, Seen
+from .scripted import Gate, Say, ScriptedServer, Seen
 from .states import Clock
 
 Ask = Callable[[Seen], Say]

@@ -1,7 +1,5 @@
 """Thumbnails: what the gallery gets, and the files that are kept for it."""
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path
@@ -13,7 +11,7 @@ from picture import ImageRequest
 from storage.local.folder import THUMBNAIL, Folder
 
 from .conftest import HOSTED_URL, InProcess, Serve, drawing
-from .servers import Got, ScriptedServer, png
+from .scripted import Got, ScriptedServer, png
 
 KEY = ImageRequest("apple").key
 PICTURE = png(640, 400)

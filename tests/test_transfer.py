@@ -1,7 +1,5 @@
 """Moving a cache: `cache import`, `export`, `adopt` and `backup`."""
 
-from __future__ import annotations
-
 import json
 from contextlib import closing
 from dataclasses import replace
@@ -20,7 +18,7 @@ from storage.local.sqlite import SqliteState
 
 from .conftest import Run, Serve
 from .disks import read_only
-from .servers import GIF, ScriptedServer, png
+from .scripted import GIF, ScriptedServer, png
 
 HOSTED = "https://images.example.org/hosted.png"
 

@@ -1,7 +1,5 @@
 """Every call ends at its deadline and within its byte limit, and connections are kept."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import gc
@@ -23,7 +21,7 @@ import pytest
 from settings.proxies import NetworkSettings
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
-from .servers import Say, ScriptedServer, free_port, read_request, wait_until
+from .scripted import Say, ScriptedServer, free_port, read_request, wait_until
 from .wire import (
     CHUNKED,
     CUT,

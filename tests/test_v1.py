@@ -35,7 +35,7 @@ from .conftest import (
     drawing,
     seeds,
 )
-from .servers import Gate, Say, ScriptedServer, Seen, fetch, png, wait_until
+from .scripted import Gate, Say, ScriptedServer, Seen, fetch, png, wait_until
 from .states import row_of
 from .studio import Studio
 
@@ -443,7 +443,7 @@ def test_pieces_are_the_json_of_the_whole(size: int) -> None:
     assert max(map(len, found)) <= 65_536
 
 
-def test_file_that_is_shorter_than_it_should_be_ends_the_answer() -> None:
+def test_file_that_is_too_short_ends_the_answer() -> None:
     with pytest.raises(OSError, match="shorter"):
         list(with_base64(PLACE, [picture_of(b"x" * 50_000, 50_001)]))
 

@@ -1,7 +1,5 @@
 """The verdict on a drawing without a picture, and how long it is remembered."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 import pytest

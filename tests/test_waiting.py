@@ -1,7 +1,5 @@
 """Room for requests that wait, and work that runs once for all who want it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,7 @@ from storage import LockTimeout, Unavailable
 from storage.state import State
 from storage.waiting import NoPlace, Places, SingleFlight
 
-from .servers import wait_until
+from .scripted import wait_until
 
 KEY = "a" * 64
 

@@ -1,7 +1,5 @@
 """What the tests of outbound calls share: a guarded network, and servers that misbehave."""
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import socket
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from settings.proxies import NetworkSettings
 from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
-from .servers import RawServer, ScriptedServer, read_request
+from .scripted import RawServer, ScriptedServer, read_request
 
 Talk = Callable[[socket.socket], object]
 MakeServer = Callable[[], ScriptedServer]

@@ -1,7 +1,5 @@
 """requests' adapters: kept connections, one TLS context, and checked addresses for pictures."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import http.client

@@ -1,7 +1,5 @@
 """Bodies of answers: read within a limit, and a picture in base64 cut out of its JSON."""
 
-from __future__ import annotations
-
 import binascii
 import re
 import threading

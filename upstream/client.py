@@ -4,8 +4,6 @@ This folder is the only place that imports requests. Without a Session, requests
 environment, no cookies and no `.netrc`, and follows no redirect.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Signing, administration and status."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

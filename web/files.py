@@ -1,7 +1,5 @@
 """The page's files, compressed for every client that accepts it."""
 
-from __future__ import annotations
-
 import gzip
 from functools import cache
 from pathlib import Path

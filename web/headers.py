@@ -1,7 +1,5 @@
 """Headers of requests and answers: CORS, caching, and how much of what clients send is read."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 from wsgiref.types import WSGIEnvironment

@@ -1,7 +1,5 @@
 """GET /metrics: the counters of all workers, and the facts of /status as numbers."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import suppress

@@ -4,8 +4,6 @@ For ordinary OpenAI clients. Access, pipeline and cache are the same as for /pro
 answers and errors are those of https://platform.openai.com/docs/api-reference.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import secrets

@@ -5,8 +5,6 @@ than all of them (benchmarks/README.md). Every other request goes on to a view, 
 far in `environ[VISIT]`: nothing is parsed, authorised or looked up twice.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import time

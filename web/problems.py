@@ -1,7 +1,5 @@
 """Errors over HTTP: problem+json (RFC 9457), or a card for clients that show pictures."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterable, Mapping

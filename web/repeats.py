@@ -4,8 +4,6 @@ An order without a seed would be drawn and paid for again. So it leaves a note o
 its answer has been delivered, and an order that repeats it gets the same pictures.
 """
 
-from __future__ import annotations
-
 import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -3,8 +3,6 @@
 The command line says the same sentences in English. The page's own words are in web/page/.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 

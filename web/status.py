@@ -1,7 +1,5 @@
 """GET /status: the state of backends, cache and options, and why each failed; no secrets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The figures of a single machine: functions from a `Plan` to `Figure`s, each independent."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 

@@ -1,7 +1,5 @@
 """How long a cold request takes, and how often a backend is asked for one picture."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What converting pictures to WebP saves and costs, and the hits beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path

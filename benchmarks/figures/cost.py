@@ -3,8 +3,6 @@
 CPU time and not wall time: it is what a small machine runs out of, and it is far less noisy.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import subprocess

@@ -1,7 +1,5 @@
 """How fast hits are: through nginx, from gunicorn, counted, and while drawings are under way."""
 
-from __future__ import annotations
-
 import http.client
 import statistics
 from collections import Counter

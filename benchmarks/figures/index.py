@@ -1,7 +1,5 @@
 """How long a look-up takes when a million pictures are cached."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import random

@@ -1,7 +1,5 @@
 """Large answers of backends: what they take in memory, and the hits beside them."""
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What every figure has in common."""
 
-from __future__ import annotations
-
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path

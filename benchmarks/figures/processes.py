@@ -1,7 +1,5 @@
 """How soon the service answers after its start, and how much memory it takes."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """PostgreSQL as the state: what a round trip takes, and a look-up among a million rows."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 All of them share one machine here, so two services are not faster than one.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -29,7 +29,7 @@ from benchmarks.soak.ledger import Ledger
 from benchmarks.soak.scene import Scene, is_ready, reload
 from benchmarks.soak.vendors import FailingBackend
 from benchmarks.stack import Unmeasurable, gunicorn, wait_until
-from tests.servers import free_port
+from tests.scripted import free_port
 
 SECONDS_BETWEEN_FAULTS = 1.5
 # Per process: fewer than the crowd of faults.py would take.

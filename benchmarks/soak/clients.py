@@ -1,7 +1,5 @@
 """Clients that mix hits, misses, deletions and bad requests, and check every answer."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """A file system that becomes full on demand."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Iterator

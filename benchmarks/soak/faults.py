@@ -1,7 +1,5 @@
 """What is done to the service while clients use it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """What is done to the index of pictures while the service uses it."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 from collections.abc import Callable, Iterator

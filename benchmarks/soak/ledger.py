@@ -1,7 +1,5 @@
 """What was paid for: every picture that a backend delivered, and every call of it."""
 
-from __future__ import annotations
-
 import re
 import threading
 import time

@@ -1,7 +1,5 @@
 """The service under attack, and how to tell that it is well."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import sqlite3

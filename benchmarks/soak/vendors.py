@@ -1,7 +1,5 @@
 """Backends that draw one known picture for each prompt, and fail in every way they can."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

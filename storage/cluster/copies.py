@@ -1,7 +1,5 @@
 """Pictures in a bucket that machines share, with copies in a folder of this machine."""
 
-from __future__ import annotations
-
 import errno
 import os
 import tempfile

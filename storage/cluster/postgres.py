@@ -4,15 +4,13 @@ It needs a connection of its own for the locks, so a pooler in between must keep
 connection for as long as the client's ("session mode" in PgBouncer).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 
 from storage import Totals, Unavailable, sql
-from storage.cluster.server import Connection, Server, explained, log
+from storage.cluster.server import BoundedConnection, Server, explained, log
 from storage.cluster.tables import FOLD_TOTALS, TOTALS, ensure_writable, translate
 from storage.gate import Gate
 from storage.state import Found, State, Step, Values
@@ -101,7 +99,9 @@ class PostgresState(State):
 
     def check(self) -> None:
         # Without the pool: nothing is left open.
-        connect = Connection.connect(self.url, seconds=_CHECK_SECONDS, report=self._gate.note)
+        connect = BoundedConnection.connect(
+            self.url, seconds=_CHECK_SECONDS, report=self._gate.note
+        )
         with explained(), closing(connect) as connection:
             ensure_writable(connection)
 
@@ -121,7 +121,7 @@ class PostgresState(State):
         # In one order for all, so that two of them never wait for each other's rows.
         ordered = sorted(values, key=lambda each: str(each["key"]))
 
-        def work(connection: Connection) -> int:
+        def work(connection: BoundedConnection) -> int:
             with connection.cursor() as cursor:
                 cursor.executemany(query, ordered)  # one pipeline, and so one transaction
                 return cursor.rowcount
@@ -134,7 +134,7 @@ class PostgresState(State):
         lock = "SELECT pg_advisory_xact_lock(:lock)", {"lock": ~lock_number(key)}
         queries = [(translate(query), values) for query, values in (lock, *steps)]
 
-        def work(connection: Connection) -> list[Found]:
+        def work(connection: BoundedConnection) -> list[Found]:
             # What is sent before the pipeline ends is one transaction.
             with connection.pipeline():
                 cursors = [connection.execute(*query) for query in queries]

@@ -3,8 +3,6 @@
 Nothing is opened before the first call, so that processes can be forked until then.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import re
@@ -86,7 +84,7 @@ class _Text(StrDumper):
         return obj.encode("utf-8", "replace").replace(b"\0", b"?")
 
 
-class Connection(psycopg.Connection[tuple[Any, ...]]):
+class BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that waits for the server until `deadline` (monotonic), and no longer."""
 
     deadline = math.inf
@@ -162,13 +160,13 @@ class Server:
     gate: Gate
     seconds: float
     lifetime: float = 3600.0
-    _pool: ConnectionPool[Connection] | None = field(default=None, init=False)
+    _pool: ConnectionPool[BoundedConnection] | None = field(default=None, init=False)
     _mutex: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
         self._refusals = LastingFault(log, "A statement", "run")
 
-    def run(self, work: Callable[[Connection], T]) -> T:
+    def run(self, work: Callable[[BoundedConnection], T]) -> T:
         """Return `work(connection)`. Raises Unavailable.
 
         `work` is run once more on a new connection if the first turns out to be lost, although the
@@ -188,7 +186,7 @@ class Server:
         if pool:
             pool.close(timeout=0)
 
-    def _run(self, work: Callable[[Connection], T], deadline: float) -> T:
+    def _run(self, work: Callable[[BoundedConnection], T], deadline: float) -> T:
         pool = self._open()
         try:
             with pool.connection(min(_FREE_SECONDS, deadline - time.monotonic())) as connection:
@@ -208,14 +206,14 @@ class Server:
         self._refusals.end()
         return result
 
-    def _open(self) -> ConnectionPool[Connection]:
+    def _open(self) -> ConnectionPool[BoundedConnection]:
         with self._mutex:
             if self._pool is None:
                 # It would log every request, and failures with the user's name.
                 logging.getLogger("psycopg").setLevel(logging.CRITICAL)
                 self._pool = ConnectionPool(
                     self.url,
-                    connection_class=Connection,
+                    connection_class=BoundedConnection,
                     kwargs={"seconds": self.seconds, "report": self.gate.note},
                     min_size=1,
                     max_size=self.size,

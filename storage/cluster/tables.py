@@ -1,7 +1,5 @@
 """PostgreSQL's own side of storage/sql.py: the clock, the totals, and creating the tables."""
 
-from __future__ import annotations
-
 import re
 from contextlib import suppress
 from functools import cache

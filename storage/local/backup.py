@@ -1,7 +1,5 @@
 """The daily backup of the index, which takes the place of an index that is damaged or missing."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

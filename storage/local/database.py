@@ -1,7 +1,5 @@
 """The SQLite file: connections to it, and what its errors mean."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

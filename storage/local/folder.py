@@ -1,7 +1,5 @@
 """Pictures as files of one flat folder."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

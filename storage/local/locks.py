@@ -1,7 +1,5 @@
 """Cheap locks between processes: no lock files, and released when the process exits."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

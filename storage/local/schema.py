@@ -1,7 +1,5 @@
 """The SQLite database: opening it, its tables, how older versions become the present one."""
 
-from __future__ import annotations
-
 import sqlite3
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The state of a single machine: a SQLite database and a file of locks."""
 
-from __future__ import annotations
-
 import contextlib
 import sqlite3
 import time

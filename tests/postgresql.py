@@ -1,7 +1,5 @@
 """A real PostgreSQL server for tests, on loopback."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import pwd
@@ -15,7 +13,7 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 
-from .servers import free_port, wait_until
+from .scripted import free_port, wait_until
 
 MISSING = "PostgreSQL is not installed: apt-get install postgresql, or put initdb on PATH"
 

@@ -1,7 +1,5 @@
 """The other side, for tests: real HTTP servers on loopback that say what a test scripts."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import http.client
