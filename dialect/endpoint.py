@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dialect.doors import door_of
@@ -32,7 +32,8 @@ def clean_text(value: Any) -> str | None:
 class Answer:
     """A server's answer: its JSON (None for any other body) and its fault (None for success).
 
-    `sent` is the free text of the request, which an answer may repeat.
+    `sent` is the free text of the request and `secrets` are its credentials: an answer may repeat
+    either.
     """
 
     reply: Reply
@@ -40,11 +41,12 @@ class Answer:
     fault: Fault | None = None
     error: ErrorText | None = None
     sent: Collection[str] = ()
+    secrets: Collection[str] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, reply: Reply, sent: Collection[str] = ()) -> Answer:
-        """Read the answer to a request with the free text `sent`."""
-        answer = cls(reply, read_json(reply.body), sent=sent)
+    def of(cls, reply: Reply, sent: Collection[str] = (), secrets: Collection[str] = ()) -> Answer:
+        """Read the answer to a request with this free text and these credentials."""
+        answer = cls(reply, read_json(reply.body), sent=sent, secrets=secrets)
         found = complaint(answer.json)
         if reply.status < 300 and not found:
             return answer
@@ -64,7 +66,7 @@ class Answer:
         if body is None:
             body = reply.body[:4000].decode("utf-8", "replace")
         status = reply.status if reply.status >= 300 else claimed_status(found)
-        error = ErrorText.read(status, body, self.sent)
+        error = ErrorText.read(status, body, self.sent, self.secrets)
         return error, judge(reply.status, error, reply.headers, self.json)
 
 
@@ -152,7 +154,8 @@ class Endpoint:
         """
         headers = _ACCEPT | self.headers | {**headers}
         reply = self.upstream.request(method, url, headers=headers, **more)
-        return Answer.of(reply, sent)
+        secrets = [value.removeprefix("Bearer ") for value in self.headers.values()]
+        return Answer.of(reply, sent, secrets)
 
 
 def _digest(*parts: str | None) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from settings.redaction import redacted
+
 # The fields of a request that hold a client's own words.
 FREE_TEXT = ("prompt", "model", "quality", "style", "background", "negative_prompt", "user")
 
@@ -145,8 +147,13 @@ class ErrorText:
     is_echo: bool
 
     @classmethod
-    def read(cls, status: int, answer: Any, sent: Collection[str] = ()) -> ErrorText:
-        """Read any vendor's error; `sent` is the free text of the request. Raises nothing."""
+    def read(
+        cls, status: int, answer: Any, sent: Collection[str] = (), secrets: Collection[str] = ()
+    ) -> ErrorText:
+        """Read any vendor's error. Raises nothing.
+
+        `sent` is the free text of the request, `secrets` are its credentials.
+        """
         client, codes, params = FreeText(sent), set[str](), set[str]()
         own, messages = list[str](), list[str]()
         facts = list(islice(_facts(answer), _MAX_FACTS))
@@ -169,7 +176,7 @@ class ErrorText:
             frozenset(params),
             _joined(own if is_echo else own + messages),
             _joined(value for _, value, _ in facts),
-            _words(facts),
+            _words(facts, secrets),
             frozenset(client.quoted),
             is_echo,
         )
@@ -214,11 +221,11 @@ def _joined(texts: Iterable[str]) -> str:
     return "\n".join(text for text in texts if not text.isdecimal())[:_MAX_TEXT]
 
 
-def _words(facts: list[tuple[str, str, bool]]) -> str:
+def _words(facts: list[tuple[str, str, bool]], secrets: Collection[str]) -> str:
     """Return the vendor's message on one line, or its codes if it has none."""
     said = [value for name, value, _ in facts if name in _MESSAGE_NAMES and value.strip()]
     text = said[0] if said else ", ".join(value for _, value, _ in facts)
-    return " ".join(_SECRET.sub("***", text).split())[:_MAX_WORDS]
+    return " ".join(_SECRET.sub("***", redacted(text, secrets)).split())[:_MAX_WORDS]
 
 
 def _json_inside(text: Any) -> Any:

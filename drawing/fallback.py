@@ -115,7 +115,7 @@ class Pollinations:
         media_type = media_type_of(reply.body)
         if reply.status == 200 and media_type:
             return Image(reply.body, media_type, self.name)
-        answer = Answer.of(reply, (prompt,))
+        answer = Answer.of(reply, (prompt,), (self.settings.token or "",))
         why = "not a picture" if reply.status == 200 else "down"
         fault = answer.fault or Fault(Outcome.FAILED, why)
         if reply.status == 402 and answer.error and "queue full" in answer.error.text.lower():

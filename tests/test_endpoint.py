@@ -143,6 +143,15 @@ def test_second_request_is_taken_at_once(ask: Asking, vendor: str) -> None:
     assert {name: sent[name] for name in sent if name not in ("prompt", "n", "model")} == expected
 
 
+def test_error_that_quotes_the_token_is_kept_without_it(server: MakeServer, state: State) -> None:
+    vendor = server()
+    vendor.say(lambda seen: Say({"error": {"message": seen.headers["Authorization"][7:]}}, 401))
+    endpoint = Endpoint(Upstream(), state, vendor.url, "images/generations", "token-of-ours")
+    answer = endpoint.ask(BODY, deadline=Deadline.after(10), limit=2**20)
+    assert answer.fault
+    assert answer.fault.detail == "***"
+
+
 def test_every_size_is_fitted_once_the_rules_are_known(ask: Asking) -> None:
     ask.say(gpt_image)
     for size in ((1024, 768), (64, 64), (768, 1024), (4096, 4096)):
