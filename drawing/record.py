@@ -1,4 +1,4 @@
-"""One drawing: its stages, its picture and, if there is none, its final error."""
+"""The record of one drawing: its stages, and the picture or the final error."""
 
 import math
 import time

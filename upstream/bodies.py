@@ -100,7 +100,7 @@ def cut_picture(body: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _place(body: bytes) -> tuple[int, int]:
-    """Return where a picture's base64 begins and ends; the end is -1 if there is none."""
+    """Return the start and end of a picture's base64; the end is -1 if the body has no picture."""
     begin, end, at = 0, -1, 0
     # It begins within a MiB of the start, or of the picture before: a search holds the interpreter.
     while found := _PICTURE.search(body, at, at + 2**20):

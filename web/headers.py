@@ -72,7 +72,7 @@ def prepare(environ: WSGIEnvironment) -> None:
     for name in CONDITIONS:
         if len(environ.get(name, "")) > _CONDITION_LENGTH:
             del environ[name]
-    # So are several ranges, those of another unit, and what is none: Werkzeug's answer is a 416.
+    # Several ranges, other units and invalid headers are ignored, too: Werkzeug would answer 416.
     wanted = parse_range_header(environ.get("HTTP_RANGE"))
     if not wanted or wanted.units != "bytes" or len(wanted.ranges) > 1:
         environ.pop("HTTP_RANGE", None)

@@ -32,7 +32,7 @@ _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 class Room:
     """The room in a folder, of which a picture may need `picture_bytes`. Thread-safe.
 
-    After a write that failed there is none, until `try_again` succeeds.
+    After a failed write, nothing can be reserved until `try_again` succeeds.
     """
 
     directory: Path
