@@ -177,6 +177,8 @@ class InProcess(Service):
         app = create_app(config.parse(environment), lambda: time.time() + self.ahead)
         self.services = app.extensions["prompt_image_proxy"]
         self._server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
+        # A request goes on after its answer was read, and what it writes then needs the state.
+        self._server.daemon_threads = False
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.02,), daemon=True
@@ -185,7 +187,7 @@ class InProcess(Service):
 
     def close(self) -> None:
         self._server.shutdown()
-        self._server.server_close()
+        self._thread.join()
         self.services.close()
 
 

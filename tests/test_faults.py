@@ -452,6 +452,7 @@ def test_storm_of_faults_leaves_no_secret_anywhere(
         LOG_LEVEL="DEBUG",
         BACKEND_API_URLS=",".join([*urls, broken.url]),
         AUTH_TOKEN="token-of-the-backend",
+        BLOCKED_RETRY_ATTEMPTS="20",  # no refusal keeps the other backends from being asked
         GENERATION_DEADLINE="4",  # less than a cooldown, which no drawing then waits for
         POLLINATIONS_ENABLED="true",
         POLLINATIONS_URL=with_password(fallback.url),
