@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import click.testing
 import pytest
-from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 import config
 from access import Access
@@ -166,6 +166,12 @@ class _Handler(WSGIRequestHandler):
         pass
 
 
+class _Server(ThreadedWSGIServer):
+    """Werkzeug's, which ends after its requests: they write notes after an answer was read."""
+
+    daemon_threads = False
+
+
 class InProcess(Service):
     """The app in this process, behind Werkzeug's threaded HTTP server: starts in no time.
 
@@ -176,9 +182,7 @@ class InProcess(Service):
         self.ahead = 0.0
         app = create_app(config.parse(environment), lambda: time.time() + self.ahead)
         self.services = app.extensions["prompt_image_proxy"]
-        self._server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
-        # A request goes on after its answer was read, and what it writes then needs the state.
-        self._server.daemon_threads = False
+        self._server = _Server("127.0.0.1", 0, app, _Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.02,), daemon=True
