@@ -86,8 +86,10 @@ class Pipeline:
         """Return the failure or refusal that `draw` would answer with. Raises Unavailable."""
         if failure := Failure.recall(self.cache.state, request.key, self.fingerprint):
             return failure
+        if self.fallback:
+            return None  # which draws what backends refuse
         refusal = Blocked.recall(self.cache.state, request.key, self.fingerprint)
-        if refusal is None or self.fallback:
+        if refusal is None:
             return None
         return GaveUp("moderation_refused", remembered_for=refusal.left, is_repeated=True)
 
@@ -132,7 +134,8 @@ class Pipeline:
 
     def _find_image(self, drawing: Drawing) -> None:
         state, key, blocked_ttl = self.cache.state, drawing.request.key, self.settings.blocked_ttl
-        if found := Blocked.recall(state, key, self.fingerprint):
+        # Without a fallback, a remembered refusal has ended the drawing before.
+        if self.fallback and (found := Blocked.recall(state, key, self.fingerprint)):
             drawing.blocked_for = found.left
             drawing.optimized, drawing.rewritten = found.note.optimized, found.note.rewritten
         else:

@@ -27,6 +27,11 @@ def from_columns(values: Iterable[Any]) -> Row | None:
     return row if _is_sound(row) else None
 
 
+def to_columns(row: Row) -> dict[str, Any]:
+    """Return the fields of a row by the names of COLUMNS."""
+    return {name: getattr(row, name) for name in COLUMNS}
+
+
 def _is_sound(row: Row) -> bool:
     """Whether a picture can be served from a row: never the picture of another key."""
     return (

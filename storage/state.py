@@ -10,7 +10,7 @@ from typing import Any
 
 from metrics import OFF, Metrics
 from storage import ALL, Filter, N, Note, Recalled, Row, Totals, Unavailable, sql
-from storage.sql import from_columns
+from storage.sql import from_columns, to_columns
 from storage.store import Task
 
 _NO_LIMIT = 2**53
@@ -88,7 +88,7 @@ class State(ABC):
 
     def store(self, row: Row) -> str | None:
         """Insert or replace a row, as used just now; return the file of the row it replaced."""
-        columns = asdict(row)
+        columns = to_columns(row)
         steps = (sql.FIND_FILE, columns), (sql.STORE, columns)
         replaced, _ = self._transact("store", row.key, *steps)
         return replaced[0][0] if replaced else None
@@ -99,7 +99,7 @@ class State(ABC):
         They count as last used when they were created. Of several with the same key, the first
         is inserted.
         """
-        values = [asdict(row) | {"used": row.created} for row in rows]
+        values = [to_columns(row) | {"used": row.created} for row in rows]
         return self._write("add", sql.ADD, *values)
 
     def amend(self, old: Row, new: Row) -> bool:
@@ -107,15 +107,15 @@ class State(ABC):
 
         Return whether it was replaced. When it was last used stays as it is.
         """
-        changed = {f"new_{name}": value for name, value in asdict(new).items()}
-        return self._write("amend", sql.AMEND, asdict(old) | changed) > 0
+        changed = {f"new_{name}": value for name, value in to_columns(new).items()}
+        return self._write("amend", sql.AMEND, to_columns(old) | changed) > 0
 
     def remove(self, rows: Sequence[Row]) -> int:
         """Remove rows, except those that have been replaced since they were read.
 
         Return how many were removed. All or none are, if the state fails meanwhile.
         """
-        return self._write("remove", sql.REMOVE, *map(asdict, rows))
+        return self._write("remove", sql.REMOVE, *map(to_columns, rows))
 
     def delete(self, key: str) -> bool:
         """Remove a row here and in every backup of the state's own; return whether it was here."""
