@@ -38,10 +38,15 @@ def _examine(
 ) -> Iterator[tuple[str, FoundUrl | DocumentFault]]:
     """Yield the URLs of ours that open in documents, and the faults, each with its place."""
     service.announce_cache()
-    examiner = Examiner(service.why_closed, service.public_url)
+    examiner, is_empty = Examiner(service.why_closed, service.public_url), True
     for file in documents(files):
         for line, one in examiner.examine(read(file)):
+            is_empty = False
             yield f"{file}:{line}", one
+    if is_empty:
+        base = examiner.base
+        ours = f"begins with {base}" if base else "names a picture of this service"
+        say(f"No URL in these files {ours}.", err=True)
 
 
 def _shortened(prompt: str) -> str:

@@ -150,6 +150,19 @@ def test_links_say_what_they_show_and_since_when(
     assert len(backend.seen) == 1
 
 
+@pytest.mark.parametrize("command", ["links", "warm"])
+def test_documents_without_our_urls_are_named_as_such(
+    run: Run, command: str, tmp_path: Path
+) -> None:
+    page = write(tmp_path / "page.md", url("a cat", {"key": KEY}))
+    mistyped = run(command, str(page), PUBLIC_URL="https://pics.exmaple.org")
+    assert "No URL in these files begins with https://pics.exmaple.org/prompt/." in mistyped.stderr
+    page.write_text("No picture.")
+    empty = run(command, str(page), PUBLIC_URL=None)
+    assert "No URL in these files names a picture of this service." in empty.stderr
+    assert (mistyped.exit_code, empty.exit_code) == (0, 0)
+
+
 def test_keys_are_changed_as_documented(run: Run, tmp_path: Path) -> None:
     def perform(line: str) -> str:
         """Run a documented line in a folder that stands for the service's; return its output."""
