@@ -21,7 +21,7 @@ from storage.waiting import Places
 
 from .proxy import Link
 from .scripted import png, wait_until
-from .states import REQUEST, Clock, read
+from .states import REQUEST, Clock, read, refusing
 
 OTHER = ImageRequest("a green pear")
 PNG = png(size=500)
@@ -194,6 +194,16 @@ def test_copies_of_deleted_pictures_are_swept(here: Machine, there: Machine, clo
     clock.now = time.time() + STALE_SECONDS + 1
     there.store.sweep()
     assert there.copies() == [kept.file]
+
+
+def test_deletion_whose_row_stays_says_so(here: Machine, there: Machine, tmp_path: Path) -> None:
+    here.put()
+    assert there.read() == PNG
+    with refusing(tmp_path / "database", "DELETE ON entries"), pytest.raises(Unavailable):
+        here.cache.delete(REQUEST.key)
+    assert there.read() == PNG, "its copy: this is why"
+    assert here.cache.delete(REQUEST.key)
+    assert there.read() is None
 
 
 def test_bucket_is_adopted_by_command_only(here: Machine, there: Machine) -> None:

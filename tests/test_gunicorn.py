@@ -21,7 +21,7 @@ import pytest
 
 from web.serving import INVALID_SETTINGS
 
-from .conftest import KEY, ROOT, Gunicorn, Serve, Start, drawing
+from .conftest import KEY, REFUSAL, ROOT, Gunicorn, Serve, Start, drawing
 from .image import copy_image
 from .proxy import HttpProxy
 from .scripted import (
@@ -60,11 +60,13 @@ def test_drawing_continues_after_its_client_disconnects(studio: Studio) -> None:
     assert studio.service.picture("x").headers["Cache-Status"] == "PromptImageProxy; hit"
 
 
-def test_hits_are_served_while_all_places_for_drawings_are_taken(
+def test_hits_and_refusals_are_answered_while_all_places_are_taken(
     gunicorn: Start, backend: ScriptedServer
 ) -> None:
     service = gunicorn(backend, THREADS="24")
     service.picture("cached")
+    backend.say(REFUSAL)
+    assert service.picture("refused").status == 422
     backend.say(gate := Gate(drawing()))
     with ThreadPoolExecutor(40) as pool:
         misses = [pool.submit(service.picture, f"miss-{n}") for n in range(40)]
@@ -72,6 +74,7 @@ def test_hits_are_served_while_all_places_for_drawings_are_taken(
         wait_until(lambda: sum(miss.done() for miss in misses) >= 24)
         for _ in range(20):
             assert service.picture("cached").headers["Cache-Status"] == "PromptImageProxy; hit"
+            assert service.picture("refused").status == 422
         gate.opened.set()
         answers = [miss.result() for miss in misses]
     rejected = [answer for answer in answers if answer.status == 503]
