@@ -271,7 +271,7 @@ def test_deadline_bounds_all_requests_together(ask: Asking) -> None:
     ask.say(SEED_UNKNOWN, rejection("Unknown parameter: 'n'.", "n"), late)
     began = time.monotonic()
     with pytest.raises(UpstreamError) as caught:
-        ask(BODY, deadline=Deadline.after(0.5))
+        ask(BODY, deadline=Deadline.after(1.0))
     late.opened.set()
     assert (caught.value.why, len(ask.seen)) == (Why.TIMED_OUT, 3)
-    assert time.monotonic() - began == pytest.approx(0.5, abs=0.4)
+    assert 0.9 < time.monotonic() - began < 3

@@ -141,7 +141,7 @@ def test_deadline_ends_the_polling(polling: Polling) -> None:
 
 def test_each_poll_has_the_time_of_one_call(polling: Polling) -> None:
     late = Gate(RUNNING)
-    assert polling(SUBMITTED, late, DONE, timeout=0.3).fault is None
+    assert polling(SUBMITTED, late, DONE, timeout=1.0).fault is None
     late.opened.set()
     assert polling.methods == ["POST", "GET", "GET"]
 
