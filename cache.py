@@ -103,7 +103,7 @@ class Cache:
             **about,
         )
         if row.file and 0 < self.max_bytes < row.bytes:
-            raise NotKept("the picture is larger than CACHE_MAX_BYTES")
+            raise _not_kept(key, "the picture is larger than CACHE_MAX_BYTES")
         self._write(row, data)
         with suppress(Unavailable):
             self.evict()
@@ -142,10 +142,9 @@ class Cache:
                 self.store.write(row.file, data, row.created)
             replaced = self.state.store(row)
         except (OSError, Unavailable) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            log.error("Picture %s could not be stored: %s", row.key, reason)
             self._settled = None  # its file may wait to be adopted
-            raise NotKept(str(reason)) from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise _not_kept(row.key, str(reason)) from error
         # Another process may have adopted this file before its row was stored.
         if replaced and replaced != row.file:
             with suppress(OSError):
@@ -244,3 +243,8 @@ class Cache:
         with suppress(Unavailable):
             self.flush()
         self.state.close()
+
+
+def _not_kept(key: str, reason: str) -> NotKept:
+    log.error("Picture %s could not be stored: %s", key, reason)
+    return NotKept(reason)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cache import Cache
-from storage import Row, Unavailable
+from storage import NoRoom, Row, Unavailable
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 from storage.state import State
@@ -108,6 +108,9 @@ def _copy(source: Cache, target: Cache, row: Row) -> Row | str | None:
     except (FileLost, Unavailable, OSError) as why:
         is_gone = source.state.files([row.key]).get(row.key) != row.file
         return None if is_gone else f"{row.file}: {why}"
-    with store_errors():
-        target.store.write(str(row.file), data, row.created)
+    try:
+        with store_errors():
+            target.store.write(str(row.file), data, row.created)
+    except NoRoom as why:  # the target takes no files at all
+        return f"{row.file}: {why}"
     return row

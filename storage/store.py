@@ -38,7 +38,8 @@ class Stored(NamedTuple):
 class Store(Protocol):
     """Bytes under immutable names, `{key}-{16 hex digits}.{extension}`. Thread-safe.
 
-    A name never stands for half of its bytes. All methods but `reserve` raise OSError.
+    A name never stands for half of its bytes. All methods but `reserve` raise OSError; `write` also
+    raises NoRoom, where no file is ever kept.
     """
 
     @property

@@ -292,11 +292,14 @@ def test_least_recently_used_goes_first(make: Make, clock: Clock, folder: Path) 
     assert len(pictures(folder)) == 3
 
 
-def test_picture_larger_than_the_limit_costs_no_other(make: Make, folder: Path) -> None:
+def test_picture_larger_than_the_limit_costs_no_other(
+    make: Make, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = make(max_bytes=1000)
     put(cache, ImageRequest("small"))
     with pytest.raises(NotKept, match="CACHE_MAX_BYTES"):
         put(cache, data=png(size=1001))
+    assert f"Picture {REQUEST.key} could not be stored: the picture is larger" in caplog.text
     assert read(cache, ImageRequest("small")) == png()
     assert len(pictures(folder)) == 1
 

@@ -13,6 +13,7 @@ from cache import Cache
 from commands import transfer
 from picture import ImageRequest
 from storage import Row, Unavailable
+from storage.cluster.copies import Nowhere
 from storage.local.folder import Folder
 from storage.local.sqlite import SqliteState
 
@@ -176,6 +177,14 @@ def test_picture_deleted_amid_the_copy_is_skipped(cache: Cache, new: Cache, tmp_
     [row] = transfer.transfer(source, new)
     assert isinstance(row, Row)
     assert (row.url, new.state.totals().entries) == (HOSTED, 1)
+
+
+def test_cache_without_files_takes_urls_over(cache: Cache, new: Cache) -> None:
+    target = Cache(new.state, Nowhere(Path()))
+    found = list(transfer.transfer(cache, target))
+    assert [row.url for row in found if isinstance(row, Row)] == [HOSTED]
+    assert sum("STORAGE_URL is not set" in str(one) for one in found) == 2
+    assert new.state.totals().entries == 1
 
 
 def test_backup_refuses_folders_that_are_none(run: Run, cache: Cache, tmp_path: Path) -> None:

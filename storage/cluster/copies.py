@@ -181,7 +181,7 @@ class Nowhere(Folder):
         raise NoRoom(self.fault)
 
     def write(self, name: str, data: bytes, created: float) -> None:
-        raise OSError(errno.EROFS, self.fault)
+        raise NoRoom(self.fault)
 
     def names(self) -> Iterator[Stored]:
         return iter(())
