@@ -33,7 +33,7 @@ class Answer:
     """A server's answer: its JSON (None for any other body) and its fault (None for success).
 
     `sent` is the free text of the request and `secrets` are its credentials: an answer may repeat
-    either.
+    either. `asked_base64`: bytes were asked for in place of a URL.
     """
 
     reply: Reply
@@ -42,6 +42,7 @@ class Answer:
     error: ErrorText | None = None
     sent: Collection[str] = ()
     secrets: Collection[str] = field(default=(), repr=False)
+    asked_base64: bool = False
 
     @classmethod
     def of(cls, reply: Reply, sent: Collection[str] = (), secrets: Collection[str] = ()) -> Answer:
@@ -131,9 +132,11 @@ class Endpoint:
             answer = self.call(
                 "POST", self.url, words, learned.headers, json=sent, deadline=deadline, limit=limit
             )
+            is_base64 = sent.get("response_format") == "b64_json"
+            answer = replace(answer, asked_base64=is_base64)
             fault, error = answer.fault, answer.error
             if fault is None or error is None or fault.outcome is Outcome.REFUSED:
-                # Only lessons that helped are stored: an error may blame an innocent field.
+                # Lessons are stored after a success: an error may blame an innocent field.
                 if learned != known:
                     learned.store(self.state, key, recalled)
                 break

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from dialect.answers import Found, find_pictures
@@ -147,7 +147,8 @@ class Backend:
         try:
             return self._first_picture(answer, drawing.deadline)
         except UpstreamError as error:
-            if error.why not in _UNFETCHABLE:
+            # A backend that sends URLs all the same would be paid for the same request again.
+            if error.why not in _UNFETCHABLE or answer.asked_base64:
                 raise
         with first_free([self], drawing.deadline, self.sleep)[1]:
             answer = self._answer(drawing, base64=True)
@@ -171,7 +172,8 @@ class Backend:
             base64=base64,
             texts=(request.prompt,),
         )
-        return poll(self.endpoint, answer, deadline, self.timeout, limit, self.sleep)
+        last = poll(self.endpoint, answer, deadline, self.timeout, limit, self.sleep)
+        return replace(last, asked_base64=answer.asked_base64)
 
     def _first_picture(self, answer: Answer, deadline: Deadline) -> Image:
         """Return the first picture in a success, whatever fault stands beside it but a refusal.

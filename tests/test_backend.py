@@ -253,5 +253,6 @@ def test_unreachable_picture_is_requested_as_base64(backend: ScriptedServer, dra
 
 def test_private_picture_without_bytes_is_a_failure(backend: ScriptedServer, draw: Draw) -> None:
     backend.say(Say({"data": [{"url": "http://192.168.1.9/a.png"}]}))
-    assert not_drawn(lambda: draw(backend.url)).fault.why == "forbidden URL"
-    assert len(backend.seen) == 2
+    for calls in (2, 3):  # once it was asked for bytes in vain, asking again would only cost
+        assert not_drawn(lambda: draw(backend.url)).fault.why == "forbidden URL"
+        assert len(backend.seen) == calls
