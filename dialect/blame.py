@@ -1,6 +1,7 @@
 """Which of the fields sent an error blames, and whether it means the field or its value."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -138,7 +139,8 @@ def demanded_fields(error: ErrorText) -> dict[str, Any]:
         if name not in ESSENTIAL and name not in SIZE_FIELDS:
             found[name] = quoted or bare
             with suppress(ValueError):  # Python writes True and None
-                found[name] = json.loads(found[name].lower().replace("none", "null"))
+                value = json.loads(found[name].lower().replace("none", "null"))
+                found[name] = found[name] if value in (math.inf, -math.inf) else value
     return found
 
 

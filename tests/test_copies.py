@@ -1,5 +1,6 @@
 """Machines with one database and one bucket, and what becomes of their copies."""
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from storage.local.sqlite import SqliteState
 from storage.store import STALE_SECONDS
 from storage.waiting import Places
 
+from .disks import disk
 from .proxy import Link
 from .scripted import png, wait_until
 from .states import REQUEST, Clock, read, refusing
@@ -178,6 +180,18 @@ def test_nothing_is_drawn_or_deleted_while_a_bucket_is_down(here: Machine, there
     assert there.cache.delete(OTHER.key)
     assert there.read(OTHER) is None
     assert [stored.key for stored in here.store.names()] == [REQUEST.key], "no trial is left"
+
+
+def test_no_room_for_a_fetched_picture_makes_no_half_of_one(
+    here: Machine, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = png(size=200_000)
+    row = here.cache.put(REQUEST.key, data, "image/png")
+    monkeypatch.setattr(tempfile, "tempdir", str(small := tmp_path / "small"))
+    with disk(small, "64k"):
+        store = Copies(here.objects, small, here.state.files, Places(64), clock=clock)
+        with pytest.raises(OSError, match="No space"):
+            store.open(str(row.file), row.bytes)
 
 
 # --- deleted

@@ -145,6 +145,7 @@ DEMANDED: dict[str, tuple[Any, Learned]] = {
     "a bare word": (openai("moderation must be set to low for this model"),
         Learned(forced={"moderation": "low"})),
     "camelCase": (openai("sampleCount must be set to 1"), Learned(forced={"sampleCount": 1})),
+    "no number of JSON": (openai("cfg must be set to 1e999."), Learned(forced={"cfg": "1e999"})),
     "no value": (openai("user must be set to a string"), NOTHING),
     "an essential field": (openai("model must be set to x"), NOTHING),
     "ModelScope": ({"errors": {"message": MODELSCOPE}},

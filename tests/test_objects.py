@@ -44,6 +44,13 @@ def failure_of(call: Callable[[], object]) -> str:
     return str(caught.value.strerror)
 
 
+def test_client_that_cannot_be_built_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/no/such/file.json")
+    objects = Objects(ObjectSettings("gs://bucket"))
+    for call in (lambda: objects.put("a", b"", "text/plain"), lambda: objects.get("a")):
+        assert "/no/such" not in failure_of(call)
+
+
 # --- what an answer means
 
 

@@ -137,6 +137,9 @@ def test_conditional_requests_are_answered_304(service: InProcess) -> None:
         ("If-None-Match", '"other"', 200),
         ("If-Modified-Since", first["Last-Modified"], 304),
         ("If-Modified-Since", "Sat, 01 Jan 2000 00:00:00 GMT", 200),
+        ("If-Modified-Since", "Mon, 01 Jan 99999999999 00:00:00 GMT", 200),
+        ("If-Unmodified-Since", "Mon, 01 Jan 99999999999 00:00:00 GMT", 200),
+        ("If-Range", "Mon, 01 Jan 99999999999 00:00:00 GMT", 200),
     ]:
         got = service.get(f"/prompt/x?key={KEY}", headers={name: value})
         assert (got.status, got.body) == (status, b"" if status == 304 else png()), (name, value)

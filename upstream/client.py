@@ -178,7 +178,7 @@ def _prepared(
         request = requests.Request(method, urljoin(base, url), **content).prepare()
         parts = urlsplit(str(request.url))
         port = parts.port
-    except ValueError as error:
+    except (ValueError, requests.RequestException) as error:
         raise UpstreamError("it named something that is not a URL", Why.FORBIDDEN) from error
     if parts.scheme not in _PORTS or not parts.hostname:
         raise UpstreamError("it named a URL that is not http or https", Why.FORBIDDEN)

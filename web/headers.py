@@ -6,7 +6,7 @@ from wsgiref.types import WSGIEnvironment
 
 from flask import Response, request
 from werkzeug.exceptions import NotFound
-from werkzeug.http import dump_header, parse_dict_header, parse_range_header
+from werkzeug.http import dump_header, parse_date, parse_dict_header, parse_range_header
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 OPEN = (
@@ -70,7 +70,7 @@ def prepare(environ: WSGIEnvironment) -> None:
         if name in environ:
             environ[name] = environ[name][:_CHOICES_LENGTH]
     for name in CONDITIONS:
-        if len(environ.get(name, "")) > _CONDITION_LENGTH:
+        if len(environ.get(name, "")) > _CONDITION_LENGTH or _is_no_date(environ.get(name)):
             del environ[name]
     # Several ranges, other units and invalid headers are ignored, too: Werkzeug would answer 416.
     wanted = parse_range_header(environ.get("HTTP_RANGE"))
@@ -81,6 +81,15 @@ def prepare(environ: WSGIEnvironment) -> None:
     if match := _OPENAI_PATH.fullmatch(path):
         path = OPENAI_PREFIX + "/".join(filter(None, match.groups()))
     environ["PATH_INFO"] = path
+
+
+def _is_no_date(value: str | None) -> bool:
+    """Return whether Werkzeug would fail to read a header as a date, such as one of year 99999."""
+    try:
+        parse_date(value)
+    except OverflowError:
+        return True
+    return False
 
 
 Headers = list[tuple[str, str]]

@@ -115,10 +115,7 @@ class Copies:
             with suppress(OSError):
                 return self._copies.open(name, size)
             # No copy can be kept: the disk may be full.
-            file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 # the caller closes it
-            file.write(data)
-            file.seek(0)
-            return file
+            return _nameless(data)
 
     def delete(self, name: str) -> None:
         with self.metrics.store_call("delete"):
@@ -163,6 +160,19 @@ class Copies:
         with suppress(OSError):
             if self.fault:
                 self.check()
+
+
+def _nameless(data: bytes) -> FileIO:
+    """Return an open file without a name. Raises OSError."""
+    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 # the caller closes it
+    try:
+        if file.write(data) < len(data):  # as on a disk that is nearly full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        file.seek(0)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 class Nowhere(Folder):

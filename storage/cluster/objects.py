@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -71,8 +71,8 @@ class Objects:
         headers = {"Content-Type": media_type}
         if cache_control:
             headers["Cache-Control"] = cache_control
-        put = partial(self._patient.put, attributes=headers, use_multipart=False)
-        self._call(self._writing, lambda: put(name, data))
+        more: Any = {"attributes": headers, "use_multipart": False}
+        self._call(self._writing, lambda: self._patient.put(name, data, **more))
 
     def get(self, name: str) -> bytes:
         """Return an object. Raises FileNotFoundError if the store says that it does not exist."""
