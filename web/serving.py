@@ -126,8 +126,9 @@ class Master:
             "workers": settings.workers,
             "threads": settings.threads,
             "worker_connections": max_connections(),
-            # A stop or a reload lets drawings finish, so that what was paid for is stored.
-            "graceful_timeout": int(settings.generation_deadline) + 15,
+            # A stop or a reload lets drawings finish, so that what was paid for is stored: even at
+            # the deadline, an upload to a bucket has its time.
+            "graceful_timeout": int(settings.generation_deadline + settings.upload_timeout) + 10,
             "loglevel": settings.log_level.lower(),
             # nginx writes an access log anyway.
             "accesslog": "-" if settings.log_level == "DEBUG" else None,
