@@ -112,9 +112,11 @@ class Pipeline:
 
     def _draw_anew(self, drawing: Drawing, reservation: Reservation) -> None:
         began = time.monotonic()
-        self._find_image(drawing)
-        if not drawing.may_have_been_billed:
-            reservation.give_back(was_tried=drawing.made_a_call)
+        try:
+            self._find_image(drawing)
+        finally:
+            if not drawing.may_have_been_billed:
+                reservation.give_back(was_tried=drawing.made_a_call)
         caller, gave_up, outcome = reservation.caller.name, None, "drawn"
         if image := drawing.image:
             log.info("Drew %s, for %s: %s, by %s", drawing, caller, drawing.source, image.drawn_by)

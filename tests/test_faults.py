@@ -247,6 +247,12 @@ def test_unreadable_picture_is_a_503_and_not_drawn_again(
     assert len(known.seen) == 1
 
 
+def test_administrator_is_told_why_the_index_cannot_be_used(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "cache" / "index.sqlite3").mkdir(parents=True)
+    got = serve().as_admin("/status")
+    assert (got.status, got.json["cache"]["fault"]) == (503, "unable to open database file")
+
+
 def test_status_says_that_the_index_was_damaged(
     serve: Serve, known: ScriptedServer, folder: Path
 ) -> None:

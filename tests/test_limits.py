@@ -104,6 +104,18 @@ def test_failing_url_of_a_stranger_leaves_the_owner_his_limit(service: InProcess
     assert service.picture("x").status == 200
 
 
+def test_drawing_that_the_state_ended_is_given_back(
+    service: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise Unavailable("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.services.pipeline.backends, "recall", fail)
+        assert blog(service, "x").status == 503
+    assert keys_of(service)["blog"] == 0
+
+
 def test_drawing_that_timed_out_counts(serve: Serve, backend: ScriptedServer) -> None:
     backend.say(gate := Gate(drawing()))
     service = serve(backend, ACCESS_KEYS=KEYS, BACKEND_TIMEOUT="1")

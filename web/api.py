@@ -112,7 +112,8 @@ class Api:
             self._authorise_admin()
         found = self.status.describe(for_admin=is_admin)
         if is_admin:
-            found["keys"] = self.access.usage(self.cache.state)
+            with suppress(Unavailable):  # it says why, below
+                found["keys"] = self.access.usage(self.cache.state)
         # Whatever else a monitor or a proxy sends as Authorization is no reason to refuse it.
         with suppress(Unauthorised, Unavailable):
             caller = self.access.authorise({}, request.headers.get("Authorization", ""))
