@@ -143,7 +143,7 @@ class Cache:
             replaced = self.state.store(row)
         except (OSError, Unavailable) as error:
             self._settled = None  # its file may wait to be adopted
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = error.strerror if isinstance(error, OSError) else error.reason
             raise _not_kept(row.key, str(reason)) from error
         # Another process may have adopted this file before its row was stored.
         if replaced and replaced != row.file:

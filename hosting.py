@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from dialect.endpoint import clean_text
-from settings.proxies import DIRECT, NetworkSettings
+from settings.proxies import NetworkSettings
 from settings.servers import HostingSettings
 from upstream.client import Deadline, Upstream, UpstreamError
 
@@ -137,8 +137,8 @@ _PROVIDERS: dict[str, type[FormHost]] = {
 def image_host(
     settings: HostingSettings,
     upstream: Upstream,
-    network: NetworkSettings = DIRECT,
-    upload_timeout: float = 30.0,
+    network: NetworkSettings,
+    upload_timeout: float,
 ) -> ImageHost:
     """Return the configured image host.
 

@@ -44,7 +44,7 @@ class Problem(Exception):
         self.parameters = parameters
 
     def __str__(self) -> str:
-        """Return code and parameters for the log, such as `prompt_too_long (limit=4000)`."""
+        """Return code and parameters, for a traceback, such as `prompt_too_long (limit=4000)`."""
         named = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
         return f"{self.code} ({named})" if named else self.code
 

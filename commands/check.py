@@ -75,9 +75,9 @@ def check(only_settings: bool, asks: bool, draws: bool) -> None:
     """Check the settings, and that the cache, the database and the bucket can be used.
 
     Reports all faults together, with a remedy for each, and exits 1 if there are any. Warns of
-    installed files of systemd and nginx that belong to another version. With --backends, each
-    backend and the LLM is asked once, for its models or an empty prompt, which draws nothing; and
-    the service through PUBLIC_URL.
+    installed files of systemd and of the server in front that belong to another version. With
+    --backends, each backend and the LLM is asked once, for its models or an empty prompt, which
+    draws nothing; and the service through PUBLIC_URL.
     """
     for warning in outdated_files(ROOT):
         click.echo(f"Warning: {warning}.", err=True)

@@ -65,7 +65,7 @@ class LocalService:
 
         It counts for the key by which the URL opens. With `resign`, signatures are replaced, too,
         and what the settings or an old key have ever accepted; the latter counts for the service.
-        Raises BadRequest.
+        Raises BadRequest, and Forbidden where links cannot be signed.
         """
         if not (resign or "key" in found.credentials):
             return None
@@ -102,7 +102,7 @@ class LocalService:
         return NOT_DRAWN
 
     def draw(self, found: FoundUrl) -> bool:
-        """Draw a picture, and return False if it is cached. Raises GaveUp and Unavailable."""
+        """Draw a picture, and return False if it is cached. Raises Problem."""
         for request in found.pictures:
             if picture := self.services.cache.get(request.key, request):
                 picture.close()

@@ -112,5 +112,5 @@ def _copy(source: Cache, target: Cache, row: Row) -> Row | str | None:
         with store_errors():
             target.store.write(str(row.file), data, row.created)
     except NoRoom as why:  # the target takes no files at all
-        return f"{row.file}: {why}"
+        return f"{row.file}: {why.reason}"
     return row

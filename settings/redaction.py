@@ -33,7 +33,7 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
         # Replacing a shorter one would garble every line, and it protects nothing.
         if len(secret) >= 6:
             text = text.replace(secret, "***").replace(quote(secret, safe=""), "***")
-    return re.sub(r"([?&](?:key|sig|authCode)=)[^&\s'\"]*", r"\1***", text)
+    return re.sub(r"([?&;](?:key|sig|authCode)=)[^&\s'\"]*", r"\1***", text)
 
 
 class RedactingFormatter(logging.Formatter):

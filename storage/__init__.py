@@ -29,12 +29,12 @@ class IncompatibleSchema(Unavailable):
 
 
 class NoRoom(Unavailable):
-    """A new picture could not be stored, so none is drawn. `why` is part of the text."""
+    """A new picture could not be stored, for this reason, so none is drawn."""
 
     _code = "no_room"
 
-    def __init__(self, why: str) -> None:
-        super().__init__(f"new pictures cannot be stored: {why}")
+    def __str__(self) -> str:
+        return f"new pictures cannot be stored: {self.reason}"
 
 
 class BeingDrawn(Unavailable):

@@ -598,6 +598,7 @@ def test_log_contains_no_secret() -> None:
         ),
         ({"ADMIN_TOKEN": "ä/b c&d#e"}, "/%C3%A4%2Fb%20c%26d%23e and ä/b c&d#e", "/*** and ***"),
         ({}, "/prompt/a?width=5&key=abc&sig=d&seed=1", "/prompt/a?width=5&key=***&sig=***&seed=1"),
+        ({}, "/prompt/a?width=5&amp;sig=d b", "/prompt/a?width=5&amp;sig=*** b"),
         ({}, "'http://h/?authCode=g%23'", "'http://h/?authCode=***'"),
         # Stars for a very short one would garble the log.
         ({"ADMIN_TOKEN": "a"}, "a message", "a message"),

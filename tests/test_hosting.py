@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hosting import ImageHost, UploadFailed, image_host
+from settings.proxies import DIRECT
 from settings.servers import HostingSettings, ObjectSettings
 from upstream.client import Deadline, Upstream
 
@@ -38,7 +39,7 @@ FIELDS: dict[str, tuple[str, dict[str, str]]] = {
 
 def make_host(provider: str, url: str, auth_code: str | None = None) -> ImageHost:
     key = None if provider == "cloudflare_imgbed" else KEY
-    return image_host(HostingSettings(provider, url, key, auth_code), Upstream())
+    return image_host(HostingSettings(provider, url, key, auth_code), Upstream(), DIRECT, 30.0)
 
 
 def upload(host: ImageHost, seconds: float = 10.0) -> str:
@@ -116,7 +117,7 @@ def test_upload_fits_its_host(there: ScriptedServer, provider: str, path: str, t
 def make_s3(url: str) -> ImageHost:
     bucket = ObjectSettings("s3://bucket/pics", url, "auto", "key-id", "secret-key")
     hosting = HostingSettings("s3", "", None, None, "https://img.example/pics", bucket)
-    return image_host(hosting, Upstream(), upload_timeout=1.0)
+    return image_host(hosting, Upstream(), DIRECT, upload_timeout=1.0)
 
 
 def test_object_name_in_the_bucket_changes_with_the_content(there: ScriptedServer) -> None:

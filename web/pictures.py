@@ -170,12 +170,14 @@ def open_drawn(drawn: Drawing, cache: Cache) -> Picture:
     Raises Unavailable if another process drew it and it is gone.
     """
     image, wanted = drawn.image, drawn.request
-    if image is None or (drawn.row and drawn.row.file):
+    if image is None:
+        if picture := cache.get(wanted.key, wanted):
+            return picture
+        raise Unavailable("the picture was drawn by another process and is gone")
+    if drawn.row and drawn.row.file:
         with suppress(Unavailable):
             if picture := cache.get(wanted.key, wanted):
                 return picture
-    if image is None:
-        raise Unavailable("the picture was drawn by another process and is gone")
     row = drawn.row or Row(
         key=wanted.key,
         url=drawn.hosted_url,
