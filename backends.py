@@ -11,7 +11,7 @@ from drawing.cooldowns import Cooldown, Known
 from drawing.record import Drawing, Round
 from metrics import OFF, Metrics
 from picture import ImageRequest
-from storage import LockTimeout
+from storage import LockTimeout, Unavailable
 from storage.state import State
 
 # A page of twenty pictures survives one hiccup of the only backend.
@@ -94,7 +94,17 @@ class Backends:
 
     def _ask(self, drawing: Drawing, known: Known) -> Round | None:
         """Ask the ready backends. Return None if all began to cool down before one had room."""
-        request, faults, refusals = drawing.request, list[Fault](), 0
+        faults: list[Fault] = []
+        try:
+            return self._ask_each(drawing, known, faults)
+        except Unavailable:
+            if not faults:
+                raise
+            return Round(None, tuple(faults), is_cut=True)
+
+    def _ask_each(self, drawing: Drawing, known: Known, faults: list[Fault]) -> Round | None:
+        """Ask the ready backends one after another, and add the faults of those that fail."""
+        request, refusals = drawing.request, 0
         waiting = self.order(request, known)
         while waiting and refusals < max(1, self.blocked_retry_attempts):
             try:

@@ -182,7 +182,7 @@ class Pipeline:
     def _is_ready(self, drawing: Drawing) -> bool:
         """Return whether a backend would be asked now; if not, neither is the LLM."""
         wait = self.backends.ready_in(drawing.request)
-        return wait <= min(MAX_WAIT, drawing.deadline.remaining())
+        return not drawing.deadline.is_over and wait <= min(MAX_WAIT, drawing.deadline.remaining())
 
     def _ask_backends(self, drawing: Drawing) -> None:
         """Ask for the best prompt; if the LLM made it too long, for the user's own as well."""

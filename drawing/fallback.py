@@ -133,11 +133,12 @@ class Pollinations:
         if found is None or found.note.prompt == mine.prompt:
             return
         if key := found.note.key:
-            state.try_remember(FallbackPicture("", ""), digest, SAME_BYTES_TTL)
             with suppress(Unavailable):
                 row = state.find(key)
-                if row and row.drawn_by == self.name:  # not by a backend since
-                    self.cache.delete(key)
+                # It may not be stored yet: the next one with these bytes tries again.
+                if row and (row.drawn_by != self.name or self.cache.delete(key)):
+                    key = ""
+            state.try_remember(FallbackPicture("", key), digest, SAME_BYTES_TTL)
         raise NotDrawn.failed("rate limited", "sent the same picture for two prompts")
 
 

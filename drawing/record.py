@@ -115,8 +115,9 @@ class GaveUp(Problem):
 class Drawing:
     """A drawing and its picture; each stage writes down here what it did.
 
-    `blocked_for` is how long its refusal is remembered, 0 if it is not. `row` is None if the
-    picture could not be cached.
+    `blocked_for` is how long its refusal is remembered, 0 if it is not. `was_drawn`: a backend has
+    answered with a picture, even if it could not be fetched. `row` is None if the picture could
+    not be cached.
     """
 
     request: ImageRequest
@@ -126,6 +127,7 @@ class Drawing:
     stages: list[Stage] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     blocked_for: float = 0.0
+    was_drawn: bool = False
     image: Image | None = None
     hosted_url: str | None = None
     row: Row | None = None
@@ -172,7 +174,7 @@ class Drawing:
         reasons += [stage.why or "" for stage in self.stages if stage.stage == "fallback"]
         # Some reasons are more precise, after a colon.
         kinds = (reason.partition(":")[0] for reason in reasons)
-        return self.image is not None or not _PERHAPS_BILLED.isdisjoint(kinds)
+        return self.was_drawn or self.image is not None or not _PERHAPS_BILLED.isdisjoint(kinds)
 
     @property
     def can_rewriting_help(self) -> bool:

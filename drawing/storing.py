@@ -16,6 +16,7 @@ from hosting import ImageHost, UploadFailed
 from images.formats import EXTENSIONS, Inconvertible
 from metrics import OFF, Metrics
 from storage import Unavailable
+from upstream.client import Deadline
 
 if TYPE_CHECKING:
     from images.convert import Converter  # needs Pillow
@@ -89,7 +90,8 @@ class Storing:
         with suppress(Unavailable):
             known = self._outages.recall()
         name = f"{drawing.request.key[:32]}.{EXTENSIONS[image.media_type]}"
-        deadline = drawing.deadline.within(self.upload_timeout)
+        # Whoever waits may leave at the drawing's own deadline, but the picture is paid for.
+        deadline = Deadline.after(self.upload_timeout)
         try:
             with self.metrics.upload():
                 url = host.upload(image.data, name, image.media_type, deadline)

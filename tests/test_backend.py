@@ -7,14 +7,15 @@ from typing import Any, NoReturn
 import pytest
 
 from dialect.judging import Outcome
+from drawing.record import Drawing
 from picture import ImageRequest
 from storage.state import State
-from upstream.client import Reply, Upstream, UpstreamError, Why
+from upstream.client import Deadline, Reply, Upstream, UpstreamError, Why
 
 from .conftest import drawing
 from .one_backend import PNG, Draw, backend_at, not_drawn, taken
 from .scripted import Answer, Say, ScriptedServer, Seen, read_request, wait_until
-from .states import held_elsewhere
+from .states import REQUEST, held_elsewhere
 from .wire import PUBLIC, MakeRawServer, MakeServer, Net, guarded_net, hang
 
 net = pytest.fixture(autouse=True)(guarded_net)
@@ -249,6 +250,16 @@ def test_unreachable_picture_is_requested_as_base64(backend: ScriptedServer, dra
     backend.say(Say({"data": [{"url": "http://localai:8080/a.png"}]}), drawing())
     assert draw(backend.url).data == PNG
     assert draw.pauses == [1, 2, 4]
+
+
+def test_drawn_picture_that_cannot_be_fetched_has_been_billed(
+    backend: ScriptedServer, state: State
+) -> None:
+    backend.say(Say({"data": [{"url": "http://localai:8080/a.png"}]}))
+    there, record = backend_at(state, backend.url), Drawing(REQUEST, Deadline.after(10))
+    there.sleep = lambda seconds: None
+    assert not_drawn(lambda: there.draw(record)).fault.why == Why.UNREACHABLE
+    assert record.may_have_been_billed
 
 
 def test_private_picture_without_bytes_is_a_failure(backend: ScriptedServer, draw: Draw) -> None:

@@ -14,8 +14,10 @@ import pytest
 from backends import Backends
 from dialect.judging import Outcome
 from drawing.backend import Backend
+from drawing.cooldowns import Known
 from drawing.record import Drawing, Round
 from picture import ImageRequest
+from storage import Unavailable
 from storage.state import State
 from upstream.client import Deadline
 
@@ -119,6 +121,22 @@ def test_each_next_backend_is_chosen_by_weight(state: State, weights: tuple[floa
 def test_backend_without_weight_is_drained_however_extreme_the_others(state: State) -> None:
     for weights in (0, 1, 0.25), (0, 5e-324, 1e308):
         assert {tuple(sorted(order)) for order in orders(state, *weights)} == {(1, 2)}
+
+
+def test_state_that_fails_amid_a_round_hides_no_call(
+    house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = house(BROKEN, BROKEN)
+    recalls, recall = itertools.count(), made.backends.recall
+
+    def failing(request: ImageRequest) -> Known:
+        if next(recalls) == 2:
+            raise Unavailable("for a moment")
+        return recall(request)
+
+    monkeypatch.setattr(made.backends, "recall", failing)
+    found = made.draw()
+    assert (len(found.faults), found.is_cut, sum(made.asked)) == (1, True, 1)
 
 
 # --- one round ----------------------------------------------------------------------------------

@@ -187,11 +187,14 @@ def test_no_room_for_a_fetched_picture_makes_no_half_of_one(
 ) -> None:
     data = png(size=200_000)
     row = here.cache.put(REQUEST.key, data, "image/png")
-    monkeypatch.setattr(tempfile, "tempdir", str(small := tmp_path / "small"))
+    small = tmp_path / "small"
     with disk(small, "64k"):
         store = Copies(here.objects, small, here.state.files, Places(64), clock=clock)
-        with pytest.raises(OSError, match="No space"):
-            store.open(str(row.file), row.bytes)
+        # A missing file would count as a picture that the bucket has lost.
+        for folder, reason in ((small, "No space"), (tmp_path / "gone", "no temporary folder")):
+            monkeypatch.setattr(tempfile, "tempdir", str(folder))
+            with pytest.raises(OSError, match=reason):
+                store.open(str(row.file), row.bytes)
 
 
 # --- deleted

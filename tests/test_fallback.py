@@ -16,6 +16,7 @@ from drawing.record import Drawing, Image
 from picture import ImageRequest
 from settings.servers import PollinationsSettings
 from storage.cluster.copies import Nowhere
+from storage.local.folder import Folder
 from storage.state import State
 from upstream.client import Deadline, Upstream
 
@@ -137,6 +138,19 @@ def test_redirect_to_another_private_host_fails(fall_back: FallBack, server: Mak
     fall_back.there.say(Say("", 302, {"Location": other.url + "/a.png"}))
     assert fall_back.fault(token="t").why == "forbidden URL"
     assert other.seen == []
+
+
+def test_placeholder_that_is_stored_late_is_deleted_by_the_next(
+    fall_back: FallBack, tmp_path: Path, clock: Clock
+) -> None:
+    cache = fall_back.cache = Cache(fall_back.cache.state, Folder(tmp_path))
+    fall_back.there.say(Say(PNG))
+    image = fall_back("an apple")
+    assert fall_back.fault("a pear", ImageRequest("a pear")).why == "rate limited"
+    clock.now += 10
+    cache.put(REQUEST.key, image.data, image.media_type, request=REQUEST, drawn_by=image.drawn_by)
+    assert fall_back.fault("a plum", ImageRequest("a plum")).why == "rate limited"
+    assert cache.get(REQUEST.key) is None
 
 
 def test_same_bytes_for_two_prompts_are_a_placeholder(fall_back: FallBack, clock: Clock) -> None:

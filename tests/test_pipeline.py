@@ -10,11 +10,12 @@ import pytest
 
 from access import COMMAND_LINE
 from drawing.pool import StillRunning
-from drawing.record import GaveUp
+from drawing.record import Drawing, GaveUp, Image
 from drawing.reservation import Reservation
 from drawing.verdict import Failure
 from picture import ImageRequest
 from storage.cluster.copies import Nowhere
+from upstream.client import Deadline
 
 from .conftest import (
     BROKEN,
@@ -238,6 +239,16 @@ def test_picture_that_a_backend_drew_since_is_kept(world: World) -> None:
     assert service.picture("a").body == png(2)
     assert service.picture("b").status == 502
     assert service.picture("a").headers["Cache-Status"] == HIT
+
+
+def test_picture_drawn_at_the_last_moment_is_uploaded(world: World) -> None:
+    world.host.say(HOSTED)
+    storing = world.serve("host").services.pipeline.storing
+    late = Drawing(ImageRequest("x"), Deadline.after(0), image=Image(png(), "image/png", "backend"))
+    assert late.image
+    storing.store(late, late.image)
+    assert late.row
+    assert late.row.url == HOSTED_URL
 
 
 # --- give up ------------------------------------------------------------------------------------

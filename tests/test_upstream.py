@@ -154,6 +154,19 @@ def test_dead_address_leaves_time_for_the_next_one(
     assert download(f"http://pics.example:{port}/").status == 200
 
 
+def test_thread_that_cannot_be_started_fails_the_call(
+    server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    (alive := server()).say(Say("drawn"))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        assert why_of(lambda: ask(alive.url)) is Why.UNREACHABLE
+    assert ask(alive.url).body == b"drawn"
+
+
 def test_hung_names_leave_32_threads(server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     alive, upstream, released = server(), Upstream(), threading.Event()
     alive.say(Say("drawn"))

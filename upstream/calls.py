@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import socket
 import ssl
@@ -130,9 +131,12 @@ class Calls:
     def run(self, work: Callable[[], T], deadline: Deadline) -> T:
         """Return what `work` returns. Raises what it raises, and TimeoutError at the deadline."""
         call, answer = Call(self, deadline), Future[T]()
-        threading.Thread(
-            target=_work, name="upstream call", args=(call, work, answer), daemon=True
-        ).start()
+        try:
+            threading.Thread(
+                target=_work, name="upstream call", args=(call, work, answer), daemon=True
+            ).start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, "no more threads can be started") from error
         try:
             return answer.result(deadline.remaining())
         finally:

@@ -164,7 +164,10 @@ class Copies:
 
 def _nameless(data: bytes) -> FileIO:
     """Return an open file without a name. Raises OSError."""
-    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 # the caller closes it
+    try:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 # the caller closes it
+    except FileNotFoundError as error:  # as if the bucket had no such picture
+        raise OSError(errno.EIO, "no temporary folder can be used") from error
     try:
         if file.write(data) < len(data):  # as on a disk that is nearly full
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

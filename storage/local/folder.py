@@ -101,6 +101,16 @@ class Room:
             raise OSError(errno.ENOSPC, f"{_mib(free)} free, {_mib(needed)} needed")
 
 
+def _sync(directory: Path) -> None:
+    """Make the names in a folder durable, where its file system can."""
+    with suppress(OSError):
+        number = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
 def free_bytes(found: os.statvfs_result) -> float:
     """Return how much the user of this process may write, if the file system knows."""
     return found.f_bavail * found.f_frsize if found.f_blocks else float("inf")
@@ -153,6 +163,7 @@ class Folder:
                     os.fsync(file.fileno())
                     os.utime(file.fileno(), (int(created), int(created)))
                 temporary.rename(self.directory / name)
+                _sync(self.directory)
         except OSError as error:
             self.room.has_failed(error)
             raise
