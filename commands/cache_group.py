@@ -36,7 +36,7 @@ cache_group = click.Group(
 @click.option(
     "--match", default="", type=valid_text, metavar="TEXT", help="Only prompts that contain this."
 )
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 10**9), default=50, show_default=True)
 @AS_JSON
 @with_cache
 def list_pictures(services: Services, match: str, limit: int, as_json: bool) -> None:

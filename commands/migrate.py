@@ -17,6 +17,7 @@ import click
 from cache import Cache, NotKept
 from commands.console import AS_JSON, count_outcomes, counted, with_cache
 from commands.transfer import opened, prune, transfer
+from dialect.endpoint import clean_text
 from drawing.verdict import Blocked
 from images.formats import media_type_of
 from pipeline import Services
@@ -53,7 +54,8 @@ def _import_entry(meta: Path, services: Services) -> str:
         return f"{meta}: not a JSON object"
     created = _created_at(about.get("createdAt"), meta)
     texts = {name: about.get(f"{name}Prompt") for name in ("optimized", "rewritten", "revised")}
-    prompts = {name: text for name, text in texts.items() if isinstance(text, str)}
+    # JavaScript cuts emoji in two, and neither half is valid Unicode.
+    prompts = {name: clean for name, text in texts.items() if (clean := clean_text(text))}
     if about.get("blocked"):
         fingerprint, ttl = services.settings.fingerprint, services.settings.blocked_ttl
         note = Blocked(prompts.get("optimized"), prompts.get("rewritten"), fingerprint)

@@ -126,7 +126,7 @@ _DEMAND = re.compile(
     r"(?=\s*(?:$|[.,;:!?)\n\"'`}]|\s(?:for|when|if|in|with|while|on|as|by|unless|to)\b)))"
 )
 _HEADER = re.compile(
-    r"(?i)header\s[\"'`]?(X-[A-Za-z0-9-]{1,60})[\"'`]?\s*(?:[=:]|to)\s*[\"'`]?([\w.-]{1,60})"
+    r"(?ai)header\s[\"'`]?(X-[A-Za-z0-9-]{1,60})[\"'`]?\s*(?:[=:]|to)\s*[\"'`]?([\w.-]{1,60})"
 )
 
 

@@ -64,8 +64,10 @@ _NOT_OF_THE_PROMPT = re.compile(
 # Codes that mean moderation whatever the status; gateways send them with a 500.
 _SURE_CODES = re.compile(
     r"(?i)content_policy_violation|prompt_blocked|(?:IMAGE_|PROMPT_)?SAFETY"
-    r"|(?:IMAGE_)?PROHIBITED_CONTENT|BLOCKLIST"
+    r"|(?:IMAGE_)?PROHIBITED_CONTENT|BLOCKLIST|violation_fee\.grok\.csam"
 )
+# xAI says this with a 403 whose code is about a permission.
+_SURE_WORDS = re.compile(r"(?i)SAFETY_CHECK_TYPE_\w|content violates usage guidelines")
 _REFUSAL_CODES = re.compile(
     r"(?i)content[-_]?policy[-_]?violation|moderation_?(?:blocked|refused|rejected|flagged|failed)"
     r"|ResponsibleAIPolicyViolation|content_?filter|sensitive_words_detected"
@@ -110,7 +112,7 @@ def _is_refusal(status: int, error: ErrorText, answer: Any) -> bool:
         return False
     if any(map(_SURE_CODES.fullmatch, error.codes)):
         return True
-    if _APOLOGY.search(error.text.replace("’", "'")):
+    if _SURE_WORDS.search(error.text) or _APOLOGY.search(error.text.replace("’", "'")):
         return True
     if status in (200, 400, 422):
         return bool(_REFUSAL_CODES.search(error.text) or _REFUSAL_WORDS.search(error.text))
@@ -139,11 +141,12 @@ _KEY_WORDS = re.compile(
     r"|must be verified|verif(?:y|ied|ication).{0,30}organi[sz]ation|(?<!model )access denied"
     r"|permission.denied|invalid credentials|no_db_connection"
     r"|\b(?:location|country|region)[^.\n]{0,30} not supported"
+    r"|not (?:supported|available) in your (?:location|country|region)"
     r"|令牌(?!.{0,6}(?:额度|模型))|token.{0,6}过期|未授权|密钥|实名|鉴权"
     rf"|{_LOCKED_OUT}"
 )
 _CREDIT_WORDS = re.compile(
-    r"(?i)billing|quota|(?<!pixel )budget|payment.required|arrear|overdue"
+    r"(?i)billing|billed users|quota|(?<!pixel )budget|payment.required|arrear|overdue"
     r"|insufficient.{0,20}(?:funds|balance|credit)"
     r"|balance.{0,20}(?:insufficient|too low|not enough)"
     r"|(?:out of|no|not enough|exceeded your) credits?|credits? (?:limit|exhausted|depleted)"
@@ -201,7 +204,8 @@ _STATUS_WORDS = {
     401: "unauthorised",
     402: "out of credit",
     403: "unauthorised",
-    404: "not found",
+    # A page's address, or http:// in place of https://, is as wrong as a missing path.
+    **dict.fromkeys((301, 308, 404, 405), "not found"),
     407: "unreachable",  # a proxy's, for an http:// URL
     408: "timed out",
     429: "rate limited",

@@ -164,8 +164,10 @@ class Learned(Note):
     def _learn_size(self, error: ErrorText, sent: Mapping[str, Any], size: Size) -> Learned:
         """Fit the size, send it in another field, or omit it: the first that has not been tried."""
         fitted = self.sizes.fit(size)
-        fitting = replace(self, sizes=self.sizes.learn(error.text, fitted))
-        if fitting._size_fields(size) != self._size_fields(size):
+        fields = self._size_fields(size)
+        ratio = fields.get("image_config", fields).get("aspect_ratio", "")
+        fitting = replace(self, sizes=self.sizes.learn(error.text, fitted, ratio))
+        if fitting._size_fields(size) != fields:
             return fitting
         if self.size_field in ("aspect_ratio", "image_config"):
             return replace(self, size_field="none")

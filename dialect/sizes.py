@@ -68,6 +68,11 @@ _MOST_RATIO = re.compile(
     r"|(?:between|from|介于|\[)\s?1\s?[/:]\s?([1-9]\d?)\s?(?:,|to|and|至|到|~|～)\s?\2(?![\d.])"
 )
 _RATIO = re.compile(r"(?a)(?<![\d.:])([1-9]\d?(?:\.\d)?:[1-9]\d?(?:\.\d)?)(?![\d:])")
+# "Between 21:9 and 9:21" names the ends of a range.
+_RATIO_RANGE = re.compile(
+    rf"(?ai)(?:\bbetween|\bfrom|\brange|介于)[^\d\n.;。；]{{0,20}}{_RATIO.pattern[4:]}"
+    rf"\s?(?:-|–|~|～|to|and|至|到|和|与)\s?{_RATIO.pattern[4:]}(?!\s?(?:,|and|or|、)\s?\d)"
+)
 _TOO_SMALL = re.compile(
     r"(?i)below.{0,40}minimum|less than.{0,20}minimum|too small|too low|too few pixels"
     r"|[过太]小|低于最[小低]|小于最小"
@@ -115,22 +120,27 @@ class SizeRule:
     def nearest_ratio(self, size: Size, usual: tuple[str, ...]) -> str:
         """Return the aspect ratio, such as `16:9`, whose shape is nearest to `size`.
 
-        It is one of the `usual`, unless the vendor has named its own.
+        It is one of the `usual` within the limit, unless the vendor has named its own.
         """
 
-        def distance(ratio: str) -> float:
+        def shape(ratio: str) -> float:
             width, height = map(float, ratio.split(":"))
-            return abs(math.log(width * size[1] / (height * size[0])))
+            return math.log(width / height)
 
-        return min(self.ratios or usual, key=distance)
+        most = math.log(self.most_ratio or math.inf)
+        allowed = self.ratios or [ratio for ratio in usual if abs(shape(ratio)) <= most]
+        return min(allowed, key=lambda ratio: abs(shape(ratio) - math.log(size[0] / size[1])))
 
-    def learn(self, text: str, sent: Size) -> SizeRule:
-        """Return this rule with what an error message about the size `sent` adds to it."""
+    def learn(self, text: str, sent: Size, ratio: str = "") -> SizeRule:
+        """Return this rule with what an error message about the size `sent` adds to it.
+
+        `ratio` is the aspect ratio that was sent, if one was.
+        """
         listed = _listed_sizes(text, sent)
         if not set(listed) <= set(self.sizes):
             return replace(self, sizes=listed)
         found: dict[str, Any] = {**_limits(text)}
-        ratios = _listed_ratios(text) or self.ratios
+        ratios = _listed_ratios(text, ratio) or self.ratios
         named = replace(self, **found, ratios=ratios)
         return named._guess(text, sent) if named.fit(sent) == sent else named
 
@@ -220,10 +230,11 @@ def _listed_sizes(text: str, sent: tuple[int, int]) -> tuple[tuple[int, int], ..
     return sizes if is_list else ()
 
 
-def _listed_ratios(text: str) -> tuple[str, ...]:
-    """Return the aspect ratios that an error message names as allowed, if it names several."""
-    found = tuple(dict.fromkeys(_RATIO.findall(text)))
-    return found if len(found) > 1 else ()
+def _listed_ratios(text: str, sent: str) -> tuple[str, ...]:
+    """Return the aspect ratios that a message allows if it names several, without the one sent."""
+    found = dict.fromkeys(_RATIO.findall(_RATIO_RANGE.sub("", text)))
+    found.pop(sent, None)
+    return tuple(found) if len(found) > 1 else ()
 
 
 def _ranges(text: str) -> Iterator[tuple[int, int]]:

@@ -37,9 +37,12 @@ _DONE = frozenset(("succeed", "succeeded", "success", "completed", "complete", "
 
 def task_of(answer: Answer) -> str | None:
     """Return the id of the task that an answer names in place of a picture, if it names one."""
-    if answer.fault is not None:
-        return None
-    if task_status(answer.json) not in _RUNNING and _has_picture(answer):
+    is_running = task_status(answer.json) in _RUNNING
+    if fault := answer.fault:
+        # "Task submitted" is no complaint, nor is an error without a word.
+        if not is_running or answer.reply.status >= 300 or fault.outcome is Outcome.REFUSED:
+            return None
+    elif not is_running and _has_picture(answer):
         return None
     for part in task_parts(answer.json):
         id = part.get("task_id") or part.get("taskId")

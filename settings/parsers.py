@@ -70,9 +70,10 @@ header_value = matching(
     "[ -~]*", "contains characters that HTTP headers cannot; write printable ASCII only"
 )
 database_url = matching(
-    r"postgres(ql)?://[^\s\x00-\x1f\x7f]*",
+    r"postgres(ql)?://([^\s\x00-\x1f\x7f/?#@[\]]*@)?[^\s\x00-\x1f\x7f?#@]*"
+    r"(\?[^\s\x00-\x1f\x7f#]*)?",
     "is not the URL of a PostgreSQL database; write postgresql://user:password@host/database,"
-    " with %20 for a space",
+    " with %20 for a space, and in the password %2F for /, %3F for ?, %23 for #, %40 for @",
 )
 
 
@@ -115,6 +116,13 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+# A host in ASCII or with letters of other scripts, but no full-width ones.
+_NETLOC = re.compile(
+    r"(?:[^@]*@)?(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_][A-Za-z0-9._-]*|[^\W_！-～](?:[^\W_！-～]|[.-])*)"
+    r"(?::[0-9]*)?"
+)
+
+
 def base_url(text: str) -> str:
     """Return the URL without fragment and trailing slash. A query stays: Azure needs one."""
     if problem := _url_problem(text):
@@ -140,6 +148,9 @@ def _url_problem(text: str) -> str | None:
     try:
         parts = urlsplit(text)
         is_valid = bool((parts.hostname or "").encode("idna")) and parts.port != 0
+        # requests takes neither other hosts than these nor other passwords.
+        parts.netloc.rpartition("@")[0].encode("latin-1")
+        is_valid = is_valid and bool(_NETLOC.fullmatch(parts.netloc))
     except ValueError:
         is_valid = False
     return None if is_valid else "is not a valid URL"
@@ -274,5 +285,8 @@ def each(entries: Mapping[str, Any], parse: Callable[[str, Any], T]) -> list[T]:
     return found
 
 
+_HALF_LETTER = re.compile("[\ud800-\udfff]")  # \\ud83d alone, in JSON
+
+
 def is_text(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and not _HALF_LETTER.search(value)

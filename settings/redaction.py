@@ -78,7 +78,11 @@ def secrets_in(value: object, *, is_secret: bool) -> Iterator[str]:
 
 def _url_secrets(url: str) -> Iterator[str]:
     """Yield a URL's passwords, or a user without one, as written and decoded."""
-    user, _, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
+    try:
+        user, _, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
+    except ValueError:  # a lone bracket: where a password ends is anyone's guess
+        yield url
+        return
     alone = "" if url.startswith("postgres") else user  # a database's user is no secret
     for text in (password or alone, *re.findall(r"[?&](?:ssl)?password=([^&]*)", url)):
         yield from filter(None, (text, unquote(text)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from settings.parsers import base_url, check_extra, each, json_object, printable_url, text_file
@@ -103,6 +104,11 @@ class Reader:
             value = self._by_backend(row, text) if row.is_by_backend else row.parse(text)
             if row.extra and value != row.default_value:
                 check_extra(row.extra)
+            if not isinstance(value, Path):
+                text.encode()
+        except UnicodeEncodeError:
+            self.fault(name, "is not UTF-8; write it in UTF-8")
+            return row.default_value
         except ValueError as error:
             for sentence in error.args:
                 self.fault(name, sentence)

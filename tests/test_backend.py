@@ -210,12 +210,14 @@ def test_connection_that_times_out_is_tried_again(backend: ScriptedServer, draw:
 def test_picture_of_the_same_origin_gets_the_token(backend: ScriptedServer, draw: Draw) -> None:
     backend.say(
         Say({"data": [{"url": backend.url + "/a/b.png?sig=c%2Fd"}]}),
+        Say("", 302, {"Location": "/图.png".encode().decode("latin-1")}),
         Say("", 302, {"Location": "/moved.png"}),
         Say(PNG),
     )
     assert draw(backend.url + "/v1", token="t").data == PNG
-    assert [seen.target for seen in backend.seen[1:]] == ["/a/b.png?sig=c%2Fd", "/moved.png"]
-    assert [seen.headers["Authorization"] for seen in backend.seen] == ["Bearer t"] * 3
+    targets = ["/a/b.png?sig=c%2Fd", "/%E5%9B%BE.png", "/moved.png"]
+    assert [seen.target for seen in backend.seen[1:]] == targets
+    assert [seen.headers["Authorization"] for seen in backend.seen] == ["Bearer t"] * 4
 
 
 # --- URLs that lead nowhere ---------------------------------------------------------------------

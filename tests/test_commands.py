@@ -289,7 +289,9 @@ def test_import_takes_over_the_typescript_cache(
             (old / f"{key}.data").write_bytes(data)
         return key
 
-    write("a cat", GIF, contentType="image/png", optimizedPrompt="a fine cat", createdAt=1.7e12)
+    write(
+        "a cat", GIF, contentType="image/png", optimizedPrompt="a fine \ud83d cat", createdAt=1.7e12
+    )
     unusable = [write("html", b"<html>"), write("gone", None), "no-hash", "f" * 64]
     now_iso = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
     write("rude", None, blocked=True, rewrittenPrompt="nice", createdAt=now_iso)

@@ -90,6 +90,7 @@ def test_all_faults_are_reported_together() -> None:
         (of("PROXY_ACCESS_KEY="), "PROXY_ACCESS_KEY: is not set"),
         (of("PROXY_ACCESS_KEY= ACCESS_KEYS={}"), "PROXY_ACCESS_KEY: is not set"),
         (of("PROXY_ACCESS_KEY= ACCESS_KEYS=nonsense"), "ACCESS_KEYS: is not JSON"),
+        ({"SIGNING_KEY": "schl\udcfcssel"}, "SIGNING_KEY: is not UTF-8; write it in UTF-8"),
         (of(f'ACCESS_KEYS={{"a":{{"key":"{KEY}"}}}}'), "ACCESS_KEYS: key as 'PROXY_ACCESS_KEY'"),
         (of('ACCESS_KEYS={"a":{"key":"k"},"b":{"key":"k"}}'), "ACCESS_KEYS: 'b' has the same key"),
         # As the documents print them.

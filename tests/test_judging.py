@@ -121,6 +121,11 @@ REFUSALS: dict[str, tuple[int, Any]] = {
     "finishReason": (500, inside({"candidates": [{"finishReason": "SAFETY"}]})),
     "blockReason": (502, {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}),
     "IMAGE_SAFETY": (500, error("empty response", code="IMAGE_SAFETY")),
+    "xAI, 403": (403, {
+        "code": "The caller does not have permission to execute the specified operation",
+        "error": "Content violates usage guidelines. Team: x, API key ID: y,"
+                 " Failed check: SAFETY_CHECK_TYPE_BIO"}),
+    "new-api, Grok": (400, error("x", code="violation_fee.grok.csam")),
     "a gateway, 403": (403, error("no", code="content_policy_violation")),
     "Stability": (403, {"name": "content_moderation", "errors": ["Your request was flagged."]}),
     "a gateway, 429": (429, error("no", code="content_policy_violation")),
@@ -203,6 +208,11 @@ OTHERS: dict[str, tuple[int, Any, Fault]] = {
                              MODEL),
     "new-api, a token's models": (403, error("该令牌无权使用模型：flux"), MODEL),
     "OpenAI, no model": (400, error("you must provide a model parameter"), MODEL),
+    "Gemini, free tier": (400, error("Imagen API is only accessible to billed users at this time."),
+                          CREDIT),
+    "Gemini, country": (400, error("Image generation is not available in your country."), KEY),
+    "a page's address": (405, b"<html><h1>405 Not Allowed</h1></html>", GONE),
+    "http:// for https://": (301, b"", GONE),
     "Gemini, from elsewhere": (400, error("User location is not supported for the API use."), KEY),
     "aspect ratio": (400, error("The aspect ratio is out of range for this tier"), REJECTED),
     "nginx": (400, b"<html><head><title>400 Bad Request</title></head></html>", REJECTED),

@@ -150,6 +150,8 @@ DEMANDED: dict[str, tuple[Any, Learned]] = {
     "an essential field": (openai("model must be set to x"), NOTHING),
     "ModelScope": ({"errors": {"message": MODELSCOPE}},
         Learned(headers={"X-ModelScope-Async-Mode": "true"})),
+    "a header in Chinese": (openai("请设置 header X-ModelScope-Async-Mode=true以切换到异步"),
+        Learned(headers={"X-ModelScope-Async-Mode": "true"})),
     "a header of ours": (openai("set header Authorization=none"), NOTHING),
 }  # fmt: skip
 
@@ -418,6 +420,21 @@ def test_rejected_shape_becomes_one_that_is_listed_or_none() -> None:
         assert size_fields(listing, (1920, 1080)) == expected
         unknown = learn(openai(f"Unknown parameter: '{field}'."), (1920, 1080), learned)
         assert size_fields(unknown, (1920, 1080)) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "aspect_ratio: unknown variant `20:9`, expected one of `1:1`, `16:9`, `auto`",
+        "aspect_ratio must be between 1:2 and 2:1",
+        "aspect_ratio 必须介于 1:2 到 2:1",
+    ],
+)
+def test_shape_is_learned_neither_from_itself_nor_from_a_range(text: str) -> None:
+    learned = learn(openai(text), (2000, 900), Learned(size_field="aspect_ratio"))
+    for size, ratio in ((1000, 1000), "1:1"), ((1920, 1080), "16:9"):
+        assert size_fields(learned, size) == {"aspect_ratio": ratio}
+    assert size_fields(learned, (2000, 900))["aspect_ratio"] in ("16:9", "2:1")
 
 
 def test_usual_shapes_of_a_chat_model_are_its_own() -> None:

@@ -132,6 +132,13 @@ def test_failed_task_is_judged_as_any_error(polling: Polling, last: Say, outcome
     assert len(polling.slept) == 2
 
 
+@pytest.mark.parametrize(
+    "more", [{"message": "Task submitted"}, {"error": {"code": "", "message": ""}}]
+)
+def test_task_beside_a_mere_message_is_polled(polling: Polling, more: dict[str, Any]) -> None:
+    assert polling(Say({"id": "t1", "status": "queued", **more}), DONE).fault is None
+
+
 def test_deadline_ends_the_polling(polling: Polling) -> None:
     with pytest.raises(UpstreamError) as caught:
         polling(SUBMITTED, RUNNING, seconds=13)

@@ -128,7 +128,7 @@ class Upstream:
             reply = self._exchange(send, request, proxy, deadline, limit)
             if reply.status not in (301, 302, 303, 307, 308) or "Location" not in reply.headers:
                 return reply
-            base, url = str(request.url), reply.headers["Location"]
+            base, url = str(request.url), _as_utf8(reply.headers["Location"])
         raise UpstreamError(f"it redirected more than {MAX_REDIRECTS} times", Why.FORBIDDEN)
 
     def _exchange(
@@ -155,6 +155,14 @@ class Upstream:
             if deadline.is_over:
                 raise TimeoutError
             return self.calls.run(exchange, deadline)
+
+
+def _as_utf8(header: str) -> str:
+    """Return a header, which http.client reads as Latin-1, as the UTF-8 that it may be."""
+    try:
+        return header.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return header
 
 
 def origin(url: str) -> Origin:
