@@ -132,8 +132,7 @@ class Endpoint:
             answer = self.call(
                 "POST", self.url, words, learned.headers, json=sent, deadline=deadline, limit=limit
             )
-            is_base64 = sent.get("response_format") == "b64_json"
-            answer = replace(answer, asked_base64=is_base64)
+            answer = replace(answer, asked_base64=sent.get("response_format") == "b64_json")
             fault, error = answer.fault, answer.error
             if fault is None or error is None or fault.outcome is Outcome.REFUSED:
                 # Lessons are stored after a success: an error may blame an innocent field.

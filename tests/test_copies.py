@@ -182,7 +182,7 @@ def test_nothing_is_drawn_or_deleted_while_a_bucket_is_down(here: Machine, there
     assert [stored.key for stored in here.store.names()] == [REQUEST.key], "no trial is left"
 
 
-def test_no_room_for_a_fetched_picture_makes_no_half_of_one(
+def test_full_disk_serves_no_half_of_a_picture(
     here: Machine, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = png(size=200_000)
