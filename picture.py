@@ -14,7 +14,7 @@ from itertools import takewhile
 from typing import Any
 from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlencode
 
-from settings.parsers import MODEL
+from settings.parsers import MODEL, is_unicode
 
 DEFAULT_SEED = 42
 MAX_SIDE = 4096
@@ -255,8 +255,7 @@ def _prompt(description: str, max_length: int) -> str:
         raise BadRequest("prompt_too_long", name="description", limit=max_length)
     if "\0" in prompt:
         raise BadRequest("prompt_has_nul", name="description")
-    # JSON can carry half of a surrogate pair.
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
+    if not is_unicode(prompt):
         raise BadRequest("prompt_not_utf8", name="description")
     return prompt
 

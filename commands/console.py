@@ -19,7 +19,7 @@ import config
 from config import Settings, SettingsError
 from picture import PARAMETERS, Problem
 from pipeline import Services
-from settings.parsers import printable_url
+from settings.parsers import is_unicode, printable_url
 from settings.redaction import RedactingFormatter, printable_lines
 from storage import BeingDrawn, Unavailable
 from storage.local.folder import owner_fault
@@ -94,10 +94,8 @@ def picture_options(command: Command) -> Command:
 
 def valid_text(text: str) -> str:
     """Return an option's text, which the index could not look for in another encoding."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise click.BadParameter("write valid UTF-8") from None
+    if not is_unicode(text):
+        raise click.BadParameter("write valid UTF-8")
     return text
 
 

@@ -140,7 +140,8 @@ def demanded_fields(error: ErrorText) -> dict[str, Any]:
             found[name] = quoted or bare
             with suppress(ValueError):  # Python writes True and None
                 value = json.loads(found[name].lower().replace("none", "null"))
-                found[name] = found[name] if value in (math.inf, -math.inf) else value
+                if value not in (math.inf, -math.inf):  # JSON has no such numbers
+                    found[name] = value
     return found
 
 

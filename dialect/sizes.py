@@ -67,11 +67,12 @@ _MOST_RATIO = re.compile(
     r"[^\d\n.;。；]{0,20}([1-9]\d?)\s?[:：]\s?1\b"
     r"|(?:between|from|介于|\[)\s?1\s?[/:]\s?([1-9]\d?)\s?(?:,|to|and|至|到|~|～)\s?\2(?![\d.])"
 )
-_RATIO = re.compile(r"(?a)(?<![\d.:])([1-9]\d?(?:\.\d)?:[1-9]\d?(?:\.\d)?)(?![\d:])")
+_SHAPE = r"(?<![\d.:])([1-9]\d?(?:\.\d)?:[1-9]\d?(?:\.\d)?)(?![\d:])"
+_RATIO = re.compile(_SHAPE, re.A)
 # "Between 21:9 and 9:21" names the ends of a range.
 _RATIO_RANGE = re.compile(
-    rf"(?ai)(?:\bbetween|\bfrom|\brange|介于)[^\d\n.;。；]{{0,20}}{_RATIO.pattern[4:]}"
-    rf"\s?(?:-|–|~|～|to|and|至|到|和|与)\s?{_RATIO.pattern[4:]}(?!\s?(?:,|and|or|、)\s?\d)"
+    rf"(?ai)(?:\bbetween|\bfrom|\brange|介于)[^\d\n.;。；]{{0,20}}{_SHAPE}"
+    rf"\s?(?:-|–|~|～|to|and|至|到|和|与)\s?{_SHAPE}(?!\s?(?:,|and|or|、)\s?\d)"
 )
 _TOO_SMALL = re.compile(
     r"(?i)below.{0,40}minimum|less than.{0,20}minimum|too small|too low|too few pixels"

@@ -147,7 +147,7 @@ class Backend:
         try:
             return self._first_picture(answer, drawing.deadline)
         except UpstreamError as error:
-            drawing.was_drawn = True
+            drawing.was_lost = True
             # A backend that sends URLs all the same would be paid for the same request again.
             if error.why not in _UNFETCHABLE or answer.asked_base64:
                 raise

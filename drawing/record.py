@@ -115,9 +115,8 @@ class GaveUp(Problem):
 class Drawing:
     """A drawing and its picture; each stage writes down here what it did.
 
-    `blocked_for` is how long its refusal is remembered, 0 if it is not. `was_drawn`: a backend has
-    answered with a picture, even if it could not be fetched. `row` is None if the picture could
-    not be cached.
+    `blocked_for` is how long its refusal is remembered, 0 if it is not. `was_lost`: a backend has
+    drawn a picture that could not be had. `row` is None if the picture could not be cached.
     """
 
     request: ImageRequest
@@ -127,7 +126,7 @@ class Drawing:
     stages: list[Stage] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     blocked_for: float = 0.0
-    was_drawn: bool = False
+    was_lost: bool = False
     image: Image | None = None
     hosted_url: str | None = None
     row: Row | None = None
@@ -174,7 +173,7 @@ class Drawing:
         reasons += [stage.why or "" for stage in self.stages if stage.stage == "fallback"]
         # Some reasons are more precise, after a colon.
         kinds = (reason.partition(":")[0] for reason in reasons)
-        return self.was_drawn or self.image is not None or not _PERHAPS_BILLED.isdisjoint(kinds)
+        return self.was_lost or self.image is not None or not _PERHAPS_BILLED.isdisjoint(kinds)
 
     @property
     def can_rewriting_help(self) -> bool:

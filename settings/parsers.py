@@ -147,10 +147,10 @@ def _url_problem(text: str) -> str | None:
         return "contains white space"
     try:
         parts = urlsplit(text)
-        is_valid = bool((parts.hostname or "").encode("idna")) and parts.port != 0
         # requests takes neither other hosts than these nor other passwords.
+        is_valid = bool((parts.hostname or "").encode("idna") and _NETLOC.fullmatch(parts.netloc))
+        is_valid = is_valid and parts.port != 0
         parts.netloc.rpartition("@")[0].encode("latin-1")
-        is_valid = is_valid and bool(_NETLOC.fullmatch(parts.netloc))
     except ValueError:
         is_valid = False
     return None if is_valid else "is not a valid URL"
@@ -285,8 +285,10 @@ def each(entries: Mapping[str, Any], parse: Callable[[str, Any], T]) -> list[T]:
     return found
 
 
-_HALF_LETTER = re.compile("[\ud800-\udfff]")  # \\ud83d alone, in JSON
-
-
 def is_text(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str) and bool(value.strip()) and not _HALF_LETTER.search(value)
+    return isinstance(value, str) and bool(value.strip()) and is_unicode(value)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be encoded: JSON can carry half of a surrogate pair."""
+    return not re.search("[\ud800-\udfff]", text)

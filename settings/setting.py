@@ -5,7 +5,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from settings.parsers import base_url, check_extra, each, json_object, printable_url, text_file
+from settings.parsers import (
+    base_url,
+    check_extra,
+    each,
+    is_unicode,
+    json_object,
+    printable_url,
+    text_file,
+)
 
 T = TypeVar("T")
 
@@ -104,11 +112,8 @@ class Reader:
             value = self._by_backend(row, text) if row.is_by_backend else row.parse(text)
             if row.extra and value != row.default_value:
                 check_extra(row.extra)
-            if not isinstance(value, Path):
-                text.encode()
-        except UnicodeEncodeError:
-            self.fault(name, "is not UTF-8; write it in UTF-8")
-            return row.default_value
+            if not isinstance(value, Path) and not is_unicode(text):
+                raise ValueError("is not UTF-8; write it in UTF-8")
         except ValueError as error:
             for sentence in error.args:
                 self.fault(name, sentence)

@@ -189,7 +189,7 @@ class Table:
     [a card that says so](#pictures-that-take-long), while the drawing goes on. Behind Cloudflare:
     90; for GitHub: 3."""
     generation_deadline: float = setting(p.seconds(0.1), "180")
-    """Seconds for a whole drawing, [with every stage](deployment.md#sizing)."""
+    """Seconds for a whole drawing, [with every stage](deployment.md#sizing) but the upload."""
     max_image_bytes: int = setting(p.integer(1, 2**31), "33554432", shown="32 MiB")
     """The largest picture accepted from a backend."""
     max_prompt_length: int = setting(p.integer(1, 1_000_000), "4000")

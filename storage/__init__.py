@@ -123,7 +123,7 @@ class Totals:
 class Note:
     """A small fact that expires, stored as JSON under its kind and a key.
 
-    Each kind is a frozen dataclass with one owner: the module that defines it writes it.
+    Each kind is a frozen dataclass.
     """
 
     kind: ClassVar[str]

@@ -70,7 +70,7 @@ def prepare(environ: WSGIEnvironment) -> None:
         if name in environ:
             environ[name] = environ[name][:_CHOICES_LENGTH]
     for name in CONDITIONS:
-        if len(environ.get(name, "")) > _CONDITION_LENGTH or _is_no_date(environ.get(name)):
+        if len(environ.get(name, "")) > _CONDITION_LENGTH or _overflows(environ.get(name)):
             del environ[name]
     # Several ranges, other units and invalid headers are ignored, too: Werkzeug would answer 416.
     wanted = parse_range_header(environ.get("HTTP_RANGE"))
@@ -83,10 +83,10 @@ def prepare(environ: WSGIEnvironment) -> None:
     environ["PATH_INFO"] = path
 
 
-def _is_no_date(value: str | None) -> bool:
-    """Return whether Werkzeug would fail to read a header as a date, such as one of year 99999."""
+def _overflows(date: str | None) -> bool:
+    """Return whether Werkzeug fails at a header as a date, such as one of the year 99999999999."""
     try:
-        parse_date(value)
+        parse_date(date)
     except OverflowError:
         return True
     return False
